@@ -1,0 +1,1 @@
+"""One script per claim; results/*.json hold what was measured, where and at which commit."""

@@ -1,0 +1,1 @@
+"""What a person runs: training, evaluation and comparison on top of ncreg."""
