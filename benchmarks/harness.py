@@ -1,4 +1,4 @@
-"""Paired timing: every contender runs once a round, in a shuffled order, and ratios are taken within the round.
+"""Paired timing: every contender runs once a round in a shuffled order; ratios are taken within a round.
 
 A machine that slows down slows all contenders of a round, so a ratio is trustworthy where a time is not.
 
