@@ -1,0 +1,402 @@
+"""The terminal phase of training: find zero error, then train past it on purpose.
+
+Papyan, Han & Donoho (PNAS 2020, arXiv 2008.08186) call what follows the epoch of (almost) zero training error the
+terminal phase of training (TPT); it is there that features collapse. `TPTScheduler` wraps any learning-rate schedule,
+watches the training accuracy, and when zero error is found swaps the schedule for one that fits the time that is left.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import (
+    CosineAnnealingLR,
+    LRScheduler,
+    OneCycleLR,
+    ReduceLROnPlateau,
+    SequentialLR,
+)
+
+Phase = Literal["fitting", "terminal", "finished"]
+Terminal = Literal["cosine", "constant", "step"]
+
+FLOOR = 0.01
+"""The terminal phase starts at this share of the peak rate at least: an annealed rate would stand still. It is the
+rate of the last third of Papyan, Han & Donoho's protocol."""
+
+_HYPERPARAMETERS = (
+    "max_epochs",
+    "threshold",
+    "patience",
+    "extend",
+    "min_terminal",
+    "max_terminal",
+    "terminal",
+    "terminal_lr",
+    "ramp_epochs",
+    "interval",
+)
+_PROGRESS = (
+    "epoch",
+    "onset_epoch",
+    "last_epoch",
+    "regressions",
+    "_streak",
+    "_peaks",
+    "_starts",
+    "_schedule_steps",
+)
+
+
+@runtime_checkable
+class TimmSchedule(Protocol):
+    """What a timm scheduler can do (`timm.scheduler.scheduler.Scheduler`)."""
+
+    optimizer: Optimizer
+
+    def step(self, epoch: int, metric: float | None = None) -> None: ...  # noqa: D102
+
+    def step_update(self, num_updates: int, metric: float | None = None) -> None: ...  # noqa: D102
+
+
+class TPTScheduler:
+    """Find zero training error (the onset), then train `extend` times as long again.
+
+    Three phases: **fitting**, in which the inner `schedule` drives the learning rate; **terminal**, from the onset on,
+    with a rate curve of its own; **finished**. The onset is the last of `patience` epochs in a row with a metric at or
+    above `threshold`; it is latched: a later fall is recorded in `regressions` and not acted on. With T the length of
+    the terminal phase and t the epochs since the onset,
+
+        T = min(clamp(round(extend * onset_epoch), min_terminal, max_terminal), max_epochs - onset_epoch)
+        cosine:   rate = start * (1 + cos(pi * t / T)) / 2
+        constant: rate = start
+        step:     rate = start, start / 10, start / 100, a third of T each
+
+    where `start` is `terminal_lr`, or the rate at the onset, but at least `FLOOR` (1 %) of the peak rate, because an
+    inner schedule may have annealed to nothing by then. Parameter groups keep the ratios of their peak rates. If zero
+    error never comes, the run finishes at `max_epochs` with `onset_epoch` None. An inner schedule that ends before the
+    onset keeps its last rate (torch's CosineAnnealingLR would climb again, OneCycleLR would raise).
+
+    The protocol is that of timm's schedulers, so timm's own loop can drive it: `step(epoch, metric)` at the end of
+    each epoch (`epoch` counts the finished ones, the first call says 1), `step_update(num_updates)` after each
+    optimizer step. The metric is the accuracy on clean **training** data in eval mode, in [0, 1] (timm's loop passes
+    per cent of validation accuracy: pass the right one). In a distributed run pass the same, reduced metric on all
+    ranks: every decision follows from it.
+
+    Args:
+        optimizer: the optimizer whose rates are set.
+        schedule: any torch or timm learning-rate schedule on the same optimizer, or None for the constant rates that
+            the optimizer has. A ReduceLROnPlateau sees the training accuracy, so it needs mode="max".
+        max_epochs: bound of the whole run, in epochs.
+        threshold: training accuracy, a share in (0, 1], that counts as zero error. 0.999 as in the paper.
+        patience: epochs in a row at or above the threshold.
+        extend: length of the terminal phase in units of `onset_epoch`. None: only record the onset; the inner schedule
+            runs on to `max_epochs`, which is the honest control for everything else.
+        min_terminal: least length of the terminal phase, epochs.
+        max_terminal: greatest length of the terminal phase, epochs; None for no bound but `max_epochs`.
+        terminal: rate curve of the terminal phase.
+        terminal_lr: rate at the start of the terminal phase, of the group with the greatest peak rate.
+        ramp_epochs: epochs after the onset over which `ramp` rises linearly from 0 to 1; 0 for at once.
+        interval: when an inner *torch* schedule is stepped: each "epoch", or each "update" (OneCycleLR). timm's
+            schedules know it themselves.
+
+    Attributes:
+        phase: "fitting", "terminal" or "finished".
+        onset_epoch: the epoch of the onset, counted from 1; None so far.
+        last_epoch: the planned end, known from the onset on; None so far.
+        ramp: 0 while fitting, then min(1, t / ramp_epochs): the weight of what belongs to the terminal phase.
+        regressions: epochs after the onset whose metric fell below the threshold.
+
+    Raises:
+        ValueError: a hyperparameter or a metric out of range, an epoch out of order, a schedule of another optimizer.
+        TypeError: a schedule that is neither torch's nor timm's.
+
+    Source: Papyan, Han & Donoho 2020, arXiv 2008.08186 (the phase, its threshold); the extension rule is ours.
+
+    Example:
+        >>> import torch
+        >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+        >>> scheduler = TPTScheduler(optimizer, max_epochs=100, extend=2.0, min_terminal=1, terminal="constant")
+        >>> accuracy = {1: 0.6, 2: 0.98, 3: 1.0}
+        >>> epoch = 0
+        >>> while not scheduler.finished:
+        ...     epoch += 1  # train one epoch here
+        ...     scheduler.step(epoch, accuracy.get(epoch, 1.0))
+        >>> scheduler.onset_epoch, scheduler.last_epoch, epoch
+        (3, 9, 9)
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        schedule: LRScheduler | TimmSchedule | None = None,
+        *,
+        max_epochs: int,
+        threshold: float = 0.999,
+        patience: int = 1,
+        extend: float | None = 1.0,
+        min_terminal: int = 10,
+        max_terminal: int | None = None,
+        terminal: Terminal = "cosine",
+        terminal_lr: float | None = None,
+        ramp_epochs: int = 5,
+        interval: Literal["epoch", "update"] = "epoch",
+    ) -> None:
+        self.optimizer, self.schedule = optimizer, schedule
+        self.max_epochs, self.threshold, self.patience = max_epochs, threshold, patience
+        self.extend, self.min_terminal, self.max_terminal = extend, min_terminal, max_terminal
+        self.terminal, self.terminal_lr, self.ramp_epochs = terminal, terminal_lr, ramp_epochs
+        self.interval = interval
+        self._check_hyperparameters()
+        self._check_schedule()
+
+        self.epoch = 0
+        self.onset_epoch: int | None = None
+        self.last_epoch: int | None = None
+        self.regressions: list[int] = []
+        self._streak = 0
+        self._peaks: list[float] = []
+        self._starts: list[float] = []
+        self._schedule_steps = 0
+        self._track_peaks()
+
+    # what a training loop reads
+
+    @property
+    def phase(self) -> Phase:
+        """Where the run stands after the last `step`."""
+        if self.epoch >= (self.max_epochs if self.last_epoch is None else self.last_epoch):
+            return "finished"
+        return "fitting" if self.onset_epoch is None else "terminal"
+
+    @property
+    def finished(self) -> bool:
+        """True when the run has come to its end."""
+        return self.phase == "finished"
+
+    @property
+    def ramp(self) -> float:
+        """Weight in [0, 1] of what belongs to the terminal phase, for the coming epoch."""
+        if self.onset_epoch is None:
+            return 0.0
+        return min(1.0, (self.epoch - self.onset_epoch) / self.ramp_epochs) if self.ramp_epochs else 1.0
+
+    def get_last_lr(self) -> list[float]:
+        """The rate of each parameter group now in force."""
+        return [float(group["lr"]) for group in self.optimizer.param_groups]
+
+    # what a training loop calls
+
+    def step(self, epoch: int, metric: float | None = None) -> None:
+        """Close an epoch: judge the metric, set the rates of the next epoch.
+
+        Args:
+            epoch: finished epochs, counted from 1, one call each. The same epoch again without a metric (timm's loop
+                does that on resume) sets the rates again and nothing else.
+            metric: clean training accuracy in [0, 1]; None where it was not measured (the epoch then neither counts
+                for `patience` nor breaks it).
+        """
+        if epoch == self.epoch and metric is None:
+            self._set_terminal_rates()
+            return
+        if epoch != self.epoch + 1:
+            raise ValueError(
+                f"epoch={epoch} after epoch {self.epoch}: step() closes one epoch after the other, counted from 1; "
+                "to go on with an earlier run use load_state_dict()"
+            )
+        metric = None if metric is None else _check_metric(metric)
+        self.epoch = epoch
+        self._track_peaks()
+        self._judge(metric)
+        if self.onset_epoch is None or self.extend is None:
+            self._step_schedule(metric)
+        else:
+            self._set_terminal_rates()
+
+    def step_update(self, num_updates: int, metric: float | None = None) -> None:
+        """After an optimizer step: let an inner schedule that counts updates follow (`num_updates` so far)."""
+        if self.schedule is None or not (self.onset_epoch is None or self.extend is None):
+            return
+        if not isinstance(self.schedule, LRScheduler):
+            self.schedule.step_update(num_updates, metric)
+        elif self.interval == "update":
+            self._step_torch_schedule(None)
+        self._track_peaks()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that steers the rest of the run: hyperparameters, progress, rates, the inner schedule."""
+        state = {name: getattr(self, name) for name in (*_HYPERPARAMETERS, *_PROGRESS)}
+        state |= {name: list(state[name]) for name in ("regressions", "_peaks", "_starts")}
+        state["lr"] = self.get_last_lr()
+        if self.schedule is None:
+            return state | {"schedule": None}
+        state["schedule"] = dict(self.schedule.state_dict())  # type: ignore[union-attr]
+        inner = getattr(self.schedule, "lr_scheduler", None)  # timm's plateau forgets its patience: keep torch's
+        if isinstance(inner, LRScheduler):
+            state["schedule_inner"] = inner.state_dict()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on exactly where `state_dict` was taken, hyperparameters and rates included.
+
+        Raises:
+            ValueError: missing keys, another number of parameter groups, a schedule where there was none.
+        """
+        missing = [name for name in (*_HYPERPARAMETERS, *_PROGRESS, "lr", "schedule") if name not in state]
+        if missing:
+            raise ValueError(f"state lacks {', '.join(missing)}: it is not the state of a TPTScheduler")
+        groups = self.optimizer.param_groups
+        if len(state["lr"]) != len(groups):
+            raise ValueError(f"state has {len(state['lr'])} parameter groups, the optimizer has {len(groups)}")
+        if (state["schedule"] is None) != (self.schedule is None):
+            was, now = ("no", "one") if state["schedule"] is None else ("one", "no")
+            raise ValueError(f"state was taken with {was} inner schedule, this scheduler has {now}: build it alike")
+        for name in (*_HYPERPARAMETERS, *_PROGRESS):
+            value = state[name]
+            setattr(self, name, list(value) if isinstance(value, list) else value)
+        if self.schedule is not None:
+            self.schedule.load_state_dict(state["schedule"])  # type: ignore[union-attr]
+            if "schedule_inner" in state:
+                self.schedule.lr_scheduler.load_state_dict(state["schedule_inner"])  # type: ignore[union-attr]
+        for group, rate in zip(groups, state["lr"], strict=True):
+            _set_rate(group, rate)
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name}={getattr(self, name)!r}" for name in _HYPERPARAMETERS)
+        inner = None if self.schedule is None else type(self.schedule).__name__
+        return f"TPTScheduler(schedule={inner}, {shown}, epoch={self.epoch}, phase={self.phase!r})"
+
+    # inside
+
+    def _judge(self, metric: float | None) -> None:
+        """Latch the onset, or record a regression."""
+        if metric is None:
+            return
+        reached = metric >= self.threshold
+        if self.onset_epoch is not None:
+            if not reached:
+                self.regressions.append(self.epoch)
+            return
+        self._streak = self._streak + 1 if reached else 0
+        if self._streak < self.patience:
+            return
+        self.onset_epoch = self.epoch
+        if self.extend is None:
+            self.last_epoch = self.max_epochs
+            return
+        length = max(round(self.extend * self.epoch), self.min_terminal)
+        length = length if self.max_terminal is None else min(length, self.max_terminal)
+        self.last_epoch = min(self.epoch + length, self.max_epochs)
+        self._starts = self._starting_rates()
+
+    def _starting_rates(self) -> list[float]:
+        if self.terminal_lr is not None:
+            top = max(self._peaks)
+            return [self.terminal_lr * (peak / top if top else 1.0) for peak in self._peaks]
+        return [max(rate, FLOOR * peak) for rate, peak in zip(self.get_last_lr(), self._peaks, strict=True)]
+
+    def _set_terminal_rates(self) -> None:
+        if self.onset_epoch is None or self.last_epoch is None or self.extend is None:
+            return
+        length = self.last_epoch - self.onset_epoch
+        share = min(1.0, (self.epoch - self.onset_epoch) / length) if length else 1.0
+        factor = {
+            "cosine": (1 + math.cos(math.pi * share)) / 2,
+            "constant": 1.0,
+            "step": 0.1 ** min(2, int(3 * share + 1e-9)),
+        }[self.terminal]
+        for group, start in zip(self.optimizer.param_groups, self._starts, strict=True):
+            _set_rate(group, start * factor)
+
+    def _step_schedule(self, metric: float | None) -> None:
+        if self.schedule is None:
+            return
+        if not isinstance(self.schedule, LRScheduler):
+            self.schedule.step(self.epoch, metric)
+        elif self.interval == "epoch":
+            self._step_torch_schedule(metric)
+
+    def _step_torch_schedule(self, metric: float | None) -> None:
+        if isinstance(self.schedule, ReduceLROnPlateau):
+            if metric is not None:
+                self.schedule.step(metric)
+            return
+        assert isinstance(self.schedule, LRScheduler)
+        end = _length(self.schedule)
+        if end is None or self._schedule_steps < end:
+            self.schedule.step()
+            self._schedule_steps += 1
+
+    def _track_peaks(self) -> None:
+        """The greatest rate that each group has had while fitting."""
+        if self.onset_epoch is None:
+            old = self._peaks + [0.0] * (len(self.optimizer.param_groups) - len(self._peaks))
+            self._peaks = [max(*pair) for pair in zip(old, self.get_last_lr(), strict=True)]
+
+    def _check_hyperparameters(self) -> None:
+        whole = {"max_epochs": 1, "patience": 1, "min_terminal": 0, "ramp_epochs": 0}
+        if self.max_terminal is not None:
+            whole["max_terminal"] = 0
+        for name, least in whole.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name}={value!r}: a whole number of epochs, at least {least}")
+        if not 0 < self.threshold <= 1:
+            raise ValueError(f"threshold={self.threshold}: a training accuracy in (0, 1], e.g. 0.999")
+        if self.extend is not None and not 0 <= self.extend < math.inf:
+            raise ValueError(f"extend={self.extend}: a finite factor >= 0, or None to record the onset only")
+        if self.max_terminal is not None and self.max_terminal < self.min_terminal:
+            raise ValueError(f"max_terminal={self.max_terminal} is below min_terminal={self.min_terminal}")
+        if self.terminal not in ("cosine", "constant", "step"):
+            raise ValueError(f"terminal={self.terminal!r}: one of 'cosine', 'constant', 'step'")
+        if self.terminal_lr is not None and not 0 < self.terminal_lr < math.inf:
+            raise ValueError(
+                f"terminal_lr={self.terminal_lr}: a positive learning rate, or None for the rate at the onset"
+            )
+        if self.interval not in ("epoch", "update"):
+            raise ValueError(f"interval={self.interval!r}: 'epoch' or 'update'")
+
+    def _check_schedule(self) -> None:
+        if self.schedule is None:
+            return
+        if not isinstance(self.schedule, LRScheduler | TimmSchedule):
+            raise TypeError(
+                f"schedule={type(self.schedule).__name__}: a torch.optim.lr_scheduler or timm.scheduler schedule, or None"
+            )
+        if getattr(self.schedule, "optimizer", None) is not self.optimizer:
+            raise ValueError("schedule drives another optimizer: build it on the optimizer given here")
+        if isinstance(self.schedule, ReduceLROnPlateau) and self.schedule.mode != "max":
+            raise ValueError("schedule=ReduceLROnPlateau(mode='min'): it sees the training accuracy; use mode='max'")
+
+
+def _check_metric(metric: float) -> float:
+    value = float(metric)
+    if not 0 <= value <= 1:  # also refuses nan
+        raise ValueError(
+            f"metric={value:g} is not a share in [0, 1]: pass the accuracy on clean training data, "
+            "divided by 100 where it is in per cent"
+        )
+    return value
+
+
+def _set_rate(group: dict[str, Any], rate: float) -> None:
+    """Tensor rates (capturable optimizers) are filled in place."""
+    if hasattr(group["lr"], "fill_"):
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate
+
+
+def _length(schedule: LRScheduler) -> int | None:
+    """Steps after which a torch schedule has ended, where it has an end past which it misbehaves."""
+    if isinstance(schedule, CosineAnnealingLR):
+        return int(schedule.T_max)
+    if isinstance(schedule, OneCycleLR):
+        return int(schedule.total_steps) - 1
+    if isinstance(schedule, SequentialLR):
+        last = _length(schedule._schedulers[-1])
+        return None if last is None else int(schedule._milestones[-1]) + last
+    return None
