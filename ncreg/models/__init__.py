@@ -1,0 +1,6 @@
+"""Any timm or torchvision classifier with the head that neural collapse asks for."""
+
+from ncreg.models._classifier import Classifier, ClassifierOutput, Normalize
+from ncreg.models._swap import swap_head
+
+__all__ = ["Classifier", "ClassifierOutput", "Normalize", "swap_head"]
