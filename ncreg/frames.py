@@ -1,0 +1,92 @@
+"""Class-vector geometries: each frame is a (num_classes, dim) tensor whose rows are unit class vectors.
+
+Frames are built in float64 on the CPU, from a generator of their own, and rounded once to the dtype asked
+for: the same seed gives the same frame on every rank and device, and the global generator is never touched.
+"""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def as_size(name: str, value: int, minimum: int) -> int:
+    """`value` as an int of at least `minimum`; TypeError for a non-integer, ValueError below."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name}={value!r} must be an integer, not {type(value).__name__}")
+    size = operator.index(value)
+    if size < minimum:
+        raise ValueError(f"{name}={size} must be at least {minimum}")
+    return size
+
+
+def _finish(frame: Tensor, dtype: torch.dtype | None, device: torch.device | str | None) -> Tensor:
+    """Round a float64 frame once to what the caller asked for."""
+    device = torch.get_default_device() if device is None else device
+    return frame.to(device=device, dtype=torch.get_default_dtype() if dtype is None else dtype)
+
+
+def _rotation(dim: int, columns: int, generator: torch.Generator | None) -> Tensor:
+    """A (dim, columns) matrix with orthonormal columns, uniform over all such matrices."""
+    if generator is None:
+        generator = torch.Generator(device="cpu").manual_seed(0)
+    drawn = torch.randn(dim, columns, dtype=torch.float64, device=generator.device, generator=generator)
+    q, r = torch.linalg.qr(drawn.cpu())
+    # The sign of R's diagonal is LAPACK's choice; fixing it makes the draw uniform.
+    return q * torch.where(r.diagonal() < 0, -1.0, 1.0)
+
+
+def _centred_basis_times(rows: Tensor) -> Tensor:
+    """Q @ rows for the (C, C−1) Householder basis Q of 1^⊥, in O(C·d) and without Q."""
+    num_classes, total = rows.shape[0] + 1, rows.sum(0)
+    root = num_classes**0.5
+    return torch.cat([rows - total / (root * (root + 1)), -total[None] / root])
+
+
+def simplex_etf(
+    num_classes: int,
+    dim: int,
+    *,
+    rotate: bool = True,
+    generator: torch.Generator | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> Float[Tensor, "num_classes dim"]:
+    """Simplex equiangular tight frame: W Wᵀ = C/(C−1) · (I − 11ᵀ/C), for any dim ≥ num_classes − 1.
+
+    Rows have length 1, their pairwise cosine is −1/(C−1), their sum is 0. W = √(C/(C−1)) · Q · Uᵀ with Q the
+    Householder basis of 1^⊥ and U a random rotation (Papyan, Han & Donoho, PNAS 2020, for the geometry).
+
+    Args:
+        num_classes: C, at least 2.
+        dim: d, at least C − 1.
+        rotate: whether to turn the frame uniformly at random; otherwise U is the first C − 1 axes.
+        generator: source of the rotation; by default a fresh one with seed 0, never the global one.
+        dtype: of the result, rounded once from float64; by default torch's default dtype.
+        device: of the result; by default torch's default device.
+
+    Raises:
+        ValueError: where dim < C − 1 or C < 2.
+
+    Example:
+        >>> weight = simplex_etf(4, 3, dtype=torch.float64)
+        >>> (weight @ weight.T).round(decimals=6)[0]
+        tensor([ 1.0000, -0.3333, -0.3333, -0.3333], dtype=torch.float64)
+    """
+    num_classes, dim = as_size("num_classes", num_classes, 2), as_size("dim", dim, 1)
+    if dim < num_classes - 1:
+        raise ValueError(
+            f"dim={dim} cannot hold a {num_classes}-class simplex ETF, which needs dim >= {num_classes - 1}: "
+            f"put a linear map before it (swap_head's project={num_classes - 1}) "
+            "or take a frame for many classes (orthoplex, hypercube, softmax_code)"
+        )
+    if torch.device(device or torch.get_default_device()).type == "meta":
+        return _finish(torch.empty(num_classes, dim, device="meta"), dtype, device)
+    if rotate:
+        axes = _rotation(dim, num_classes - 1, generator).T
+    else:
+        axes = torch.eye(num_classes - 1, dim, dtype=torch.float64, device="cpu")
+    return _finish((num_classes / (num_classes - 1)) ** 0.5 * _centred_basis_times(axes), dtype, device)

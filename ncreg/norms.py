@@ -1,0 +1,181 @@
+"""Norms for the last layer: what stands between the pooled features and the head."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ncreg.frames import as_size
+
+
+class _AllReduceSum(torch.autograd.Function):
+    """Sum over ranks; backward sums the gradients of all ranks' losses."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        total = value.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+
+def _many_ranks() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+class LastBatchNorm(nn.Module):
+    """Batch normalisation of pooled features before the head: y = γ ⊙ (h − μ)/√(σ² + eps), no β by default.
+
+    Without β the training features have mean 0 and (1/N)Σ‖y‖² = ‖γ‖², which weight decay on γ then bounds
+    (Pan & Cao, "Towards Understanding Neural Collapse: The Effects of Batch Normalization and Weight Decay",
+    arXiv 2309.04644). Statistics are those of all ranks, exact for uneven batches, on CPU and GPU; every rank
+    must take part in a training forward. In eval mode, and on one process, it is torch's batch_norm. It is no
+    subclass of torch's BatchNorm, so SyncBatchNorm.convert_sync_batchnorm leaves it alone.
+
+    Args:
+        num_features: d.
+        bias: whether to learn β.
+        gamma: a "vector" γ (d,), a "scalar" γ (1,) or "none" (γ = 1).
+        eps: added to the variance.
+        momentum: weight of the newest batch in the running statistics; None averages all batches alike.
+        device: where parameters and buffers live.
+        dtype: of parameters and buffers.
+
+    Raises:
+        ValueError: for fewer than two samples in training (over all ranks), or features not (batch, d).
+
+    Example:
+        >>> LastBatchNorm(3)(torch.tensor([[1., 2., 3.], [3., 2., 1.]])).round(decimals=3)
+        tensor([[-1.,  0.,  1.],
+                [ 1.,  0., -1.]], grad_fn=<RoundBackward1>)
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        bias: bool = False,
+        gamma: Literal["vector", "scalar", "none"] = "vector",
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_features = as_size("num_features", num_features, 1)
+        sizes = {"vector": num_features, "scalar": 1, "none": None}
+        if gamma not in sizes:
+            raise ValueError(f"gamma={gamma!r} must be one of {', '.join(map(repr, sizes))}")
+        if not eps > 0:
+            raise ValueError(f"eps={eps} must be positive")
+        if momentum is not None and not 0 <= momentum <= 1:
+            raise ValueError(f"momentum={momentum} must lie in [0, 1], or be None for a plain average")
+        self.gamma, self.eps, self.momentum = gamma, eps, momentum
+        place: dict[str, Any] = {"device": device, "dtype": dtype}
+        size = sizes[gamma]
+        self.weight = nn.Parameter(torch.ones(size, **place)) if size is not None else None
+        self.bias = nn.Parameter(torch.zeros(num_features, **place)) if bias else None
+        self.register_buffer("running_mean", torch.zeros(num_features, **place))
+        self.register_buffer("running_var", torch.ones(num_features, **place))
+        self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.long, device=device))
+
+    def reset_running_stats(self) -> None:
+        """Forget the running statistics."""
+        self.running_mean.zero_()
+        self.running_var.fill_(1)
+        self.num_batches_tracked.zero_()
+
+    def forward(self, features: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
+        """Normalised features, by batch statistics in training and running statistics in eval mode."""
+        if features.ndim != 2 or features.shape[1] != self.num_features:
+            shape = tuple(features.shape)
+            raise ValueError(f"features of shape {shape}: the norm takes pooled features (batch, {self.num_features})")
+        weight: Tensor | None = self.weight
+        if weight is not None and self.gamma == "scalar":
+            weight = weight.repeat(self.num_features)  # batch_norm's backward misreads an expanded weight
+        if not self.training:
+            running = self.running_mean, self.running_var
+            return F.batch_norm(features, *running, weight, self.bias, False, 0.0, self.eps)
+        if _many_ranks():
+            return self._all_ranks(features, weight)
+        _require_two(features.shape[0])
+        running = self.running_mean, self.running_var
+        return F.batch_norm(features, *running, weight, self.bias, True, self._count_batch(), self.eps)
+
+    def _count_batch(self) -> float:
+        """Count this batch and return its weight in the running statistics."""
+        self.num_batches_tracked.add_(1)
+        return 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+
+    def _all_ranks(self, features: Tensor, weight: Tensor | None) -> Tensor:
+        """Two-pass statistics over all ranks: the mean first, then the squared deviations from it."""
+        wide = features if features.dtype == torch.float64 else features.float()
+        ones = wide.new_full((1,), wide.shape[0])
+        total = _AllReduceSum.apply(torch.cat([wide.sum(0), ones]))
+        mean, count = total[:-1] / total[-1], total[-1].detach()
+        if wide.shape[0] < 2:  # a rank with two samples knows without a device sync
+            _require_two(int(count), " over all ranks")
+        deviation = wide - mean
+        scatter = _AllReduceSum.apply(deviation.square().sum(0))
+        momentum = self._count_batch()
+        with torch.no_grad():
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+            self.running_var.lerp_((scatter / (count - 1)).to(self.running_var.dtype), momentum)
+        scaled = deviation * torch.rsqrt(scatter / count + self.eps)
+        scaled = scaled if weight is None else scaled * weight
+        scaled = scaled if self.bias is None else scaled + self.bias
+        return scaled.to(features.dtype)
+
+    def extra_repr(self) -> str:
+        """What tells this norm from another."""
+        bias = self.bias is not None
+        return f"{self.num_features}, gamma={self.gamma!r}, {bias=}, eps={self.eps}, momentum={self.momentum}"
+
+
+def _require_two(count: int, where: str = "") -> None:
+    if count < 2:
+        raise ValueError(
+            f"a batch of {count} sample(s){where} has no variance, which LastBatchNorm needs in training: "
+            "drop the last partial batch (drop_last=True), use a larger batch, or call .eval()"
+        )
+
+
+def last_norm(kind: str, num_features: int, **args: Any) -> nn.Module:
+    """The last-layer norm of that kind: "none", "batch", "layer" or "rms"; none has a bias by default.
+
+    Args:
+        kind: "none" (identity), "batch" (LastBatchNorm), "layer" (nn.LayerNorm), "rms" (nn.RMSNorm).
+        num_features: d.
+        **args: go to the norm's constructor.
+
+    Raises:
+        ValueError: for an unknown kind.
+
+    Example:
+        >>> last_norm("batch", 8, gamma="scalar")
+        LastBatchNorm(8, gamma='scalar', bias=False, eps=1e-05, momentum=0.1)
+    """
+    num_features = as_size("num_features", num_features, 1)
+    if kind == "none":
+        return nn.Identity()
+    if kind == "batch":
+        return LastBatchNorm(num_features, **args)
+    if kind == "layer":
+        return nn.LayerNorm(num_features, **{"bias": False} | args)
+    if kind == "rms":
+        return nn.RMSNorm(num_features, **args)
+    raise ValueError(f"norm {kind!r} is unknown; known: 'none', 'batch', 'layer', 'rms'")

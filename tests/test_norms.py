@@ -1,0 +1,128 @@
+"""The last-layer norms against torch's own, on one process and on two."""
+
+import copy
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+
+from ncreg.norms import LastBatchNorm, last_norm
+
+
+def batch(rows, columns, seed=0):
+    return torch.randn(rows, columns, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_is_batch_norm_without_beta(momentum):
+    ours, theirs = LastBatchNorm(6, momentum=momentum).double(), nn.BatchNorm1d(6, momentum=momentum).double()
+    for seed in range(3):
+        features = 3 * batch(9, 6, seed) + 2
+        assert torch.allclose(ours(features), theirs(features), atol=1e-13)
+    for name, value in ours.state_dict().items():
+        assert torch.allclose(value, theirs.state_dict()[name]), name
+    ours.eval(), theirs.eval()
+    assert torch.allclose(ours(features), theirs(features), atol=1e-13)
+
+
+@pytest.mark.parametrize("gamma, size", [("vector", 6), ("scalar", 1), ("none", 0)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_gamma_is_the_features_length(gamma, size, bias):
+    """(1/N)Σ‖y‖² = ‖γ‖² + ‖β‖², γ counted as a vector (theory of last-layer BatchNorm)."""
+    norm = LastBatchNorm(6, gamma=gamma, bias=bias, eps=1e-14).double()
+    with torch.no_grad():
+        for parameter in norm.parameters():
+            parameter.copy_(batch(1, parameter.numel(), 5)[0])
+    assert sum(p.numel() for p in norm.parameters()) == size + 6 * bias
+    weight = torch.ones(6).double() if norm.weight is None else norm.weight.expand(6)
+    expected = weight.square().sum() + (norm.bias.square().sum() if bias else 0)
+    assert norm(batch(9, 6)).square().sum(1).mean().item() == pytest.approx(expected.item())
+
+
+@pytest.mark.parametrize("gamma", ["vector", "scalar"])
+def test_gradcheck(gamma):
+    norm = LastBatchNorm(3, gamma=gamma, bias=True).double()
+    call = lambda x, w, b: torch.func.functional_call(norm, {"weight": w, "bias": b}, x)  # noqa: E731
+    assert torch.autograd.gradcheck(call, (batch(5, 3).requires_grad_(), norm.weight, norm.bias))
+
+
+def test_sync_conversion_leaves_it_alone():
+    model = nn.Sequential(nn.BatchNorm1d(3), LastBatchNorm(3))
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    assert isinstance(converted[0], nn.SyncBatchNorm) and isinstance(converted[1], LastBatchNorm)
+
+
+SPLITS = [(5, 3), (1, 7), (1, 1), (8, 0)]
+
+
+def _rank(rank, path, gamma):
+    dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    norms = {}
+    for split in SPLITS:
+        alone = LastBatchNorm(4, gamma=gamma, bias=True).double()
+        ours = copy.deepcopy(alone)
+        everything = (10 * batch(sum(split), 4) + 3).requires_grad_()
+        mine = everything.detach().split(split)[rank].requires_grad_()
+        out = ours(mine)
+        out.cos().sum().backward()
+        whole = nn.BatchNorm1d(4).double()
+        with torch.no_grad():
+            whole.weight.copy_(alone.weight if gamma != "none" else torch.ones(4))
+        expected = whole(everything)
+        expected.cos().sum().backward()
+        assert torch.allclose(out, expected.split(split)[rank], atol=1e-12)
+        assert torch.allclose(mine.grad, everything.grad.split(split)[rank], atol=1e-12)
+        assert torch.allclose(ours.running_mean, whole.running_mean, atol=1e-12)
+        assert torch.allclose(ours.running_var, whole.running_var, atol=1e-12)
+        assert ours.num_batches_tracked == 1
+        if gamma != "none":
+            dist.all_reduce(ours.weight.grad)
+            wanted = whole.weight.grad if gamma == "vector" else whole.weight.grad.sum(0, keepdim=True)
+            assert torch.allclose(ours.weight.grad, wanted, atol=1e-10)
+        norms[split] = ours
+    try:
+        ours(batch(1 - rank, 4))
+    except ValueError as error:
+        assert rank == 1 or "1 sample(s) over all ranks" in str(error)
+    else:
+        raise AssertionError("one sample over two ranks went through")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("gamma", ["vector", "scalar", "none"])
+def test_two_ranks_equal_one_process(gamma, tmp_path):
+    mp.spawn(_rank, args=(tmp_path / "meet", gamma), nprocs=2)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_refuses():
+    norm = LastBatchNorm(3)
+    with pytest.raises(ValueError, match="batch of 1 sample.*drop_last=True"):
+        norm(torch.zeros(1, 3))
+    assert norm.num_batches_tracked == 0
+    assert norm.eval()(torch.zeros(1, 3)).shape == (1, 3)
+    with pytest.raises(ValueError, match=r"\(2, 3, 4, 4\)"):
+        norm(torch.zeros(2, 3, 4, 4))
+    with pytest.raises(ValueError, match=r"\(batch, 3\)"):
+        norm(torch.zeros(2, 4))
+    with pytest.raises(ValueError, match="num_features=0"):
+        LastBatchNorm(0)
+    with pytest.raises(ValueError, match="gamma='full'.*'scalar'"):
+        LastBatchNorm(3, gamma="full")
+    with pytest.raises(ValueError, match="'group' is unknown.*'batch'"):
+        last_norm("group", 3)
+
+
+def test_last_norm_kinds():
+    features = batch(4, 6).float()
+    assert torch.equal(last_norm("none", 6)(features), features)
+    centred = features - features.mean(1, keepdim=True)
+    layer = centred / (centred.square().mean(1, keepdim=True) + 1e-5).sqrt()
+    assert torch.allclose(last_norm("layer", 6)(features), layer, atol=1e-6)
+    rms = features / features.square().mean(1, keepdim=True).sqrt()
+    assert torch.allclose(last_norm("rms", 6)(features), rms, atol=1e-5)
+    assert list(last_norm("layer", 6).state_dict()) == ["weight"]
+    assert last_norm("batch", 6, gamma="none").weight is None
