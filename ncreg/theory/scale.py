@@ -51,7 +51,7 @@ def minimal_cross_entropy(scale: Number, num_classes: int) -> float:
         >>> round(minimal_cross_entropy(1.0, 10), 3)  # unit logits cannot be confident
         1.377
     """
-    _checks.classes(num_classes)
+    _checks.count(2, num_classes=num_classes)
     _checks.non_negative(scale=scale)
     return loss_at_margin(scale * num_classes / (num_classes - 1), num_classes)
 
@@ -74,5 +74,5 @@ def scale_for_loss(num_classes: int, loss: Number) -> float:
         >>> round(scale, 3), round(minimal_cross_entropy(scale, 10), 12)
         (6.118, 0.01)
     """
-    _checks.classes(num_classes)
+    _checks.count(2, num_classes=num_classes)
     return (num_classes - 1) / num_classes * margin_at_loss(loss, num_classes)
