@@ -14,13 +14,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ncreg.frames import as_size, simplex_etf
+from ncreg.theory import scale_for_loss
 
 DEFAULT_LOSS = 0.01  # the smallest cross-entropy that the default scale can reach
 EPS = 1e-6  # F.normalize's own 1e-12 would give a zero feature a gradient near 1e12
-
-
-def _scale_for_loss(num_classes: int, loss: float) -> float:
-    return (num_classes - 1) / num_classes * math.log((num_classes - 1) / math.expm1(loss))
 
 
 def _checked_scale(scale: float | None, default: float) -> float:
@@ -84,7 +81,7 @@ class ETFHead(nn.Module):
         self.in_features = as_size("in_features", in_features, 1)
         self.num_classes = as_size("num_classes", num_classes, 2)
         self.normalize = normalize
-        self.scale = _checked_scale(scale, _scale_for_loss(num_classes, DEFAULT_LOSS) if normalize else 1.0)
+        self.scale = _checked_scale(scale, scale_for_loss(num_classes, DEFAULT_LOSS) if normalize else 1.0)
         self.seed = seed
         generator = torch.Generator(device="cpu").manual_seed(seed)
         frame = simplex_etf(num_classes, in_features, generator=generator, dtype=dtype, device=device)
@@ -193,7 +190,7 @@ class CosineHead(nn.Module):
         super().__init__()
         self.in_features = as_size("in_features", in_features, 1)
         self.num_classes = as_size("num_classes", num_classes, 2)
-        self.scale = _checked_scale(scale, _scale_for_loss(num_classes, DEFAULT_LOSS))
+        self.scale = _checked_scale(scale, scale_for_loss(num_classes, DEFAULT_LOSS))
         self.seed = seed
         self.weight = nn.Parameter(torch.empty(num_classes, in_features, device=device, dtype=dtype))
         self.reset_parameters()

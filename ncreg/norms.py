@@ -5,32 +5,12 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ncreg.distributed import all_reduce_sum, world_size
 from ncreg.frames import as_size
-
-
-class _AllReduceSum(torch.autograd.Function):
-    """Sum over ranks; backward sums the gradients of all ranks' losses."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:
-        total = value.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        total = gradient.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total
-
-
-def _many_ranks() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 class LastBatchNorm(nn.Module):
@@ -110,7 +90,7 @@ class LastBatchNorm(nn.Module):
         if not self.training:
             running = self.running_mean, self.running_var
             return F.batch_norm(features, *running, weight, self.bias, False, 0.0, self.eps)
-        if _many_ranks():
+        if world_size() > 1:
             return self._all_ranks(features, weight)
         _require_two(features.shape[0])
         running = self.running_mean, self.running_var
@@ -125,12 +105,12 @@ class LastBatchNorm(nn.Module):
         """Two-pass statistics over all ranks: the mean first, then the squared deviations from it."""
         wide = features if features.dtype == torch.float64 else features.float()
         ones = wide.new_full((1,), wide.shape[0])
-        total = _AllReduceSum.apply(torch.cat([wide.sum(0), ones]))
+        total = all_reduce_sum(torch.cat([wide.sum(0), ones]))
         mean, count = total[:-1] / total[-1], total[-1].detach()
         if wide.shape[0] < 2:  # a rank with two samples knows without a device sync
             _require_two(int(count), " over all ranks")
         deviation = wide - mean
-        scatter = _AllReduceSum.apply(deviation.square().sum(0))
+        scatter = all_reduce_sum(deviation.square().sum(0))
         momentum = self._count_batch()
         with torch.no_grad():
             self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)

@@ -1,8 +1,4 @@
-"""Class-vector geometries: each frame is a (num_classes, dim) tensor whose rows are unit class vectors.
-
-Frames are built in float64 on the CPU, from a generator of their own, and rounded once to the dtype asked
-for: the same seed gives the same frame on every rank and device, and the global generator is never touched.
-"""
+"""The simplex equiangular tight frame, and the Householder basis of 1^⊥ it is built on."""
 
 from __future__ import annotations
 
@@ -23,13 +19,13 @@ def as_size(name: str, value: int, minimum: int) -> int:
     return size
 
 
-def _finish(frame: Tensor, dtype: torch.dtype | None, device: torch.device | str | None) -> Tensor:
+def finish(frame: Tensor, dtype: torch.dtype | None, device: torch.device | str | None) -> Tensor:
     """Round a float64 frame once to what the caller asked for."""
     device = torch.get_default_device() if device is None else device
     return frame.to(device=device, dtype=torch.get_default_dtype() if dtype is None else dtype)
 
 
-def _rotation(dim: int, columns: int, generator: torch.Generator | None) -> Tensor:
+def rotation(dim: int, columns: int, generator: torch.Generator | None) -> Tensor:
     """A (dim, columns) matrix with orthonormal columns, uniform over all such matrices."""
     if generator is None:
         generator = torch.Generator(device="cpu").manual_seed(0)
@@ -39,11 +35,16 @@ def _rotation(dim: int, columns: int, generator: torch.Generator | None) -> Tens
     return q * torch.where(r.diagonal() < 0, -1.0, 1.0)
 
 
-def _centred_basis_times(rows: Tensor) -> Tensor:
+def basis_times(rows: Tensor) -> Tensor:
     """Q @ rows for the (C, C−1) Householder basis Q of 1^⊥, in O(C·d) and without Q."""
-    num_classes, total = rows.shape[0] + 1, rows.sum(0)
-    root = num_classes**0.5
+    root, total = (rows.shape[0] + 1) ** 0.5, rows.sum(0)
     return torch.cat([rows - total / (root * (root + 1)), -total[None] / root])
+
+
+def basis_transposed_times(rows: Tensor) -> Tensor:
+    """Qᵀ @ rows for the same Q: (C, d) → (C−1, d), blind to an offset that all rows share."""
+    root, upper, last = rows.shape[0] ** 0.5, rows[:-1], rows[-1]
+    return upper - upper.sum(0) / (root * (root + 1)) - last / root
 
 
 def simplex_etf(
@@ -84,9 +85,9 @@ def simplex_etf(
             "or take a frame for many classes (orthoplex, hypercube, softmax_code)"
         )
     if torch.device(device or torch.get_default_device()).type == "meta":
-        return _finish(torch.empty(num_classes, dim, device="meta"), dtype, device)
+        return finish(torch.empty(num_classes, dim, device="meta"), dtype, device)
     if rotate:
-        axes = _rotation(dim, num_classes - 1, generator).T
+        axes = rotation(dim, num_classes - 1, generator).T
     else:
         axes = torch.eye(num_classes - 1, dim, dtype=torch.float64, device="cpu")
-    return _finish((num_classes / (num_classes - 1)) ** 0.5 * _centred_basis_times(axes), dtype, device)
+    return finish((num_classes / (num_classes - 1)) ** 0.5 * basis_times(axes), dtype, device)

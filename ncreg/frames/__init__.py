@@ -1,0 +1,11 @@
+"""Class-vector geometries, the simplex nearest to given class means, and the measures that judge a frame.
+
+Each frame is a (num_classes, dim) tensor whose rows are unit class vectors. Frames are built in float64 on the
+CPU, from a generator of their own, and rounded once to the dtype asked for: the same seed gives the same frame
+on every rank and device, and the global generator is never touched.
+"""
+
+from ncreg.frames._nearest import etf_distance, nearest_simplex_etf
+from ncreg.frames._simplex import as_size, simplex_etf
+
+__all__ = ["as_size", "etf_distance", "nearest_simplex_etf", "simplex_etf"]
