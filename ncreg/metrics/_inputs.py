@@ -1,0 +1,111 @@
+"""What every metric checks at its boundary, and where its float64 sums live."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+@functools.cache
+def float64_device(device: torch.device) -> torch.device:
+    """The device itself, or the CPU where the device has no float64 (Apple's MPS, some others)."""
+    try:
+        torch.zeros(1, dtype=torch.float64, device=device)
+    except (TypeError, RuntimeError):
+        return torch.device("cpu")
+    return device
+
+
+def check_batch(features: Tensor, target: Tensor, num_classes: int, num_features: int) -> None:
+    """Refuse what cannot be measured, and say which argument is at fault and what would do.
+
+    Raises:
+        TypeError: features are not floating point, or target is not integer.
+        ValueError: wrong shape, a length that differs, a label out of range, NaN or infinite features.
+    """
+    if not features.is_floating_point():
+        raise TypeError(f"features must be floating point, got {features.dtype}")
+    if features.ndim != 2:
+        raise ValueError(
+            f"features must have shape (batch, {num_features}), got {tuple(features.shape)}: "
+            "pool them first, e.g. features.mean((2, 3)) for (batch, channels, height, width)"
+        )
+    if features.shape[1] != num_features:
+        raise ValueError(
+            f"features have {features.shape[1]} columns, but the metric was made with num_features={num_features}"
+        )
+    if target.dtype not in _INTEGERS:
+        raise TypeError(f"target must hold integer class labels, got {target.dtype}: use target.long()")
+    if target.shape != features.shape[:1]:
+        raise ValueError(
+            f"target must have shape ({features.shape[0]},) to go with the features, got {tuple(target.shape)}"
+        )
+    if not len(target):
+        return
+    low, high = target.aminmax()
+    # A sum is finite only if every entry is; the reverse is checked where the cheap test fails.
+    suspicious = torch.stack([(low < 0) | (high >= num_classes), ~features.sum(dtype=torch.float32).isfinite()])
+    if not suspicious.any():
+        return
+    if low < 0 or high >= num_classes:
+        raise ValueError(
+            f"target must lie in 0..{num_classes - 1} for num_classes={num_classes}, "
+            f"got values from {int(low)} to {int(high)}"
+        )
+    bad = ~features.isfinite().all(dim=1)
+    if bad.any():
+        first = int(bad.nonzero()[0])
+        raise ValueError(
+            f"features hold NaN or infinite values in {int(bad.sum())} of {len(bad)} rows "
+            f"(the first is row {first}): collapse cannot be measured on a diverged model"
+        )
+
+
+class Reference:
+    """Points at the classifier without owning it: copies of the metric share it, its state leaves it out."""
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Reference:
+        return Reference(memo.get(id(self.module), self.module))
+
+
+def check_classifier(classifier: Any) -> None:
+    """Refuse a classifier without a (C, d) weight.
+
+    Raises:
+        TypeError: there is no tensor `.weight`.
+    """
+    if not isinstance(getattr(classifier, "weight", None), Tensor):
+        raise TypeError(
+            f"classifier must have a tensor .weight of shape (num_classes, num_features), "
+            f"got {type(classifier).__name__}: pass the last layer, e.g. model.head or model.get_classifier()"
+        )
+
+
+def read_classifier(
+    classifier: Any, num_classes: int, num_features: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Weight (C, d) and bias (C,) in float64, as they are now.
+
+    Raises:
+        ValueError: the weight or the bias has another shape.
+    """
+    weight = classifier.weight.detach()
+    bias = getattr(classifier, "bias", None)
+    if tuple(weight.shape) != (num_classes, num_features):
+        raise ValueError(
+            f"classifier.weight must have shape ({num_classes}, {num_features}), got {tuple(weight.shape)}"
+        )
+    weight = weight.to(device=device, dtype=torch.float64)
+    if bias is None or bias is False:
+        return weight, weight.new_zeros(num_classes)
+    if tuple(bias.shape) != (num_classes,):
+        raise ValueError(f"classifier.bias must have shape ({num_classes},), got {tuple(bias.shape)}")
+    return weight, bias.detach().to(device=device, dtype=torch.float64)
