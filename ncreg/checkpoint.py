@@ -1,0 +1,99 @@
+"""Saving and safely loading training state; the one module of ncreg that touches files."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+FORMAT = 1
+"""Version of the checkpoint layout, under the key "format"."""
+
+
+def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
+    """Write `state` so that `path` holds either the old file or the whole new one, whatever happens meanwhile.
+
+    Args:
+        path: file to write; its folder must exist.
+        state: nested dicts and lists of tensors, numbers, strings and None: what `load_checkpoint` reads back.
+
+    Raises:
+        ValueError: `state` holds an object that `load_checkpoint` would refuse.
+
+    Example:
+        >>> folder = getfixture("tmp_path")
+        >>> save_checkpoint(folder / "last.pt", {"epoch": 3, "weight": torch.ones(2)})
+        >>> load_checkpoint(folder / "last.pt")["epoch"]
+        3
+    """
+    path = Path(path)
+    _check_plain(state, "state")
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with unfinished.open("wb") as file:
+            torch.save({"format": FORMAT, **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def load_checkpoint(path: str | Path, map_location: str | torch.device | None = "cpu") -> dict[str, Any]:
+    """Read what `save_checkpoint` wrote; pickled objects in a file are refused, never executed.
+
+    Args:
+        path: the checkpoint.
+        map_location: where its tensors go.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a truncated file, one with foreign objects, or one of another format.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint {path} does not exist")
+    try:
+        state = torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0] if str(error) else "not a checkpoint"
+        raise ValueError(
+            f"checkpoint {path} is refused: it holds more than tensors and plain values ({reason})"
+        ) from None
+    except (RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"checkpoint {path} cannot be read ({reason}): it is truncated or no checkpoint") from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        found = state.get("format") if isinstance(state, dict) else type(state).__name__
+        raise ValueError(f"checkpoint {path} is of format {found!r}; this version reads {FORMAT}")
+    return state
+
+
+def _check_plain(value: Any, where: str) -> None:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _check_plain(item, f"{where}[{key!r}]")
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            _check_plain(item, f"{where}[{index}]")
+    elif not (value is None or isinstance(value, torch.Tensor | bool | int | float | str)):
+        raise ValueError(
+            f"{where} is a {type(value).__name__}: checkpoints hold tensors, numbers, strings, lists, dicts"
+        )
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the new name itself durable, where folders can be opened (not on Windows)."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

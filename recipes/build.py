@@ -1,0 +1,116 @@
+"""From a configuration to the parts of a run: device, model, optimizer, schedule."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from timm.models import get_pretrained_cfg
+from timm.scheduler.cosine_lr import CosineLRScheduler
+from timm.scheduler.multistep_lr import MultiStepLRScheduler
+from timm.scheduler.scheduler import Scheduler
+from torch.optim import SGD, AdamW, Optimizer
+
+from ncreg.models import Classifier, Normalize, swap_head
+from ncreg.optim import param_groups
+from ncreg.tpt import TPTScheduler
+from recipes.config import ModelConfig, OptimConfig, TrainConfig, UserError
+from recipes.data import SMALLEST, Dataset
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that `name` asks for; auto takes a GPU where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device={name!r} cannot be used: {str(error).splitlines()[0]}; cpu always works") from None
+
+
+def image_size(config: TrainConfig, native: int | None) -> int:
+    """Side of the images in pixels: asked for, the backbone's own where it is fixed, or the set's where it is not."""
+    if config.data.image_size is not None:
+        return config.data.image_size
+    found = get_pretrained_cfg(config.model.backbone, allow_unregistered=True)
+    expected = int(found.input_size[-1]) if found is not None else 224
+    if native is None or (found is not None and found.fixed_input_size):
+        return expected
+    return max(native, SMALLEST)
+
+
+def build_model(config: TrainConfig, data: Dataset) -> Classifier:
+    """The classifier, with the normalisation of its images inside."""
+    torch.manual_seed(config.seed)
+    asked, sample = config.model, data.train.images[:2].float().div(255)
+    args = {"in_chans": sample.shape[1], **asked.model_args}
+    check_backbone(asked)
+    try:
+        model = swap_head(
+            asked.backbone,
+            asked.head,
+            num_classes=len(data.class_names),
+            norm=asked.norm,
+            project=asked.project,
+            model_args={"pretrained": asked.pretrained, **args},
+            head_args=asked.head_args,
+        )
+    except (ValueError, TypeError, RuntimeError, OSError) as error:
+        raise UserError(f"{asked.backbone} with head {asked.head}: {' '.join(str(error).split())}") from None
+    mean, std = data.moments()
+    if asked.pretrained:
+        mean, std = pretrained_moments(model, sample.shape[1])
+    model.preprocess = Normalize(mean, std)
+    try:
+        with torch.no_grad():
+            model.eval()(sample.to(next(model.parameters()).device))
+    except (RuntimeError, AssertionError) as error:
+        side = sample.shape[-1]
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{asked.backbone} cannot take images of {side} pixels ({reason}): set --data.image_size"
+        ) from None
+    return model
+
+
+def check_backbone(asked: ModelConfig) -> None:
+    """Refuse a name that timm does not know, naming those that come near."""
+    if ":" in asked.backbone or timm.is_model(asked.backbone):
+        return
+    near = difflib.get_close_matches(asked.backbone.split(".")[0], timm.list_models(), n=3, cutoff=0.5)
+    hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists all"
+    raise UserError(f"model.backbone={asked.backbone!r} is no timm model: {hint}")
+
+
+def pretrained_moments(model: Classifier, channels: int) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation that the backbone was pretrained with; their average for gray images."""
+    found: Any = model.backbone.pretrained_cfg
+    moments = [list(found["mean"]), list(found["std"])]
+    mean, std = ([float(np.mean(values))] * channels if channels != len(values) else values for values in moments)
+    return mean, std
+
+
+def build_optimizer(asked: OptimConfig, model: Classifier) -> Optimizer:
+    """SGD with coupled decay, or AdamW, on the groups in which the theory holds."""
+    groups = param_groups(model, asked.weight_decay)
+    if asked.name == "sgd":
+        return SGD(groups, lr=asked.lr, momentum=asked.momentum)
+    return AdamW(groups, lr=asked.lr)
+
+
+def build_scheduler(config: TrainConfig, optimizer: Optimizer) -> TPTScheduler:
+    """The schedule of the fitting phase inside the scheduler of the terminal phase."""
+    asked, length = config.optim, config.tpt.max_epochs
+    warmup: dict[str, Any] = {"warmup_t": asked.warmup_epochs, "warmup_lr_init": asked.lr / (asked.warmup_epochs + 1)}
+    drops = [length // 3, 2 * length // 3] if asked.schedule == "step" else []
+    try:
+        schedule: Scheduler = MultiStepLRScheduler(optimizer, decay_t=drops, decay_rate=0.1, **warmup)
+        if asked.schedule == "cosine":
+            schedule = CosineLRScheduler(optimizer, t_initial=length, **warmup)
+        return TPTScheduler(optimizer, schedule, **asdict(config.tpt))
+    except (ValueError, AssertionError) as error:
+        raise UserError(f"tpt: {error}") from None

@@ -1,0 +1,261 @@
+"""The typed configuration of a run, and the command line that fills it.
+
+A recipe is a YAML file in configs/ that says how it differs from the defaults below. Every key can be given on the
+command line too (`--optim.lr 0.2`); an unknown key is an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import jsonargparse
+import yaml
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+class UserError(Exception):
+    """Something that the user can put right; shown as one line, without a traceback."""
+
+
+@dataclass
+class ModelConfig:
+    """The classifier.
+
+    Args:
+        backbone: any timm model name; hf_hub: and local-dir: names too.
+        pretrained: load timm's pretrained weights.
+        head: linear, etf, cosine ... (the names of ncreg.heads.HEADS).
+        head_args: further arguments of the head, e.g. scale.
+        norm: last norm before the head; none, batch, layer, rms ...
+        project: width of a learned linear map before the norm; null for none.
+        model_args: further arguments of timm.create_model.
+    """
+
+    backbone: str = "test_resnet"
+    pretrained: bool = False
+    head: str = "linear"
+    head_args: dict[str, Any] = field(default_factory=dict)
+    norm: str = "none"
+    project: int | None = None
+    model_args: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class DataConfig:
+    """The images.
+
+    Args:
+        name: digits (embedded), fashion_mnist, or folder for a folder of images.
+        root: where data lies or is downloaded to; for a folder, the folder itself.
+        image_size: side in pixels; null takes the set's own, or what the backbone needs.
+        train_size: images to train on, drawn by class shares with the seed; null for all.
+        val_share: share of the training part that is set aside for validation.
+        batch_size: images a step; a partial last batch is dropped.
+    """
+
+    name: str = "digits"
+    root: Path = Path("data")
+    image_size: int | None = None
+    train_size: int | None = None
+    val_share: float = 0.1
+    batch_size: int = 128
+
+
+@dataclass
+class TermConfig:
+    """One term of the loss.
+
+    Args:
+        weight: its factor.
+        phase: always, fitting (fades out over tpt.ramp_epochs after zero error) or terminal (fades in).
+        args: further arguments of the loss, e.g. label_smoothing.
+    """
+
+    weight: float = 1.0
+    phase: Literal["always", "fitting", "terminal"] = "always"
+    args: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class OptimConfig:
+    """The optimizer and the schedule of its fitting phase.
+
+    Args:
+        name: sgd (coupled weight decay, for which the theory holds) or adamw.
+        lr: peak learning rate.
+        momentum: of SGD.
+        weight_decay: of matrices, the head and the last norm's gamma; biases and other norms have none.
+        schedule: cosine to zero over tpt.max_epochs, step (a tenth at a third and two thirds of it) or constant.
+        warmup_epochs: linear rise to the peak rate.
+    """
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    warmup_epochs: int = 0
+
+
+@dataclass
+class TPTConfig:
+    """The terminal phase, see ncreg.TPTScheduler.
+
+    Args:
+        max_epochs: bound of the whole run.
+        threshold: clean training accuracy that counts as zero error.
+        patience: epochs in a row at or above the threshold.
+        extend: length of the terminal phase in units of the onset epoch; null records the onset and trains on to
+            max_epochs under the fitting schedule.
+        min_terminal: least length of the terminal phase in epochs.
+        max_terminal: greatest length; null for no bound but max_epochs.
+        terminal: rate curve of the terminal phase.
+        terminal_lr: its first rate; null for the rate at the onset.
+        ramp_epochs: epochs over which the terminal terms of the loss fade in.
+    """
+
+    max_epochs: int = 100
+    threshold: float = 0.999
+    patience: int = 1
+    extend: float | None = 1.0
+    min_terminal: int = 10
+    max_terminal: int | None = None
+    terminal: Literal["cosine", "constant", "step"] = "cosine"
+    terminal_lr: float | None = None
+    ramp_epochs: int = 5
+
+
+@dataclass
+class TrainConfig:
+    """Train a classifier into neural collapse and measure it.
+
+    Args:
+        seed: of the split, the initial weights and the batch order.
+        loss: the terms of the loss by name; their weighted sum is minimised.
+        model: the classifier.
+        data: the images.
+        optim: the optimizer.
+        tpt: the terminal phase.
+        measure_size: training images measured each epoch, a fixed subset by class shares (all at the onset and at
+            the end); null for all.
+        device: cpu, cuda, cuda:1 ...; auto takes a GPU where there is one.
+        out: folder in which the run makes a folder of its own.
+        quiet: print nothing but the final summary.
+        recipe: name of the recipe, for the run folder and the reports.
+    """
+
+    seed: int = 0
+    loss: dict[str, TermConfig] = field(default_factory=lambda: {"cross_entropy": TermConfig()})
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    tpt: TPTConfig = field(default_factory=TPTConfig)
+    measure_size: int | None = 10_000
+    device: str = "auto"
+    out: Path = Path("runs")
+    quiet: bool = False
+    recipe: str = "custom"
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range, by name."""
+        data, optim = self.data, self.optim
+        rules = {
+            "data.batch_size": (data.batch_size, data.batch_size >= 2, "at least 2: BatchNorm has no variance of one"),
+            "data.val_share": (data.val_share, 0 < data.val_share < 1, "a share in (0, 1)"),
+            "data.image_size": (data.image_size, data.image_size is None or data.image_size >= 1, "pixels, at least 1"),
+            "data.train_size": (data.train_size, data.train_size is None or data.train_size >= 1, "at least 1"),
+            "measure_size": (self.measure_size, self.measure_size is None or self.measure_size >= 1, "at least 1"),
+            "optim.lr": (optim.lr, 0 < optim.lr < math.inf, "a positive rate"),
+            "optim.momentum": (optim.momentum, 0 <= optim.momentum < 1, "in [0, 1)"),
+            "optim.weight_decay": (optim.weight_decay, 0 <= optim.weight_decay < math.inf, "not negative"),
+            "optim.warmup_epochs": (optim.warmup_epochs, optim.warmup_epochs >= 0, "not negative"),
+            "seed": (self.seed, 0 <= self.seed < 2**63, "a whole number, not negative"),
+            "loss": (self.loss, bool(self.loss), "at least one term, e.g. {cross_entropy: {}}"),
+        }
+        for key, (value, holds, allowed) in rules.items():
+            if not holds:
+                raise ValueError(f"{key}={value}: must be {allowed}")
+        for name, term in self.loss.items():
+            if not math.isfinite(term.weight):
+                raise ValueError(f"loss.{name}.weight={term.weight}: must be finite")
+
+
+def recipes() -> dict[str, Path]:
+    """The recipe cards by name."""
+    return {path.stem: path for path in sorted(CONFIGS.glob("*.yaml"))}
+
+
+def card(path: Path) -> str:
+    """The first comment line of a recipe card: what it is."""
+    return path.read_text().splitlines()[0].lstrip("# ")
+
+
+class _Help(argparse.RawDescriptionHelpFormatter, jsonargparse.DefaultHelpFormatter):
+    """Keeps the line breaks of the recipe list."""
+
+
+def _parser() -> jsonargparse.ArgumentParser:
+    listed = "\n".join(f"  {name:<12}{card(path)}" for name, path in recipes().items())
+    parser = jsonargparse.ArgumentParser(
+        prog="train.py",
+        usage="train.py [RECIPE] [--config FILE] [--KEY VALUE ...]",
+        description=f"Train a classifier into neural collapse and measure it.\n\nrecipes:\n{listed}",
+        formatter_class=_Help,
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", action="config", help="a YAML file of keys; later ones win over earlier ones")
+    parser.add_class_arguments(TrainConfig)
+    parser.set_defaults({"loss": {"cross_entropy": {"weight": 1.0, "phase": "always", "args": {}}}})
+    return parser
+
+
+def _one_line(message: str) -> str:
+    """The parser's message without its line breaks and the list of all that was tried."""
+    line = " ".join(message.replace("Parser key ", "").split())
+    union = re.match(r'("[^"]+"): Does not validate .*Subtypes: \[(.*?)\] Errors:.*Given value: (.*)', line)
+    if union:
+        key, types, value = union.groups()
+        names = ", ".join(re.sub(r"<class '(\w+)'>", r"\1", types).replace("NoneType", "null").split(", "))
+        line = f"{key}: expected one of {names}, got {value}"
+    return f"{line} (--help lists the keys, --print_config shows all values)"
+
+
+def parse(argv: Sequence[str]) -> TrainConfig:
+    """The configuration that a command line asks for.
+
+    Raises:
+        UserError: an unknown recipe, an unknown key, a value of the wrong type or out of range.
+    """
+    args, name = list(argv), None
+    if args and not args[0].startswith("-"):
+        name = args.pop(0)
+        if name not in recipes():
+            raise UserError(f"recipe={name!r} is unknown: one of {', '.join(recipes())}, or --config FILE")
+        args = ["--config", str(recipes()[name]), *args]
+    parser = _parser()
+    try:
+        values = parser.instantiate(parser.parse_args(args))
+        return TrainConfig(**{item.name: values[item.name] for item in fields(TrainConfig)})
+    except jsonargparse.ArgumentError as error:
+        raise UserError(_one_line(str(error))) from None
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def as_yaml(config: TrainConfig) -> str:
+    """The configuration as YAML that `--config` reads back."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return str(value) if isinstance(value, Path) else value
+
+    return yaml.safe_dump(plain(asdict(config)), sort_keys=False)

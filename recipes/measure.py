@@ -1,0 +1,75 @@
+"""Clean, eval-mode measurements: accuracy, loss, and how far features have collapsed."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ncreg.metrics import NeuralCollapse
+from ncreg.models import Classifier
+from recipes.data import Dataset, Split
+
+BATCH = 512
+
+
+@dataclass
+class Clock:
+    """Seconds spent, by activity."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def add(self, name: str, start: float) -> float:
+        """Book the time since `start` under `name`; returns now."""
+        now = time.perf_counter()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - start
+        return now
+
+
+@torch.inference_mode()
+def measure(model: Classifier, split: Split, *, clock: Clock | None = None, collapse: bool = True) -> dict[str, float]:
+    """Accuracy, cross-entropy and, with `collapse`, every measure of NeuralCollapse on a split, in eval mode.
+
+    One forward pass serves them all.
+    """
+    clock = clock or Clock()
+    device = split.target.device
+    metric = NeuralCollapse(model.num_classes, model.head.in_features, classifier=model.head).to(device)
+    training = model.training
+    model.eval()
+    correct, loss = (
+        torch.zeros((), dtype=torch.long, device=device),
+        torch.zeros((), dtype=torch.float64, device=device),
+    )
+    now = time.perf_counter()
+    for images, target in split.batches(BATCH):
+        logits, features = model(images, with_features=True)
+        correct += (logits.argmax(1) == target).sum()
+        loss += F.cross_entropy(logits.double(), target, reduction="sum")
+        now = clock.add("measure_forward", now)
+        if collapse:
+            metric.update(features, target)
+            now = clock.add("measure_collapse", now)
+    result = {"accuracy": float(correct) / len(split), "loss": float(loss) / len(split)}
+    if collapse:
+        result |= {name: _number(value) for name, value in metric.compute().items()}
+        clock.add("measure_collapse", now)
+    model.train(training)
+    return result
+
+
+def measure_all(model: Classifier, data: Dataset, *, clock: Clock | None = None) -> dict[str, dict[str, float]]:
+    """`measure` on the whole of each part: what a run reports at the onset and at its end."""
+    return {
+        "train": measure(model, data.train, clock=clock),
+        "val": measure(model, data.val, clock=clock, collapse=False),
+        "test": measure(model, data.test, clock=clock),
+    }
+
+
+def _number(value: Tensor) -> float:
+    return math.nan if value.numel() != 1 else float(value)

@@ -1,0 +1,65 @@
+"""The loss of a recipe: a sum of named terms, each with a weight and a phase."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from ncreg import losses
+from recipes.config import TermConfig, UserError
+
+
+@dataclass(frozen=True)
+class Term:
+    """One loss, what it is given, how much it counts and when."""
+
+    name: str
+    loss: nn.Module
+    consumes: tuple[str, ...]
+    factor: float
+    phase: str
+
+    def weight(self, ramp: float) -> float:
+        """Its weight where the terminal phase has faded in to `ramp`."""
+        return self.factor * {"always": 1.0, "fitting": 1.0 - ramp, "terminal": ramp}[self.phase]
+
+    def __call__(self, available: Mapping[str, Tensor]) -> Tensor:
+        """The loss of a batch, out of its features, logits, target and the head's weight."""
+        return self.loss(*(available[name] for name in self.consumes))
+
+
+def _losses(num_classes: int) -> dict[str, Callable[..., nn.Module]]:
+    return {
+        "cross_entropy": nn.CrossEntropyLoss,
+        "dot_regression": losses.DotRegressionLoss,
+        "intra_class_cosine": losses.IntraClassCosineLoss,
+        "inter_class_cosine": partial(losses.InterClassCosineLoss, num_classes),
+    }
+
+
+def build_terms(config: Mapping[str, TermConfig], *, num_classes: int) -> list[Term]:
+    """The terms that a configuration names.
+
+    Raises:
+        UserError: an unknown loss, or arguments that it does not take.
+    """
+    known = _losses(num_classes)
+    terms = []
+    for name, asked in config.items():
+        if name not in known:
+            raise UserError(f"loss.{name} is unknown: one of {', '.join(known)}")
+        loss = _built(name, known[name], asked.args)
+        consumes = getattr(loss, "consumes", ("logits", "target"))  # torch's own losses
+        terms.append(Term(name, loss, consumes, asked.weight, asked.phase))
+    return terms
+
+
+def _built(name: str, factory: Callable[..., nn.Module], args: Mapping[str, Any]) -> nn.Module:
+    try:
+        return factory(**args)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"loss.{name}.args={dict(args)}: {error}") from None
