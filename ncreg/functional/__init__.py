@@ -1,17 +1,34 @@
-"""Losses and measures as pure functions of tensors; `ncreg.losses` wraps each loss in a module."""
+"""Losses and measures as pure functions of tensors; `ncreg.losses` wraps each loss in a module.
 
+features (batch, dim), logits (batch, classes), target (batch,) class indices, weight (classes, dim) class vectors.
+`dot_regression_loss`, `ntce_loss`, `mse_one_hot_loss` and `spectral_decoupling_loss` also take soft labels
+(batch, classes); the others compare members of classes and refuse them.
+"""
+
+from ncreg.functional.contrastive import nonl_loss, ntce_loss, supcon_loss
 from ncreg.functional.cosine import (
     inter_class_cosine,
     inter_class_cosine_loss,
     intra_class_cosine,
     intra_class_cosine_loss,
+    update_class_means,
 )
-from ncreg.functional.prototypes import dot_regression_loss
+from ncreg.functional.logits import mse_one_hot_loss, smooth_labels, spectral_decoupling_loss
+from ncreg.functional.prototypes import center_loss, dot_regression_loss, update_centers
 
 __all__ = [
+    "center_loss",
     "dot_regression_loss",
     "inter_class_cosine",
     "inter_class_cosine_loss",
     "intra_class_cosine",
     "intra_class_cosine_loss",
+    "mse_one_hot_loss",
+    "nonl_loss",
+    "ntce_loss",
+    "smooth_labels",
+    "spectral_decoupling_loss",
+    "supcon_loss",
+    "update_centers",
+    "update_class_means",
 ]

@@ -10,16 +10,8 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from ncreg.functional._inputs import (
-    check_labels,
-    check_num_classes,
-    check_rows,
-    class_sums,
-    compact,
-    full_precision,
-    no_autocast,
-    unit_rows,
-)
+from ncreg.functional._inputs import check_num_classes, check_rows, check_share, dot_products, full_precision, unit_rows
+from ncreg.functional._targets import check_labels, class_means, class_of_slot, compact
 
 Center = Literal["batch"] | Float[Tensor, " dim"] | None
 
@@ -35,6 +27,7 @@ def intra_class_cosine(
 
     u = (h − center)/‖h − center‖; all n² pairs count, a sample with itself included. 1 at collapse. Computed and
     returned in float64, NaN for a class without samples.
+    Source: Pan & Cao, arXiv 2309.04644.
 
     Args:
         features: h, any scale.
@@ -44,14 +37,13 @@ def intra_class_cosine(
             in the paper; misleading when classes are unbalanced), or a vector (dim,), say the mean of class means.
 
     Raises:
-        ValueError, TypeError: on shapes, types or labels that do not fit.
+        ValueError: shapes, labels or centre that do not fit.
+        TypeError: features that are not floating-point, labels that are not integers.
 
-    Source: Pan & Cao, arXiv 2309.04644.
-
-    >>> import torch
-    >>> h = torch.tensor([[2.0, 0.0], [0.0, 3.0], [-1.0, 0.0]])
-    >>> intra_class_cosine(h, torch.tensor([0, 0, 1]), 3)
-    tensor([0.5000, 1.0000,    nan], dtype=torch.float64)
+    Example:
+        >>> h = torch.tensor([[2.0, 0.0], [0.0, 3.0], [-1.0, 0.0]])
+        >>> intra_class_cosine(h, torch.tensor([0, 0, 1]), 3)
+        tensor([0.5000, 1.0000,    nan], dtype=torch.float64)
     """
     means, counts = _class_directions(features, target, num_classes, center)
     return means.square().sum(1).masked_fill(counts == 0, torch.nan)
@@ -64,22 +56,20 @@ def inter_class_cosine(
     *,
     center: Center = None,
 ) -> Float[Tensor, "classes classes"]:
-    """Mean cosine between a sample of class c and one of class c', inter_cc' = t_c · t_c'.
+    """Mean cosine between a sample of class c and one of class c': inter_cc' = t_c · t_c'.
 
-    The diagonal holds the intra-class cosines. −1/(C−1) off the diagonal at collapse. Computed and returned in
-    float64, NaN in the rows and columns of classes without samples. Arguments, errors and source as in
-    `intra_class_cosine`.
+    −1/(C−1) off the diagonal at collapse; the diagonal holds the intra-class cosines. Computed and returned in
+    float64, NaN in rows and columns of classes without samples. Arguments, errors and source: `intra_class_cosine`.
 
-    >>> import torch
-    >>> h = torch.tensor([[2.0, 0.0], [0.0, 3.0], [-1.0, 0.0]])
-    >>> inter_class_cosine(h, torch.tensor([0, 0, 1]), 2)
-    tensor([[ 0.5000, -0.5000],
-            [-0.5000,  1.0000]], dtype=torch.float64)
+    Example:
+        >>> h = torch.tensor([[2.0, 0.0], [0.0, 3.0], [-1.0, 0.0]])
+        >>> inter_class_cosine(h, torch.tensor([0, 0, 1]), 2)
+        tensor([[ 0.5000, -0.5000],
+                [-0.5000,  1.0000]], dtype=torch.float64)
     """
     means, counts = _class_directions(features, target, num_classes, center)
     absent = counts == 0
-    with no_autocast(means):
-        return (means @ means.T).masked_fill(absent[:, None] | absent[None, :], torch.nan)
+    return dot_products(means, means).masked_fill(absent[:, None] | absent[None, :], torch.nan)
 
 
 def intra_class_cosine_loss(
@@ -87,31 +77,42 @@ def intra_class_cosine_loss(
     target: Integer[Tensor, " batch"],
     *,
     center: Center = None,
+    memory: Float[Tensor, "classes dim"] | None = None,
 ) -> Float[Tensor, ""]:
-    """1 − mean of intra_c over the classes present; 0 at collapse, at most 1.
+    """1 − mean of intra_c over the classes present; 0 at collapse, in [0, 1].
 
-    A class with one sample in the batch counts as collapsed: with many more classes than samples use `memory`.
+    A class with one sample counts as collapsed. So where classes outnumber the batch's samples hand in a memory
+    of class means m_c: then intra_c = t_c · m_c, each sample against the past of its class (the loss in [0, 2]).
+    Source: the measure of Pan & Cao, arXiv 2309.04644, as a loss.
 
     Args:
         features: h, any scale.
-        target: class indices, not negative.
-        center: see `intra_class_cosine`. "batch" is a biased estimate of the training mean; its gradient flows.
+        target: class indices, not negative; below the memory's length where there is one.
+        center: as in `intra_class_cosine`. "batch" is a biased estimate of the training mean; its gradient flows.
+        memory: m, mean u of each class so far, no gradient; a zero row is a class not met, and does not count.
+            `ncreg.losses.ClassMeanMemory` keeps one.
 
     Raises:
-        ValueError, TypeError: on shapes, types or labels that do not fit.
+        ValueError: shapes, labels or centre that do not fit.
+        TypeError: features that are not floating-point, labels that are not integers.
 
-    Source: the measure of Pan & Cao, arXiv 2309.04644, as a loss.
-
-    >>> import torch
-    >>> h = torch.tensor([[2.0, 0.0], [0.0, 3.0], [-1.0, 0.0]])
-    >>> intra_class_cosine_loss(h, torch.tensor([0, 0, 1]))
-    tensor(0.2500)
+    Example:
+        >>> h = torch.tensor([[2.0, 0.0], [0.0, 3.0], [-1.0, 0.0]])
+        >>> intra_class_cosine_loss(h, torch.tensor([0, 0, 1]))
+        tensor(0.2500)
     """
     check_rows("features", features)
-    label, slots = compact(check_labels(target, features))
-    sums, counts = class_sums(_directions(features, center), label, slots)
-    cosines = (sums / counts.clamp(min=1)[:, None]).square().sum(1)
-    return 1 - cosines.sum() / (counts > 0).sum()
+    target = check_labels(target, features, _length(memory, features))
+    label, slots = compact(target)
+    means, counts = class_means(_directions(features, center), label, slots)
+    if memory is None:
+        counted = counts > 0
+        cosines = means.square().sum(1)
+    else:
+        past = memory.detach().to(means).index_select(0, class_of_slot(target, label, slots))
+        counted = (counts > 0) & past.any(1)
+        cosines = (means * past).sum(1)
+    return ((1 - cosines) * counted).sum() / counted.sum().clamp(min=1)
 
 
 def inter_class_cosine_loss(
@@ -120,36 +121,93 @@ def inter_class_cosine_loss(
     num_classes: int,
     *,
     center: Center = None,
+    memory: Float[Tensor, "classes dim"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Mean of (inter_cc' + 1/(C−1))² over the pairs of classes present; 0 at a simplex, and with one class.
+    """Mean of (inter_cc' + 1/(C−1))² over the pairs of classes present; 0 at a simplex, and where there is no pair.
+
+    With a memory of class means m_c, inter_cc' = t_c · m_c', c in the batch, c' any other class met so far: every
+    sample sees every class, however small the batch.
+    Source: the measure of Pan & Cao, arXiv 2309.04644, as a loss.
 
     Args:
         features: h, any scale.
         target: class indices in [0, num_classes).
         num_classes: C; the simplex aimed at is that of all classes, also when some are absent from the batch.
-        center: see `intra_class_cosine`. "batch" is a biased estimate of the training mean: at an exact simplex
+        center: as in `intra_class_cosine`. "batch" is a biased estimate of the training mean: at an exact simplex
             its gradient is not zero.
+        memory: as in `intra_class_cosine_loss`.
 
     Raises:
-        ValueError, TypeError: on shapes, types or labels that do not fit.
+        ValueError: shapes, labels or centre that do not fit, fewer than 2 classes.
+        TypeError: features that are not floating-point, labels that are not integers.
 
-    Source: the measure of Pan & Cao, arXiv 2309.04644, as a loss.
-
-    >>> import torch
-    >>> h = torch.tensor([[2.0, 0.0], [-3.0, 0.0]])
-    >>> inter_class_cosine_loss(h, torch.tensor([0, 1]), 2)
-    tensor(0.)
+    Example:
+        >>> h = torch.tensor([[2.0, 0.0], [-3.0, 0.0]])
+        >>> inter_class_cosine_loss(h, torch.tensor([0, 1]), 2)
+        tensor(0.)
     """
     check_rows("features", features)
     check_num_classes(num_classes)
-    label, slots = compact(check_labels(target, features, num_classes), num_classes)
-    sums, counts = class_sums(_directions(features, center), label, slots)
-    means = sums / counts.clamp(min=1)[:, None]
-    present = (counts > 0).to(means)
-    pair = (present[:, None] * present[None, :]).fill_diagonal_(0)
-    with no_autocast(means):
-        gaps = (means @ means.T + 1 / (num_classes - 1)).square() * pair
-    return gaps.sum() / pair.sum().clamp(min=1)
+    if _length(memory, features) not in (None, num_classes):
+        raise ValueError(f"memory holds {_length(memory, features)} classes, num_classes is {num_classes}")
+    target = check_labels(target, features, num_classes)
+    label, slots = compact(target, num_classes)
+    means, counts = class_means(_directions(features, center), label, slots)
+    present = counts > 0
+    if memory is None:
+        others, met = means, present
+        same = torch.eye(slots, dtype=torch.bool, device=means.device)
+    else:
+        others = memory.detach().to(means)
+        met = others.any(1)
+        names = class_of_slot(target, label, slots)
+        same = names[:, None] == torch.arange(num_classes, device=means.device)
+    pairs = present[:, None] & met & ~same
+    gaps = dot_products(means, others) + 1 / (num_classes - 1)
+    return (gaps.square() * pairs).sum() / pairs.sum().clamp(min=1)
+
+
+def update_class_means(
+    memory: Float[Tensor, "classes dim"],
+    features: Float[Tensor, "batch dim"],
+    target: Integer[Tensor, " batch"],
+    *,
+    momentum: float = 0.9,
+    center: Center = None,
+) -> Float[Tensor, "classes dim"]:
+    """m_c ← momentum · m_c + (1 − momentum) · t_c for the classes present, t_c itself at the first meeting.
+
+    Args:
+        memory: m, zero rows for classes not met.
+        features: h, any scale.
+        target: class indices below the memory's length.
+        momentum: share of the old mean that stays, in [0, 1].
+        center: as in `intra_class_cosine`.
+
+    Raises:
+        ValueError: shapes, labels, centre or momentum that do not fit.
+
+    Example:
+        >>> once = update_class_means(torch.zeros(2, 2), torch.tensor([[3.0, 0.0]]), torch.tensor([1]))
+        >>> update_class_means(once, torch.tensor([[0.0, 2.0]]), torch.tensor([1]))
+        tensor([[0.0000, 0.0000],
+                [0.9000, 0.1000]])
+    """
+    check_share("momentum", momentum)
+    check_rows("features", features)
+    target = check_labels(target, features, _length(memory, features))
+    with torch.no_grad():
+        means, counts = class_means(_directions(features, center).to(memory), target, len(memory))
+        keep = momentum * memory.any(1, keepdim=True)
+        return torch.where((counts > 0)[:, None], keep * memory + (1 - keep) * means, memory)
+
+
+def _length(memory: Tensor | None, features: Tensor) -> int | None:
+    """The number of classes that a memory holds."""
+    if memory is None:
+        return None
+    check_rows("memory", memory, features.shape[1])
+    return len(memory)
 
 
 def _class_directions(
@@ -159,19 +217,18 @@ def _class_directions(
     check_rows("features", features)
     check_num_classes(num_classes)
     label = check_labels(target, features, num_classes)
-    sums, counts = class_sums(_directions(features.double(), center), label, num_classes)
-    return sums / counts.clamp(min=1)[:, None], counts
+    return class_means(_directions(features.double(), center), label, num_classes)
 
 
 def _directions(features: Float[Tensor, "batch dim"], center: Center) -> Float[Tensor, "batch dim"]:
     """U, the unit vectors from the centre to each feature."""
     if center is None:
         return unit_rows(features)
-    features = full_precision(features)
     if isinstance(center, Tensor):
         if center.shape != features.shape[1:]:
             raise ValueError(f"center must have shape ({features.shape[1]},), got {tuple(center.shape)}")
-        return unit_rows(features - center.to(features))
+        return unit_rows(full_precision(features) - center.to(features.device))
     if center == "batch":
-        return unit_rows(features - features.mean(0))
+        lifted = full_precision(features)
+        return unit_rows(lifted - lifted.mean(0))
     raise ValueError(f"center must be None, 'batch' or a tensor of shape (dim,), got {center!r}")

@@ -1,50 +1,136 @@
-"""Losses that pull each feature to the vector of its own class."""
+"""Losses that pull each feature to the vector of its own class, and push it from none."""
 
+import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from ncreg.functional._inputs import check_labels, check_rows, full_precision, unit_rows
+from ncreg.functional._inputs import (
+    Reduction,
+    average,
+    check_positive,
+    check_rows,
+    check_share,
+    dot_products,
+    full_precision,
+    unit_rows,
+)
+from ncreg.functional._targets import Target, check_labels, check_soft, class_sums, is_soft, sample_weights
 
 
 def dot_regression_loss(
     features: Float[Tensor, "batch dim"],
-    target: Integer[Tensor, " batch"],
+    target: Target,
     weight: Float[Tensor, "classes dim"],
     *,
     normalize: bool = True,
     length: float = 1.0,
-    reduction: str = "mean",
+    class_weight: Float[Tensor, " classes"] | None = None,
+    reduction: Reduction = "mean",
 ) -> Float[Tensor, ""] | Float[Tensor, " batch"]:
-    """½(cos θ − 1)², θ between h and w_y: pulls to the own class vector, pushes from none.
+    """(ℓ/2)(cos θ − 1)², θ the angle between h and w_y; without normalisation (1/2ℓ)(w_y · h − ℓ)².
 
-    With lengths: (1/2ℓ)(w_y · h − ℓ)², ℓ = √(E_W E_H) the dot product aimed at.
+    ℓ = √(E_W E_H) is the dot product aimed at; both forms agree where ‖w_y‖‖h‖ = ℓ. A soft target mixes the losses
+    of its classes.
+    Source: Yang et al., "Inducing Neural Collapse in Imbalanced Learning: Do We Really Need a Learnable Classifier at
+    the End of Deep Neural Network?", NeurIPS 2022 (arXiv 2203.09081). Their code weighs classes by inverse
+    frequency: here that is `class_weight`, off by default.
+
+    Args:
+        features: h.
+        target: class indices in [0, C), or soft labels.
+        weight: W, one class vector a row, usually a fixed simplex.
+        normalize: compare directions alone.
+        length: ℓ.
+        class_weight: weight of a class's samples; the mean is then the weighted mean.
+        reduction: "mean", "sum" or "none" (one value a sample).
+
+    Raises:
+        ValueError: shapes, labels, length or reduction that do not fit.
+        TypeError: features that are not floating-point, labels that are not integers.
+
+    Example:
+        >>> dot_regression_loss(torch.tensor([[0.0, 2.0]]), torch.tensor([0]), torch.eye(2))
+        tensor(0.5000)
+    """
+    check_rows("features", features)
+    check_rows("weight", weight, features.shape[1])
+    check_positive("length", length)
+    scale = unit_rows if normalize else full_precision
+    rows = scale(features)
+    aim = 1.0 if normalize else length
+    if is_soft(target):
+        target = check_soft(target, features, len(weight))
+        gaps = ((dot_products(rows, scale(weight)) - aim).square() * target).sum(1)
+    else:
+        target = check_labels(target, features, len(weight))
+        own = scale(weight.index_select(0, target))
+        gaps = ((rows * own).sum(1) - aim).square()
+    factor = length / 2 if normalize else 0.5 / length
+    return average(factor * gaps, reduction, sample_weights(class_weight, target, len(weight)))
+
+
+def center_loss(
+    features: Float[Tensor, "batch dim"],
+    target: Integer[Tensor, " batch"],
+    centers: Float[Tensor, "classes dim"],
+    *,
+    reduction: Reduction = "mean",
+) -> Float[Tensor, ""] | Float[Tensor, " batch"]:
+    """½‖h − c_y‖², c_y the running centre of the class (`ncreg.losses.CenterLoss` keeps them).
+
+    Source: Wen et al., "A Discriminative Feature Learning Approach for Deep Face Recognition", ECCV 2016.
 
     Args:
         features: h.
         target: class indices in [0, C).
-        weight: W, one class vector a row, usually a fixed simplex.
-        normalize: scale h and w to unit length (then to a product of ℓ) first.
-        length: ℓ.
-        reduction: "mean", "sum" or "none" (a value a sample).
+        centers: c, one a class.
+        reduction: "mean", "sum" or "none" (one value a sample).
 
     Raises:
-        ValueError, TypeError: on shapes, types or labels that do not fit.
+        ValueError: shapes, labels or reduction that do not fit.
+        TypeError: features that are not floating-point, labels that are not integers.
 
-    Source: Yang et al., "Inducing Neural Collapse in Imbalanced Learning: Do We Really Need a Learnable Classifier
-    at the End of Deep Neural Network?", NeurIPS 2022 (arXiv 2203.09081).
-
-    >>> import torch
-    >>> dot_regression_loss(torch.tensor([[0.0, 2.0]]), torch.tensor([1]), torch.eye(2))
-    tensor(0.)
+    Example:
+        >>> center_loss(torch.tensor([[3.0, 1.0]]), torch.tensor([1]), torch.eye(2))
+        tensor(4.5000)
     """
     check_rows("features", features)
-    check_rows("weight", weight, features.shape[1])
-    target = check_labels(target, features, len(weight))
-    if length <= 0:
-        raise ValueError(f"length={length}: the dot product aimed at must be positive")
-    own = weight.index_select(0, target)
-    scale = unit_rows if normalize else full_precision
-    dots = (scale(features) * scale(own).to(features.device)).sum(1)
-    gap = length * (dots - 1) if normalize else dots - length
-    loss = gap.square() / (2 * length)
-    return loss.mean() if reduction == "mean" else loss.sum() if reduction == "sum" else loss
+    check_rows("centers", centers, features.shape[1])
+    target = check_labels(target, features, len(centers))
+    gaps = full_precision(features) - full_precision(centers.index_select(0, target))
+    return average(gaps.square().sum(1) / 2, reduction)
+
+
+def update_centers(
+    centers: Float[Tensor, "classes dim"],
+    features: Float[Tensor, "batch dim"],
+    target: Integer[Tensor, " batch"],
+    *,
+    rate: float = 0.5,
+) -> Float[Tensor, "classes dim"]:
+    """C ← c + rate · Σ(h_i − c)/(1 + n), over the n samples of the class in the batch.
+
+    Source: Wen et al., ECCV 2016, equation 4.
+
+    Args:
+        centers: c, one a class.
+        features: h.
+        target: class indices in [0, C).
+        rate: Wen's α, in [0, 1].
+
+    Raises:
+        ValueError: shapes, labels or rate that do not fit.
+
+    Example:
+        >>> update_centers(torch.zeros(2, 2), torch.tensor([[4.0, 0.0]]), torch.tensor([1]), rate=0.5)
+        tensor([[0., 0.],
+                [1., 0.]])
+    """
+    check_rows("features", features)
+    check_rows("centers", centers, features.shape[1])
+    check_share("rate", rate)
+    target = check_labels(target, features, len(centers))
+    with torch.no_grad():
+        gaps = features.to(centers) - centers.index_select(0, target)
+        sums, counts = class_sums(gaps, target, len(centers))
+        return centers + rate * sums / (1 + counts)[:, None]

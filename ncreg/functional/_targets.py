@@ -1,0 +1,117 @@
+"""Targets: class indices or soft labels, checked; and sums over the members of each class."""
+
+import torch
+from jaxtyping import Float, Integer
+from torch import Tensor
+
+# One class index a row, or one distribution over the classes a row (label smoothing, mixup).
+Target = Integer[Tensor, " batch"] | Float[Tensor, "batch classes"]
+
+
+def is_soft(target: Tensor) -> bool:
+    """Whether the target holds a distribution a row."""
+    return isinstance(target, Tensor) and target.ndim == 2 and target.is_floating_point()
+
+
+def check_labels(target: Tensor, rows: Tensor, num_classes: int | None = None) -> Integer[Tensor, " batch"]:
+    """Class indices, one a row, as int64; in [0, num_classes), or just not negative where that is None.
+
+    On an accelerator the range is asserted without waiting for the device.
+    """
+    if not isinstance(target, Tensor):
+        raise TypeError(f"target must be a tensor, got {type(target).__name__}")
+    if is_soft(target):
+        raise ValueError(
+            f"target holds soft labels, shape {tuple(target.shape)}: this loss compares members of classes and needs "
+            "class indices (batch,); switch mixup and label smoothing off, or use a loss that takes soft labels"
+        )
+    if target.is_floating_point() or target.is_complex() or target.dtype is torch.bool:
+        raise TypeError(f"target must hold integer class indices, got {target.dtype}: use target.long()")
+    if target.shape != rows.shape[:1]:
+        raise ValueError(f"target must have shape ({len(rows)},), one class index a row, got {tuple(target.shape)}")
+    target = target.long()
+    if _wait_for(target):
+        low, high = (int(end) for end in target.aminmax())
+        if low < 0 or (num_classes is not None and high >= num_classes):
+            allowed = "not negative" if num_classes is None else f"in [0, {num_classes})"
+            raise ValueError(
+                f"target must be {allowed}, got indices from {low} to {high}: "
+                "number the classes 0, 1, …, and drop rows to be ignored before the loss"
+            )
+    else:
+        inside = target >= 0 if num_classes is None else (target >= 0) & (target < num_classes)
+        torch._assert_async(inside.all(), "target holds a class index out of range")
+    return target
+
+
+def check_soft(target: Tensor, rows: Tensor, num_classes: int) -> Float[Tensor, "batch classes"]:
+    """A distribution over num_classes a row, in the rows' precision."""
+    if target.shape != (len(rows), num_classes):
+        raise ValueError(f"soft target must have shape {(len(rows), num_classes)}, got {tuple(target.shape)}")
+    target = target.to(torch.promote_types(rows.dtype, torch.float32))
+    # bfloat16 rounds each share to three digits, hence the tolerance.
+    valid = (target >= 0).all() & ((target.sum(1) - 1).abs() < 0.01).all()
+    if not _wait_for(target):
+        torch._assert_async(valid, "soft target rows must be distributions")
+    elif not valid:
+        raise ValueError(
+            "soft target rows must be distributions: not negative, sum 1; "
+            f"got values from {float(target.min()):.4g} and sums from {float(target.sum(1).min()):.4g} "
+            f"to {float(target.sum(1).max()):.4g}"
+        )
+    return target
+
+
+def sample_weights(class_weight: Tensor | None, target: Target, num_classes: int) -> Float[Tensor, " batch"] | None:
+    """The weight of each sample: its class's, or the mean under its soft label."""
+    if class_weight is None:
+        return None
+    if not isinstance(class_weight, Tensor) or class_weight.shape != (num_classes,):
+        got = tuple(class_weight.shape) if isinstance(class_weight, Tensor) else repr(class_weight)
+        raise ValueError(f"class_weight must be a tensor of shape ({num_classes},), got {got}")
+    if is_soft(target):
+        return (target * class_weight).sum(1)
+    return class_weight.index_select(0, target)
+
+
+def compact(target: Integer[Tensor, " batch"], num_classes: int | None = None) -> tuple[Tensor, int]:
+    """Labels (batch,) that number the rows of a table, and the table's length: never longer than batch or classes.
+
+    Where classes outnumber samples, or their number is unknown, the classes present are renumbered 0, 1, … in
+    ascending order; by a sort, since `unique` would have to wait for the device.
+    """
+    if num_classes is not None and num_classes <= len(target):
+        return target, num_classes
+    ordered, order = target.sort()
+    rank = torch.zeros_like(target)
+    rank[1:] = (ordered[1:] != ordered[:-1]).cumsum(0)
+    return torch.empty_like(target).scatter_(0, order, rank), len(target)
+
+
+def class_of_slot(
+    target: Integer[Tensor, " batch"], label: Integer[Tensor, " batch"], slots: int
+) -> Integer[Tensor, " slots"]:
+    """The class that each row of a compact table stands for; 0 for rows that stand for none."""
+    return target.new_zeros(slots).scatter_(0, label, target)
+
+
+def class_sums(
+    rows: Float[Tensor, "batch dim"], label: Integer[Tensor, " batch"], slots: int
+) -> tuple[Float[Tensor, "slots dim"], Float[Tensor, " slots"]]:
+    """Sum of each label's rows, and their number."""
+    sums = rows.new_zeros(slots, rows.shape[1]).index_add(0, label, rows)
+    counts = rows.new_zeros(slots).index_add(0, label, rows.new_ones(len(rows)))
+    return sums, counts
+
+
+def class_means(
+    rows: Float[Tensor, "batch dim"], label: Integer[Tensor, " batch"], slots: int
+) -> tuple[Float[Tensor, "slots dim"], Float[Tensor, " slots"]]:
+    """Mean of each label's rows (zero where it has none), and their number."""
+    sums, counts = class_sums(rows, label, slots)
+    return sums / counts.clamp(min=1)[:, None], counts
+
+
+def _wait_for(tensor: Tensor) -> bool:
+    """Whether reading a value costs nothing: on the CPU, outside a compiled graph."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()

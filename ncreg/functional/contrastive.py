@@ -1,0 +1,166 @@
+"""Losses that contrast unit vectors over the batch: class vectors against features, and features among themselves."""
+
+import torch
+from jaxtyping import Bool, Float, Integer
+from torch import Tensor
+
+from ncreg.functional._inputs import Reduction, average, check_positive, check_rows, dot_products, unit_rows
+from ncreg.functional._targets import (
+    Target,
+    check_labels,
+    check_soft,
+    class_of_slot,
+    class_sums,
+    compact,
+    is_soft,
+    sample_weights,
+)
+
+
+def ntce_loss(
+    features: Float[Tensor, "batch dim"],
+    target: Target,
+    weight: Float[Tensor, "classes dim"],
+    *,
+    temperature: float = 0.1,
+    class_weight: Float[Tensor, " classes"] | None = None,
+    reduction: Reduction = "mean",
+) -> Float[Tensor, ""] | Float[Tensor, " batch"]:
+    """−ln[exp(ŵ_y·u_i/τ) / Σ_j exp(ŵ_y·u_j/τ)], unit class vectors ŵ against all unit features u_j of the batch.
+
+    The denominator depends on the class alone: one product of classes present × batch and a log-sum-exp a class,
+    O(BP), where the published form builds B × B. A soft target mixes the losses of its classes.
+    Source: Koromilas et al., "Neural Collapse by Design", arXiv 2605.20302.
+
+    Args:
+        features: h, any scale.
+        target: class indices in [0, C), or soft labels.
+        weight: W, one class vector a row, any scale, learned or fixed.
+        temperature: τ; it decides the result, tune it.
+        class_weight: weight of a class's samples; the mean is then the weighted mean.
+        reduction: "mean", "sum" or "none" (one value a sample).
+
+    Raises:
+        ValueError: shapes, labels, temperature or reduction that do not fit.
+        TypeError: features that are not floating-point, labels that are not integers.
+
+    Example:
+        >>> h, y = torch.eye(2), torch.tensor([0, 1])
+        >>> ntce_loss(h, y, h, temperature=1.0)  # ln(1 + exp(−1))
+        tensor(0.3133)
+    """
+    check_rows("features", features)
+    check_rows("weight", weight, features.shape[1])
+    check_positive("temperature", temperature)
+    if is_soft(target):
+        target = check_soft(target, features, len(weight))
+        scores = dot_products(unit_rows(weight), unit_rows(features)) / temperature
+        losses = (target * (scores.logsumexp(1) - scores.T)).sum(1)
+    else:
+        target = check_labels(target, features, len(weight))
+        scores, label = _class_scores(features, target, weight, temperature)
+        losses = scores.logsumexp(1).index_select(0, label) - scores.gather(0, label[None]).squeeze(0)
+    return average(losses, reduction, sample_weights(class_weight, target, len(weight)))
+
+
+def nonl_loss(
+    features: Float[Tensor, "batch dim"],
+    target: Integer[Tensor, " batch"],
+    weight: Float[Tensor, "classes dim"],
+    *,
+    temperature: float = 0.1,
+    class_weight: Float[Tensor, " classes"] | None = None,
+    reduction: Reduction = "mean",
+) -> Float[Tensor, ""] | Float[Tensor, " batch"]:
+    """−ln[exp(ŵ_y·u_i/τ) / Σ_{j: y_j≠y} exp(ŵ_y·u_j/τ)]: NTCE with only negatives in the denominator.
+
+    O(BP) as `ntce_loss`, of which arguments and source are the same. It can be negative.
+
+    Raises:
+        ValueError: a batch of a single class (the denominator is empty); shapes, labels, temperature or reduction
+            that do not fit.
+        TypeError: features that are not floating-point, labels that are not integers.
+
+    Example:
+        >>> h, y = torch.eye(2), torch.tensor([0, 1])
+        >>> nonl_loss(h, y, h, temperature=0.5)  # (0 − 1)/0.5
+        tensor(-2.)
+    """
+    check_rows("features", features)
+    check_rows("weight", weight, features.shape[1])
+    check_positive("temperature", temperature)
+    target = check_labels(target, features, len(weight))
+    _require_two_classes(target)
+    scores, label = _class_scores(features, target, weight, temperature)
+    own = torch.arange(len(scores), device=label.device)[:, None] == label
+    negatives = scores.masked_fill(own, -torch.inf).logsumexp(1)
+    losses = negatives.index_select(0, label) - scores.gather(0, label[None]).squeeze(0)
+    return average(losses, reduction, sample_weights(class_weight, target, len(weight)))
+
+
+def supcon_loss(
+    features: Float[Tensor, "batch dim"],
+    target: Integer[Tensor, " batch"],
+    *,
+    temperature: float = 0.1,
+    reduction: Reduction = "mean",
+) -> Float[Tensor, ""] | Float[Tensor, " batch"]:
+    """−mean over j ≠ i of i's class of ln[exp(u_i·u_j/τ) / Σ_{k≠i} exp(u_i·u_k/τ)], u the unit features.
+
+    A sample alone of its class has no positive: its loss is 0 and the mean leaves it out. Several views of an image
+    are rows with its label. The B × B matrix of cosines is the loss's own; the positives come from class sums.
+    Fixed prototypes join as one more row a class: `supcon_loss(torch.cat([h, W]), torch.cat([y, arange(C)]))`.
+    Source: Khosla et al., "Supervised Contrastive Learning", NeurIPS 2020 (arXiv 2004.11362), its L_out.
+
+    Args:
+        features: h, any scale.
+        target: class indices, not negative.
+        temperature: τ.
+        reduction: "mean" (over samples that have a positive), "sum" or "none" (one value a sample).
+
+    Raises:
+        ValueError: shapes, labels, temperature or reduction that do not fit.
+        TypeError: features that are not floating-point, labels that are not integers.
+
+    Example:
+        >>> h = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+        >>> supcon_loss(h, torch.tensor([0, 0, 1]), temperature=1.0)  # ln(1 + exp(−1))
+        tensor(0.3133)
+    """
+    check_rows("features", features)
+    check_positive("temperature", temperature)
+    label, slots = compact(check_labels(target, features))
+    directions = unit_rows(features)
+    scores = dot_products(directions, directions) / temperature
+    # The smallest number, not −inf: a batch of one sample would get NaN gradients.
+    denominators = scores.fill_diagonal_(torch.finfo(scores.dtype).min).logsumexp(1)
+    sums, counts = class_sums(directions, label, slots)
+    positives = counts.index_select(0, label) - 1
+    alike = (directions * (sums.index_select(0, label) - directions)).sum(1) / (positives.clamp(min=1) * temperature)
+    counted = (positives > 0).to(alike)
+    losses = (denominators - alike) * counted
+    if reduction == "mean":
+        return losses.sum() / counted.sum().clamp(min=1)
+    return average(losses, reduction)
+
+
+def _class_scores(
+    features: Tensor, target: Integer[Tensor, " batch"], weight: Tensor, temperature: float
+) -> tuple[Float[Tensor, "slots batch"], Integer[Tensor, " batch"]]:
+    """ŵ_c · u_j / τ for classes c that may be present, and the row number of each sample's class."""
+    label, slots = compact(target, len(weight))
+    if label is not target:
+        weight = weight.index_select(0, class_of_slot(target, label, slots))
+    return dot_products(unit_rows(weight), unit_rows(features)) / temperature, label
+
+
+def _require_two_classes(target: Integer[Tensor, " batch"]) -> None:
+    """Refuse a batch of a single class; the one check that waits for an accelerator: such batches do occur."""
+    several: Bool[Tensor, ""] = (target != target[0]).any()
+    if torch.compiler.is_compiling():
+        torch._assert_async(several, "nonl_loss: a batch of a single class has no negatives")
+    elif not several:
+        raise ValueError(
+            f"nonl_loss needs samples of two classes, all {len(target)} of this batch are of class {int(target[0])}: "
+            "its denominator holds the other classes alone; skip the batch, draw larger ones, or use ntce_loss"
+        )
