@@ -25,7 +25,8 @@ def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     theory = set()
     if isinstance(model, Classifier):
         theory = {model.get_parameter(f"norm.{n}") for n, _ in model.norm.named_parameters() if n != "bias"}
-    decay, rest = [], []
+    decay: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue

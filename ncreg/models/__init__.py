@@ -1,6 +1,7 @@
 """Any timm or torchvision classifier with the head that neural collapse asks for."""
 
 from ncreg.models._classifier import Classifier, ClassifierOutput, Normalize
+from ncreg.models._fold import fold
 from ncreg.models._swap import swap_head
 
-__all__ = ["Classifier", "ClassifierOutput", "Normalize", "swap_head"]
+__all__ = ["Classifier", "ClassifierOutput", "Normalize", "fold", "swap_head"]

@@ -1,11 +1,15 @@
 """Backbone, projection, last norm and head as one module that keeps timm's naming contract."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
+from timm.models import get_model_input_config
 from torch import Tensor, nn
+
+from ncreg.models._backbone import Removed
 
 
 class ClassifierOutput(NamedTuple):
@@ -54,15 +58,21 @@ class Normalize(nn.Module):
 class Classifier(nn.Module):
     """images → preprocess → backbone → project → norm → **features** → head → logits.
 
+    `forward(x)` gives logits; `forward(x, with_features=True)` gives `ClassifierOutput(logits, features)`
+    from the same pass, so the hooks of DistributedDataParallel hold. Over a timm backbone it keeps timm's
+    contract: num_features, forward_features, forward_head, forward_intermediates, group_matcher, ….
+
     Args:
         backbone: images to pooled features (B, width); its own classifier is already taken out.
         norm: the last norm, on (B, d).
         head: features (B, d) to logits (B, C).
         project: (B, width) to (B, d).
         preprocess: images in [0, 1] to what the backbone expects, such as `Normalize`.
+        num_classes: C; None takes the head's num_classes or out_features.
+        head_hidden_size: d; None takes the head's in_features.
 
-    `forward(x)` gives logits; `forward(x, with_features=True)` gives `ClassifierOutput(logits, features)`
-    from the same pass, so the hooks of DistributedDataParallel hold.
+    Raises:
+        ValueError: if neither the caller nor the head says C and d.
     """
 
     def __init__(
@@ -73,6 +83,8 @@ class Classifier(nn.Module):
         *,
         project: nn.Module | None = None,
         preprocess: nn.Module | None = None,
+        num_classes: int | None = None,
+        head_hidden_size: int | None = None,
     ) -> None:
         super().__init__()
         self.preprocess = preprocess if preprocess is not None else nn.Identity()
@@ -80,6 +92,10 @@ class Classifier(nn.Module):
         self.project = project if project is not None else nn.Identity()
         self.norm = norm
         self.head = head
+        self.num_classes = _told("num_classes", num_classes, head, "num_classes", "out_features")
+        self.head_hidden_size = _told("head_hidden_size", head_hidden_size, head, "in_features")
+        self._removed: Removed | None = None
+        self._new_head: Callable[..., nn.Module] | None = None
 
     def forward(self, x: Tensor, with_features: bool = False) -> Any:
         """Logits (B, C), or `ClassifierOutput(logits, features)` when `with_features` is set."""
@@ -87,7 +103,95 @@ class Classifier(nn.Module):
         logits = self.head(features)
         return ClassifierOutput(logits, features) if with_features else logits
 
+    def forward_features(self, x: Tensor) -> Any:
+        """The backbone's features before pooling, as timm's method of that name gives them."""
+        return self._timm("forward_features")(self.preprocess(x))
+
+    def forward_head(self, x: Any, pre_logits: bool = False) -> Tensor:
+        """Logits from `forward_features`' result, or with `pre_logits` the features (B, d) that enter the head."""
+        features = self.norm(self.project(self._timm("forward_head")(x)))
+        return features if pre_logits else self.head(features)
+
+    def forward_intermediates(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """The backbone's intermediate feature maps, with timm's arguments."""
+        return self._timm("forward_intermediates")(self.preprocess(x), *args, **kwargs)
+
+    def get_classifier(self) -> nn.Module:
+        """The head."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A new head of the same kind for `num_classes`; with 0 logits are the features, as in timm.
+
+        Raises:
+            ValueError: if the head was a module of one's own, of which no other can be made.
+        """
+        if num_classes and self._new_head is None:
+            raise ValueError("the head was given as a module: set .head and .num_classes yourself")
+        if global_pool is not None:
+            self._timm("reset_classifier")(0, global_pool)
+        new: nn.Module = nn.Identity()
+        if num_classes and self._new_head is not None:
+            new = self._new_head(self.head_hidden_size, num_classes=num_classes)
+        like = next((t for t in (*self.backbone.parameters(), *self.head.buffers()) if t.is_floating_point()), None)
+        self.head = (new if like is None else new.to(like)).train(self.training)
+        self.num_classes = num_classes
+
     @property
-    def num_classes(self) -> int:
-        """Number of classes C."""
-        return int(self.head.num_classes)
+    def num_features(self) -> int:
+        """Channels of `forward_features`; the features that enter the head are `head_hidden_size` wide."""
+        return int(getattr(self.backbone, "num_features", self.head_hidden_size))
+
+    @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """The backbone's, told of the new head; mean 0 and std 1 where `preprocess` normalises already."""
+        cfg = dict(self._timm("pretrained_cfg"))
+        first = cfg.get("first_conv")
+        if first:
+            cfg["first_conv"] = f"backbone.{first}" if isinstance(first, str) else [f"backbone.{f}" for f in first]
+        cfg |= {"num_classes": self.num_classes, "classifier": "head"}
+        cfg["input_size"] = get_model_input_config(self.backbone)["input_size"]
+        if isinstance(self.preprocess, Normalize):
+            channels = cfg["input_size"][0]
+            cfg |= {"mean": (0.0,) * channels, "std": (1.0,) * channels}
+        return cfg
+
+    default_cfg = pretrained_cfg  # timm's older name
+
+    def no_weight_decay(self) -> set[str]:
+        """Names that the backbone exempts from weight decay."""
+        exempt = getattr(self.backbone, "no_weight_decay", set)
+        return {f"backbone.{name}" for name in exempt()}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """The backbone's layer groups; projection, last norm and head come after all of them."""
+        groups = self._timm("group_matcher")(coarse=coarse)
+        return {
+            group: [(_within_backbone(s[0]), *s[1:]) for s in spec]
+            if isinstance(spec, list | tuple)
+            else spec and _within_backbone(spec)
+            for group, spec in groups.items()
+        }
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trade compute for memory in the backbone."""
+        self._timm("set_grad_checkpointing")(enable)
+
+    def _timm(self, name: str) -> Any:
+        if not hasattr(self.backbone, name):
+            raise NotImplementedError(f"{name} is timm's: the backbone {type(self.backbone).__name__} has none")
+        return getattr(self.backbone, name)
+
+
+def _told(name: str, value: int | None, head: nn.Module, *attributes: str) -> int:
+    told = (value, *(getattr(head, attribute, None) for attribute in attributes))
+    size = next((v for v in told if isinstance(v, int)), None)
+    if size is None:
+        raise ValueError(f"{name} is required: the head {type(head).__name__} has no {' or '.join(attributes)}")
+    return size
+
+
+def _within_backbone(pattern: str) -> str:
+    """Patterns are matched from a name's start, so every anchor moves in front of the prefix."""
+    unanchored = re.sub(r"(?<![\[\\])\^", "", pattern)
+    return rf"^backbone\.(?:{unanchored})"

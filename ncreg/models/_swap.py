@@ -2,16 +2,25 @@
 
 import copy
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-import timm
 import torch
-from timm.models import get_model_input_config
 from torch import Tensor, nn
 
 from ncreg.heads import HEADS
+from ncreg.models._backbone import (
+    Headless,
+    behead,
+    behead_timm,
+    blank_image,
+    dropout_before_head,
+    evaluated,
+    evaluating,
+    from_timm_name,
+    pooled,
+)
 from ncreg.models._classifier import Classifier
 from ncreg.norms import last_norm
 
@@ -23,80 +32,153 @@ def swap_head(
     num_classes: int | None = None,
     norm: str | nn.Module = "batch",
     project: int | None = None,
+    classifier: str | None = None,
+    input_size: Sequence[int] | None = None,
     model_args: Mapping[str, Any] | None = None,
     head_args: Mapping[str, Any] | None = None,
 ) -> Classifier:
     """Replace a model's classifier by projection → last norm → head.
 
     Args:
-        model: a timm name, or a module, which is copied and never changed.
-        head: a name of `ncreg.heads.HEADS`, or a module of one's own from features to logits.
-        num_classes: C; where None, the model's own number.
-        norm: a kind that `ncreg.norms.last_norm` knows, or a module of one's own.
-        project: width d of a learned linear map before the norm; None for none.
-        model_args: for timm names: what `timm.create_model` takes (pretrained, in_chans, img_size, …).
-        head_args: what the head's constructor takes beside in_features and num_classes.
+        model: a timm name (also hf-hub:… and local-dir:…), or a module, which is copied and never changed.
+        head: a name of `ncreg.heads.HEADS`, or a module of one's own (copied) from features to logits.
+        num_classes: C; None takes the model's own number.
+        norm: a kind that `ncreg.norms.last_norm` knows, or a module of one's own (copied) on (batch, d).
+        project: width d of a learned linear map (no bias) before the norm; None for none.
+        classifier: path of the classifier in a module that is not timm's, such as "fc" or "classifier.6";
+            None takes the last Linear or Conv2d to run that is as wide as the output.
+        input_size: (channels, height, width) of one input, where the model itself does not say it.
+        model_args: for names: what `timm.create_model` takes (pretrained, in_chans, img_size, …).
+        head_args: for named heads: what the constructor takes beside in_features and num_classes.
 
     The result keeps device, dtype and train/eval mode of what it was given. Random numbers: the backbone is
-    drawn first, then projection, norm and head in a fork of torch's generator, which is left where the
-    backbone left it. Two runs of one seed that differ in the head alone share backbone, projection and all
-    later draws.
+    drawn first; projection, norm and head follow in a fork of torch's generator, which is left where the
+    backbone left it. Two runs of one seed that differ in the head alone share backbone, projection and every
+    later draw. Dropout that a model keeps before its classifier stands before the norm: a warning says so.
 
     Raises:
-        ValueError: if the head does not fit or the model says no number of classes.
+        ValueError: if the classifier can't be found, features are not (batch, width), the head does not fit,
+            or neither the caller nor the model says the number of classes.
+        TypeError: if model, head or norm is neither a name nor a module.
 
     Example:
         >>> classifier = swap_head("test_resnet", "etf", num_classes=10)
-        >>> classifier(torch.rand(2, 3, 32, 32)).shape
-        torch.Size([2, 10])
+        >>> logits, features = classifier(torch.rand(2, 3, 32, 32), with_features=True)
+        >>> logits.shape, features.shape
+        (torch.Size([2, 10]), torch.Size([2, 96]))
     """
-    if isinstance(model, str):
-        backbone = timm.create_model(model, **{**(model_args or {}), "num_classes": 0})
-        own_classes = backbone.pretrained_cfg.get("num_classes")
-    else:
-        backbone = copy.deepcopy(model)
-        own_classes = backbone.num_classes
-        backbone.reset_classifier(0)
-    num_classes = num_classes or own_classes
-    if getattr(backbone, "drop_rate", 0):
+    for name, value in {"model": model, "head": head, "norm": norm}.items():
+        if not isinstance(value, str | nn.Module):
+            raise TypeError(f"{name} must be a name or an nn.Module, got {type(value).__name__}")
+    headless = _headless(model, model_args, classifier, input_size)
+    backbone, width = headless.module, headless.features.shape[1]
+    if (rate := dropout_before_head(backbone)) > 0:
         warnings.warn(
-            f"drop_rate={backbone.drop_rate} puts dropout before the last norm and blurs its statistics",
+            f"dropout of rate {rate} stands between the backbone and the last norm and blurs its statistics; "
+            "pass model_args={'drop_rate': 0.0} or set its p to 0",
+            UserWarning,
             stacklevel=2,
         )
-    with torch.random.fork_rng(devices=[]):
-        features = pooled_features(backbone)
-        width = features.shape[1]
-        project_layer = nn.Linear(width, project) if project else None
-        width = project or width
+    new_head = _head_maker(head, headless, num_classes, head_args)
+    # new parts are drawn on the CPU, whatever the default device: the same numbers everywhere
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        projection = nn.Linear(width, _positive("project", project), bias=False) if project is not None else None
+        width = width if project is None else project
         norm_layer = last_norm(norm, width) if isinstance(norm, str) else copy.deepcopy(norm)
-        if isinstance(head, str):
-            head_layer = HEADS[head](width, num_classes, **(head_args or {}))
+        head_layer = new_head(width) if isinstance(head, str) else copy.deepcopy(head)
+    for part in (projection, norm_layer, head_layer):
+        if part is not None:
+            part.to(device=headless.features.device, dtype=_dtype(headless)).train(backbone.training)
+    tail = [part for part in (projection, norm_layer) if part is not None]
+    features, logits = _try_out(headless.features.to(_dtype(headless)), tail, head_layer)
+    if num_classes is not None and logits.shape[1] != num_classes:
+        raise ValueError(f"head gives {logits.shape[1]} logits where num_classes={num_classes}")
+    swapped = Classifier(
+        backbone,
+        norm_layer,
+        head_layer,
+        project=projection,
+        preprocess=copy.deepcopy(model.preprocess) if isinstance(model, Classifier) else None,
+        num_classes=logits.shape[1],
+        head_hidden_size=features.shape[1],
+    )
+    swapped._removed = headless.removed
+    swapped._new_head = new_head if isinstance(head, str) else None
+    swapped.training = backbone.training
+    return swapped
+
+
+def _headless(
+    model: str | nn.Module,
+    model_args: Mapping[str, Any] | None,
+    classifier: str | None,
+    input_size: Sequence[int] | None,
+) -> Headless:
+    """The model without its classifier, and the features of one blank image."""
+    own_classes: Any
+    if isinstance(model, str):
+        if classifier is not None:
+            raise ValueError(f"classifier={classifier!r} is for modules; timm knows where {model!r} has its own")
+        backbone = from_timm_name(model, model_args or {})
+        own_classes = backbone.pretrained_cfg.get("num_classes")  # type: ignore[union-attr, operator]
+        removed = None
+    else:
+        if model_args:
+            raise ValueError(f"model_args={dict(model_args)} is for timm names; a module is taken as it is")
+        if isinstance(model, Classifier):
+            backbone, own_classes, removed = copy.deepcopy(model.backbone), model.num_classes, model._removed
+        elif classifier is None and callable(getattr(model, "reset_classifier", None)):
+            backbone, own_classes, removed = copy.deepcopy(model), getattr(model, "num_classes", None), None
+            behead_timm(backbone)
         else:
-            head_layer = copy.deepcopy(head)
-    classifier = Classifier(backbone, norm_layer, head_layer, project=project_layer)
-    for part in (classifier.project, classifier.norm, classifier.head):
-        part.to(device=features.device, dtype=features.dtype)
-        part.train(backbone.training)
-    classifier.training = backbone.training
-    return classifier
+            return behead(copy.deepcopy(model), classifier, input_size)
+    features = pooled(evaluated(backbone, blank_image(backbone, input_size)))
+    return Headless(backbone, features, own_classes or None, removed)
 
 
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside, every submodule's own mode restored after."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
+def _head_maker(
+    head: str | nn.Module, headless: Headless, num_classes: int | None, head_args: Mapping[str, Any] | None
+) -> Callable[..., nn.Module]:
+    """Width, and perhaps a number of classes, → head."""
+    if not isinstance(head, str):
+        if head_args:
+            raise ValueError(f"head_args={dict(head_args)} is for heads by name; head is a module already")
+        return nn.Module
+    if head not in HEADS:
+        raise ValueError(f"head={head!r} is unknown; known: {', '.join(HEADS)}, or pass a module of your own")
+    num_classes = headless.num_classes if num_classes is None else num_classes
+    if num_classes is None:
+        raise ValueError("num_classes is required: the model does not say how many classes it tells apart")
+    return partial(HEADS[head], num_classes=num_classes, **(head_args or {}))
 
 
-@torch.no_grad()
-def pooled_features(backbone: nn.Module) -> Tensor:
-    """Features (1, width) of one blank image in eval mode: the forward pass alone knows the true width."""
-    parameter = next(backbone.parameters())
-    size = get_model_input_config(backbone)["input_size"]
-    with _evaluating(backbone):
-        return backbone(torch.zeros(1, *size, device=parameter.device, dtype=parameter.dtype))
+def _dtype(headless: Headless) -> torch.dtype:
+    floating = (p.dtype for p in headless.module.parameters() if p.is_floating_point())
+    return next(floating, headless.features.dtype)
+
+
+def _positive(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a positive whole number or None, got {value!r}")
+    return value
+
+
+def _try_out(features: Tensor, tail: list[nn.Module], head: nn.Module) -> tuple[Tensor, Tensor]:
+    """Features that enter the head, and logits, of one blank image.
+
+    Raises:
+        ValueError: if norm or head don't take these features, or logits are not (batch, classes).
+    """
+    with evaluating(*tail, head):
+        for part in tail:
+            features = part(features)
+        width = getattr(head, "in_features", features.shape[1])
+        if width != features.shape[1]:
+            raise ValueError(
+                f"head takes {width} features, the model gives {features.shape[1]}: "
+                f"pass project={width} or another head"
+            )
+        logits = head(features)
+    if logits.ndim != 2:
+        raise ValueError(f"head must give logits (batch, classes), got shape {tuple(logits.shape)}")
+    return features, logits

@@ -1,0 +1,222 @@
+"""Taking the classifier off: timm by its own contract, any other module by the classifier's attribute path."""
+
+import difflib
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import timm
+import torch
+from timm.models import get_model_input_config, is_model
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
+
+
+class Removed(NamedTuple):
+    """Where the classifier sat in a module without timm's reset_classifier, and of what type it was."""
+
+    path: str
+    kind: type[nn.Module]
+
+
+class Headless(NamedTuple):
+    """A model without its classifier, and its features (1, width) of one blank image."""
+
+    module: nn.Module
+    features: Tensor
+    num_classes: int | None
+    removed: Removed | None = None
+
+
+def from_timm_name(name: str, model_args: Mapping[str, Any]) -> nn.Module:
+    """A timm model built without classifier.
+
+    Raises:
+        ValueError: for a name that timm does not know, an encoder, or `num_classes` among `model_args`.
+    """
+    if "num_classes" in model_args:
+        raise ValueError("model_args holds num_classes: pass it to swap_head itself, swap_head(…, num_classes=…)")
+    architecture = name.partition(".")[0]
+    if architecture.endswith("_enc"):
+        way_out = architecture.removesuffix("_enc")
+        hint = f"; {way_out!r} has the same backbone" if is_model(way_out) else ""
+        raise ValueError(f"model={name!r} is an encoder: it returns feature maps and has no classifier{hint}")
+    if ":" not in name and not is_model(name):
+        near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
+        hint = f"; close: {', '.join(near)}" if near else ""
+        raise ValueError(f"model={name!r} is no timm model (timm.list_models() lists them){hint}")
+    return timm.create_model(name, **model_args, num_classes=0)
+
+
+def behead_timm(model: nn.Module) -> None:
+    """Take the classifier off a timm module in place; a distilled pair gives way to its averaged tokens."""
+    reset: Any = model.reset_classifier
+    if hasattr(model, "set_distilled_training"):
+        model.set_distilled_training(False)  # type: ignore[operator]
+    pair = {}
+    if "distillation" in inspect.signature(reset).parameters:  # repvit forgets that it had a pair unless told
+        pair["distillation"] = getattr(model.head, "distillation", False)
+    reset(0, **pair)
+
+
+def behead(model: nn.Module, path: str | None, input_size: Sequence[int] | None) -> Headless:
+    """Replace the classifier of any module by an identity, in place.
+
+    With a `path` to a Linear or Conv2d that module's input width is taken as it stands and no forward pass is
+    made; otherwise one blank image finds the classifier and shows that nothing comes after it.
+
+    Raises:
+        ValueError: if there is no classifier to be found; the message lists the candidates.
+    """
+    _drop_auxiliary_heads(model)
+    found = path if path is not None else _last_module_of_width(model, blank_image(model, input_size))
+    try:
+        classifier = model.get_submodule(found)
+    except AttributeError:
+        raise ValueError(f"classifier={found!r} is no module of the model; {_candidates(model)}") from None
+    if not found:
+        raise ValueError(f"classifier='' is the whole model; {_candidates(model)}")
+    num_classes = getattr(classifier, "out_features", getattr(classifier, "out_channels", None))
+    removed = Removed(found, type(classifier))
+    model.set_submodule(found, nn.Identity())
+    if path is not None and input_size is None and isinstance(classifier, nn.Linear | nn.Conv2d):
+        features = classifier.weight.new_zeros(1, classifier.weight.shape[1])
+        return Headless(model, features, num_classes, removed)
+    return Headless(model, _identity_features(model, found, input_size), num_classes, removed)
+
+
+def _drop_auxiliary_heads(model: nn.Module) -> None:
+    """GoogLeNet and Inception of torchvision return auxiliary logits in training: those heads go as well."""
+    if getattr(model, "aux_logits", False):
+        for name, gone in {"aux_logits": False, "aux1": None, "aux2": None, "AuxLogits": None}.items():
+            if hasattr(model, name):
+                setattr(model, name, gone)
+
+
+def _candidates(model: nn.Module) -> str:
+    layers = [
+        f"{name!r} ({type(module).__name__}, {getattr(module, 'out_features', None) or module.out_channels} out)"
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d)
+    ]
+    if not layers:
+        return "it holds no Linear or Conv2d that could be one"
+    return f"candidates, the last first: {', '.join(layers[:-9:-1])}{', …' if len(layers) > 8 else ''}"
+
+
+def _last_module_of_width(model: nn.Module, image: Tensor) -> str:
+    """The last Linear or Conv2d to run whose output is as wide as the model's."""
+    ran: list[str] = []
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
+    handles = [
+        module.register_forward_pre_hook(lambda *_, name=name: ran.append(name)) for name, module in layers.items()
+    ]
+    try:
+        logits = evaluated(model, image)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        shape = f" of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else ""
+        raise ValueError(
+            f"the model's classifier can't be found: forward returns a {type(logits).__name__}{shape}, not logits "
+            f"(batch, classes); name the classifier's path, classifier='…', on a model whose forward returns its "
+            f"output; {_candidates(model)}"
+        )
+    for name in reversed(ran):
+        if layers[name].weight.shape[0] == logits.shape[1]:
+            return name
+    raise ValueError(
+        f"the model's classifier can't be found: no Linear or Conv2d has the {logits.shape[1]} outputs of the model; "
+        f"name the classifier's path, classifier='…'; {_candidates(model)}"
+    )
+
+
+def _identity_features(model: nn.Module, path: str, input_size: Sequence[int] | None) -> Tensor:
+    """Features of a blank image, shown to be what the classifier saw (pooled, where it saw a map)."""
+    seen: list[Tensor] = []
+    handle = model.get_submodule(path).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        features = pooled(evaluated(model, blank_image(model, input_size)))
+    finally:
+        handle.remove()
+    entering = seen[-1].mean((2, 3)) if seen and seen[-1].ndim == 4 else seen[-1] if seen else None
+    if entering is None or entering.shape != features.shape:
+        raise ValueError(f"classifier={path!r} is not what the model ends in; {_candidates(model)}")
+    if not features.is_meta and not torch.allclose(entering.float(), features.float(), rtol=1e-3, atol=1e-5):
+        raise ValueError(
+            f"something follows the classifier {path!r} (a softmax, a scale?) and would change the features: "
+            f"take it off the model first, or name another path, classifier='…'; {_candidates(model)}"
+        )
+    return features
+
+
+@contextmanager
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Eval mode, no gradients and a fork of the random generators; every submodule's own mode comes back."""
+    modes = [(part, part.training) for module in modules for part in module.modules()]
+    devices = {p.device for module in modules for p in module.parameters() if p.device.type == "cuda"}
+    try:
+        for module in modules:
+            module.eval()
+        with torch.no_grad(), torch.random.fork_rng(devices=sorted(devices, key=str)):
+            yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+def evaluated(model: nn.Module, image: Tensor) -> Any:
+    """The model's output for a blank image, in eval mode.
+
+    Raises:
+        ValueError: if the model can't take that image.
+    """
+    with evaluating(model):
+        try:
+            return model(image)
+        except Exception as error:
+            raise ValueError(
+                f"the model failed on a blank image of shape {tuple(image.shape)} ({error}); pass the shape that it "
+                "takes, input_size=(channels, height, width), or name its Linear classifier's path, classifier='…'"
+            ) from error
+
+
+def blank_image(model: nn.Module, input_size: Sequence[int] | None = None) -> Tensor:
+    """Zeros (1, channels, height, width) on the model's device, in its dtype."""
+    if input_size is None and hasattr(model, "pretrained_cfg"):
+        input_size = get_model_input_config(model)["input_size"]
+    elif input_size is None:
+        side = getattr(model, "image_size", 224)  # torchvision's vit knows the size it was built for
+        side = side if isinstance(side, int) else 224
+        channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
+        input_size = (channels, side, side)
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+    return like.new_zeros(1, *input_size)
+
+
+def pooled(features: Any) -> Tensor:
+    """The features themselves.
+
+    Raises:
+        ValueError: unless they are (batch, width).
+    """
+    if isinstance(features, Tensor) and features.ndim == 2:
+        return features
+    got = f"shape {tuple(features.shape)}" if isinstance(features, Tensor) else f"type {type(features).__name__}"
+    raise ValueError(
+        f"the backbone's features have {got}, a head takes pooled ones (batch, width): give the model a global pool "
+        "(model_args={'global_pool': 'avg'}, or model.reset_classifier(n, global_pool='avg') before the swap)"
+    )
+
+
+def dropout_before_head(model: nn.Module) -> float:
+    """The largest rate of dropout that stands between the pooled features and the classifier."""
+    heads = {"head", "head_drop", "classifier", "fc", "dropout"}
+    rates = [
+        module.p
+        for name, module in model.named_modules()
+        if isinstance(module, _DropoutNd) and name.partition(".")[0] in heads
+    ]
+    return max([float(getattr(model, "drop_rate", None) or 0.0), *rates])

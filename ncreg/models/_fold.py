@@ -1,0 +1,227 @@
+"""fold: a Classifier back into the plain model, its own classifier filled in."""
+
+import copy
+import warnings
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ncreg.models._backbone import blank_image, evaluating
+from ncreg.models._classifier import Classifier, Normalize
+from ncreg.norms import LastBatchNorm
+
+Slots = dict[str, nn.Linear | nn.Conv2d]
+
+
+class LinearMap(NamedTuple):
+    """weight (out, in) and bias (out,); `exact` is False where each sample's result has lost its length."""
+
+    weight: Tensor
+    bias: Tensor
+    exact: bool
+
+
+def fold(classifier: Classifier, *, normalize: Literal["drop", "keep"] | None = None) -> nn.Module:
+    """The plain timm or torchvision model with projection, last norm (eval mode) and head in its own classifier.
+
+    Logits are the classifier's own. Where the head or the norm divides a sample's features by their length, a
+    linear classifier can't: without that division the predictions stay the same and the logits do not
+    (they are divided by one typical length instead), and a warning says so.
+
+    Args:
+        classifier: a `Classifier`; it is not changed.
+        normalize: "drop" leaves the division out without a warning; "keep" puts projection, norm and head
+            themselves in the classifier's place: the same logits, but other keys in the state_dict.
+
+    The result takes what the backbone takes: images after `preprocess`. If that is `Normalize`, its mean and std
+    stand in the result's pretrained_cfg, where `timm.data.resolve_model_data_config` finds them. Its state_dict
+    loads with `timm.create_model(name, num_classes=C, checkpoint_path=…)`.
+
+    Raises:
+        TypeError: if `classifier` is none.
+        ValueError: if norm or head is not linear up to length, or the model's own classifier can't hold the result.
+
+    Example:
+        >>> from ncreg.models import swap_head
+        >>> classifier = swap_head("test_resnet", "linear", num_classes=10).eval()
+        >>> images = torch.rand(2, 3, 32, 32)
+        >>> torch.allclose(fold(classifier)(images), classifier(images), atol=1e-5)
+        True
+    """
+    if not isinstance(classifier, Classifier):
+        raise TypeError(f"fold takes a Classifier, got {type(classifier).__name__}")
+    if normalize not in (None, "drop", "keep"):
+        raise ValueError(f"normalize={normalize!r} must be 'drop', 'keep' or None")
+    if next(classifier.parameters()).is_meta:
+        raise ValueError("fold needs a classifier with real weights, this one is on the meta device")
+    plain, slots = _plain_model(classifier)
+    with evaluating(classifier, plain):
+        if normalize == "keep":
+            exact = True
+            _keep(plain, slots, classifier)
+        else:
+            tail = _tail(classifier)
+            exact = tail.exact
+            _fill(plain, slots, tail, blank_image(classifier.backbone))
+        _verify(plain, classifier, exact)
+    _say_what_differs(classifier, exact or normalize == "drop")
+    if isinstance(classifier.preprocess, Normalize) and hasattr(plain, "pretrained_cfg"):
+        mean, std = classifier.preprocess.mean, classifier.preprocess.std
+        numbers = {"mean": tuple(mean.flatten().tolist()), "std": tuple(std.flatten().tolist())}
+        told: Any = plain
+        told.pretrained_cfg = told.default_cfg = {**told.pretrained_cfg, **numbers}
+    return plain
+
+
+def _say_what_differs(classifier: Classifier, quiet: bool) -> None:
+    if not quiet:
+        warnings.warn(
+            "features are normalised before the head: the folded model leaves that out; predictions are the same, "
+            "logits are not (normalize='keep' keeps the normalisation, normalize='drop' silences this)",
+            UserWarning,
+            stacklevel=3,
+        )
+    if not isinstance(classifier.preprocess, nn.Identity):
+        warnings.warn(
+            "preprocess is not part of the folded model: feed it preprocessed images "
+            "(timm.data.resolve_model_data_config reads Normalize's mean and std from its pretrained_cfg)",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _plain_model(classifier: Classifier) -> tuple[nn.Module, Slots]:
+    """A copy of the backbone with a classifier of its own kind back in place, and that classifier's layers."""
+    if not classifier.num_classes:
+        raise ValueError("the classifier has no head (num_classes=0): reset_classifier(C) first")
+    backbone, removed = classifier.backbone, classifier._removed
+    plain: Any = copy.deepcopy(backbone)
+    with torch.random.fork_rng(devices=[]):
+        if removed is not None:
+            width = _pooled_width(classifier)
+            conv = issubclass(removed.kind, nn.Conv2d)
+            sizes = width, classifier.num_classes
+            layer = nn.Conv2d(*sizes, 1) if conv else nn.Linear(*sizes)
+            plain.set_submodule(removed.path, layer.to(next(backbone.parameters())).train(backbone.training))
+        elif hasattr(plain, "reset_classifier"):
+            pair = getattr(getattr(plain, "head", None), "distillation", None)  # repvit forgets it unless told
+            plain.reset_classifier(classifier.num_classes, **({} if pair is None else {"distillation": pair}))
+        else:
+            raise ValueError(f"{type(backbone).__name__} does not say where its classifier was: build it by swap_head")
+    before = {name: type(module) for name, module in backbone.named_modules()}
+    added = {name: module for name, module in plain.named_modules() if type(module) is not before.get(name)}
+    for module in added.values():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):  # levit's and repvit's stand before the classifier
+            module.reset_running_stats()
+            nn.init.constant_(module.weight, (1 + module.eps) ** 0.5)
+            nn.init.zeros_(module.bias)
+    return plain, {name: m for name, m in added.items() if isinstance(m, nn.Linear | nn.Conv2d)}
+
+
+def _pooled_width(classifier: Classifier) -> int:
+    project = classifier.project
+    return project.in_features if isinstance(project, nn.Linear) else classifier.head_hidden_size
+
+
+def _tail(classifier: Classifier) -> LinearMap:
+    """Projection, norm and head as one linear map of the pooled features."""
+    width = _pooled_width(classifier)
+    weight, bias, exact = torch.eye(width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64), True
+    for part in (classifier.project, classifier.norm, classifier.head):
+        step = _as_linear_map(part, weight.shape[0])
+        weight, bias = step.weight @ weight, step.weight @ bias + step.bias
+        exact = exact and step.exact
+        if not exact and step.bias.abs().max() > 1e-12:
+            raise ValueError(
+                f"{type(part).__name__} adds a bias after features were normalised, which no linear classifier can: "
+                "normalize='keep' keeps norm and head in the classifier's place"
+            )
+    if not exact and isinstance(classifier.norm, LastBatchNorm):
+        gamma = classifier.norm.weight
+        squared = weight.new_ones(()) if gamma is None else gamma.detach().to(weight).square().mean()
+        length = (squared * classifier.head_hidden_size).sqrt()  # ‖γ‖: the features' root mean square length
+        weight, bias = weight / length, bias / length
+    return LinearMap(weight, bias, exact)
+
+
+def _as_linear_map(part: nn.Module, width: int) -> LinearMap:
+    """Read weight and bias off the images of 0 and of the unit vectors, then test them on random vectors.
+
+    f(x) = Wx + b is exact; f(x) − b = r(x)·Wx with r(x) > 0, as of a head on unit features, is not.
+    """
+    part = copy.deepcopy(part).to("cpu", torch.float64).eval()
+    bias = part(torch.zeros(1, width, dtype=torch.float64))[0]
+    weight = (part(torch.eye(width, dtype=torch.float64)) - bias).T
+    vectors = torch.randn(8, width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    given, linear = part(vectors) - bias, vectors @ weight.T
+    tolerance = 1e-9 * linear.abs().max()
+    if (given - linear).abs().max() <= tolerance:
+        return LinearMap(weight, bias, True)
+    ratio = (given * linear).sum(1, keepdim=True) / linear.square().sum(1, keepdim=True)
+    if (ratio > 0).all() and (given / ratio - linear).abs().max() <= tolerance:
+        return LinearMap(weight, bias, False)
+    raise ValueError(
+        f"{type(part).__name__} is not linear in the features, not even up to their length: "
+        "normalize='keep' keeps norm and head in the classifier's place"
+    )
+
+
+def _fill(plain: nn.Module, slots: Slots, tail: LinearMap, image: Tensor) -> None:
+    """Write the map into the classifier's layers.
+
+    The layers read consecutive slices of the features, starting over once all are read (a distilled pair reads
+    them twice, crossvit's two layers a slice each), and the model mixes their outputs by shares that a forward
+    pass with one bias at 1 and everything else at 0 reads off.
+    """
+    width = tail.weight.shape[1]
+    for layer in slots.values():
+        nn.init.zeros_(layer.weight)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+    shares, starts, position = [], [], 0
+    for name, layer in slots.items():
+        starts.append(position)
+        position = (position + layer.weight.shape[1]) % width
+        if layer.bias is None:
+            if len(slots) > 1 or tail.bias.abs().max() > 1e-12:
+                raise ValueError(f"the model's classifier {name!r} has no bias, which the last norm or head needs")
+            shares.append(1.0)
+            continue
+        nn.init.ones_(layer.bias)
+        shares.append(float(plain(image).double().mean()))
+        nn.init.zeros_(layer.bias)
+    for layer, start in zip(slots.values(), starts, strict=True):
+        mixed = sum(share for share, other in zip(shares, starts, strict=True) if other == start)
+        piece = tail.weight[:, start : start + layer.weight.shape[1]] / mixed
+        if piece.numel() == layer.weight.numel():  # else nothing is filled in, and _verify says so
+            layer.weight.copy_(piece.reshape(layer.weight.shape))
+        if layer.bias is not None:
+            layer.bias.copy_(tail.bias / sum(shares))
+
+
+def _keep(plain: nn.Module, slots: Slots, classifier: Classifier) -> None:
+    """Projection, norm and head themselves in the place of the model's one classifier layer."""
+    if len(slots) != 1:
+        raise ValueError(f"normalize='keep' needs a model with one classifier layer, this has {len(slots)}")
+    (path,) = slots
+    parts = [p for p in (classifier.project, classifier.norm, classifier.head) if not isinstance(p, nn.Identity)]
+    plain.set_submodule(path, nn.Sequential(nn.Flatten(1), *copy.deepcopy(parts)))
+
+
+def _verify(plain: nn.Module, classifier: Classifier, exact: bool) -> None:
+    """Compare both on random images; what differs is the structure around the classifier, not rounding."""
+    blank = blank_image(classifier.backbone).expand(2, -1, -1, -1)
+    images = torch.rand(blank.shape, generator=torch.Generator().manual_seed(0)).to(blank)
+    expected = classifier.head(classifier.norm(classifier.project(classifier.backbone(images)))).double()
+    got = plain(images).double()
+    rounding = 1e-3 if blank.dtype in (torch.float32, torch.float64) else 5e-2
+    if got.shape == expected.shape:
+        if exact and (got - expected).abs().max() <= rounding * expected.abs().max():
+            return
+        if not exact and (torch.cosine_similarity(got, expected) >= 1 - rounding).all():
+            return
+    raise ValueError(
+        "the model's own classifier can't hold the folded one (something stands behind it, as squeezenet's ReLU "
+        "does, or it is no plain linear layer): use the Classifier itself"
+    )
