@@ -21,17 +21,25 @@ from ncreg.theory.cross_entropy import (
 )
 from ncreg.theory.imbalance import imbalanced_mse_logits, minority_collapse_threshold
 from ncreg.theory.scale import minimal_cross_entropy, scale_for_loss
-from ncreg.theory.squared_error import SquaredErrorOptimum, deep_linear_optimum, mse_optimum
+from ncreg.theory.squared_error import (
+    DotRegressionOptimum,
+    SquaredErrorOptimum,
+    deep_linear_optimum,
+    dot_regression_optimum,
+    mse_optimum,
+)
 
 __all__ = [
     "CollapseCertificate",
     "CrossEntropyOptimum",
+    "DotRegressionOptimum",
     "SpectralDecouplingOptimum",
     "SquaredErrorOptimum",
     "binary_spectral_decoupling_optimum",
     "collapse_certificate",
     "cross_entropy_optimum",
     "deep_linear_optimum",
+    "dot_regression_optimum",
     "imbalanced_mse_logits",
     "last_batch_norm_optimum",
     "layer_peeled_optimum",

@@ -161,3 +161,52 @@ def _lost(kappa: float, factors: int) -> float:
         else:
             low = middle
     return low
+
+
+@dataclass(frozen=True, slots=True)
+class DotRegressionOptimum:
+    """The minimum of dot regression with decayed features, every feature along its own class vector.
+
+    Attributes:
+        loss: dot regression plus decay, the units of the length ℓ.
+        own_logit: dot product of a feature with its own class vector.
+        feature_norm: length of each feature.
+    """
+
+    loss: float
+    own_logit: float
+    feature_norm: float
+
+
+def dot_regression_optimum(
+    num_samples: int, length: Number, weight_norm: Number, feature_decay: Number
+) -> DotRegressionOptimum:
+    """Optimum of mean (w_yᵀh − ℓ)²/(2ℓ) + (λ_H/2)‖H‖² over free features: (ℓ/2)·k/(1+k), k = Nλ_Hℓ/‖w‖².
+
+    Decay shortens features to 1/(1+k) of the length aimed at and leaves their directions alone, for any frame and
+    any imbalance. (On unit features, normalize=True, the optimum is 0.)
+
+    Args:
+        num_samples: N.
+        length: ℓ = √(E_W·E_H), the dot product aimed at.
+        weight_norm: ‖w‖ = √E_W, the length of the fixed class vectors.
+        feature_decay: λ_H, the coefficient of ‖H‖_F²/2; 0 for none.
+
+    Returns:
+        Loss, dot product and feature length.
+
+    Raises:
+        ValueError: for a count, length or decay out of range.
+
+    Source: the loss is from Yang et al. 2022, "Inducing Neural Collapse in Imbalanced Learning" (arXiv 2203.09081).
+
+    Example:
+        >>> dot_regression_optimum(100, length=2.0, weight_norm=1.0, feature_decay=5e-3)
+        DotRegressionOptimum(loss=0.5, own_logit=1.0, feature_norm=1.0)
+    """
+    _checks.count(num_samples=num_samples)
+    _checks.positive(length=length, weight_norm=weight_norm)
+    _checks.non_negative(feature_decay=feature_decay)
+    pull = num_samples * feature_decay * length / weight_norm**2
+    own = length / (1 + pull)
+    return DotRegressionOptimum(loss=0.5 * own * pull, own_logit=own, feature_norm=own / weight_norm)
