@@ -1,36 +1,89 @@
 """Parameter groups in which the theory of last-layer normalisation and weight decay holds."""
 
+import math
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatchcase
 from typing import Any
 
+from timm.models import group_parameters
 from torch import nn
 
 from ncreg.models import Classifier
+from ncreg.norms import LastBatchNorm
 
 
-def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Decayed and undecayed parameters: matrices, the head and the last norm's γ decay; biases and norms don't.
+def param_groups(model: nn.Module, weight_decay: float, *, layer_decay: float | None = None) -> list[dict[str, Any]]:
+    """Matrices, the learned head and the last norm's γ decay; biases, other norms and timm's exempted names don't.
 
-    Pan & Cao (arXiv 2309.04644) bound the collapse by ‖γ‖² + ‖W‖², so γ, though one-dimensional, must decay.
-    Frozen parameters are left out.
+    Pan & Cao (arXiv 2309.04644) bound collapse by CE + (λ/2)(‖γ‖² + ‖W‖²): γ must decay although it is
+    one-dimensional, which timm's and most other groupings exempt. The decay must be coupled (L2 in the gradient,
+    as torch.optim.SGD does it): AdamW's decoupled one keeps NC0 and NC3 from closing. Every trainable parameter
+    is in one group, frozen ones are left out.
 
     Args:
-        model: a `Classifier` or any other module.
-        weight_decay: of the decayed group, not negative.
+        model: a `Classifier`, or any module; a `LastBatchNorm` in it counts as a last norm.
+        weight_decay: λ of the decayed groups.
+        layer_decay: factor on the learning rate from one layer to the one before it, as `lr_scale` of each group
+            (timm's schedulers and optimizer factory read it); needs timm's group_matcher. None for one rate.
+
+    Returns:
+        Groups for a torch optimizer, or for `timm.optim.create_optimizer_v2` in the model's place, whose own
+        grouping would leave γ out.
 
     Raises:
-        ValueError: if `weight_decay` is negative or not finite.
+        ValueError: if `weight_decay` is negative or not finite, `layer_decay` not in (0, 1], or layers unknown.
+
+    Example:
+        >>> import torch
+        >>> from ncreg.models import swap_head
+        >>> classifier = swap_head("test_resnet", "etf", num_classes=10)
+        >>> optimizer = torch.optim.SGD(param_groups(classifier, 5e-4), lr=0.1, momentum=0.9)
+        >>> [group["weight_decay"] for group in optimizer.param_groups]
+        [0.0005, 0.0]
     """
-    if not 0 <= weight_decay < float("inf"):
-        raise ValueError(f"weight_decay must be a finite number ≥ 0, got {weight_decay}")
-    theory = set()
-    if isinstance(model, Classifier):
-        theory = {model.get_parameter(f"norm.{n}") for n, _ in model.norm.named_parameters() if n != "bias"}
-    decay: list[nn.Parameter] = []
-    rest: list[nn.Parameter] = []
+    if not (math.isfinite(weight_decay) and weight_decay >= 0):
+        raise ValueError(f"weight_decay={weight_decay} must be finite and at least 0")
+    scales = _layer_scales(model, layer_decay)
+    gammas = {id(parameter) for parameter in _last_norm_weights(model)}
+    exempt = _exempt_patterns(model)
+    groups: dict[tuple[float | None, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         matrix = parameter.ndim > 1 and not name.endswith("bias")
-        (decay if parameter in theory or matrix else rest).append(parameter)
-    groups = [{"params": decay, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+        decays = id(parameter) in gammas or matrix and not any(fnmatchcase(name, e) for e in exempt)
+        groups.setdefault((scales.get(name), decays), []).append(parameter)
+    return [
+        {"params": groups[scale, decays], "weight_decay": weight_decay if decays else 0.0}
+        | ({} if scale is None else {"lr_scale": scale})
+        for scale, decays in sorted(groups, key=lambda key: (key[0] or 0.0, not key[1]))
+    ]
+
+
+def _last_norm_weights(model: nn.Module) -> Iterator[nn.Parameter]:
+    for module in model.modules():
+        norm = module.norm if isinstance(module, Classifier) else module
+        if isinstance(module, Classifier | LastBatchNorm):
+            yield from (p for name, p in norm.named_parameters() if not name.endswith("bias"))
+
+
+def _exempt_patterns(model: nn.Module) -> set[str]:
+    """Patterns of names that the model, or the one inside a DistributedDataParallel, exempts from decay."""
+    for prefix, module in model.named_modules():
+        names: Callable[[], set[str]] | None = getattr(module, "no_weight_decay", None)
+        if names is not None:
+            return {f"{prefix}.{name}" if prefix else name for name in names()}
+    return set()
+
+
+def _layer_scales(model: nn.Module, layer_decay: float | None) -> dict[str, float]:
+    """Parameter name → layer_decay^(layers above it)."""
+    if layer_decay is None:
+        return {}
+    if not 0 < layer_decay <= 1:
+        raise ValueError(f"layer_decay={layer_decay} must lie in (0, 1]; None switches it off")
+    matcher: Callable[..., Any] | None = getattr(model, "group_matcher", None)
+    if matcher is None:
+        raise ValueError(f"layer_decay needs timm's group_matcher, which {type(model).__name__} does not have")
+    layers = group_parameters(model, matcher(coarse=False), reverse=True)
+    return {name: layer_decay ** (max(layers.values()) - layer) for name, layer in layers.items()}

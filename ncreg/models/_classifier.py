@@ -1,5 +1,6 @@
 """Backbone, projection, last norm and head as one module that keeps timm's naming contract."""
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -163,9 +164,11 @@ class Classifier(nn.Module):
         exempt = getattr(self.backbone, "no_weight_decay", set)
         return {f"backbone.{name}" for name in exempt()}
 
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+    def group_matcher(self, coarse: bool = False) -> Any:
         """The backbone's layer groups; projection, last norm and head come after all of them."""
         groups = self._timm("group_matcher")(coarse=coarse)
+        if callable(groups):  # cait's is a function of the name
+            return lambda n: groups(n.removeprefix("backbone.")) if n.startswith("backbone.") else (math.inf,)
         return {
             group: [(_within_backbone(s[0]), *s[1:]) for s in spec]
             if isinstance(spec, list | tuple)
