@@ -4,7 +4,7 @@ import difflib
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import timm
 import torch
@@ -14,10 +14,11 @@ from torch.nn.modules.dropout import _DropoutNd
 
 
 class Removed(NamedTuple):
-    """Where the classifier sat in a module without timm's reset_classifier, and of what type it was."""
+    """Where the classifier sat in a module without timm's reset_classifier, its type, and one input's size if known."""
 
     path: str
     kind: type[nn.Module]
+    input_size: tuple[int, ...] | None
 
 
 class Headless(NamedTuple):
@@ -78,12 +79,15 @@ def behead(model: nn.Module, path: str | None, input_size: Sequence[int] | None)
     if not found:
         raise ValueError(f"classifier='' is the whole model; {_candidates(model)}")
     num_classes = getattr(classifier, "out_features", getattr(classifier, "out_channels", None))
-    removed = Removed(found, type(classifier))
     model.set_submodule(found, nn.Identity())
-    if path is not None and input_size is None and isinstance(classifier, nn.Linear | nn.Conv2d):
-        features = classifier.weight.new_zeros(1, classifier.weight.shape[1])
+    named_layer = path is not None and isinstance(classifier, nn.Linear | nn.Conv2d)
+    size = None if named_layer and input_size is None else tuple(blank_image(model, input_size).shape[1:])
+    removed = Removed(found, type(classifier), size)
+    if size is None:
+        weight = cast(Tensor, classifier.weight)
+        features = weight.new_zeros(1, weight.shape[1])
         return Headless(model, features, num_classes, removed)
-    return Headless(model, _identity_features(model, found, input_size), num_classes, removed)
+    return Headless(model, _identity_features(model, found, size), num_classes, removed)
 
 
 def _drop_auxiliary_heads(model: nn.Module) -> None:

@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -60,11 +60,13 @@ def fold(classifier: Classifier, *, normalize: Literal["drop", "keep"] | None = 
         if normalize == "keep":
             exact = True
             _keep(plain, slots, classifier)
+            _demand(_agree(plain, classifier, exact))
         else:
             tail = _tail(classifier)
             exact = tail.exact
-            _fill(plain, slots, tail, blank_image(classifier.backbone))
-        _verify(plain, classifier, exact)
+            # all layers together; else one alone, as volo adds a maximum over its other's logits
+            choices = dict.fromkeys([tuple(slots), *((name,) for name in slots)])
+            _demand(any(_filled(plain, slots, chosen, tail, classifier) for chosen in choices))
     _say_what_differs(classifier, exact or normalize == "drop")
     if isinstance(classifier.preprocess, Normalize) and hasattr(plain, "pretrained_cfg"):
         mean, std = classifier.preprocess.mean, classifier.preprocess.std
@@ -167,37 +169,33 @@ def _as_linear_map(part: nn.Module, width: int) -> LinearMap:
     )
 
 
-def _fill(plain: nn.Module, slots: Slots, tail: LinearMap, image: Tensor) -> None:
-    """Write the map into the classifier's layers.
+def _filled(plain: nn.Module, slots: Slots, chosen: tuple[str, ...], tail: LinearMap, classifier: Classifier) -> bool:
+    """Write the map into the chosen ones of the classifier's layers, zeros into the others; whether it holds.
 
     The layers read consecutive slices of the features, starting over once all are read (a distilled pair reads
     them twice, crossvit's two layers a slice each), and the model mixes their outputs by shares that a forward
     pass with one bias at 1 and everything else at 0 reads off.
     """
-    width = tail.weight.shape[1]
-    for layer in slots.values():
-        nn.init.zeros_(layer.weight)
-        if layer.bias is not None:
-            nn.init.zeros_(layer.bias)
+    for parameter in (p for layer in slots.values() for p in layer.parameters()):
+        nn.init.zeros_(parameter)
+    layers = [slots[name] for name in chosen]
     shares, starts, position = [], [], 0
-    for name, layer in slots.items():
-        starts.append(position)
-        position = (position + layer.weight.shape[1]) % width
+    for layer in layers:
         if layer.bias is None:
-            if len(slots) > 1 or tail.bias.abs().max() > 1e-12:
-                raise ValueError(f"the model's classifier {name!r} has no bias, which the last norm or head needs")
-            shares.append(1.0)
-            continue
+            raise ValueError(f"the model's own classifier {list(slots)} has no bias to hold the last norm's mean")
+        starts.append(position)
+        position = (position + layer.weight.shape[1]) % tail.weight.shape[1]
         nn.init.ones_(layer.bias)
-        shares.append(float(plain(image).double().mean()))
+        image = _image(classifier)
+        shares.append(1.0 if image is None else float(plain(image).double().mean()))
         nn.init.zeros_(layer.bias)
-    for layer, start in zip(slots.values(), starts, strict=True):
+    for layer, start in zip(layers, starts, strict=True):
         mixed = sum(share for share, other in zip(shares, starts, strict=True) if other == start)
         piece = tail.weight[:, start : start + layer.weight.shape[1]] / mixed
-        if piece.numel() == layer.weight.numel():  # else nothing is filled in, and _verify says so
+        if piece.numel() == layer.weight.numel():  # else the layer stays empty and the comparison fails
             layer.weight.copy_(piece.reshape(layer.weight.shape))
-        if layer.bias is not None:
-            layer.bias.copy_(tail.bias / sum(shares))
+        cast(Tensor, layer.bias).copy_(tail.bias / sum(shares))
+    return _agree(plain, classifier, tail.exact)
 
 
 def _keep(plain: nn.Module, slots: Slots, classifier: Classifier) -> None:
@@ -209,19 +207,34 @@ def _keep(plain: nn.Module, slots: Slots, classifier: Classifier) -> None:
     plain.set_submodule(path, nn.Sequential(nn.Flatten(1), *copy.deepcopy(parts)))
 
 
-def _verify(plain: nn.Module, classifier: Classifier, exact: bool) -> None:
+def _agree(plain: nn.Module, classifier: Classifier, exact: bool) -> bool:
     """Compare both on random images; what differs is the structure around the classifier, not rounding."""
-    blank = blank_image(classifier.backbone).expand(2, -1, -1, -1)
-    images = torch.rand(blank.shape, generator=torch.Generator().manual_seed(0)).to(blank)
+    blank = _image(classifier)
+    if blank is None:
+        return True
+    shape = (2, *blank.shape[1:])
+    images = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(blank)
     expected = classifier.head(classifier.norm(classifier.project(classifier.backbone(images)))).double()
     got = plain(images).double()
     rounding = 1e-3 if blank.dtype in (torch.float32, torch.float64) else 5e-2
-    if got.shape == expected.shape:
-        if exact and (got - expected).abs().max() <= rounding * expected.abs().max():
-            return
-        if not exact and (torch.cosine_similarity(got, expected) >= 1 - rounding).all():
-            return
-    raise ValueError(
-        "the model's own classifier can't hold the folded one (something stands behind it, as squeezenet's ReLU "
-        "does, or it is no plain linear layer): use the Classifier itself"
-    )
+    if got.shape != expected.shape:
+        return False
+    if exact:
+        return bool((got - expected).abs().max() <= rounding * expected.abs().max())
+    return bool((torch.cosine_similarity(got, expected) >= 1 - rounding).all())
+
+
+def _demand(holds: bool) -> None:
+    if not holds:
+        raise ValueError(
+            "the model's own classifier can't hold the folded one (something stands behind it, as squeezenet's ReLU "
+            "does, or it is no plain linear layer): use the Classifier itself"
+        )
+
+
+def _image(classifier: Classifier) -> Tensor | None:
+    """A blank image; None where only the caller knows the model's input and named its classifier's path instead."""
+    if classifier._removed is None:
+        return blank_image(classifier.backbone)
+    size = classifier._removed.input_size
+    return None if size is None else blank_image(classifier.backbone, size)
