@@ -74,7 +74,7 @@ def build_model(config: TrainConfig, data: Dataset) -> Classifier:
         raise UserError(
             f"{asked.backbone} cannot take images of {side} pixels ({reason}): set --data.image_size"
         ) from None
-    return model
+    return model.to(memory_format=torch.channels_last)
 
 
 def check_backbone(asked: ModelConfig) -> None:

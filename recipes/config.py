@@ -175,7 +175,11 @@ class TrainConfig:
             "optim.lr": (optim.lr, 0 < optim.lr < math.inf, "a positive rate"),
             "optim.momentum": (optim.momentum, 0 <= optim.momentum < 1, "in [0, 1)"),
             "optim.weight_decay": (optim.weight_decay, 0 <= optim.weight_decay < math.inf, "not negative"),
-            "optim.warmup_epochs": (optim.warmup_epochs, optim.warmup_epochs >= 0, "not negative"),
+            "optim.warmup_epochs": (
+                optim.warmup_epochs,
+                0 <= optim.warmup_epochs < max(1, self.tpt.max_epochs),
+                f"not negative, and below tpt.max_epochs={self.tpt.max_epochs}",
+            ),
             "seed": (self.seed, 0 <= self.seed < 2**63, "a whole number, not negative"),
             "loss": (self.loss, bool(self.loss), "at least one term, e.g. {cross_entropy: {}}"),
         }
@@ -185,6 +189,10 @@ class TrainConfig:
         for name, term in self.loss.items():
             if not math.isfinite(term.weight):
                 raise ValueError(f"loss.{name}.weight={term.weight}: must be finite")
+        acting = {term.phase for term in self.loss.values() if term.weight}
+        for phase in ("fitting", "terminal"):
+            if not acting & {"always", phase}:
+                raise ValueError(f"loss={', '.join(self.loss)}: no term acts in the {phase} phase; add one there")
 
 
 def recipes() -> dict[str, Path]:

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torchvision.datasets import FashionMNIST
 from torchvision.datasets.folder import IMG_EXTENSIONS
-from torchvision.io import ImageReadMode, decode_image
-from torchvision.transforms.v2.functional import center_crop, resize
+from torchvision.transforms.v2.functional import center_crop, pil_to_tensor, resize
 
 from recipes.config import DataConfig, UserError
 
@@ -57,7 +57,8 @@ class Split:
         last = len(self) - size + 1 if drop_last else len(self)
         for start in range(0, last, size):
             index = slice(start, start + size) if order is None else order[start : start + size]
-            yield self.images[index].float().div_(255), self.target[index]
+            images = self.images[index].to(torch.float32, memory_format=torch.channels_last)
+            yield images.div_(255), self.target[index]
 
 
 @dataclass(frozen=True)
@@ -231,9 +232,10 @@ def _read_folder(folder: Path, names: tuple[str, ...], side: int) -> Split:
     images = torch.empty(len(files), 3, side, side, dtype=torch.uint8)
     for position, (path, _) in enumerate(files):
         try:
-            image = decode_image(str(path), mode=ImageReadMode.RGB)
-        except (RuntimeError, OSError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            with Image.open(path) as opened:
+                image = pil_to_tensor(opened.convert("RGB"))
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow raises
+            reason = str(error).replace(str(path), "").strip(" :'")
             raise UserError(f"{path} is not a readable image ({reason}): repair or remove it") from None
         images[position] = _resized(image, side)
     return Split(images, torch.tensor([index for _, index in files]))

@@ -1,0 +1,195 @@
+"""The image sets against plain restatements: splits, pixels, channel moments, folders, IDX files."""
+
+import gzip
+import struct
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+
+import recipes.data as data
+from recipes.config import DataConfig, UserError
+from recipes.data import Split, load, stratified
+
+
+def native(side):
+    return lambda own: side if own is None else own
+
+
+def picture(path, value, size=(6, 6)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((*size, 3), value, np.uint8)).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three classes of unequal size with a test part; the pixel value tells class and number."""
+    for part, counts in {"train": (20, 30, 40), "test": (3, 2, 1)}.items():
+        for index, count in enumerate(counts):
+            for number in range(count):
+                picture(tmp_path / part / "abc"[index] / f"{number:02}.png", 60 * index + number)
+    return tmp_path
+
+
+def test_digits_are_the_sets_own_pixels_and_parts_do_not_overlap():
+    parts = load(DataConfig(), seed=5, image_size=native(8))
+    bunch = load_digits()
+    known = {
+        (image * 255 / 16).round().astype(np.uint8).tobytes(): int(c)
+        for image, c in zip(bunch.images, bunch.target, strict=True)
+    }
+    sizes, seen = [], 0
+    for split in (parts.train, parts.val, parts.test):
+        for image, target in zip(split.images, split.target, strict=True):
+            assert known[image.numpy().tobytes()] == target
+        sizes.append(len(split))
+        seen += len(split)
+    assert seen == 1797 and sizes[2] == 360 and sizes[1] == pytest.approx(144, abs=1)
+    assert len(known) == 1797  # no image twice, so equal counts mean disjoint parts
+    everything = {image.numpy().tobytes() for split in (parts.train, parts.val, parts.test) for image in split.images}
+    assert len(everything) == 1797
+
+
+def test_the_seed_moves_validation_but_never_the_test_part():
+    one, two = (load(DataConfig(), seed=seed, image_size=native(8)) for seed in (1, 2))
+    again = load(DataConfig(), seed=1, image_size=native(8))
+    assert torch.equal(one.test.images, two.test.images)
+    assert torch.equal(one.val.images, again.val.images) and not torch.equal(one.val.images, two.val.images)
+
+
+def test_a_stratified_draw_keeps_the_class_shares():
+    target = torch.arange(4).repeat_interleave(torch.tensor([100, 200, 300, 400]))
+    split = Split(torch.arange(1000).view(-1, 1, 1, 1).to(torch.uint8), target)
+    drawn = stratified(split, 100, seed=0, what="train_size")
+    assert torch.bincount(drawn.target).tolist() == [10, 20, 30, 40]
+    assert stratified(split, None, seed=0, what="train_size") is split
+    with pytest.raises(UserError, match="train_size=1001: only 1000"):
+        stratified(split, 1001, seed=0, what="train_size")
+
+
+def test_moments_are_those_of_the_pixels():
+    images = torch.randint(0, 256, (50, 3, 5, 5), dtype=torch.uint8)
+    split = Split(images, torch.zeros(50, dtype=torch.long))
+    mean, std = data.Dataset(("a",), split, split, split).moments()
+    pixels = images.numpy().astype(np.float64) / 255
+    np.testing.assert_allclose(mean, pixels.mean((0, 2, 3)), rtol=1e-12)
+    np.testing.assert_allclose(std, pixels.std((0, 2, 3)), rtol=1e-9)
+
+
+def test_batches_cover_an_epoch_once_in_the_generators_order():
+    split = Split(torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1), torch.arange(10))
+    plain = list(split.batches(4))
+    assert [target.tolist() for _, target in plain] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    torch.testing.assert_close(plain[1][0].flatten(), torch.arange(4.0, 8.0) / 255)
+    shuffled = list(split.batches(4, generator=torch.Generator().manual_seed(3), drop_last=True))
+    order = torch.randperm(10, generator=torch.Generator().manual_seed(3))
+    assert [len(target) for _, target in shuffled] == [4, 4]
+    assert torch.equal(torch.cat([target for _, target in shuffled]), order[:8])
+    assert [len(target) for _, target in split.batches(5, drop_last=True)] == [5, 5]
+
+
+def test_a_folder_is_read_whole_and_in_order(folder):
+    config = DataConfig(name="folder", root=folder, batch_size=8, val_share=0.2)
+    parts = load(config, seed=0, image_size=native(6))
+    assert parts.class_names == ("a", "b", "c")
+    assert torch.bincount(parts.train.target).tolist() == [16, 24, 32]
+    assert parts.test.images[:, 0, 0, 0].tolist() == [0, 1, 2, 60, 61, 120]
+    for split in (parts.train, parts.val):
+        assert torch.equal(split.images[:, 0, 0, 0] // 60, split.target.to(torch.uint8))
+    values = torch.cat([parts.train.images, parts.val.images])[:, 0, 0, 0].sort().values
+    assert values.tolist() == sorted(60 * index + n for index, count in enumerate((20, 30, 40)) for n in range(count))
+
+
+def test_images_of_other_sizes_are_scaled_and_cropped_around_the_centre(tmp_path):
+    wide = np.zeros((8, 16, 3), np.uint8)
+    wide[:, 4:12] = 200  # the central square
+    for name in "ab":
+        for number in range(10):
+            path = tmp_path / name / f"{number}.png"
+            path.parent.mkdir(exist_ok=True)
+            Image.fromarray(wide).save(path)
+    parts = load(DataConfig(name="folder", root=tmp_path, batch_size=2), seed=0, image_size=native(8))
+    assert (parts.train.images == 200).all()
+    assert len(parts.test) == 4  # a fifth, because there is no test folder
+
+
+def idx(path, array, magic=b"\x00\x00\x08"):
+    header = magic + bytes([array.ndim]) + struct.pack(f">{array.ndim}i", *array.shape)
+    path.write_bytes(gzip.compress(header + array.astype(np.uint8).tobytes()))
+
+
+def fashion(folder, count=40):
+    images = np.random.default_rng(0).integers(0, 256, (count, 28, 28))
+    for part in ("train", "t10k"):
+        idx(folder / f"{part}-images-idx3-ubyte.gz", images)
+        idx(folder / f"{part}-labels-idx1-ubyte.gz", np.arange(count) % 10)
+    return images
+
+
+def test_fashion_mnist_files_are_read_as_they_are(tmp_path):
+    images = fashion(tmp_path)
+    parts = load(
+        DataConfig(name="fashion_mnist", root=tmp_path, batch_size=4, val_share=0.25), seed=0, image_size=native(28)
+    )
+    np.testing.assert_array_equal(parts.test.images[:, 0].numpy(), images)
+    assert parts.test.target.tolist() == [n % 10 for n in range(40)]
+    assert parts.class_names[0] == "T-shirt/top" and len(parts.train) == 30
+
+
+def test_missing_and_damaged_fashion_mnist_name_a_way_out(tmp_path, monkeypatch):
+    def offline(*args, **kwargs):
+        raise RuntimeError("Error downloading")
+
+    monkeypatch.setattr(data, "DEBIAN", tmp_path / "nowhere")
+    monkeypatch.setattr(data, "FashionMNIST", offline)
+    config = DataConfig(name="fashion_mnist", root=tmp_path)
+    with pytest.raises(UserError, match="dataset-fashion-mnist"):
+        load(config, seed=0, image_size=native(28))
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(b"not gzip")
+    with pytest.raises(UserError, match="cannot be read"):
+        load(config, seed=0, image_size=native(28))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            lambda root: (root / "train" / "a" / "bad.png").write_bytes(b"no picture"),
+            r"bad\.png is not a readable image",
+        ),
+        (lambda root: (root / "train" / "d").mkdir(), "no image of class d"),
+        (lambda root: picture(root / "test" / "x" / "0.png", 1), "classes without training images: x"),
+        (lambda root: [p.unlink() for p in (root / "train").rglob("*.png")], "has no images"),
+    ],
+)
+def test_faulty_folders_are_refused_by_name(folder, change, words):
+    change(folder)
+    with pytest.raises(UserError, match=words):
+        load(DataConfig(name="folder", root=folder, batch_size=8), seed=0, image_size=native(6))
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (DataConfig(name="cifar11"), "data.name='cifar11' is unknown: one of digits"),
+        (DataConfig(name="folder", root=data.Path("nowhere")), "data.root=nowhere is not a folder"),
+        (DataConfig(train_size=5000), "data.train_size=5000: only 1293"),
+        (DataConfig(train_size=3), "data.train_size=3 cannot be drawn"),
+        (DataConfig(train_size=100), "100 training images are fewer than data.batch_size=128"),
+    ],
+)
+def test_impossible_requests_are_refused_by_name(config, words):
+    with pytest.raises(UserError, match=words):
+        load(config, seed=0, image_size=native(8))
+
+
+def test_a_class_without_training_images_is_named(monkeypatch):
+    def source(config, image_size):
+        target = torch.arange(2).repeat(50)
+        return data.Source(("here", "there", "gone"), Split(torch.zeros(100, 1, 8, 8, dtype=torch.uint8), target), None)
+
+    monkeypatch.setitem(data.SOURCES, "made", source)
+    with pytest.raises(UserError, match="no training image of class gone"):
+        load(DataConfig(name="made", batch_size=4), seed=0, image_size=native(8))
