@@ -1,10 +1,9 @@
 """What every loss does with its matrices: check, lift to full precision, scale rows to unit length, average."""
 
 from math import isfinite
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -68,7 +67,35 @@ def unit_rows(rows: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows dim"]:
     The smallest length that counts is 1e-6, or the smallest normal number of the incoming type: below it a
     direction is rounding noise and the gradient, 1/length, overflows (in float16 a zero row would get inf).
     """
-    return F.normalize(full_precision(rows), dim=1, eps=max(1e-6, torch.finfo(rows.dtype).tiny))
+    return _UnitRows.apply(full_precision(rows), max(1e-6, torch.finfo(rows.dtype).tiny))
+
+
+class _UnitRows(torch.autograd.Function):
+    """F.normalize with a backward of its own, a third of the time: half a loss's cost is there.
+
+    d(h/‖h‖) = (g − (g·u)u)/‖h‖, from differentiable operations on h, so that second derivatives hold too.
+    """
+
+    @staticmethod
+    def forward(rows: Tensor, eps: float) -> Tensor:
+        return rows / _lengths(rows, eps)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        rows, ctx.eps = inputs
+        ctx.save_for_backward(rows)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (rows,) = ctx.saved_tensors
+        length = _lengths(rows, ctx.eps)
+        along = torch.linalg.vecdot(grad, rows).unsqueeze(1) / length.square()
+        along = along * (length > ctx.eps)  # below eps the divisor is constant
+        return torch.addcmul(grad, rows, along, value=-1).div_(length), None
+
+
+def _lengths(rows: Tensor, eps: float) -> Float[Tensor, "rows 1"]:
+    return torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(eps)
 
 
 def dot_products(left: Float[Tensor, "m dim"], right: Float[Tensor, "n dim"]) -> Float[Tensor, "m n"]:

@@ -1,0 +1,160 @@
+"""Forward and backward of each loss against the published pairwise forms and pytorch-metric-learning.
+
+Measured with d = 512, C = 100, one gradient to the features and, where it is learned, to the weight. Peak memory is
+what forward and backward allocate beyond their inputs, in units of one B × d plus one B × C float32 matrix.
+
+    python -m benchmarks.losses [--rounds 10] [--device cpu]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pytorch_metric_learning.losses import ArcFaceLoss, NormalizedSoftmaxLoss
+from pytorch_metric_learning.losses import SupConLoss as PeerSupCon
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.harness import parser, race, save
+from ncreg import losses
+from ncreg.heads import CosineHead, ETFHead
+
+BATCHES, DIM, CLASSES, TAU = (256, 1024, 4096), 512, 100, 0.1
+
+GOALS = [
+    "intra+inter: ratio to its pairwise form <= 1/25 at B=4096",
+    "ntce, nonl: ratio to their published form <= 1/10 at B=4096",
+    "etf cross-entropy, dot regression: ratio to peer normalized softmax <= 1",
+    "seconds at B=4096 over seconds at B=1024 about 4 (linear), supcon aside",
+    "peak memory a small multiple of Bd + BC floats, supcon aside",
+]
+
+
+def pairwise_cosines(features: Tensor, target: Tensor) -> Tensor:
+    """Both cosine losses from the B × B cosines and masks over pairs of samples."""
+    unit = F.normalize(features, dim=1)
+    cosines = unit @ unit.T
+    share = F.one_hot(target, CLASSES) / target.bincount(minlength=CLASSES)
+    same = target[:, None] == target[None, :]
+    intra = (cosines * same * share.sum(1)[:, None].square()).sum() / CLASSES
+    inter = (share.T @ (cosines * ~same) @ share)[~torch.eye(CLASSES, dtype=torch.bool, device=target.device)]
+    return 1 - intra + (inter + 1 / (CLASSES - 1)).square().mean()
+
+
+def published_ntce(features: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """NTCE as printed: the class vector of every sample against every feature, B × B."""
+    scores = F.normalize(weight[target], dim=1) @ F.normalize(features, dim=1).T / TAU
+    return F.cross_entropy(scores, torch.arange(len(target), device=target.device))
+
+
+def published_nonl(features: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """NONL as printed: the same matrix, the class's own samples masked out of the denominator."""
+    scores = F.normalize(weight[target], dim=1) @ F.normalize(features, dim=1).T / TAU
+    same = target[:, None] == target[None, :]
+    return (scores.masked_fill(same, -torch.inf).logsumexp(1) - scores.diagonal()).mean()
+
+
+def groups(batch: int, device: str) -> dict[str, dict[str, Callable[[], Any]]]:
+    """What is raced: a group's first entry is its baseline."""
+    generator = torch.Generator().manual_seed(batch)
+    features = torch.randn(batch, DIM, generator=generator).to(device).requires_grad_()
+    target = torch.randperm(batch, generator=generator).remainder(CLASSES).to(device)
+    weight = torch.randn(CLASSES, DIM, generator=generator).to(device).requires_grad_()
+    etf = ETFHead(DIM, CLASSES).to(device)
+    cosine = CosineHead(DIM, CLASSES, scale=1 / TAU).to(device)
+    intra, inter = losses.IntraClassCosineLoss(), losses.InterClassCosineLoss(CLASSES)
+    regression, supcon = losses.DotRegressionLoss(), losses.SupConLoss(temperature=TAU)
+    ntce, nonl = losses.NTCELoss(temperature=TAU), losses.NONLLoss(temperature=TAU)
+    normalized_softmax = NormalizedSoftmaxLoss(CLASSES, DIM, temperature=TAU).to(device)
+    arcface = ArcFaceLoss(CLASSES, DIM).to(device)
+    peer_supcon = PeerSupCon(temperature=TAU)
+    learned = [features, weight, *cosine.parameters(), *normalized_softmax.parameters(), *arcface.parameters()]
+
+    def step(loss: Callable[[], Tensor]) -> Callable[[], None]:
+        def run() -> None:
+            loss().backward()
+            for leaf in learned:
+                leaf.grad = None
+
+        return run
+
+    made: dict[str, dict[str, Callable[[], Tensor]]] = {
+        "intra+inter": {
+            "pairwise form": lambda: pairwise_cosines(features, target),
+            "ncreg": lambda: intra(features, target) + inter(features, target),
+        },
+        "ntce": {
+            "published form": lambda: published_ntce(features, target, weight),
+            "ncreg": lambda: ntce(features, target, weight),
+        },
+        "nonl": {
+            "published form": lambda: published_nonl(features, target, weight),
+            "ncreg": lambda: nonl(features, target, weight),
+        },
+        "class vectors": {
+            "peer normalized softmax": lambda: normalized_softmax(features, target),
+            "ncreg etf cross-entropy": lambda: F.cross_entropy(etf(features), target),
+            "ncreg dot regression": lambda: regression(features, target, etf.weight),
+            "ncreg normface": lambda: F.cross_entropy(cosine(features), target),
+            "peer arcface": lambda: arcface(features, target),
+        },
+        "supcon": {
+            "peer supcon": lambda: peer_supcon(features, target),
+            "ncreg": lambda: supcon(features, target),
+        },
+    }
+    return {group: {name: step(loss) for name, loss in entries.items()} for group, entries in made.items()}
+
+
+def peak_bytes(run: Callable[[], None], device: str) -> int:
+    """The most that one forward and backward has allocated at a time."""
+    if device.startswith("cuda"):
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watch:
+        run()
+    changes = [
+        (event.start_ns(), event.nbytes())
+        for event in watch.profiler.kineto_results.events()
+        if event.name() == "[memory]"
+    ]
+    live = peak = 0
+    for _, change in sorted(changes, key=lambda pair: pair[0]):
+        live += change
+        peak = max(peak, live)
+    return peak
+
+
+def main() -> None:
+    """Race every group at every batch size and write the result file."""
+    arguments = parser(__doc__.splitlines()[0], rounds=10).parse_args()
+    torch.set_num_threads(arguments.threads)
+    settings = []
+    for batch in BATCHES:
+        for group, contenders in groups(batch, arguments.device).items():
+            timed = race(
+                contenders,
+                baseline=next(iter(contenders)),
+                rounds=arguments.rounds,
+                warmup=1,
+                device=arguments.device,
+            )
+            for name, run in contenders.items():
+                timed[name]["peak_bytes"] = peak_bytes(run, arguments.device)
+                timed[name]["peak_in_bd_plus_bc"] = timed[name]["peak_bytes"] / (4 * batch * (DIM + CLASSES))
+            settings.append({"batch": batch, "dim": DIM, "classes": CLASSES, "group": group, "results": timed})
+            for name, row in timed.items():
+                print(
+                    f"B={batch:5d}  {group:14s} {name:26s} {1e3 * row['seconds']['median']:9.2f} ms"
+                    f"  ratio {row['ratio']['median']:7.4f}  peak {row['peak_in_bd_plus_bc']:7.2f} x (Bd+BC)"
+                )
+    save("losses", settings, goals=GOALS, device=arguments.device, out=arguments.out)
+
+
+if __name__ == "__main__":
+    main()
