@@ -1,44 +1,323 @@
 import copy
+import gc
+from collections import Counter
 
 import pytest
 import timm
 import torch
+import torchvision
+from timm.models import get_model_input_config, group_parameters, model_entrypoint
+from torch import nn
 
-from ncreg.models import Normalize, swap_head
+from ncreg.models import Classifier, Normalize, fold, swap_head
+
+TINY = ["test_resnet", "test_vit", "test_convnext", "test_efficientnet", "test_nfnet", "test_byobnet", "test_mambaout"]
+# a head of its own each: conv, MLP, two branches, parts with shares, distilled pairs with and without BatchNorm
+ODD = ["dla46x_c", "efficientvit_b0", "mobilenetv3_small_050", "crossvit_tiny_240", "efficientvim_m1", "levit_128s"]
+ODD += ["deit_tiny_distilled_patch16_224", "efficientformerv2_s0", "repvit_m1", "volo_d1_224"]
 
 
-def images(n=4, size=32, channels=3):
-    return torch.rand(n, channels, size, size, generator=torch.Generator().manual_seed(0))
+def images(model, n=2):
+    channels, *size = get_model_input_config(model)["input_size"]
+    return torch.rand(n, channels, *size, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext"])
+def stir(classifier):
+    """Running statistics and γ unlike their initial values, as after training."""
+    generator = torch.Generator().manual_seed(1)
+    for tensor in (*classifier.norm.parameters(), *classifier.norm.buffers()):
+        if tensor.is_floating_point():
+            tensor.data.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+    return classifier
+
+
+def check_swap_and_fold(model, classifier, x):
+    """Features are the model's own; timm's two-step forward is the forward; fold gives the same logits back."""
+    model.eval(), stir(classifier.eval())
+    own = model.forward_head(model.forward_features(x), pre_logits=True)
+    features = classifier.backbone(x)
+    torch.testing.assert_close(features, own, rtol=1e-4, atol=1e-4 * float(own.abs().max()))
+    logits = classifier(x)
+    torch.testing.assert_close(classifier.forward_head(classifier.forward_features(x)), logits, rtol=1e-4, atol=1e-4)
+    folded = fold(classifier)
+    torch.testing.assert_close(folded(x), logits, rtol=0, atol=1e-5 * max(1.0, float(logits.abs().max())))
+    model.load_state_dict(folded.state_dict())
+
+
+@pytest.mark.parametrize("name", TINY + ODD)
+@torch.no_grad()
+def test_swap_keeps_the_features_and_folds_back(name):
+    model = timm.create_model(name, num_classes=10)
+    check_swap_and_fold(model, swap_head(model, "linear"), images(model))
+
+
 @pytest.mark.parametrize("training", [True, False])
-def test_features_are_the_models_own(name, training):
-    model = timm.create_model(name, num_classes=10).train(training)
+def test_the_given_model_is_never_changed(training):
+    model = timm.create_model("test_resnet", num_classes=10).train(training)
+    model.layer1.eval()
     before = copy.deepcopy(model.state_dict())
-    classifier = swap_head(model, "etf", norm="none")
-    assert classifier.training == training and classifier.backbone.training == training
-    x = images()
-    model.eval(), classifier.eval()
-    logits, features = classifier(x, with_features=True)
-    torch.testing.assert_close(features, model.forward_head(model.forward_features(x), pre_logits=True))
-    torch.testing.assert_close(logits, classifier.head(features))
-    after = model.state_dict()
-    assert all(torch.equal(before[key], after[key]) for key in before) and before.keys() == after.keys()
+    state = torch.get_rng_state()
+    classifier = swap_head(model, "etf", project=9)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    modes = [m.training for m in model.modules()]
+    assert [m.training for m in classifier.backbone.modules()] == modes
+    assert {m.training for part in (classifier.norm, classifier.head) for m in part.modules()} == {training}
+    assert classifier.training == model.training == training
+    shared = {id(p) for p in model.parameters()} & {id(p) for p in classifier.parameters()}
+    own, kept = dict(model.named_buffers()), dict(classifier.backbone.named_buffers())
+    assert not shared and all(torch.equal(own[name], kept[name]) for name in kept)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_dtype_is_kept(dtype):
+    classifier = swap_head(timm.create_model("test_resnet", num_classes=4).to(dtype), project=8)
+    floating = [t for t in (*classifier.parameters(), *classifier.buffers()) if t.is_floating_point()]
+    assert {t.dtype for t in floating} == {dtype}
+    logits, features = classifier.eval()(torch.rand(2, 3, 32, 32, dtype=dtype), with_features=True)
+    assert logits.dtype == features.dtype == dtype
+
+
+def test_meta_device_is_kept():
+    with torch.device("meta"):
+        classifier = swap_head("test_vit", project=16, num_classes=10)
+    assert {t.device.type for t in (*classifier.parameters(), *classifier.buffers())} == {"meta"}
 
 
 def test_runs_that_differ_in_the_head_alone_stay_paired():
     drawn = []
-    for head in ("etf", "linear", "cosine"):
+    for head, norm in (("etf", "batch"), ("linear", "none"), ("cosine", "layer")):
         torch.manual_seed(7)
-        classifier = swap_head("test_resnet", head, num_classes=5, project=16)
+        classifier = swap_head("test_resnet", head, norm=norm, num_classes=5, project=16)
         shared = torch.cat([p.flatten() for p in (*classifier.backbone.parameters(), classifier.project.weight)])
         drawn.append(torch.cat([shared, torch.rand(3)]))
     assert torch.equal(drawn[0], drawn[1]) and torch.equal(drawn[0], drawn[2])
 
 
+def test_features_are_what_enters_the_head():
+    classifier = stir(swap_head("test_resnet", "etf", num_classes=10, project=9).eval())
+    x = images(classifier.backbone)
+    logits, features = classifier(x, with_features=True)
+    raw = classifier.backbone(x) @ classifier.project.weight.T
+    norm = classifier.norm
+    expected = norm.weight * (raw - norm.running_mean) / (norm.running_var + norm.eps).sqrt()
+    torch.testing.assert_close(features, expected)
+    cosines = nn.functional.cosine_similarity(features[:, None], classifier.head.weight[None], dim=2)
+    torch.testing.assert_close(logits, classifier.head.scale * cosines)
+    assert torch.equal(classifier(x), logits)
+
+
+def test_one_forward_pass_gives_logits_and_features():
+    classifier = swap_head("test_resnet", num_classes=10)
+    calls = []
+    classifier.backbone.register_forward_hook(lambda *_: calls.append(1))
+    classifier(images(classifier.backbone), with_features=True)
+    assert len(calls) == 1
+
+
 def test_normalize_is_the_affine_map_per_channel():
     mean, std = [0.1, 0.2, 0.3], [0.5, 0.25, 1.0]
-    x = images()
+    x = torch.rand(2, 3, 4, 4)
     expected = torch.stack([(x[:, c] - mean[c]) / std[c] for c in range(3)], dim=1)
     torch.testing.assert_close(Normalize(mean, std)(x), expected)
+
+
+def test_channels_and_image_size_go_to_timm():
+    args = {"in_chans": 1, "img_size": 64}
+    classifier = swap_head("test_vit", num_classes=10, model_args=args).eval()
+    x = torch.rand(2, 1, 64, 64)
+    assert classifier(x).shape == (2, 10) and classifier.pretrained_cfg["input_size"] == (1, 64, 64)
+    again = swap_head(classifier.backbone, num_classes=10).eval()
+    torch.testing.assert_close(again(x), classifier(x))
+
+
+@torch.no_grad()
+def test_distilled_training_gives_one_head_on_the_averaged_tokens():
+    model = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=10)
+    model.set_distilled_training(True)
+    classifier = swap_head(model, "linear", norm="none")
+    x = images(model)
+    tokens = model.forward_features(x)[:, :2]
+    torch.testing.assert_close(classifier(x, with_features=True).features, tokens.mean(1), rtol=1e-4, atol=1e-4)
+
+
+def test_local_dir_brings_weights_and_classes(tmp_path):
+    model = timm.create_model("test_resnet", num_classes=6)
+    timm.models.save_for_hf(model, str(tmp_path))
+    classifier = swap_head(f"local-dir:{tmp_path}", norm="none", model_args={"pretrained": True})
+    assert classifier.num_classes == 6
+    x = images(model)
+    model.reset_classifier(0)
+    torch.testing.assert_close(classifier.eval().backbone(x), model.eval()(x))
+
+
+@torch.no_grad()
+def check_torchvision(name, norm="batch"):
+    """The identity in the classifier's place gives what the classifier saw: it reproduces the logits from there."""
+    aux = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    model = torchvision.models.get_model(name, weights=None, num_classes=10, **aux).eval()
+    classifier = stir(swap_head(model, "linear"))
+    layer = model.get_submodule(classifier._removed.path)
+    for parameter in layer.parameters():  # vit starts at zero
+        nn.init.normal_(parameter)
+    x = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    seen = []
+    layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    model(x)
+    pooled = seen[0].mean((2, 3)) if seen[0].ndim == 4 else seen[0]
+    torch.testing.assert_close(classifier.backbone(x), pooled)
+    if "squeezenet" in name:  # a ReLU stands behind its classifier
+        with pytest.raises(ValueError, match="stands behind"):
+            fold(classifier)
+    else:
+        torch.testing.assert_close(fold(classifier)(x), classifier(x), rtol=1e-4, atol=1e-5)
+    assert classifier.train()(x).shape == (2, 10)
+
+
+@pytest.mark.filterwarnings("ignore:dropout of rate")
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "squeezenet1_1", "googlenet", "shufflenet_v2_x0_5"])
+def test_torchvision(name):
+    check_torchvision(name)
+
+
+class Net(nn.Module):
+    """A classifier of no library, its layers under names of their own."""
+
+    def __init__(self, last=None):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.out = nn.ModuleDict({"logits": nn.Linear(8, 5)})
+        self.last = last or nn.Identity()
+
+    def forward(self, x):
+        return self.last(self.out["logits"](self.body(x)))
+
+
+@pytest.mark.parametrize("path", [None, "out.logits"])
+@pytest.mark.parametrize("input_size", [None, (1, 16, 16)])
+def test_any_module_by_its_classifiers_path(path, input_size):
+    model = Net()
+    classifier = stir(swap_head(model, "linear", classifier=path, input_size=input_size).eval())
+    x = torch.rand(3, 1, 16, 16)
+    torch.testing.assert_close(classifier.backbone(x), model.body(x))
+    assert classifier.num_classes == 5 and isinstance(model.out["logits"], nn.Linear)
+    folded = fold(classifier)
+    torch.testing.assert_close(folded(x), classifier(x))
+    model.load_state_dict(folded.state_dict())
+
+
+def test_vectors_instead_of_images():
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    x = torch.rand(5, 4)
+    for args in ({"classifier": "2"}, {"input_size": (4,)}):
+        classifier = swap_head(model, "etf", **args)
+        torch.testing.assert_close(classifier.backbone(x), model[:2](x))
+
+
+def test_a_head_and_a_norm_of_ones_own_are_copied():
+    head, norm = nn.Linear(96, 7), nn.LayerNorm(96)
+    classifier = swap_head("test_resnet", head, norm=norm)
+    assert classifier.num_classes == 7 and classifier.head_hidden_size == 96
+    assert classifier.head is not head and classifier.norm is not norm
+    assert torch.equal(classifier.head.weight, head.weight)
+
+
+def test_a_swapped_classifier_can_be_swapped_again():
+    first = swap_head("test_resnet", "etf", num_classes=10)
+    first.preprocess = Normalize([0.5] * 3, [0.5] * 3)
+    second = swap_head(first, "linear", norm="none")
+    assert isinstance(second, Classifier) and isinstance(second.preprocess, Normalize)
+    x = images(first.backbone)
+    torch.testing.assert_close(second.eval()(x, with_features=True).features, first.eval().backbone((x - 0.5) / 0.5))
+
+
+def test_dropout_before_the_norm_is_announced():
+    for model in ("test_resnet", "test_vit"):
+        with pytest.warns(UserWarning, match="dropout of rate 0.3"):
+            swap_head(model, num_classes=10, model_args={"drop_rate": 0.3})
+
+
+# --- the slow suite: every architecture ---------------------------------------------------------------------------
+
+
+def census_of(name):
+    """Shapes on the meta device: (outcome, number of parameters)."""
+    try:
+        with torch.device("meta"):
+            classifier = swap_head(name, "etf", num_classes=10)
+    except ValueError as error:
+        if name.endswith("_enc") and "encoder" in str(error):
+            return "refused: an encoder without classifier", 0
+        raise
+    backbone = classifier.backbone
+    assert classifier.head.in_features == backbone.head_hidden_size == classifier.head_hidden_size
+    if hasattr(backbone, "group_matcher"):
+        layers = group_parameters(classifier, classifier.group_matcher(), reverse=True)
+        own = group_parameters(backbone, backbone.group_matcher(), reverse=True)
+        assert all(layers[f"backbone.{name}"] == layer for name, layer in own.items())
+        assert layers["norm.weight"] == max(layers.values())
+    return "passed", sum(p.numel() for p in backbone.parameters())
+
+
+def report(capsys, title, outcomes):
+    """Print the counts; return what is neither passed nor refused for a reason."""
+    counts = Counter(outcomes.values())
+    unexplained = {n: o for n, o in outcomes.items() if o != "passed" and not o.startswith("refused")}
+    with capsys.disabled():
+        print(f"\n{title}: {len(outcomes)}")
+        for outcome, count in counts.most_common():
+            print(f"  {count:5d} {outcome}")
+        print(f"  {len(unexplained):5d} unexplained")
+    return unexplained
+
+
+def attempt(check, *args):
+    try:
+        return check(*args) or "passed"
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    finally:
+        gc.collect()
+
+
+@pytest.fixture(scope="module")
+def census():
+    """Name → outcome, and family → its smallest name, of all that timm lists."""
+    outcomes, smallest = {}, {}
+    for name in timm.list_models():
+        result = attempt(census_of, name)
+        outcomes[name], size = (result, 0) if isinstance(result, str) else result
+        family = model_entrypoint(name).__module__.rpartition(".")[2]
+        if outcomes[name] == "passed" and size < smallest.get(family, (size + 1,))[0]:
+            smallest[family] = size, name
+    return outcomes, {family: name for family, (_, name) in smallest.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:dropout of rate")
+def test_every_timm_architecture(census, capsys):
+    assert not report(capsys, "timm architectures, shapes on the meta device", census[0])
+
+
+@torch.no_grad()
+def family_check(name):
+    model = timm.create_model(name, num_classes=10)
+    check_swap_and_fold(model, swap_head(model, "linear"), images(model, 1))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:dropout of rate")
+def test_the_smallest_of_every_timm_family(census, capsys):
+    outcomes = {f"{family}: {name}": attempt(family_check, name) for family, name in census[1].items()}
+    assert not report(capsys, "timm families, real forward, features and fold compared", outcomes)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:dropout of rate")
+def test_every_torchvision_family(capsys):
+    names = ["alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s", "googlenet"]
+    names += ["inception_v3", "maxvit_t", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "regnet_x_400mf"]
+    names += ["regnet_y_400mf", "resnet18", "resnext50_32x4d", "wide_resnet50_2", "shufflenet_v2_x0_5", "squeezenet1_1"]
+    names += ["swin_t", "swin_v2_t", "vgg11", "vgg11_bn", "vit_b_16"]
+    outcomes = {name: attempt(check_torchvision, name) for name in names}
+    assert not report(capsys, "torchvision families, real forward, features and fold compared", outcomes)

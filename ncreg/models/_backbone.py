@@ -142,7 +142,7 @@ def _identity_features(model: nn.Module, path: str, input_size: Sequence[int] | 
     seen: list[Tensor] = []
     handle = model.get_submodule(path).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     try:
-        features = pooled(evaluated(model, blank_image(model, input_size)))
+        features = pooled(evaluated(model, blank_image(model, input_size), f"the model without {path!r}"))
     finally:
         handle.remove()
     entering = seen[-1].mean((2, 3)) if seen and seen[-1].ndim == 4 else seen[-1] if seen else None
@@ -171,7 +171,7 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
             part.training = training
 
 
-def evaluated(model: nn.Module, image: Tensor) -> Any:
+def evaluated(model: nn.Module, image: Tensor, name: str = "the model") -> Any:
     """The model's output for a blank image, in eval mode.
 
     Raises:
@@ -182,7 +182,7 @@ def evaluated(model: nn.Module, image: Tensor) -> Any:
             return model(image)
         except Exception as error:
             raise ValueError(
-                f"the model failed on a blank image of shape {tuple(image.shape)} ({error}); pass the shape that it "
+                f"{name} failed on a blank image of shape {tuple(image.shape)} ({error}); pass the shape that it "
                 "takes, input_size=(channels, height, width), or name its Linear classifier's path, classifier='…'"
             ) from error
 

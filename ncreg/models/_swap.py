@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ncreg.frames import as_size
 from ncreg.heads import HEADS
 from ncreg.models._backbone import (
     Headless,
@@ -59,7 +60,7 @@ def swap_head(
     Raises:
         ValueError: if the classifier can't be found, features are not (batch, width), the head does not fit,
             or neither the caller nor the model says the number of classes.
-        TypeError: if model, head or norm is neither a name nor a module.
+        TypeError: if model, head or norm is neither a name nor a module, or a size no integer.
 
     Example:
         >>> classifier = swap_head("test_resnet", "etf", num_classes=10)
@@ -82,7 +83,7 @@ def swap_head(
     new_head = _head_maker(head, headless, num_classes, head_args)
     # new parts are drawn on the CPU, whatever the default device: the same numbers everywhere
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        projection = nn.Linear(width, _positive("project", project), bias=False) if project is not None else None
+        projection = nn.Linear(width, as_size("project", project, 1), bias=False) if project is not None else None
         width = width if project is None else project
         norm_layer = last_norm(norm, width) if isinstance(norm, str) else copy.deepcopy(norm)
         head_layer = new_head(width) if isinstance(head, str) else copy.deepcopy(head)
@@ -155,12 +156,6 @@ def _head_maker(
 def _dtype(headless: Headless) -> torch.dtype:
     floating = (p.dtype for p in headless.module.parameters() if p.is_floating_point())
     return next(floating, headless.features.dtype)
-
-
-def _positive(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a positive whole number or None, got {value!r}")
-    return value
 
 
 def _try_out(features: Tensor, tail: list[nn.Module], head: nn.Module) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,80 @@
+"""What swap_head says to input it can't take."""
+
+import pytest
+import timm
+from torch import nn
+
+from ncreg.models import Normalize, swap_head
+
+
+class Net(nn.Module):
+    """A classifier of no library, its layers under names of their own."""
+
+    def __init__(self, last=None):
+        super().__init__()
+        self.unused = nn.Bilinear(3, 4, 5)
+        self.body = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.out = nn.ModuleDict({"logits": nn.Linear(8, 5)})
+        self.last = last or nn.Identity()
+
+    def forward(self, x):
+        return self.last(self.out["logits"](self.body(x)))
+
+
+BAD = {
+    "no timm model.*close: test_resnet": dict(model="test_resnett"),
+    "'mobilenetv5_300m_enc' is an encoder": dict(model="mobilenetv5_300m_enc"),
+    "head='etv' is unknown; known: linear, etf": dict(head="etv"),
+    "norm 'batsch' is unknown": dict(norm="batsch"),
+    "project=0": dict(project=0),
+    "100.*project=": dict(num_classes=100, model="test_convnext"),
+    "num_classes=1\\b": dict(num_classes=1),
+    "num_classes is required": dict(num_classes=None, model=timm.create_model("test_resnet", num_classes=0)),
+    "model_args holds num_classes": dict(model_args={"num_classes": 3}),
+    "model_args=.* is for timm names": dict(model=Net(), model_args={"in_chans": 3}),
+    "head_args=.* is for heads by name": dict(head=nn.Linear(96, 10), head_args={"scale": 1.0}),
+    "head takes 95 features, the model gives 96: pass project=95": dict(head=nn.Linear(95, 10)),
+    "head gives 9 logits where num_classes=10": dict(head=nn.Linear(96, 9)),
+    "shape \\(1, 96, .*global_pool": dict(model=timm.create_model("test_resnet", num_classes=0, global_pool="")),
+    "is for modules": dict(classifier="fc"),
+    "'nope' is no module.*'out.logits' \\(Linear, 5 out\\), 'body.0' \\(Conv2d, 8 out\\)": dict(
+        model=Net(), classifier="nope"
+    ),
+    "something follows the classifier 'out.logits'": dict(model=Net(last=nn.LogSoftmax(1))),
+    "can't be found: no Linear or Conv2d has the 1 .*candidates": dict(model=Net(last=nn.AdaptiveAvgPool1d(1))),
+    "can't be found: forward returns a Tensor of shape.*candidates": dict(model=nn.Conv2d(3, 4, 1)),
+    "can't be found: forward returns a list": dict(model=timm.create_model("test_resnet", features_only=True)),
+    "the model without 'body.0' failed": dict(model=Net(), classifier="body.0", input_size=(1, 8, 8)),
+    "'unused' is not what the model ends in": dict(model=Net(), classifier="unused", input_size=(1, 8, 8)),
+    "classifier='' is the whole model": dict(model=Net(), classifier=""),
+    "failed on a blank image of shape \\(1, 3, 224, 224\\).*input_size=": dict(model=nn.Linear(4, 3)),
+}
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("message", BAD)
+def test_bad_input_is_answered_with_a_way_out(message):
+    arguments = {"model": "test_resnet", "num_classes": 10} | BAD[message]
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        swap_head(**arguments)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("name", ["project", "num_classes"])
+def test_sizes_are_integers(name):
+    with pytest.raises(TypeError, match=f"{name}=9.5"):
+        swap_head(**{"model": "test_resnet", "num_classes": 10, name: 9.5})
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("name", ["model", "head", "norm"])
+def test_neither_name_nor_module(name):
+    with pytest.raises(TypeError, match=f"{name} must be a name or an nn.Module, got int"):
+        swap_head(**{"model": "test_resnet", "num_classes": 10, name: 3})
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("mean, std", [([0.5], [0.5, 0.5]), ([], []), ([0.5], [0.0]), ([0.5], [float("nan")])])
+def test_normalize_refuses(mean, std):
+    with pytest.raises(ValueError, match="std"):
+        Normalize(mean, std)
