@@ -64,10 +64,9 @@ def full_precision(rows: Tensor) -> Tensor:
 def unit_rows(rows: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows dim"]:
     """Rows over their lengths, in full precision; a zero row stays zero.
 
-    The smallest length that counts is 1e-6, or the smallest normal number of the incoming type: below it a
-    direction is rounding noise and the gradient, 1/length, overflows (in float16 a zero row would get inf).
+    The divisor is at least 1e-6, in float16 1e-3: its inverse is a zero row's gradient, which must not overflow.
     """
-    return _UnitRows.apply(full_precision(rows), max(1e-6, torch.finfo(rows.dtype).tiny))
+    return _UnitRows.apply(full_precision(rows), 1e-3 if rows.dtype == torch.float16 else 1e-6)
 
 
 class _UnitRows(torch.autograd.Function):
