@@ -9,6 +9,7 @@ PY = $(VENV)/bin/python
 
 .PHONY: train test lint slow clean
 
+train: export OMP_NUM_THREADS ?= 1
 train: $(VENV)/.train
 	$(PY) recipes/train.py $(ARGS)
 

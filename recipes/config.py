@@ -121,11 +121,11 @@ class TPTConfig:
         ramp_epochs: epochs over which the terminal terms of the loss fade in.
     """
 
-    max_epochs: int = 100
+    max_epochs: int = 200
     threshold: float = 0.999
     patience: int = 1
-    extend: float | None = 1.0
-    min_terminal: int = 10
+    extend: float | None = 2.0
+    min_terminal: int = 50
     max_terminal: int | None = None
     terminal: Literal["cosine", "constant", "step"] = "cosine"
     terminal_lr: float | None = None

@@ -236,7 +236,7 @@ REFUSED = {
     "infinite weight": (["etf", "--loss.cross_entropy.weight", ".inf"], "loss.cross_entropy.weight=inf"),
     "negative rate": (["etf", "--optim.lr", "-1"], "optim.lr=-1"),
     "threshold in per cent": (["etf", "--tpt.threshold", "99.9"], "threshold=99.9"),
-    "warm-up as long as the run": (["etf", "--optim.warmup_epochs", "100"], "optim.warmup_epochs=100"),
+    "warm-up as long as the run": (["etf", "--optim.warmup_epochs", "200"], "optim.warmup_epochs=200"),
     "no such device": (["etf", "--device", "tpu9"], "device='tpu9'"),
     "image too small": (["etf", "--data.image_size", "2", "--model.backbone", "vgg11"], "--data.image_size"),
 }

@@ -9,16 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import (
-    CosineAnnealingLR,
-    LRScheduler,
-    OneCycleLR,
-    ReduceLROnPlateau,
-    SequentialLR,
-)
+from torch.optim.lr_scheduler import LRScheduler
+
+from ncreg.tpt._inner import InnerSchedule, TimmSchedule
 
 Phase = Literal["fitting", "terminal", "finished"]
 Terminal = Literal["cosine", "constant", "step"]
@@ -47,19 +43,7 @@ _PROGRESS = (
     "_streak",
     "_peaks",
     "_starts",
-    "_schedule_steps",
 )
-
-
-@runtime_checkable
-class TimmSchedule(Protocol):
-    """What a timm scheduler can do (`timm.scheduler.scheduler.Scheduler`)."""
-
-    optimizer: Optimizer
-
-    def step(self, epoch: int, metric: float | None = None) -> None: ...  # noqa: D102
-
-    def step_update(self, num_updates: int, metric: float | None = None) -> None: ...  # noqa: D102
 
 
 class TPTScheduler:
@@ -145,13 +129,13 @@ class TPTScheduler:
         ramp_epochs: int = 5,
         interval: Literal["epoch", "update"] = "epoch",
     ) -> None:
-        self.optimizer, self.schedule = optimizer, schedule
+        self.optimizer = optimizer
         self.max_epochs, self.threshold, self.patience = max_epochs, threshold, patience
         self.extend, self.min_terminal, self.max_terminal = extend, min_terminal, max_terminal
         self.terminal, self.terminal_lr, self.ramp_epochs = terminal, terminal_lr, ramp_epochs
         self.interval = interval
         self._check_hyperparameters()
-        self._check_schedule()
+        self._inner = InnerSchedule(schedule, optimizer, interval)
 
         self.epoch = 0
         self.onset_epoch: int | None = None
@@ -160,7 +144,6 @@ class TPTScheduler:
         self._streak = 0
         self._peaks: list[float] = []
         self._starts: list[float] = []
-        self._schedule_steps = 0
         self._track_peaks()
 
     # what a training loop reads
@@ -211,33 +194,22 @@ class TPTScheduler:
         self.epoch = epoch
         self._track_peaks()
         self._judge(metric)
-        if self.onset_epoch is None or self.extend is None:
-            self._step_schedule(metric)
+        if self._schedule_drives:
+            self._inner.step(epoch, metric)
         else:
             self._set_terminal_rates()
 
     def step_update(self, num_updates: int, metric: float | None = None) -> None:
         """After an optimizer step: let an inner schedule that counts updates follow (`num_updates` so far)."""
-        if self.schedule is None or not (self.onset_epoch is None or self.extend is None):
-            return
-        if not isinstance(self.schedule, LRScheduler):
-            self.schedule.step_update(num_updates, metric)
-        elif self.interval == "update":
-            self._step_torch_schedule(None)
-        self._track_peaks()
+        if self._schedule_drives:
+            self._inner.step_update(num_updates, metric)
+            self._track_peaks()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that steers the rest of the run: hyperparameters, progress, rates, the inner schedule."""
         state = {name: getattr(self, name) for name in (*_HYPERPARAMETERS, *_PROGRESS)}
         state |= {name: list(state[name]) for name in ("regressions", "_peaks", "_starts")}
-        state["lr"] = self.get_last_lr()
-        if self.schedule is None:
-            return state | {"schedule": None}
-        state["schedule"] = dict(self.schedule.state_dict())  # type: ignore[union-attr]
-        inner = getattr(self.schedule, "lr_scheduler", None)  # timm's plateau forgets its patience: keep torch's
-        if isinstance(inner, LRScheduler):
-            state["schedule_inner"] = inner.state_dict()
-        return state
+        return state | {"lr": self.get_last_lr(), "schedule": self._inner.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on exactly where `state_dict` was taken, hyperparameters and rates included.
@@ -251,25 +223,23 @@ class TPTScheduler:
         groups = self.optimizer.param_groups
         if len(state["lr"]) != len(groups):
             raise ValueError(f"state has {len(state['lr'])} parameter groups, the optimizer has {len(groups)}")
-        if (state["schedule"] is None) != (self.schedule is None):
-            was, now = ("no", "one") if state["schedule"] is None else ("one", "no")
-            raise ValueError(f"state was taken with {was} inner schedule, this scheduler has {now}: build it alike")
+        self._inner.load_state_dict(state["schedule"])
         for name in (*_HYPERPARAMETERS, *_PROGRESS):
             value = state[name]
             setattr(self, name, list(value) if isinstance(value, list) else value)
-        if self.schedule is not None:
-            self.schedule.load_state_dict(state["schedule"])  # type: ignore[union-attr]
-            if "schedule_inner" in state:
-                self.schedule.lr_scheduler.load_state_dict(state["schedule_inner"])  # type: ignore[union-attr]
         for group, rate in zip(groups, state["lr"], strict=True):
             _set_rate(group, rate)
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{name}={getattr(self, name)!r}" for name in _HYPERPARAMETERS)
-        inner = None if self.schedule is None else type(self.schedule).__name__
+        inner = None if self._inner.schedule is None else type(self._inner.schedule).__name__
         return f"TPTScheduler(schedule={inner}, {shown}, epoch={self.epoch}, phase={self.phase!r})"
 
     # inside
+
+    @property
+    def _schedule_drives(self) -> bool:
+        return self.onset_epoch is None or self.extend is None
 
     def _judge(self, metric: float | None) -> None:
         """Latch the onset, or record a regression."""
@@ -311,25 +281,6 @@ class TPTScheduler:
         for group, start in zip(self.optimizer.param_groups, self._starts, strict=True):
             _set_rate(group, start * factor)
 
-    def _step_schedule(self, metric: float | None) -> None:
-        if self.schedule is None:
-            return
-        if not isinstance(self.schedule, LRScheduler):
-            self.schedule.step(self.epoch, metric)
-        elif self.interval == "epoch":
-            self._step_torch_schedule(metric)
-
-    def _step_torch_schedule(self, metric: float | None) -> None:
-        if isinstance(self.schedule, ReduceLROnPlateau):
-            if metric is not None:
-                self.schedule.step(metric)
-            return
-        assert isinstance(self.schedule, LRScheduler)
-        end = _length(self.schedule)
-        if end is None or self._schedule_steps < end:
-            self.schedule.step()
-            self._schedule_steps += 1
-
     def _track_peaks(self) -> None:
         """The greatest rate that each group has had while fitting."""
         if self.onset_epoch is None:
@@ -359,18 +310,6 @@ class TPTScheduler:
         if self.interval not in ("epoch", "update"):
             raise ValueError(f"interval={self.interval!r}: 'epoch' or 'update'")
 
-    def _check_schedule(self) -> None:
-        if self.schedule is None:
-            return
-        if not isinstance(self.schedule, LRScheduler | TimmSchedule):
-            raise TypeError(
-                f"schedule={type(self.schedule).__name__}: a torch.optim.lr_scheduler or timm.scheduler schedule, or None"
-            )
-        if getattr(self.schedule, "optimizer", None) is not self.optimizer:
-            raise ValueError("schedule drives another optimizer: build it on the optimizer given here")
-        if isinstance(self.schedule, ReduceLROnPlateau) and self.schedule.mode != "max":
-            raise ValueError("schedule=ReduceLROnPlateau(mode='min'): it sees the training accuracy; use mode='max'")
-
 
 def _check_metric(metric: float) -> float:
     value = float(metric)
@@ -388,15 +327,3 @@ def _set_rate(group: dict[str, Any], rate: float) -> None:
         group["lr"].fill_(rate)
     else:
         group["lr"] = rate
-
-
-def _length(schedule: LRScheduler) -> int | None:
-    """Steps after which a torch schedule has ended, where it has an end past which it misbehaves."""
-    if isinstance(schedule, CosineAnnealingLR):
-        return int(schedule.T_max)
-    if isinstance(schedule, OneCycleLR):
-        return int(schedule.total_steps) - 1
-    if isinstance(schedule, SequentialLR):
-        last = _length(schedule._schedulers[-1])
-        return None if last is None else int(schedule._milestones[-1]) + last
-    return None
