@@ -46,7 +46,9 @@ class Float64Metric(Metric):
         def keep_float64(tensor: Tensor) -> Tensor:
             if tensor.dtype != torch.float64:
                 return fn(tensor)
-            return tensor.to(float64_device(fn(torch.empty(0, device=tensor.device)).device))
+            device = fn(torch.empty(0, device=tensor.device)).device
+            moved = fn(tensor) if float64_device(device) == device else tensor.cpu()
+            return moved if moved.dtype == torch.float64 else tensor.to(moved.device)
 
-        keep_float64.__name__ = str(fn)
+        keep_float64.__qualname__ = str(fn)  # torchmetrics tells .half() from .to() by the function's name
         return super()._apply(keep_float64, exclude_state)

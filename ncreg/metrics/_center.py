@@ -8,50 +8,118 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from . import _moments, _second
+from . import _reduce
 from ._base import Float64Metric
+from ._geometry import geometry
 from ._inputs import Reference, check_batch, check_classifier, read_classifier
+from ._second import Frame, new_second, view_second
+
+
+def _first(stacked: Tensor) -> Tensor:
+    return stacked[0]
 
 
 class NearestClassCenter(Float64Metric):
-    """NC4 and accuracy of the nearest class centre."""
+    """Decisions of the nearest class centre, argmin_c ‖h − μ_c‖, for given means: of training or test features.
 
-    def __init__(self, means: Float[Tensor, "classes dim"], classifier: Any = None, **kwargs: Any) -> None:
+    `compute` returns a dict of 0-d float64 tensors: ncc_accuracy, the share of samples whose nearest centre is their
+    own class's; with a classifier also accuracy, the share where argmax_c (w_c·h + b_c) is, and nc4, the share where
+    the two choices differ (Papyan, Han & Donoho, PNAS 2020). `per_class=True` adds, for each, a (C,) tensor under
+    the same name with _per_class, by the samples' class, NaN for classes without samples.
+
+    Args:
+        means: class means (C, d), such as `NeuralCollapse.class_means()`; a class whose row is NaN has no centre.
+        classifier: anything with `.weight` (C, d) and optionally `.bias` (C,); read at the first update after a
+            reset. It is no part of the metric's state, and clones share it.
+        per_class: also return the results of each class.
+        **kwargs: as for torchmetrics.Metric.
+
+    Several of these with the same means but different classifiers in one MetricCollection need
+    `compute_groups=False`: torchmetrics takes metrics whose states agree on the first batch for one.
+
+    Example:
+        >>> import torch
+        >>> from ncreg.metrics import NearestClassCenter
+        >>> head = torch.nn.Linear(2, 2, bias=False)
+        >>> head.weight = torch.nn.Parameter(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+        >>> metric = NearestClassCenter(torch.tensor([[1.0, 0.0], [0.0, 3.0]]), head)
+        >>> metric.update(torch.tensor([[0.9, 1.0], [0.1, 2.9]]), torch.tensor([0, 1]))
+        >>> {name: value.item() for name, value in metric.compute().items()}
+        {'ncc_accuracy': 1.0, 'nc4': 0.5, 'accuracy': 0.5}
+    """
+
+    def __init__(
+        self,
+        means: Float[Tensor, "classes dim"],
+        classifier: Any = None,
+        *,
+        per_class: bool = False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
-        if means.ndim != 2:
-            raise ValueError(f"means must have shape (num_classes, num_features), got {tuple(means.shape)}")
+        if means.ndim != 2 or not means.is_floating_point():
+            raise ValueError(
+                f"means must be floating point (num_classes, num_features), got {means.dtype} {tuple(means.shape)}"
+            )
+        finite = means.isfinite()
+        if not (finite.all(1) | means.isnan().all(1)).all() or not finite.any():
+            raise ValueError("means hold NaN or infinite values: a row must be finite, or NaN throughout (no centre)")
         if classifier is not None:
             check_classifier(classifier)
+            read_classifier(classifier, *means.shape, self.home)
+        self.per_class = per_class
         self._classifier = None if classifier is None else Reference(classifier)
-        self._means = means.detach().to(self.home, torch.float64)
-        # per class: samples, nearest centre is theirs, classifier chooses theirs, the two choices differ
-        self.add_state("counts", torch.zeros(len(means), 4, dtype=torch.int64), dist_reduce_fx="sum")
+        self._frame: Frame | None = None
+        # A state, not a buffer: metrics with other means must not pass for the same one in a MetricCollection.
+        self.add_state("means", means.detach().to(self.home, torch.float64, copy=True), dist_reduce_fx=_first)
+        # per class: samples, nearest centre is their own, classifier chooses their own, the two choices differ
+        self.add_state("counts", torch.zeros(len(means), 4, device=self.home, dtype=torch.int64), "sum")
 
     def update(self, features: Float[Tensor, "batch dim"], target: Integer[Tensor, " batch"]) -> None:
-        """Take in a batch of features and their labels."""
-        classes, dim = self._means.shape
+        """Take in a batch of features (B, d) and class labels (B,).
+
+        Raises:
+            TypeError: features are not floating point, or target is not integer.
+            ValueError: a wrong shape, a label out of range, NaN or infinite features.
+        """
+        classes, dim = self.means.shape
         check_batch(features, target, classes, dim)
         features, target = features.detach().to(self.home), target.detach().to(self.home, torch.int64)
-        shape = _second.geometry(torch.ones_like(self._means[:, 0]), self._means)
-        classifier = (
-            (None, None)
-            if self._classifier is None
-            else read_classifier(self._classifier.module, classes, dim, self.home)
-        )
-        frame = _second.Frame(shape, shape.global_mean, *classifier)
-        flat = _second.new_second(classes, dim, self.home)
-        sums = _second.view_second(flat, classes, dim)
-        for rows, labels in _moments.blocks(features, target, max(64, 2**19 // dim)):
-            frame.add(sums, rows, labels)
-        new = torch.stack([sums.count, sums.nearest, sums.correct, sums.disagree], dim=1)
-        self.counts += new.to(self.counts)
+        dtype = _reduce.product_dtype([features])
+        if self._frame is None or self._frame.dtype != dtype:
+            self._frame = self._make_frame(dtype)
+        flat = new_second(classes, dim, self.home)
+        sums = view_second(flat, classes, dim)
+        for rows, labels in _reduce.blocks([features], [target]):
+            self._frame.add(sums, rows, labels)
+        found = torch.stack([sums.count, sums.nearest, sums.correct, sums.disagree], dim=1)
+        self.counts = self.counts + found.to(self.counts)
 
     def compute(self) -> dict[str, Tensor]:
-        """NC4, the nearest centre's accuracy and the classifier's."""
-        total, nearest, correct, disagree = self.counts.sum(0).double().unbind()
-        if not total:
-            raise ValueError("NearestClassCenter has seen no samples: call update(features, target) first")
-        values = {"ncc_accuracy": nearest / total}
-        if self._classifier is not None:
-            values |= {"nc4": disagree / total, "accuracy": correct / total}
+        """Shares over all samples of all ranks; every rank must call.
+
+        Raises:
+            ValueError: no sample has been seen.
+        """
+        counts = self.counts.double()
+        if not counts.any():
+            raise ValueError("no samples seen: call update(features, target) before compute()")
+        total = counts.sum(0)
+        names = {"ncc_accuracy": 1} | ({"nc4": 3, "accuracy": 2} if self._classifier else {})
+        values = {name: total[column] / total[0] for name, column in names.items()}
+        if self.per_class:
+            values |= {f"{name}_per_class": counts[:, column] / counts[:, 0] for name, column in names.items()}
         return values
+
+    def reset(self) -> None:
+        """Forget all samples; the classifier is read again at the next update."""
+        super().reset()
+        self._frame = None
+
+    def _make_frame(self, dtype: torch.dtype) -> Frame:
+        has_centre = self.means.isfinite().all(1)
+        shape = geometry(has_centre.double(), self.means)
+        classifier = None
+        if self._classifier is not None:
+            classifier = read_classifier(self._classifier.module, *self.means.shape, self.home)
+        return Frame(shape, shape.global_mean, classifier, dtype)

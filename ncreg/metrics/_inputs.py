@@ -28,6 +28,9 @@ def check_batch(features: Tensor, target: Tensor, num_classes: int, num_features
         TypeError: features are not floating point, or target is not integer.
         ValueError: wrong shape, a length that differs, a label out of range, NaN or infinite features.
     """
+    for name, value in (("features", features), ("target", target)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
     if not features.is_floating_point():
         raise TypeError(f"features must be floating point, got {features.dtype}")
     if features.ndim != 2:

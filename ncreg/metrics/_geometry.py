@@ -1,0 +1,83 @@
+"""Class means, their span and their distances: what both passes and all measures look up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_LARGEST_TILE = 2**24  # entries of a temporary that would be quadratic in the number of classes
+_SMALL = 256  # a singular value decomposition of this size is cheap
+_EPS = torch.finfo(torch.float64).eps
+
+
+class Geometry(NamedTuple):
+    """Class means and what follows from them, float64.
+
+    count (C,), mean (C, d), the global mean for absent classes, present (C,) bool, global_mean (d,): the unweighted mean
+    of the present class means, basis (r, d): orthonormal rows that span the centred means within their numerical
+    rank r, values: all singular values of the centred means, descending.
+    """
+
+    count: Tensor
+    mean: Tensor
+    present: Tensor
+    global_mean: Tensor
+    basis: Tensor
+    values: Tensor
+
+    @property
+    def centred(self) -> Tensor:
+        """Class means minus the global mean (C, d); zero for absent classes."""
+        return self.mean - self.global_mean
+
+
+def geometry(count: Tensor, mean: Tensor) -> Geometry:
+    """Centre the present class means and find the span that their between-class covariance really has."""
+    present = count > 0
+    global_mean = mean[present].mean(0)
+    mean = torch.where(present[:, None], mean, global_mean)
+    values, basis = _span(mean[present] - global_mean)
+    return Geometry(count, mean, present, global_mean, basis, values)
+
+
+def _span(centred: Tensor) -> tuple[Tensor, Tensor]:
+    """Singular values of the centred means (P, d), and an orthonormal basis (r, d) of their row space.
+
+    r is the numerical rank of the between-class covariance, whose eigenvalues are the squared singular values.
+    The Gram matrix of the smaller side is several times cheaper than the singular value decomposition, but squares
+    the condition number: it is used only where that costs less than about 1e-10.
+    """
+    classes, dim = centred.shape
+    if min(classes, dim) > _SMALL:
+        wide = classes <= dim
+        eigenvalues, vectors = torch.linalg.eigh(centred @ centred.T if wide else centred.T @ centred)
+        full = min(classes - 1, dim)
+        if eigenvalues[-full] > 1e-5 * eigenvalues[-1]:
+            values = eigenvalues.clamp_min(0).sqrt().flip(0)
+            vectors = vectors.flip(1)[:, :full].T
+            return values, (vectors @ centred) / values[:full, None] if wide else vectors
+    _, values, basis = torch.linalg.svd(centred, full_matrices=False)
+    squared = values.square()
+    rank = int((squared > squared.amax() * max(centred.shape) * _EPS).sum())
+    return values, basis[:rank]
+
+
+def tiles(rows: int) -> Iterator[slice]:
+    """Cut the rows of a square table so that a tile of it stays small."""
+    step = max(1, _LARGEST_TILE // rows)
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
+
+
+def squared_distances(points: Tensor, tile: slice) -> Tensor:
+    """‖p_i − p_j‖² for i in the tile and all j; pairs far closer than their distance to zero are redone exactly."""
+    norms = points.square().sum(1)
+    scale = norms[tile, None] + norms
+    squared = (scale - 2 * points[tile] @ points.T).clamp_min(0)
+    for pairs in (squared < 1e-4 * scale).nonzero().split(max(1, _LARGEST_TILE // points.shape[1])):
+        first, second = pairs.unbind(1)
+        squared[first, second] = (points[tile][first] - points[second]).square().sum(1)
+    return squared

@@ -1,0 +1,157 @@
+"""From the states of all ranks to the statistics that the measures read; only sums and margins cross ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import _moments
+from ._geometry import Geometry, geometry
+from ._second import Frame, SecondPass, new_second, view_second
+
+Gather = Callable[[Tensor], list[Tensor]]
+
+
+class Statistics(NamedTuple):
+    """Over all samples: class geometry, within-class trace (C,) and scatter (d, d), second pass, margins (N, 2)."""
+
+    shape: Geometry
+    trace: Tensor
+    scatter: Tensor | None
+    second: SecondPass | None
+    margins: Tensor | None
+
+
+def alone(tensor: Tensor) -> list[Tensor]:
+    """Gather of a single process."""
+    return [tensor]
+
+
+def add_up(tensor: Tensor, gather: Gather) -> Tensor:
+    """Sum over ranks."""
+    return torch.stack(gather(tensor)).sum(0)
+
+
+def blocks(features: Sequence[Tensor], target: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Cut batches into pieces whose float64 copies stay in the processor's cache."""
+    for rows, labels in zip(features, target, strict=True):
+        size = max(128, 2**19 // rows.shape[1]) if rows.device.type == "cpu" else 2**25 // rows.shape[1] + 1
+        yield from zip(rows.split(size), labels.split(size), strict=True)
+
+
+def product_dtype(features: Sequence[Tensor]) -> torch.dtype:
+    """The dtype of the second pass's matrix products: float64 for float64 features, else float32."""
+    return torch.float64 if any(rows.dtype == torch.float64 for rows in features) else torch.float32
+
+
+def shape_of(packed: Tensor) -> Geometry:
+    """Geometry of (C, 1 + d): counts and means side by side.
+
+    Raises:
+        ValueError: all counts are zero.
+    """
+    if not packed[:, 0].any():
+        raise ValueError("no samples seen: call update(features, target) before compute()")
+    return geometry(packed[:, 0], packed[:, 1:])
+
+
+def cached_shape(
+    features: Sequence[Tensor],
+    target: Sequence[Tensor],
+    num_classes: int,
+    dim: int,
+    device: torch.device,
+    gather: Gather,
+) -> Geometry:
+    """First pass over cached features."""
+    count = torch.zeros(num_classes, dtype=torch.float64, device=device)
+    total = torch.zeros(num_classes, dim, dtype=torch.float64, device=device)
+    for rows, labels in blocks(features, target):
+        count += torch.bincount(labels, minlength=num_classes)
+        total.index_add_(0, labels, rows.double())
+    packed = add_up(torch.cat([count[:, None], total], dim=1), gather)
+    packed[:, 1:] /= packed[:, :1].clamp_min(1)
+    return shape_of(packed)
+
+
+def cached(
+    features: Sequence[Tensor], target: Sequence[Tensor], frame: Frame, gather: Gather, *, scatter: bool
+) -> Statistics:
+    """Second pass over cached features."""
+    shape = frame.shape
+    flat = new_second(*shape.mean.shape, shape.mean.device)
+    sums = view_second(flat, *shape.mean.shape)
+    dim = shape.mean.shape[1]
+    gram = shape.mean.new_zeros(dim, dim) if scatter else None
+    margins = [frame.add(sums, rows, labels, gram) for rows, labels in blocks(features, target)]
+    second = view_second(add_up(flat, gather), *shape.mean.shape)
+    gram = _moments.symmetric(add_up(gram, gather)) if gram is not None else None
+    decided = None if frame.classifier is None else _all_margins(margins, shape.mean, gather)
+    return Statistics(shape, second.trace, gram, second, decided)
+
+
+def merged(flat: Tensor, num_classes: int, dim: int, gather: Gather) -> _moments.Moments:
+    """First pass, streamed: central moments of all ranks."""
+    return _moments.view(_moments.merge(torch.stack(gather(flat)), num_classes, dim), num_classes, dim)
+
+
+def pack(moments: _moments.Moments) -> Tensor:
+    """Counts and means side by side, (C, 1 + d), of central moments."""
+    return torch.cat([moments.count[:, None], moments.anchor], dim=1)
+
+
+def streamed(
+    flat: Tensor,
+    second: Sequence[Tensor],
+    margins: Sequence[Tensor],
+    num_classes: int,
+    dim: int,
+    gather: Gather,
+    *,
+    decides: bool,
+) -> Statistics:
+    """Statistics of a stream after one pass or two.
+
+    Raises:
+        ValueError: no samples, or a second pass over other samples than the first.
+    """
+    moments = merged(flat, num_classes, dim, gather)
+    shape = shape_of(pack(moments))
+    scatter = _moments.symmetric(moments.scatter) if moments.scatter.numel() else None
+    if not second:
+        return Statistics(shape, moments.trace, scatter, None, None)
+    sums = view_second(add_up(torch.stack(list(second)).sum(0), gather), num_classes, dim)
+    _check_same_samples(shape, moments, sums)
+    decided = _all_margins(margins, shape.mean, gather) if decides else None
+    return Statistics(shape, moments.trace, scatter, sums, decided)
+
+
+def same_pass(mine: Sequence[Tensor], theirs: Sequence[Tensor]) -> bool:
+    """Whether two metrics are both in the first pass, or in the second around the same class means."""
+    if mine and theirs:
+        return torch.equal(mine[0], theirs[0])
+    return not mine and not theirs
+
+
+def _all_margins(margins: Sequence[Tensor | None], like: Tensor, gather: Gather) -> Tensor:
+    own = [like.new_empty(0, 2), *(margin for margin in margins if margin is not None)]
+    return torch.cat(gather(torch.cat(own)))
+
+
+def _check_same_samples(shape: Geometry, moments: _moments.Moments, sums: SecondPass) -> None:
+    """The second pass's class means must be the first's, but for the rounding of a repeated forward pass."""
+    if not torch.equal(sums.count, shape.count):
+        raise ValueError(
+            f"the second pass saw {int(sums.count.sum())} samples and the first {int(shape.count.sum())}, or other "
+            "labels: feed the same samples in both, and call reset() or passes() before new ones"
+        )
+    moved = (sums.shift.square().sum(1) / shape.count.clamp_min(1)).sum()
+    rounding = torch.finfo(torch.float32).eps ** 2 * shape.mean.square().sum()
+    if moved > 1e-6 * moments.trace.sum() + 100 * rounding:
+        raise ValueError(
+            "the second pass's features are not those of the first, their class means differ: feed the same samples "
+            "in eval mode, without augmentation or dropout, and leave the model as it is between the passes"
+        )
