@@ -23,8 +23,11 @@ class Net(nn.Module):
 
 BAD = {
     "no timm model.*close: test_resnet": dict(model="test_resnett"),
+    "no timm model.*a repository of the hub is 'hf-hub:timm/test_resnet'": dict(model="timm/test_resnet"),
+    "a tag that timm does not know; known: test_resnet.r160_in1k": dict(model="test_resnet.nope"),
     "'mobilenetv5_300m_enc' is an encoder": dict(model="mobilenetv5_300m_enc"),
-    "head='etv' is unknown; known: linear, etf": dict(head="etv"),
+    "'qwen3_vit_88m_enc' is an encoder.*'qwen3_vit_88m' has the same backbone": dict(model="qwen3_vit_88m_enc"),
+    "head='etv' is unknown; known: .*etf": dict(head="etv"),
     "norm 'batsch' is unknown": dict(norm="batsch"),
     "project=0": dict(project=0),
     "100.*project=": dict(num_classes=100, model="test_convnext"),

@@ -46,8 +46,15 @@ def from_timm_name(name: str, model_args: Mapping[str, Any]) -> nn.Module:
     if ":" not in name and not is_model(name):
         near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
         hint = f"; close: {', '.join(near)}" if near else ""
-        raise ValueError(f"model={name!r} is no timm model (timm.list_models() lists them){hint}")
-    return timm.create_model(name, **model_args, num_classes=0)
+        hub = f"; a repository of the hub is 'hf-hub:{name}'" if "/" in name else ""
+        raise ValueError(f"model={name!r} is no timm model (timm.list_models() lists them){hint}{hub}")
+    try:
+        return timm.create_model(name, **model_args, num_classes=0)
+    except RuntimeError as error:
+        if "Invalid pretrained tag" not in str(error):
+            raise
+        known = ", ".join(timm.list_models(f"{architecture}.*", pretrained=True)) or f"none, use {architecture!r}"
+        raise ValueError(f"model={name!r} has a tag that timm does not know; known: {known}") from error
 
 
 def behead_timm(model: nn.Module) -> None:
@@ -148,7 +155,9 @@ def _identity_features(model: nn.Module, path: str, input_size: Sequence[int] | 
     entering = seen[-1].mean((2, 3)) if seen and seen[-1].ndim == 4 else seen[-1] if seen else None
     if entering is None or entering.shape != features.shape:
         raise ValueError(f"classifier={path!r} is not what the model ends in; {_candidates(model)}")
-    if not features.is_meta and not torch.allclose(entering.float(), features.float(), rtol=1e-3, atol=1e-5):
+    if not features.is_meta and not torch.allclose(
+        entering.float(), features.float(), rtol=1e-3, atol=1e-5, equal_nan=True
+    ):
         raise ValueError(
             f"something follows the classifier {path!r} (a softmax, a scale?) and would change the features: "
             f"take it off the model first, or name another path, classifier='…'; {_candidates(model)}"
