@@ -110,6 +110,7 @@ def average(
     """Reduce a loss a sample as torch does: the mean of weighted samples is their weighted mean."""
     check_reduction(reduction)
     if sample_weight is not None:
+        sample_weight = sample_weight.to(losses)
         losses = losses * sample_weight
     if reduction == "none":
         return losses

@@ -30,7 +30,7 @@ def check_labels(target: Tensor, rows: Tensor, num_classes: int | None = None) -
     if target.shape != rows.shape[:1]:
         raise ValueError(f"target must have shape ({len(rows)},), one class index a row, got {tuple(target.shape)}")
     target = target.long()
-    if _wait_for(target):
+    if target.numel() and _wait_for(target):
         low, high = (int(end) for end in target.aminmax())
         if low < 0 or (num_classes is not None and high >= num_classes):
             allowed = "not negative" if num_classes is None else f"in [0, {num_classes})"
