@@ -1,5 +1,6 @@
 """The closed forms against the problems they solve, and against each other."""
 
+import doctest
 import importlib.util
 import math
 import re
@@ -55,6 +56,11 @@ def test_documented_table_is_the_scripts_table():
         assert float(closed) == pytest.approx(problem.closed, abs=1e-10)
         assert float(found) == pytest.approx(problem.closed, abs=1e-8)
         assert abs(float(difference)) < 1e-8
+
+
+def test_documentation_runs():
+    failed, tried = doctest.testfile(str(ROOT / "docs" / "theory.md"), module_relative=False)
+    assert tried > 8 and not failed
 
 
 def minimiser(parameters, objective):

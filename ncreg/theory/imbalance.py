@@ -32,12 +32,12 @@ def minority_collapse_threshold(num_samples: int, weight_decay: Number, feature_
     n_B/N ≤ √(n_Bλ_Wλ_H).
 
     Example:
-        >>> round(minority_collapse_threshold(1000, weight_decay=5e-3, feature_decay=5e-4), 6)
+        >>> minority_collapse_threshold(1000, weight_decay=5e-3, feature_decay=5e-4)
         2.5
     """
     _checks.count(num_samples=num_samples)
     _checks.positive(weight_decay=weight_decay, feature_decay=feature_decay)
-    return (num_samples * math.sqrt(weight_decay) * math.sqrt(feature_decay)) ** 2
+    return (num_samples * weight_decay) * (num_samples * feature_decay)
 
 
 def imbalanced_mse_logits(
