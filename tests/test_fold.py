@@ -105,6 +105,12 @@ def test_preprocessing_is_told_to_timm():
     torch.testing.assert_close(folded(ready), classifier(images()), rtol=0, atol=1e-5)
 
 
+def test_a_gamma_that_has_decayed_to_zero():
+    classifier = trained(head="etf")
+    nn.init.zeros_(classifier.norm.weight)
+    assert fold(classifier, normalize="drop")(images()).abs().max() == 0
+
+
 def test_two_classes_and_one_feature():
     classifier = trained(head="etf", num_classes=2, project=1, head_args={"normalize": False})
     torch.testing.assert_close(fold(classifier)(images()), classifier(images()), rtol=0, atol=1e-5)

@@ -1,5 +1,6 @@
 import copy
 import gc
+import pickle
 from collections import Counter
 
 import pytest
@@ -80,7 +81,7 @@ def test_dtype_is_kept(dtype):
 
 def test_meta_device_is_kept():
     with torch.device("meta"):
-        classifier = swap_head("test_vit", project=16, num_classes=10)
+        classifier = swap_head("test_vit", "linear", project=16, num_classes=10)
     assert {t.device.type for t in (*classifier.parameters(), *classifier.buffers())} == {"meta"}
 
 
@@ -222,6 +223,29 @@ def test_a_head_and_a_norm_of_ones_own_are_copied():
     assert torch.equal(classifier.head.weight, head.weight)
 
 
+def test_a_swapped_vector_classifier_swaps_and_folds_again():
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    again = stir(swap_head(swap_head(model, classifier="2", project=5), "linear", project=6).eval())
+    assert again.project.in_features == 8 and again.num_classes == 3
+    x = torch.rand(5, 4)
+    torch.testing.assert_close(fold(again)(x), again(x))
+
+
+def test_new_parts_go_with_the_parameters_under_autocast():
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for model in ("test_resnet", Net()):
+            assert swap_head(model, "linear", num_classes=5).head.weight.dtype == torch.float32
+
+
+def test_a_classifier_survives_pickling():
+    classifier = swap_head("test_resnet", "etf", num_classes=5, project=4).eval()
+    again = pickle.loads(pickle.dumps(classifier))
+    x = images(classifier.backbone)
+    assert torch.equal(again(x), classifier(x))
+    again.reset_classifier(3)
+    assert again.head.num_classes == 3
+
+
 def test_a_swapped_classifier_can_be_swapped_again():
     first = swap_head("test_resnet", "etf", num_classes=10)
     first.preprocess = Normalize([0.5] * 3, [0.5] * 3)
@@ -244,7 +268,7 @@ def census_of(name):
     """Shapes on the meta device: (outcome, number of parameters)."""
     try:
         with torch.device("meta"):
-            classifier = swap_head(name, "etf", num_classes=10)
+            classifier = swap_head(name, "linear", num_classes=10)
     except ValueError as error:
         if name.endswith("_enc") and "encoder" in str(error):
             return "refused: an encoder without classifier", 0

@@ -149,7 +149,7 @@ def _identity_features(model: nn.Module, path: str, input_size: Sequence[int] | 
     seen: list[Tensor] = []
     handle = model.get_submodule(path).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     try:
-        features = pooled(evaluated(model, blank_image(model, input_size), f"the model without {path!r}"))
+        features = pooled_features(model, blank_image(model, input_size), f"the model without {path!r}")
     finally:
         handle.remove()
     entering = seen[-1].mean((2, 3)) if seen and seen[-1].ndim == 4 else seen[-1] if seen else None
@@ -205,18 +205,23 @@ def blank_image(model: nn.Module, input_size: Sequence[int] | None = None) -> Te
         side = side if isinstance(side, int) else 224
         channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
         input_size = (channels, side, side)
-    like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
-    return like.new_zeros(1, *input_size)
+    return parameter_like(model).new_zeros(1, *input_size)
 
 
-def pooled(features: Any) -> Tensor:
-    """The features themselves.
+def parameter_like(model: nn.Module) -> Tensor:
+    """A tensor on the model's device, in its dtype."""
+    return next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+
+
+def pooled_features(model: nn.Module, image: Tensor, name: str = "the model") -> Tensor:
+    """Features (1, width) of that image, in the parameters' dtype (under autocast they may come in another).
 
     Raises:
-        ValueError: unless they are (batch, width).
+        ValueError: if features are not (batch, width).
     """
+    features = evaluated(model, image, name)
     if isinstance(features, Tensor) and features.ndim == 2:
-        return features
+        return features.to(image.dtype)
     got = f"shape {tuple(features.shape)}" if isinstance(features, Tensor) else f"type {type(features).__name__}"
     raise ValueError(
         f"the backbone's features have {got}, a head takes pooled ones (batch, width): give the model a global pool "

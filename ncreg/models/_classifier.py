@@ -144,6 +144,11 @@ class Classifier(nn.Module):
         return int(getattr(self.backbone, "num_features", self.head_hidden_size))
 
     @property
+    def backbone_width(self) -> int:
+        """Width of the pooled features, before any projection."""
+        return self.project.in_features if isinstance(self.project, nn.Linear) else self.head_hidden_size
+
+    @property
     def pretrained_cfg(self) -> dict[str, Any]:
         """The backbone's, told of the new head; mean 0 and std 1 where `preprocess` normalises already."""
         cfg = dict(self._timm("pretrained_cfg"))
@@ -182,7 +187,7 @@ class Classifier(nn.Module):
 
     def _timm(self, name: str) -> Any:
         if not hasattr(self.backbone, name):
-            raise NotImplementedError(f"{name} is timm's: the backbone {type(self.backbone).__name__} has none")
+            raise AttributeError(f"{name} is timm's: the backbone {type(self.backbone).__name__} has none")
         return getattr(self.backbone, name)
 
 

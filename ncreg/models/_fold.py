@@ -5,6 +5,7 @@ import warnings
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ncreg.models._backbone import blank_image, evaluating
@@ -12,6 +13,7 @@ from ncreg.models._classifier import Classifier, Normalize
 from ncreg.norms import LastBatchNorm
 
 Slots = dict[str, nn.Linear | nn.Conv2d]
+EPS = 1e-12  # γ may have decayed to zero
 
 
 class LinearMap(NamedTuple):
@@ -101,11 +103,13 @@ def _plain_model(classifier: Classifier) -> tuple[nn.Module, Slots]:
     plain: Any = copy.deepcopy(backbone)
     with torch.random.fork_rng(devices=[]):
         if removed is not None:
-            width = _pooled_width(classifier)
+            width = classifier.backbone_width
             conv = issubclass(removed.kind, nn.Conv2d)
             sizes = width, classifier.num_classes
             layer = nn.Conv2d(*sizes, 1) if conv else nn.Linear(*sizes)
             plain.set_submodule(removed.path, layer.to(next(backbone.parameters())).train(backbone.training))
+            if hasattr(plain, "num_classes"):
+                plain.num_classes = classifier.num_classes
         elif hasattr(plain, "reset_classifier"):
             pair = getattr(getattr(plain, "head", None), "distillation", None)  # repvit forgets it unless told
             plain.reset_classifier(classifier.num_classes, **({} if pair is None else {"distillation": pair}))
@@ -121,14 +125,9 @@ def _plain_model(classifier: Classifier) -> tuple[nn.Module, Slots]:
     return plain, {name: m for name, m in added.items() if isinstance(m, nn.Linear | nn.Conv2d)}
 
 
-def _pooled_width(classifier: Classifier) -> int:
-    project = classifier.project
-    return project.in_features if isinstance(project, nn.Linear) else classifier.head_hidden_size
-
-
 def _tail(classifier: Classifier) -> LinearMap:
     """Projection, norm and head as one linear map of the pooled features."""
-    width = _pooled_width(classifier)
+    width = classifier.backbone_width
     weight, bias, exact = torch.eye(width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64), True
     for part in (classifier.project, classifier.norm, classifier.head):
         step = _as_linear_map(part, weight.shape[0])
@@ -143,7 +142,7 @@ def _tail(classifier: Classifier) -> LinearMap:
         gamma = classifier.norm.weight
         squared = weight.new_ones(()) if gamma is None else gamma.detach().to(weight).square().mean()
         length = (squared * classifier.head_hidden_size).sqrt()  # ‖γ‖: the features' root mean square length
-        weight, bias = weight / length, bias / length
+        weight, bias = weight / length.clamp_min(EPS), bias / length.clamp_min(EPS)
     return LinearMap(weight, bias, exact)
 
 
@@ -221,7 +220,7 @@ def _agree(plain: nn.Module, classifier: Classifier, exact: bool) -> bool:
         return False
     if exact:
         return bool((got - expected).abs().max() <= rounding * expected.abs().max())
-    return bool((torch.cosine_similarity(got, expected) >= 1 - rounding).all())
+    return bool((F.normalize(got) - F.normalize(expected)).abs().max() <= rounding)
 
 
 def _demand(holds: bool) -> None:

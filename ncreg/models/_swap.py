@@ -17,10 +17,10 @@ from ncreg.models._backbone import (
     behead_timm,
     blank_image,
     dropout_before_head,
-    evaluated,
     evaluating,
     from_timm_name,
-    pooled,
+    parameter_like,
+    pooled_features,
 )
 from ncreg.models._classifier import Classifier
 from ncreg.norms import last_norm
@@ -72,7 +72,7 @@ def swap_head(
         if not isinstance(value, str | nn.Module):
             raise TypeError(f"{name} must be a name or an nn.Module, got {type(value).__name__}")
     headless = _headless(model, model_args, classifier, input_size)
-    backbone, width = headless.module, headless.features.shape[1]
+    backbone = headless.module
     if (rate := dropout_before_head(backbone)) > 0:
         warnings.warn(
             f"dropout of rate {rate} stands between the backbone and the last norm and blurs its statistics; "
@@ -81,30 +81,20 @@ def swap_head(
             stacklevel=2,
         )
     new_head = _head_maker(head, headless, num_classes, head_args)
-    # new parts are drawn on the CPU, whatever the default device: the same numbers everywhere
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        projection = nn.Linear(width, as_size("project", project, 1), bias=False) if project is not None else None
-        width = width if project is None else project
-        norm_layer = last_norm(norm, width) if isinstance(norm, str) else copy.deepcopy(norm)
-        head_layer = new_head(width) if isinstance(head, str) else copy.deepcopy(head)
-    for part in (projection, norm_layer, head_layer):
-        if part is not None:
-            part.to(device=headless.features.device, dtype=_dtype(headless)).train(backbone.training)
-    tail = [part for part in (projection, norm_layer) if part is not None]
-    features, logits = _try_out(headless.features.to(_dtype(headless)), tail, head_layer)
+    *tail, last = _new_parts(headless, project, norm, new_head)
+    features, logits = _try_out(headless.features, tail, last)
     if num_classes is not None and logits.shape[1] != num_classes:
         raise ValueError(f"head gives {logits.shape[1]} logits where num_classes={num_classes}")
     swapped = Classifier(
         backbone,
-        norm_layer,
-        head_layer,
-        project=projection,
+        tail[-1],
+        last,
+        project=tail[0] if len(tail) == 2 else None,
         preprocess=copy.deepcopy(model.preprocess) if isinstance(model, Classifier) else None,
         num_classes=logits.shape[1],
         head_hidden_size=features.shape[1],
     )
-    swapped._removed = headless.removed
-    swapped._new_head = new_head if isinstance(head, str) else None
+    swapped._removed, swapped._new_head = headless.removed, new_head if isinstance(head, str) else None
     swapped.training = backbone.training
     return swapped
 
@@ -122,29 +112,28 @@ def _headless(
             raise ValueError(f"classifier={classifier!r} is for modules; timm knows where {model!r} has its own")
         backbone = from_timm_name(model, model_args or {})
         own_classes = backbone.pretrained_cfg.get("num_classes")  # type: ignore[union-attr, operator]
-        removed = None
     else:
         if model_args:
             raise ValueError(f"model_args={dict(model_args)} is for timm names; a module is taken as it is")
         if isinstance(model, Classifier):
-            backbone, own_classes, removed = copy.deepcopy(model.backbone), model.num_classes, model._removed
-        elif classifier is None and callable(getattr(model, "reset_classifier", None)):
-            backbone, own_classes, removed = copy.deepcopy(model), getattr(model, "num_classes", None), None
-            behead_timm(backbone)
-        else:
+            features = parameter_like(model.backbone).new_zeros(1, model.backbone_width)
+            return Headless(copy.deepcopy(model.backbone), features, model.num_classes or None, model._removed)
+        if classifier is not None or not callable(getattr(model, "reset_classifier", None)):
             return behead(copy.deepcopy(model), classifier, input_size)
-    features = pooled(evaluated(backbone, blank_image(backbone, input_size)))
-    return Headless(backbone, features, own_classes or None, removed)
+        backbone, own_classes = copy.deepcopy(model), getattr(model, "num_classes", None)
+        behead_timm(backbone)
+    features = pooled_features(backbone, blank_image(backbone, input_size))
+    return Headless(backbone, features, own_classes or None)
 
 
 def _head_maker(
     head: str | nn.Module, headless: Headless, num_classes: int | None, head_args: Mapping[str, Any] | None
 ) -> Callable[..., nn.Module]:
-    """Width, and perhaps a number of classes, → head."""
+    """Width (and, for a head by name, perhaps another number of classes) → head."""
     if not isinstance(head, str):
         if head_args:
             raise ValueError(f"head_args={dict(head_args)} is for heads by name; head is a module already")
-        return nn.Module
+        return lambda _: copy.deepcopy(head)
     if head not in HEADS:
         raise ValueError(f"head={head!r} is unknown; known: {', '.join(HEADS)}, or pass a module of your own")
     num_classes = headless.num_classes if num_classes is None else num_classes
@@ -153,9 +142,22 @@ def _head_maker(
     return partial(HEADS[head], num_classes=num_classes, **(head_args or {}))
 
 
-def _dtype(headless: Headless) -> torch.dtype:
-    floating = (p.dtype for p in headless.module.parameters() if p.is_floating_point())
-    return next(floating, headless.features.dtype)
+def _new_parts(
+    headless: Headless, project: int | None, norm: str | nn.Module, new_head: Callable[..., nn.Module]
+) -> list[nn.Module]:
+    """[projection,] norm and head, on the backbone's device, in its dtype and mode.
+
+    They are drawn on the CPU whatever the default device is: the same numbers everywhere.
+    """
+    width = headless.features.shape[1]
+    parts: list[nn.Module] = []
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        if project is not None:
+            parts.append(nn.Linear(width, as_size("project", project, 1), bias=False))
+            width = project
+        parts.append(last_norm(norm, width) if isinstance(norm, str) else copy.deepcopy(norm))
+        parts.append(new_head(width))
+    return [part.to(headless.features).train(headless.module.training) for part in parts]
 
 
 def _try_out(features: Tensor, tail: list[nn.Module], head: nn.Module) -> tuple[Tensor, Tensor]:
