@@ -56,8 +56,8 @@ def textbook(features: Tensor, target: Tensor, head: nn.Linear, *, second: bool 
     share = values / values.sum()
     found = {
         "nc0": weight.sum(0).square().sum() / classes,
-        "nc1": (within * torch.linalg.pinv(between, hermitian=True)).sum() / classes,
-        "nc1_rank": torch.linalg.matrix_rank(between, hermitian=True),
+        "nc1": (within @ torch.linalg.pinv(between)).trace() / classes,
+        "nc1_rank": torch.linalg.matrix_rank(between),
         "trace_ratio": within.trace() / between.trace(),
         "cdnv": ((variance[:, None] + variance) / (2 * distance))[off].mean(),
         "nc2_equinorm": centred.norm(dim=1).std(correction=0) / centred.norm(dim=1).mean(),

@@ -48,6 +48,9 @@ class NearestClassCenter(Float64Metric):
         {'ncc_accuracy': 1.0, 'nc4': 0.5, 'accuracy': 0.5}
     """
 
+    means: Tensor
+    counts: Tensor
+
     def __init__(
         self,
         means: Float[Tensor, "classes dim"],
@@ -66,7 +69,7 @@ class NearestClassCenter(Float64Metric):
             raise ValueError("means hold NaN or infinite values: a row must be finite, or NaN throughout (no centre)")
         if classifier is not None:
             check_classifier(classifier)
-            read_classifier(classifier, *means.shape, self.home)
+            read_classifier(classifier, means.shape[0], means.shape[1], self.home)
         self.per_class = per_class
         self._classifier = None if classifier is None else Reference(classifier)
         self._frame: Frame | None = None
@@ -92,7 +95,7 @@ class NearestClassCenter(Float64Metric):
         sums = view_second(flat, classes, dim)
         for rows, labels in _reduce.blocks([features], [target]):
             self._frame.add(sums, rows, labels)
-        found = torch.stack([sums.count, sums.nearest, sums.correct, sums.disagree], dim=1)
+        found = torch.stack([sums.counts, sums.nearest, sums.correct, sums.disagree], dim=1)
         self.counts = self.counts + found.to(self.counts)
 
     def compute(self) -> dict[str, Tensor]:
@@ -121,5 +124,6 @@ class NearestClassCenter(Float64Metric):
         shape = geometry(has_centre.double(), self.means)
         classifier = None
         if self._classifier is not None:
-            classifier = read_classifier(self._classifier.module, *self.means.shape, self.home)
+            classes, dim = self.means.shape
+            classifier = read_classifier(self._classifier.module, classes, dim, self.home)
         return Frame(shape, shape.global_mean, classifier, dtype)

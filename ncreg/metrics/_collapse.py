@@ -75,6 +75,15 @@ class NeuralCollapse(Float64Metric):
         -0.5000 1.0 True
     """
 
+    # states: with the cache
+    features: list[Tensor]
+    target: list[Tensor]
+    # and without; the lists are empty until the second pass: class counts and means of all ranks, sums, margins
+    moments: Tensor
+    reference: list[Tensor]
+    second: list[Tensor]
+    margins: list[Tensor]
+
     def __init__(
         self,
         num_classes: int,
@@ -111,7 +120,6 @@ class NeuralCollapse(Float64Metric):
             return
         zero = _moments.new(num_classes, num_features, scatter=scatter, device=self.home)
         self.add_state("moments", zero, functools.partial(_moments.merge, num_classes=num_classes, dim=num_features))
-        # Empty until the second pass: the class counts and means of all ranks, the sums around them, the margins.
         self.add_state("reference", [], dist_reduce_fx="cat")
         self.add_state("second", [], dist_reduce_fx="cat")
         self.add_state("margins", [], dist_reduce_fx="cat")
@@ -197,7 +205,7 @@ class NeuralCollapse(Float64Metric):
     def _make_frame(self, shape: Geometry, dtype: torch.dtype) -> Frame:
         centre = shape.global_mean
         if self.center == "features":
-            centre = (shape.count / shape.count.sum()) @ shape.mean
+            centre = (shape.counts / shape.counts.sum()) @ shape.mean
         return Frame(shape, centre, None if self._classifier is None else self._read_classifier(), dtype)
 
     def _reduce(self, gather: _reduce.Gather) -> _reduce.Statistics:

@@ -16,12 +16,12 @@ _EPS = torch.finfo(torch.float64).eps
 class Geometry(NamedTuple):
     """Class means and what follows from them, float64.
 
-    count (C,), mean (C, d), the global mean for absent classes, present (C,) bool, global_mean (d,): the unweighted mean
-    of the present class means, basis (r, d): orthonormal rows that span the centred means within their numerical
+    counts (C,), mean (C, d), the global mean for absent classes, present (C,) bool, global_mean (d,): the unweighted
+    mean of the present class means, basis (r, d): orthonormal rows that span the centred means within their numerical
     rank r, values: all singular values of the centred means, descending.
     """
 
-    count: Tensor
+    counts: Tensor
     mean: Tensor
     present: Tensor
     global_mean: Tensor

@@ -76,8 +76,8 @@ def gram_to_simplex(rows: Tensor) -> Tensor:
 def nc1(shape: Geometry, along: Tensor) -> Tensor:
     """tr(Σ_W Σ_B⁺)/C from the within-class scatter along each basis vector (r,); NaN where the means coincide."""
     if not len(along):
-        return torch.full_like(shape.count[0], torch.nan)
-    return (along / shape.values[: len(along)].square()).sum() / shape.count.sum()
+        return torch.full_like(shape.counts[0], torch.nan)
+    return (along / shape.values[: len(along)].square()).sum() / shape.counts.sum()
 
 
 def of_means(shape: Geometry, trace: Tensor) -> dict[str, Tensor]:
@@ -88,8 +88,8 @@ def of_means(shape: Geometry, trace: Tensor) -> dict[str, Tensor]:
     between = centred.square().sum() / len(centred)
     return {
         "nc1_rank": torch.full_like(between, len(shape.basis)),
-        "trace_ratio": trace.sum() / shape.count.sum() / between,
-        "cdnv": cdnv(centred, trace[here] / shape.count[here]),
+        "trace_ratio": trace.sum() / shape.counts.sum() / between,
+        "cdnv": cdnv(centred, trace[here] / shape.counts[here]),
         "nc2_equinorm": equinorm(centred),
         "nc2_equiangularity": equiangularity,
         "nc2_cosine_std": spread,
@@ -126,7 +126,7 @@ def of_scatter(shape: Geometry, scatter: Tensor) -> dict[str, Tensor]:
 
 def of_second_pass(shape: Geometry, sums: SecondPass) -> dict[str, Tensor]:
     """Cosines within and between classes, and the nearest-class-centre accuracy."""
-    units = sums.units[shape.present] / shape.count[shape.present][:, None]
+    units = sums.units[shape.present] / shape.counts[shape.present][:, None]
     classes = len(units)
     intra = units.square().sum(1)
     low, high = torch.full_like(intra[0], torch.inf), torch.full_like(intra[0], -torch.inf)
@@ -144,13 +144,13 @@ def of_second_pass(shape: Geometry, sums: SecondPass) -> dict[str, Tensor]:
         "inter_cosine": (units.sum(0).square().sum() - intra.sum()) / pairs,
         "inter_cosine_min": torch.where(defined, low, torch.nan),
         "inter_cosine_max": torch.where(defined, high, torch.nan),
-        "ncc_accuracy": sums.nearest.sum() / sums.count.sum(),
+        "ncc_accuracy": sums.nearest.sum() / sums.counts.sum(),
     }
 
 
 def of_decisions(sums: SecondPass, margins: Tensor) -> dict[str, Tensor]:
     """NC4, accuracy, and the margins' mean, least value and quantiles, raw and normalised."""
-    total = sums.count.sum()
+    total = sums.counts.sum()
     found = {"nc4": sums.disagree.sum() / total, "accuracy": sums.correct.sum() / total}
     for name, column in zip(("margin", "normalized_margin"), margins.unbind(1), strict=True):
         ordered = column.sort().values

@@ -11,11 +11,11 @@ from torch import Tensor
 class Moments(NamedTuple):
     """Sums over the samples seen, around one anchor a_c per class; views of one flat tensor, which merges as a whole.
 
-    count n_c (C,), trace Σ‖h − a_c‖² per class (C,), anchor a_c (C, d), shift Σ(h − a_c) per class (C, d), scatter
+    counts n_c (C,), trace Σ‖h − a_c‖² per class (C,), anchor a_c (C, d), shift Σ(h − a_c) per class (C, d), scatter
     Σ(h − a_y)(h − a_y)ᵀ over all classes (d, d), upper triangle only, or (0, 0) where it isn't kept.
     """
 
-    count: Tensor
+    counts: Tensor
     trace: Tensor
     anchor: Tensor
     shift: Tensor
@@ -39,14 +39,14 @@ def view(flat: Tensor, num_classes: int, dim: int) -> Moments:
 
 def add(moments: Moments, features: Tensor, target: Tensor) -> None:
     """Add float64 features (n, d) in place; a class met for the first time is anchored at its mean in this batch."""
-    unseen = moments.count[target] == 0
+    unseen = moments.counts[target] == 0
     if unseen.any():
         fresh = target[unseen]
-        size = torch.bincount(fresh, minlength=len(moments.count))
+        size = torch.bincount(fresh, minlength=len(moments.counts))
         moments.anchor.index_add_(0, fresh, features[unseen])
         moments.anchor.div_(size.clamp_min(1)[:, None])
     deviation = features - moments.anchor[target]
-    moments.count.index_add_(0, target, torch.ones_like(target, dtype=torch.float64))
+    moments.counts.index_add_(0, target, torch.ones_like(target, dtype=torch.float64))
     moments.trace.index_add_(0, target, torch.linalg.vector_norm(deviation, dim=1).square())
     moments.shift.index_add_(0, target, deviation)
     if moments.scatter.numel():
@@ -68,11 +68,11 @@ def symmetric(upper: Tensor) -> Tensor:
 
 def central(moments: Moments) -> Moments:
     """The same moments around the class means: anchors are the means, shifts zero."""
-    offset = moments.shift / moments.count.clamp_min(1)[:, None]
-    weighted = offset * moments.count.sqrt()[:, None]
+    offset = moments.shift / moments.counts.clamp_min(1)[:, None]
+    weighted = offset * moments.counts.sqrt()[:, None]
     scatter = moments.scatter
     return Moments(
-        count=moments.count,
+        counts=moments.counts,
         trace=(moments.trace - weighted.square().sum(1)).clamp_min(0),
         anchor=moments.anchor + offset,
         shift=torch.zeros_like(moments.shift),
@@ -85,13 +85,13 @@ def merge(stacked: Tensor, num_classes: int, dim: int) -> Tensor:
     total = central(view(stacked[0], num_classes, dim))
     for flat in stacked[1:]:
         other = central(view(flat, num_classes, dim))
-        count = total.count + other.count
-        share = (other.count / count.clamp_min(1))[:, None]
+        count = total.counts + other.counts
+        share = (other.counts / count.clamp_min(1))[:, None]
         delta = other.anchor - total.anchor
-        weighted = delta * (total.count[:, None] * share).sqrt()
+        weighted = delta * (total.counts[:, None] * share).sqrt()
         scatter = total.scatter + other.scatter
         total = Moments(
-            count=count,
+            counts=count,
             trace=total.trace + other.trace + weighted.square().sum(1),
             anchor=total.anchor + delta * share,
             shift=total.shift,

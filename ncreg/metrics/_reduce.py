@@ -82,12 +82,12 @@ def cached(
 ) -> Statistics:
     """Second pass over cached features."""
     shape = frame.shape
-    flat = new_second(*shape.mean.shape, shape.mean.device)
-    sums = view_second(flat, *shape.mean.shape)
-    dim = shape.mean.shape[1]
+    classes, dim = shape.mean.shape
+    flat = new_second(classes, dim, shape.mean.device)
+    sums = view_second(flat, classes, dim)
     gram = shape.mean.new_zeros(dim, dim) if scatter else None
-    margins = [frame.add(sums, rows, labels, gram) for rows, labels in blocks(features, target)]
-    second = view_second(add_up(flat, gather), *shape.mean.shape)
+    margins = [frame.add(sums, rows, labels, gram, shift=False) for rows, labels in blocks(features, target)]
+    second = view_second(add_up(flat, gather), classes, dim)
     gram = _moments.symmetric(add_up(gram, gather)) if gram is not None else None
     decided = None if frame.classifier is None else _all_margins(margins, shape.mean, gather)
     return Statistics(shape, second.trace, gram, second, decided)
@@ -100,7 +100,7 @@ def merged(flat: Tensor, num_classes: int, dim: int, gather: Gather) -> _moments
 
 def pack(moments: _moments.Moments) -> Tensor:
     """Counts and means side by side, (C, 1 + d), of central moments."""
-    return torch.cat([moments.count[:, None], moments.anchor], dim=1)
+    return torch.cat([moments.counts[:, None], moments.anchor], dim=1)
 
 
 def streamed(
@@ -143,12 +143,12 @@ def _all_margins(margins: Sequence[Tensor | None], like: Tensor, gather: Gather)
 
 def _check_same_samples(shape: Geometry, moments: _moments.Moments, sums: SecondPass) -> None:
     """The second pass's class means must be the first's, but for the rounding of a repeated forward pass."""
-    if not torch.equal(sums.count, shape.count):
+    if not torch.equal(sums.counts, shape.counts):
         raise ValueError(
-            f"the second pass saw {int(sums.count.sum())} samples and the first {int(shape.count.sum())}, or other "
+            f"the second pass saw {int(sums.counts.sum())} samples and the first {int(shape.counts.sum())}, or other "
             "labels: feed the same samples in both, and call reset() or passes() before new ones"
         )
-    moved = (sums.shift.square().sum(1) / shape.count.clamp_min(1)).sum()
+    moved = (sums.shift.square().sum(1) / shape.counts.clamp_min(1)).sum()
     rounding = torch.finfo(torch.float32).eps ** 2 * shape.mean.square().sum()
     if moved > 1e-6 * moments.trace.sum() + 100 * rounding:
         raise ValueError(
