@@ -107,7 +107,7 @@ def draw(ratios: list[float], found: dict[tuple[str, float], list[Optimum]], pat
 def main(argv: list[str] | None = None) -> None:
     """Solve along the ratios, print where classes merge, save the figure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--out", type=Path, default=Path("figures"), help="folder of the figure")
+    parser.add_argument("--out", type=Path, default=Path("runs/examples"), help="folder of the figure")
     parser.add_argument("--quick", action="store_true", help="fewer ratios")
     arguments = parser.parse_args(argv)
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -65,7 +65,7 @@ def draw(scales: Tensor, cosines: Tensor, path: Path) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Print the scales, save the figure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--out", type=Path, default=Path("figures"), help="folder of the figure")
+    parser.add_argument("--out", type=Path, default=Path("runs/examples"), help="folder of the figure")
     parser.add_argument("--quick", action="store_true", help="a coarser grid")
     arguments = parser.parse_args(argv)
     arguments.out.mkdir(parents=True, exist_ok=True)

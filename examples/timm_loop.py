@@ -105,7 +105,7 @@ def draw(history: list[dict[str, float]], onset: int | None, path: Path) -> None
 def main(argv: list[str] | None = None) -> None:
     """Train, print both ends of the terminal phase, save the figure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--out", type=Path, default=Path("figures"), help="folder of the figure")
+    parser.add_argument("--out", type=Path, default=Path("runs/examples"), help="folder of the figure")
     parser.add_argument("--quick", action="store_true", help="few images, few epochs")
     arguments = parser.parse_args(argv)
     arguments.out.mkdir(parents=True, exist_ok=True)

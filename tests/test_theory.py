@@ -173,7 +173,7 @@ def test_imbalanced_squared_error_shrinks_each_class_by_its_count():
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "cross_entropy with bias", "squared error"])
-@pytest.mark.parametrize("side", [0.9, 1.1])
+@pytest.mark.parametrize("side", [0.96, 1.04])
 def test_minority_classes_merge_exactly_below_the_threshold(loss, side):
     """Three minority classes of two samples beside two of ten; the decay puts the threshold at 2·side."""
     counts = [10, 10, 2, 2, 2]
@@ -192,7 +192,7 @@ def test_minority_classes_merge_exactly_below_the_threshold(loss, side):
     minimiser([*head.parameters(), features], objective)
     minority = head.weight.detach()[2:]
     spread = float((minority - minority.mean(0)).norm())
-    assert spread < 1e-4 if side > 1 else spread > 0.05
+    assert spread < 1e-3 if side > 1 else spread > 0.03
 
 
 @given(classes, st.floats(1e-10, 1e10))
@@ -358,6 +358,7 @@ def test_squared_error_forms_agree(num_classes, samples, weight_decay, feature_d
     assert close(plain.loss, c * (1 - c / 2), 1e-9) and close(plain.own_logit, 1 - c, 1e-9)
     assert close(biased.loss, plain.loss * (num_classes - 1) / num_classes, 1e-9)
     assert close(biased.own_logit + (num_classes - 1) * biased.other_logit, 1)
+    assert close(plain.margin, 1 - c, 1e-9) and close(biased.margin, 1 - c, 1e-9)
     assert plain.collapsed_to_zero == (plain.loss == 0.5)
 
 
@@ -402,8 +403,8 @@ def test_certificate_holds_in_every_random_case(case):
 @pytest.mark.parametrize("dim", [3, 6])
 def test_certificate_is_tight_at_the_optimum(dim, dtype, tolerance):
     best = theory.cross_entropy_optimum(4, 10, 1e-3, 1e-4)
-    weight = (best.weight_norm * simplex_etf(4, dim, dtype=torch.float64) + 5.0).to(dtype)
-    variance = torch.tensor(best.feature_norm**2, dtype=dtype)
+    weight = (best.weight_norm * simplex_etf(4, dim, dtype=torch.float64) + 5.0).to(dtype).requires_grad_()
+    variance = torch.tensor(best.feature_norm**2, dtype=dtype, requires_grad=True)
     certificate = theory.collapse_certificate(best.cross_entropy, weight, variance, torch.full((4,), 10))
     assert certificate.mean_margin == pytest.approx(best.margin)
     assert certificate.within_share == pytest.approx(0, abs=tolerance)
@@ -415,6 +416,8 @@ def test_certificate_is_tight_at_the_optimum(dim, dtype, tolerance):
     [
         ({"class_counts": [5, 5, 4]}, "from 4 to 5.*balanced"),
         ({"class_counts": [0, 0, 0]}, "from 0 to 0"),
+        ({"class_counts": [5.5, 5.5, 5.5]}, "whole numbers"),
+        ({"class_counts": torch.tensor([5, 5, 6])}, "from 5 to 6"),
         ({"class_counts": [5, 5]}, "2 entries for a weight of 3 classes"),
         ({"loss": math.log(3)}, "loss=1.09"),
         ({"loss": 0.0}, "loss=0.0"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import SupportsFloat, SupportsInt
+from typing import Any, SupportsFloat
 
 from jaxtyping import Float
 from torch import Tensor
@@ -34,7 +34,7 @@ def collapse_certificate(
     loss: SupportsFloat,
     weight: Float[Tensor, "classes dim"],
     total_variance: SupportsFloat,
-    class_counts: Iterable[SupportsInt],
+    class_counts: Iterable[Any],
 ) -> CollapseCertificate:
     """Bound the within-class share: tr Σ_W/tr Σ_T ≤ 1 − (x(C−1)/(Cβ̃))²/tr Σ_T, x = ln((C−1)/(e^L − 1)).
 
@@ -67,7 +67,7 @@ def collapse_certificate(
         0.118
     """
     num_classes = _balanced_classes(weight, class_counts)
-    value, total = float(loss), float(total_variance)
+    value, total = _number(loss), _number(total_variance)
     if not (total > 0 and math.isfinite(total)):
         raise ValueError(f"total_variance={total!r}: must be finite and above 0")
     margin = margin_at_loss(value, num_classes)
@@ -85,9 +85,16 @@ def collapse_certificate(
     return CollapseCertificate(margin, between, max(0.0, 1 - between / total))
 
 
-def _balanced_classes(weight: Tensor, class_counts: Iterable[SupportsInt]) -> int:
+def _number(value: SupportsFloat) -> float:
+    return float(value.detach() if isinstance(value, Tensor) else value)
+
+
+def _balanced_classes(weight: Tensor, class_counts: Iterable[Any]) -> int:
     """The number of classes, when each has the same number of samples."""
-    counts = [int(count) for count in class_counts]
+    given = list(class_counts)
+    counts = [int(count) for count in given]
+    if counts != given:
+        raise ValueError(f"class_counts={given}: must be whole numbers of samples")
     if weight.ndim != 2 or weight.shape[0] < 2:
         raise ValueError(f"weight has shape {tuple(weight.shape)}: expected (C, d) with C ≥ 2")
     if len(counts) != weight.shape[0]:

@@ -37,6 +37,11 @@ class SquaredErrorOptimum:
     layer_norms: tuple[float, ...]
 
     @property
+    def margin(self) -> float:
+        """Own logit minus any other."""
+        return self.own_logit - self.other_logit
+
+    @property
     def collapsed_to_zero(self) -> bool:
         """Whether the decay is so strong that all features and layers are 0."""
         return self.shrinkage == 1.0
