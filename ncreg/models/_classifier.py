@@ -10,14 +10,14 @@ from jaxtyping import Float
 from timm.models import get_model_input_config
 from torch import Tensor, nn
 
-from ncreg.models._backbone import Removed
+from ncreg.models._backbone import Removed, parameter_like
 
 
 class ClassifierOutput(NamedTuple):
     """What one forward pass gives: logits (B, C) and the features (B, d) that entered the head."""
 
-    logits: Tensor
-    features: Tensor
+    logits: Float[Tensor, "batch classes"]
+    features: Float[Tensor, "batch dim"]
 
 
 class Normalize(nn.Module):
@@ -98,7 +98,9 @@ class Classifier(nn.Module):
         self._removed: Removed | None = None
         self._new_head: Callable[..., nn.Module] | None = None
 
-    def forward(self, x: Tensor, with_features: bool = False) -> Any:
+    def forward(
+        self, x: Float[Tensor, "batch ..."], with_features: bool = False
+    ) -> Float[Tensor, "batch classes"] | ClassifierOutput:
         """Logits (B, C), or `ClassifierOutput(logits, features)` when `with_features` is set."""
         features = self.norm(self.project(self.backbone(self.preprocess(x))))
         logits = self.head(features)
@@ -108,7 +110,7 @@ class Classifier(nn.Module):
         """The backbone's features before pooling, as timm's method of that name gives them."""
         return self._timm("forward_features")(self.preprocess(x))
 
-    def forward_head(self, x: Any, pre_logits: bool = False) -> Tensor:
+    def forward_head(self, x: Any, pre_logits: bool = False) -> Float[Tensor, "batch _"]:
         """Logits from `forward_features`' result, or with `pre_logits` the features (B, d) that enter the head."""
         features = self.norm(self.project(self._timm("forward_head")(x)))
         return features if pre_logits else self.head(features)
@@ -134,8 +136,7 @@ class Classifier(nn.Module):
         new: nn.Module = nn.Identity()
         if num_classes and self._new_head is not None:
             new = self._new_head(self.head_hidden_size, num_classes=num_classes)
-        like = next((t for t in (*self.backbone.parameters(), *self.head.buffers()) if t.is_floating_point()), None)
-        self.head = (new if like is None else new.to(like)).train(self.training)
+        self.head = new.to(parameter_like(self.backbone)).train(self.training)
         self.num_classes = num_classes
 
     @property
