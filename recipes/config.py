@@ -220,6 +220,9 @@ def _parser() -> jsonargparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--config", action="config", help="a YAML file of keys; later ones win over earlier ones")
+    parser.add_argument(
+        "--resume", help="a run folder to go on with, or auto for the newest unfinished run of this configuration"
+    )
     parser.add_class_arguments(TrainConfig)
     parser.set_defaults({"loss": {"cross_entropy": {"weight": 1.0, "phase": "always", "args": {}}}})
     return parser
@@ -236,13 +239,13 @@ def _one_line(message: str) -> str:
     return f"{line} (--help lists the keys, --print_config shows all values)"
 
 
-def parse(argv: Sequence[str]) -> TrainConfig:
-    """The configuration that a command line asks for.
+def parse_command(argv: Sequence[str]) -> tuple[TrainConfig, str | None]:
+    """The configuration that a command line asks for, and the run to resume: a folder, "auto" or None.
 
     Raises:
         UserError: an unknown recipe, an unknown key, a value of the wrong type or out of range.
     """
-    args, name = list(argv), None
+    args = list(argv)
     if args and not args[0].startswith("-"):
         name = args.pop(0)
         if name not in recipes():
@@ -251,11 +254,19 @@ def parse(argv: Sequence[str]) -> TrainConfig:
     parser = _parser()
     try:
         values = parser.instantiate(parser.parse_args(args))
-        return TrainConfig(**{item.name: values[item.name] for item in fields(TrainConfig)})
+        config = TrainConfig(**{item.name: values[item.name] for item in fields(TrainConfig)})
     except jsonargparse.ArgumentError as error:
         raise UserError(_one_line(str(error))) from None
     except ValueError as error:
         raise UserError(str(error)) from None
+    if values.resume not in (None, "auto") and len(args) > 2 - ("=" in args[0]):
+        raise UserError(f"--resume {values.resume} takes the run's own configuration: give no other key with it")
+    return config, values.resume
+
+
+def parse(argv: Sequence[str]) -> TrainConfig:
+    """The configuration alone, see `parse_command`."""
+    return parse_command(argv)[0]
 
 
 def as_yaml(config: TrainConfig) -> str:

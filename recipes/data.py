@@ -49,13 +49,11 @@ class Split:
         """The same images on a device."""
         return Split(self.images.to(device), self.target.to(device))
 
-    def batches(
-        self, size: int, *, generator: torch.Generator | None = None, drop_last: bool = False
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches (images in [0, 1], classes): in order, or in the generator's order."""
-        order = None if generator is None else torch.randperm(len(self), generator=generator).to(self.target.device)
-        last = len(self) - size + 1 if drop_last else len(self)
-        for start in range(0, last, size):
+    def batches(self, size: int, *, order: Tensor | None = None, skip: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches (images in [0, 1], classes): all in turn, or the full ones of an order, from the one after `skip`."""
+        last = len(self) if order is None else len(self) - size + 1
+        order = None if order is None else order.to(self.target.device)
+        for start in range(skip * size, last, size):
             index = slice(start, start + size) if order is None else order[start : start + size]
             images = self.images[index].to(torch.float32, memory_format=torch.channels_last)
             yield images.div_(255), self.target[index]

@@ -38,7 +38,7 @@ def measure(model: Classifier, split: Split, *, clock: Clock | None = None, coll
     """
     clock = clock or Clock()
     device = split.target.device
-    metric = NeuralCollapse(model.num_classes, model.head.in_features, classifier=model.head).to(device)
+    metric = NeuralCollapse(model.num_classes, model.head_hidden_size, classifier=model.head).to(device)
     training = model.training
     model.eval()
     correct, loss = (

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ncreg import losses
@@ -41,7 +42,9 @@ def _losses(num_classes: int) -> dict[str, Callable[..., nn.Module]]:
     }
 
 
-def build_terms(config: Mapping[str, TermConfig], *, num_classes: int) -> list[Term]:
+def build_terms(
+    config: Mapping[str, TermConfig], *, num_classes: int, device: torch.device | None = None
+) -> list[Term]:
     """The terms that a configuration names.
 
     Raises:
@@ -52,7 +55,7 @@ def build_terms(config: Mapping[str, TermConfig], *, num_classes: int) -> list[T
     for name, asked in config.items():
         if name not in known:
             raise UserError(f"loss.{name} is unknown: one of {', '.join(known)}")
-        loss = _built(name, known[name], asked.args)
+        loss = _built(name, known[name], asked.args).to(device)
         consumes = getattr(loss, "consumes", ("logits", "target"))  # torch's own losses
         terms.append(Term(name, loss, consumes, asked.weight, asked.phase))
     return terms

@@ -1,15 +1,9 @@
-"""What a run leaves behind: its folder, its files, its figures and its closing lines."""
+"""The figures and the closing lines of a run."""
 
 from __future__ import annotations
 
-import json
 import math
-import platform
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
-from datetime import datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -19,83 +13,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 
-from recipes.config import TrainConfig, as_yaml  # noqa: E402
-
-PACKAGES = ("ncreg", "torch", "torchvision", "timm", "torchmetrics", "numpy", "scikit-learn")
 ACCURACY, LOSS, ONSET = "#0072B2", "#D55E00", "#555555"  # Okabe & Ito's colours: safe for the colour-blind
 LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
-
-
-class RunFolder:
-    """A new folder for one run; never one that exists."""
-
-    def __init__(self, config: TrainConfig, command: Sequence[str]) -> None:
-        backbone = config.model.backbone.replace("/", "_").replace(":", "_")
-        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-        name = f"{config.data.name}-{config.recipe}-{backbone}-seed{config.seed}-{stamp}"
-        self.path = _new_folder(config.out, name)
-        self.history: list[dict[str, Any]] = []
-        for part in ("checkpoints", "figures"):
-            (self.path / part).mkdir()
-        (self.path / "config.yaml").write_text(as_yaml(config))
-        self.write("environment.json", environment(command))
-
-    def write(self, name: str, content: Mapping[str, Any]) -> None:
-        """A JSON file; what is not a number becomes null."""
-        text = json.dumps(_strict(content), indent=1, allow_nan=False)
-        (self.path / name).write_text(text + "\n")
-
-    def log(self, entry: dict[str, Any]) -> None:
-        """Add an epoch to history.jsonl."""
-        self.history.append(entry)
-        with (self.path / "history.jsonl").open("a") as file:
-            file.write(json.dumps(_strict(entry), allow_nan=False) + "\n")
-
-    def checkpoint(self, name: str) -> Path:
-        """Path of a checkpoint."""
-        return self.path / "checkpoints" / f"{name}.pt"
-
-
-def _new_folder(out: Path, name: str) -> Path:
-    out.mkdir(parents=True, exist_ok=True)
-    for attempt in range(1, 10_000):
-        path = out / (name if attempt == 1 else f"{name}-{attempt}")
-        try:
-            path.mkdir()
-        except FileExistsError:
-            continue
-        return path
-    raise FileExistsError(f"{out} has 9,999 runs of the name {name}")
-
-
-def _strict(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _strict(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def environment(command: Sequence[str]) -> dict[str, Any]:
-    """Where and by what a run was made."""
-    packages = {}
-    for name in PACKAGES:
-        try:
-            packages[name] = version(name)
-        except PackageNotFoundError:
-            packages[name] = "not installed"
-    asked = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        commit = subprocess.run(asked, capture_output=True, text=True).stdout.strip() or None
-    except OSError:
-        commit = None
-    return {
-        "command": list(command),
-        "python": sys.version.split()[0],
-        "platform": platform.platform(),
-        "packages": packages,
-        "git_commit": commit,
-    }
 
 
 def draw(folder: Path, history: Sequence[Mapping[str, Any]], onset: int | None, *, title: str) -> None:

@@ -83,11 +83,13 @@ def test_batches_cover_an_epoch_once_in_the_generators_order():
     plain = list(split.batches(4))
     assert [target.tolist() for _, target in plain] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     torch.testing.assert_close(plain[1][0].flatten(), torch.arange(4.0, 8.0) / 255)
-    shuffled = list(split.batches(4, generator=torch.Generator().manual_seed(3), drop_last=True))
     order = torch.randperm(10, generator=torch.Generator().manual_seed(3))
-    assert [len(target) for _, target in shuffled] == [4, 4]
+    shuffled = list(split.batches(4, order=order))
+    assert [len(target) for _, target in shuffled] == [4, 4]  # the partial last batch is dropped
     assert torch.equal(torch.cat([target for _, target in shuffled]), order[:8])
-    assert [len(target) for _, target in split.batches(5, drop_last=True)] == [5, 5]
+    assert [len(target) for _, target in split.batches(5, order=order)] == [5, 5]
+    (left,) = split.batches(4, order=order, skip=1)
+    assert torch.equal(left[1], order[4:8])
 
 
 def test_a_folder_is_read_whole_and_in_order(folder):

@@ -54,6 +54,8 @@ def test_a_run_leaves_everything_it_promises(run):
         "summary.json",
         "timing.json",
         "checkpoints/last.pt",
+        "checkpoints/previous.pt",
+        "checkpoints/best.pt",
         "checkpoints/onset.pt",
         "figures/accuracy.png",
         "figures/collapse.png",
@@ -68,7 +70,8 @@ def test_a_run_leaves_everything_it_promises(run):
     )
     assert read(run / "environment.json")["command"] == ["recipes/train.py", "etf"]
     seconds = read(run / "timing.json")["seconds"]
-    assert sum(value for name, value in seconds.items() if name != "total") <= seconds["total"] * 1.001
+    assert set(seconds) == {"setup", "train", "measure_forward", "measure_collapse", "save"}
+    assert all(value > 0 for value in seconds.values())
 
 
 @pytest.mark.parametrize("end", ["onset", "last"])
@@ -129,11 +132,9 @@ def test_runs_that_differ_in_the_head_alone_start_from_the_same_backbone():
 
 
 def test_the_batch_order_depends_on_seed_and_epoch_alone():
-    draws = {
-        (seed, epoch): torch.randperm(50, generator=order(seed, epoch)).tolist() for seed in (0, 1) for epoch in (1, 2)
-    }
+    draws = {(seed, epoch): order(seed, epoch, 50).tolist() for seed in (0, 1) for epoch in (1, 2)}
     assert len({tuple(value) for value in draws.values()}) == 4
-    assert draws[1, 2] == torch.randperm(50, generator=order(1, 2)).tolist()
+    assert draws[1, 2] == order(1, 2, 50).tolist() and sorted(draws[1, 2]) == list(range(50))
 
 
 def test_zero_error_that_never_comes_is_said(tmp_path, capsys):

@@ -1,0 +1,160 @@
+"""The folder of a run: made once, never shared, and left so that a killed run can go on."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from ncreg.checkpoint import load_checkpoint, save_checkpoint
+from recipes.config import TrainConfig, UserError, as_yaml
+
+PACKAGES = ("ncreg", "torch", "torchvision", "timm", "torchmetrics", "numpy", "scikit-learn")
+
+
+class RunFolder:
+    """config.yaml, environment.json, history.jsonl, summary.json, timing.json, checkpoints/, figures/."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, config: TrainConfig, command: Sequence[str]) -> RunFolder:
+        """A new folder under `config.out`, never one that exists."""
+        backbone = config.model.backbone.replace("/", "_").replace(":", "_")
+        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+        name = f"{config.data.name}-{config.recipe}-{backbone}-seed{config.seed}-{stamp}"
+        try:
+            run = cls(_new_folder(config.out, name))
+            for part in ("checkpoints", "figures"):
+                (run.path / part).mkdir()
+            run.write("environment.json", environment(command))
+            _replace(run.path / "config.yaml", as_yaml(config))
+        except OSError as error:
+            raise UserError(f"out={config.out} cannot be written to: {error}; --out FOLDER names another") from None
+        return run
+
+    @classmethod
+    def unfinished(cls, config: TrainConfig) -> RunFolder | None:
+        """The newest run under `config.out` of the same configuration that has a checkpoint and no summary."""
+        text = as_yaml(config)
+        found = [path.parent for path in config.out.glob("*/config.yaml") if path.read_text() == text]
+        open_ones = [cls(path) for path in found if not (path / "summary.json").exists()]
+        started = [run for run in open_ones if run.checkpoints()]
+        return max(started, key=lambda run: run.path.stat().st_mtime_ns, default=None)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has come to its end."""
+        return (self.path / "summary.json").exists()
+
+    def write(self, name: str, content: Mapping[str, Any]) -> None:
+        """A JSON file, whole or not at all; what is not a number becomes null."""
+        _replace(self.path / name, json.dumps(_strict(content), indent=1, allow_nan=False) + "\n")
+
+    def write_history(self, history: Iterable[Mapping[str, Any]]) -> None:
+        """history.jsonl anew."""
+        _replace(self.path / "history.jsonl", "".join(_row(entry) for entry in history))
+
+    def log(self, entry: Mapping[str, Any]) -> None:
+        """Add an epoch to history.jsonl."""
+        with (self.path / "history.jsonl").open("a") as file:
+            file.write(_row(entry))
+
+    def checkpoint(self, name: str) -> Path:
+        """Path of a checkpoint: last, previous, best or onset."""
+        return self.path / "checkpoints" / f"{name}.pt"
+
+    def checkpoints(self) -> list[Path]:
+        """Those to go on from, best first."""
+        return [path for path in map(self.checkpoint, ("last", "previous")) if path.exists()]
+
+    def save(self, state: Mapping[str, Any], *also: str) -> None:
+        """Write last.pt and keep the one before as previous.pt; `also` names copies (best, onset)."""
+        coming = self.checkpoint("coming")
+        try:
+            save_checkpoint(coming, state)
+            for name in also:
+                save_checkpoint(self.checkpoint(name), state)
+            if self.checkpoint("last").exists():
+                os.replace(self.checkpoint("last"), self.checkpoint("previous"))
+            os.replace(coming, self.checkpoint("last"))
+        except OSError as error:
+            good = self.checkpoints()
+            kept = f"the last good checkpoint is {good[0]}" if good else "no checkpoint was written yet"
+            raise UserError(f"a checkpoint cannot be written to {self.path}: {error}; {kept}") from None
+
+    def load(self) -> tuple[dict[str, Any], str]:
+        """The newest whole checkpoint, and a word on those that were passed over.
+
+        Raises:
+            UserError: there is none.
+        """
+        damaged: list[str] = []
+        for path in self.checkpoints():
+            try:
+                return load_checkpoint(path), "; ".join(damaged)
+            except ValueError as error:
+                damaged.append(str(error))
+        why = "; ".join(damaged) or "it has no checkpoint"
+        raise UserError(f"run {self.path} cannot be resumed: {why}")
+
+
+def _new_folder(out: Path, name: str) -> Path:
+    out.mkdir(parents=True, exist_ok=True)
+    for attempt in range(1, 10_000):
+        path = out / (name if attempt == 1 else f"{name}-{attempt}")
+        try:
+            path.mkdir()
+        except FileExistsError:
+            continue
+        return path
+    raise FileExistsError(f"{out} has 9,999 runs of the name {name}")
+
+
+def _replace(path: Path, text: str) -> None:
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.write_text(text)
+    os.replace(unfinished, path)
+
+
+def _row(entry: Mapping[str, Any]) -> str:
+    return json.dumps(_strict(entry), allow_nan=False) + "\n"
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def environment(command: Sequence[str]) -> dict[str, Any]:
+    """Where and by what a run was made."""
+    packages = {}
+    for name in PACKAGES:
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = "not installed"
+    asked = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        commit = subprocess.run(asked, capture_output=True, text=True).stdout.strip() or None
+    except OSError:
+        commit = None
+    return {
+        "command": list(command),
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "packages": packages,
+        "git_commit": commit,
+    }
