@@ -168,8 +168,9 @@ def check_torchvision(name, norm="batch"):
     pooled = seen[0].mean((2, 3)) if seen[0].ndim == 4 else seen[0]
     torch.testing.assert_close(classifier.backbone(x), pooled)
     if "squeezenet" in name:  # a ReLU stands behind its classifier
-        with pytest.raises(ValueError, match="stands behind"):
-            fold(classifier)
+        for normalize in (None, "keep"):
+            with pytest.raises(ValueError, match="stands behind"):
+                fold(classifier, normalize=normalize)
     else:
         torch.testing.assert_close(fold(classifier)(x), classifier(x), rtol=1e-4, atol=1e-5)
     assert classifier.train()(x).shape == (2, 10)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ncreg.models._backbone import blank_image, evaluating
+from ncreg.models._backbone import blank_image, evaluating, parameter_like
 from ncreg.models._classifier import Classifier, Normalize
 from ncreg.norms import LastBatchNorm
 
@@ -55,7 +55,7 @@ def fold(classifier: Classifier, *, normalize: Literal["drop", "keep"] | None = 
         raise TypeError(f"fold takes a Classifier, got {type(classifier).__name__}")
     if normalize not in (None, "drop", "keep"):
         raise ValueError(f"normalize={normalize!r} must be 'drop', 'keep' or None")
-    if next(classifier.parameters()).is_meta:
+    if parameter_like(classifier).is_meta:
         raise ValueError("fold needs a classifier with real weights, this one is on the meta device")
     plain, slots = _plain_model(classifier)
     with evaluating(classifier, plain):
@@ -107,7 +107,7 @@ def _plain_model(classifier: Classifier) -> tuple[nn.Module, Slots]:
             conv = issubclass(removed.kind, nn.Conv2d)
             sizes = width, classifier.num_classes
             layer = nn.Conv2d(*sizes, 1) if conv else nn.Linear(*sizes)
-            plain.set_submodule(removed.path, layer.to(next(backbone.parameters())).train(backbone.training))
+            plain.set_submodule(removed.path, layer.to(parameter_like(backbone)).train(backbone.training))
             if hasattr(plain, "num_classes"):
                 plain.num_classes = classifier.num_classes
         elif hasattr(plain, "reset_classifier"):
@@ -201,9 +201,12 @@ def _keep(plain: nn.Module, slots: Slots, classifier: Classifier) -> None:
     """Projection, norm and head themselves in the place of the model's one classifier layer."""
     if len(slots) != 1:
         raise ValueError(f"normalize='keep' needs a model with one classifier layer, this has {len(slots)}")
-    (path,) = slots
+    ((path, layer),) = slots.items()
     parts = [p for p in (classifier.project, classifier.norm, classifier.head) if not isinstance(p, nn.Identity)]
-    plain.set_submodule(path, nn.Sequential(nn.Flatten(1), *copy.deepcopy(parts)))
+    parts = copy.deepcopy(parts)
+    if isinstance(layer, nn.Conv2d):  # it takes a map and gives one
+        parts = [nn.AdaptiveAvgPool2d(1), nn.Flatten(1), *parts, nn.Unflatten(1, (-1, 1, 1))]
+    plain.set_submodule(path, nn.Sequential(*parts))
 
 
 def _agree(plain: nn.Module, classifier: Classifier, exact: bool) -> bool:
