@@ -1,11 +1,25 @@
 """Frames against closed forms and published numbers, in float64."""
 
+import math
+
+import numpy as np
 import pytest
+import scipy.optimize
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ncreg.frames import etf_distance, nearest_simplex_etf, simplex_etf
+from ncreg.frames import (
+    etf_distance,
+    hypercube,
+    max_cosine,
+    nearest_simplex_etf,
+    one_vs_rest_distance,
+    orthoplex,
+    simplex_etf,
+    softmax_code,
+    tammes,
+)
 
 F64 = {"dtype": torch.float64}
 
@@ -165,3 +179,156 @@ def test_nearest_simplex_refuses():
             nearest_simplex_etf(wrong)
         with pytest.raises(ValueError, match="means are"):
             etf_distance(wrong)
+
+
+@pytest.mark.parametrize("frame", [orthoplex, hypercube])
+@pytest.mark.parametrize("rotate", [True, False])
+def test_closed_frames_are_unit_and_seeded(frame, rotate):
+    weight = frame(7, 6, rotate=rotate, **F64)
+    assert torch.allclose(weight.norm(dim=1), torch.ones(7, **F64), atol=1e-14)
+    assert torch.equal(weight, frame(7, 6, rotate=rotate, **F64))
+    assert frame(7, 6, rotate=False).count_nonzero(dim=0).gt(0).sum() == {orthoplex: 4, hypercube: 3}[frame]
+    turned = frame(7, 6, generator=torch.Generator().manual_seed(9), **F64)
+    flat = frame(7, 6, rotate=False, **F64)
+    assert torch.allclose(turned @ turned.T, flat @ flat.T, atol=1e-14)
+    assert frame(7, 6, dtype=torch.bfloat16).dtype == torch.bfloat16
+
+
+@given(st.integers(3, 40), st.integers(0, 5))
+def test_orthoplex_gram(num_classes, spare):
+    """Every vector is orthogonal to all others but its antipode."""
+    weight = orthoplex(num_classes, (num_classes + 1) // 2 + spare, **F64)
+    half, expected = (num_classes + 1) // 2, torch.eye(num_classes, **F64)
+    for c in range(num_classes - half):
+        expected[c, c + half] = expected[c + half, c] = -1
+    assert (weight @ weight.T - expected).abs().max() < 1e-13
+    assert max_cosine(weight).abs() < 1e-13
+
+
+@given(st.integers(2, 70), st.integers(0, 4))
+def test_hypercube_cosines_count_equal_digits(num_classes, spare):
+    bits = math.ceil(math.log2(num_classes))
+    weight = hypercube(num_classes, bits + spare, **F64)
+    digits = [format(c, f"0{bits}b") for c in range(num_classes)]
+    equal = [[sum(a == b for a, b in zip(p, q, strict=True)) for q in digits] for p in digits]
+    expected = 2 * torch.tensor(equal, **F64) / bits - 1
+    assert (weight @ weight.T - expected).abs().max() < 1e-13
+
+
+TAMMES = [(4, 3, -1 / 3), (6, 3, 0.0), (8, 4, 0.0), (12, 3, 5**-0.5), (56, 7, 1 / 3)]
+TAMMES += [(24, 4, 0.5), (27, 6, 0.25), (20, 3, math.cos(math.radians(47.4310362)))]  # 24-cell, Schläfli; Sloane
+
+
+@pytest.mark.parametrize("num_classes, dim, best", TAMMES)
+def test_tammes_reaches_the_known_packings(num_classes, dim, best):
+    weight = tammes(num_classes, dim, **F64)
+    assert max_cosine(weight).item() == pytest.approx(best, abs=1e-4)
+    assert torch.allclose(weight.norm(dim=1), torch.ones(num_classes, **F64), atol=1e-14)
+
+
+@pytest.mark.parametrize("num_classes, dim", [(2, 1), (4, 3), (5, 9), (6, 3), (7, 4), (8, 4), (6, 4)])
+def test_softmax_code_is_the_simplex_then_the_orthoplex(num_classes, dim):
+    distance = num_classes / (num_classes - 1) if num_classes <= dim + 1 else 1.0
+    assert one_vs_rest_distance(softmax_code(num_classes, dim, **F64)).item() == pytest.approx(distance, abs=1e-9)
+
+
+@pytest.mark.parametrize("num_classes, dim", [(3, 2), (4, 2), (5, 2), (17, 2)])
+def test_codes_in_the_plane_are_polygons(num_classes, dim):
+    angle = 2 * math.pi / num_classes
+    assert max_cosine(tammes(num_classes, dim, **F64)).item() == pytest.approx(math.cos(angle), abs=1e-12)
+    height = one_vs_rest_distance(softmax_code(num_classes, dim, **F64)).item()
+    assert height == pytest.approx(1 - math.cos(angle), abs=1e-9)
+
+
+@pytest.mark.parametrize("num_classes, dim", [(15, 4), (30, 5)])
+def test_each_code_wins_by_its_own_measure(num_classes, dim):
+    packing, code = tammes(num_classes, dim, **F64), softmax_code(num_classes, dim, **F64)
+    assert max_cosine(packing) <= max_cosine(code) + 1e-4
+    assert one_vs_rest_distance(code) >= one_vs_rest_distance(packing) - 1e-4
+    random = torch.nn.functional.normalize(gaussian(num_classes, dim), dim=1)
+    assert one_vs_rest_distance(code) > 2 * one_vs_rest_distance(random)
+
+
+@pytest.mark.parametrize("frame", [tammes, softmax_code])
+def test_codes_are_seeded_cached_and_silent(frame, capfd):
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = frame(9, 3, seed=5)
+    with torch.no_grad():
+        second = frame(9, 3, seed=5, **F64)
+    first_kept = first.clone()
+    first.zero_()  # the caller's copy, not the cache
+    assert torch.equal(frame(9, 3, seed=5), first_kept)
+    assert torch.equal(second.float(), first_kept)
+    assert not torch.allclose(frame(6, 3, seed=6), frame(6, 3, seed=5), atol=1e-3)
+    assert torch.equal(before, torch.get_rng_state())
+    assert capfd.readouterr() == ("", "")
+
+
+def hull_oracle(weight, k):
+    """Distance to the others' hull by a general solver."""
+    others = np.delete(weight.numpy(), k, 0)
+    fit = scipy.optimize.minimize(
+        lambda a: ((weight[k].numpy() - a @ others) ** 2).sum(),
+        np.full(len(others), 1 / len(others)),
+        jac=lambda a: -2 * others @ (weight[k].numpy() - a @ others),
+        bounds=[(0, 1)] * len(others),
+        constraints={"type": "eq", "fun": lambda a: a.sum() - 1, "jac": np.ones_like},
+        method="SLSQP",
+        options={"ftol": 1e-15, "maxiter": 1000},
+    )
+    return math.sqrt(fit.fun)
+
+
+@given(st.integers(2, 12), st.integers(1, 8), st.integers(0, 99), st.sampled_from([1e-3, 1.0, 1e3]))
+def test_one_vs_rest_distance_against_a_general_solver(num_classes, dim, seed, size):
+    weight = gaussian(num_classes, dim, seed=seed)
+    expected = min(hull_oracle(weight, k) for k in range(num_classes))
+    assert one_vs_rest_distance(size * weight).item() / size == pytest.approx(expected, abs=2e-6)
+
+
+def test_one_vs_rest_distance_where_gradients_crawl():
+    """Clusters, copies, long thin hulls: cases that projected gradient alone does not finish."""
+    turn = torch.linalg.qr(gaussian(10, 10)).Q
+    thin = gaussian(15, 10) * torch.logspace(0, -4, 10, **F64) @ turn
+    tight = 0.3 + 1e-3 * gaussian(20, 8, seed=2)
+    twice = torch.cat([torch.eye(6, **F64), torch.eye(6, **F64)])
+    for weight in thin, tight:
+        expected = min(hull_oracle(weight, k) for k in range(len(weight)))
+        assert one_vs_rest_distance(weight, tolerance=1e-11).item() == pytest.approx(expected, abs=1e-6)
+    assert one_vs_rest_distance(twice).item() < 1e-9
+    icosahedron = tammes(12, 3)  # in float32: five neighbours that just miss a common plane
+    assert one_vs_rest_distance(icosahedron).item() == pytest.approx(1 - 5**-0.5, abs=1e-5)
+
+
+def test_measures_have_gradients():
+    weight = gaussian(6, 4).requires_grad_()
+    assert torch.autograd.gradcheck(max_cosine, weight)
+    assert torch.autograd.gradcheck(one_vs_rest_distance, gaussian(5, 6).requires_grad_(), atol=1e-4)
+
+
+def test_max_cosine_in_blocks():
+    weight = torch.nn.functional.normalize(gaussian(2100, 5), dim=1)
+    cosines = weight @ weight.T - 2 * torch.eye(2100, **F64)
+    assert torch.allclose(max_cosine(3 * weight), cosines.max(), atol=1e-14)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda: orthoplex(9, 4), "dim=4.*needs dim >= 5"),
+        (lambda: hypercube(9, 3), "dim=3.*needs dim >= 4"),
+        (lambda: tammes(3, 1), "dim=1 has two directions"),
+        (lambda: softmax_code(1, 3), "num_classes=1"),
+        (lambda: max_cosine(torch.zeros(3, 4)), "length 0"),
+        (lambda: max_cosine(torch.ones(4)), "floating-point"),
+        (lambda: max_cosine(torch.full((3, 4), torch.inf)), "finite"),
+        (lambda: one_vs_rest_distance(torch.ones(1, 4)), "floating-point"),
+        (lambda: one_vs_rest_distance(torch.full((3, 4), torch.nan)), "finite"),
+        (lambda: one_vs_rest_distance(torch.ones(3, 4), tolerance=0), "tolerance=0"),
+    ],
+)
+def test_frames_refuse(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()

@@ -1,14 +1,29 @@
 """Heads against their own dense product, torch's modules and closed forms."""
 
+import copy
 import math
+import pickle
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 import torch.nn.functional as F
 
-from ncreg.heads import HEADS, CosineHead, ETFHead, LinearHead
+from ncreg.frames import etf_distance, max_cosine, nearest_simplex_etf, simplex_etf, softmax_code
+from ncreg.heads import HEADS, CosineHead, ETFHead, FixedHead, LinearHead, NearestETFHead
+from ncreg.heads._cosine import cosine_logits, plain_cosine_logits
 
 F64 = {"dtype": torch.float64}
+STRUCTURES = [("dense", 9), ("dense", 14), ("grouped", 10), ("grouped", 14), ("grouped", 30)]
+STRUCTURES += [("householder", 9), ("centre", 10)]  # for ten classes
+
+
+def gaussian(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("num_classes", [2, 10, 100, 1000])
@@ -17,24 +32,175 @@ def test_default_scale_reaches_one_hundredth(num_classes):
     head = ETFHead(num_classes - 1, num_classes, **F64)
     target = torch.arange(num_classes)
     assert F.cross_entropy(head(3 * head.weight), target).item() == pytest.approx(0.01, rel=1e-9)
-    nearby = head.weight + 0.01 * torch.randn(head.weight.shape, **F64)
-    assert F.cross_entropy(head(nearby), target).item() > 0.01
+    nearby = head.weight + 0.01 * gaussian(*head.weight.shape)
+    assert F.cross_entropy(head(nearby), target).item() >= 0.01 - 1e-12
+    assert FixedHead(head.weight).scale == pytest.approx(head.scale, rel=1e-5)
+    assert NearestETFHead(num_classes, num_classes).scale == CosineHead(4, num_classes).scale == head.scale
 
 
+def test_default_scale_of_any_frame_bounds_the_loss():
+    head = FixedHead(2 * softmax_code(9, 3, **F64))
+    losses = F.cross_entropy(head(head.weight), torch.arange(9), reduction="none")
+    assert 0.001 < losses.max() <= 0.01 + 1e-6
+
+
+@pytest.mark.parametrize("structure, dim", STRUCTURES)
 @pytest.mark.parametrize("normalize", [True, False])
-def test_etf_logits_are_scaled_cosines(normalize):
-    head = ETFHead(12, 5, normalize=normalize, scale=3.0, **F64)
-    features = torch.randn(7, 12, **F64, requires_grad=True)
-    unit = F.normalize(features, dim=1) if normalize else features
-    assert torch.allclose(head(features), 3 * unit @ head.weight.T, atol=1e-12)
+@pytest.mark.parametrize("permuted", [True, False])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+def test_structures_are_their_own_dense_weight(structure, dim, normalize, permuted, dtype, tolerance):
+    seats = [3, 1, 4, 0, 5, 9, 2, 6, 8, 7] if permuted else None
+    head = ETFHead(dim, 10, structure=structure, normalize=normalize, permutation=seats, scale=1.0, dtype=dtype)
+    gram = head.weight.double() @ head.weight.double().T
+    assert (gram - (torch.eye(10, **F64) - 0.1) / 0.9).abs().max() < tolerance
+    features = gaussian(7, dim, dtype=dtype).requires_grad_()
+    other = features.detach().clone().requires_grad_()
+    unit = F.normalize(other, dim=1) if normalize else other
+    logits, expected = head(features), unit @ head.weight.T
+    assert (logits - expected).abs().max() <= tolerance * max(1, expected.abs().max())
+    upstream = gaussian(7, 10, seed=1, dtype=dtype)
+    logits.backward(upstream)
+    expected.backward(upstream)
+    assert (features.grad - other.grad).abs().max() <= tolerance * max(1, other.grad.abs().max())
+
+
+@pytest.mark.parametrize("structure, dim", STRUCTURES)
+def test_permutation_seats_classes(structure, dim):
+    seats = torch.tensor([3, 1, 4, 0, 5, 9, 2, 6, 8, 7])
+    plain, seated = (ETFHead(dim, 10, structure=structure, permutation=p, **F64) for p in (None, seats))
+    assert torch.equal(seated.weight, plain.weight[seats])
+    features = gaussian(4, dim)
+    assert torch.allclose(seated(features), plain(features)[:, seats], atol=1e-13)
+    fresh = ETFHead(dim, 10, structure=structure, permutation=list(range(10)), **F64)
+    fresh.load_state_dict(seated.state_dict())
+    assert torch.equal(fresh(features), seated(features))
+
+
+def test_grouped_weight_is_the_written_formula():
+    """g_c = m_c^(−1/2) Σ_{j ≡ c mod C} h_j, then √(C/(C−1))·(g − mean g), by loops."""
+    head, features = ETFHead(7, 3, structure="grouped", normalize=False, **F64), gaussian(2, 7)
+    for row, logits in zip(features, head(features), strict=True):
+        groups = [sum(row[c::3]) / math.sqrt(len(row[c::3])) for c in range(3)]
+        mean = sum(groups) / 3
+        expected = [math.sqrt(1.5) * (g - mean) for g in groups]
+        assert torch.allclose(logits, torch.stack(expected), atol=1e-13)
+
+
+def test_centre_head_under_cross_entropy_is_the_identity_head():
+    head, features, target = ETFHead(6, 6, structure="centre", normalize=False), gaussian(8, 6), torch.arange(8) % 6
+    expected = F.cross_entropy((6 / 5) ** 0.5 * features, target)
+    assert torch.allclose(F.cross_entropy(head(features), target), expected, atol=1e-13)
+
+
+def test_relu_features_reach_grouped_vertices_better_than_dense():
+    """Best cosine of a non-negative feature: ‖W₊‖ a row, ≈ 0.707 dense, √((C−1)/C) grouped."""
+    dense, grouped = ETFHead(512, 10, **F64), ETFHead(500, 10, structure="grouped", **F64)
+    best = [head.weight.clamp_min(0).norm(dim=1).mean().item() for head in (dense, grouped)]
+    assert best == pytest.approx([0.5**0.5, 0.9**0.5], abs=0.02)
+
+
+@pytest.mark.parametrize("structure, extra", [("grouped", 5), ("householder", -1), ("centre", 0)])
+def test_structures_hold_no_frame(structure, extra):
+    num_classes = 4000
+    head = ETFHead(num_classes + extra, num_classes, structure=structure)
+    assert sum(buffer.numel() for buffer in head.buffers()) == 0
+    features = gaussian(2, num_classes + extra, dtype=torch.float32).requires_grad_()
+    with torch.profiler.profile(profile_memory=True) as profile:
+        head(features).sum().backward()
+    allocated = sum(max(0, event.self_cpu_memory_usage) for event in profile.key_averages())
+    assert allocated < 60 * 4 * 2 * num_classes  # a few batches of logits; the frame would be 64 MB
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-9, 0.0])
+def test_fast_cosine_logits_equal_the_plain_formula(size):
+    features, weight = (size * gaussian(5, 4)).requires_grad_(), gaussian(3, 4, seed=1).requires_grad_()
+    upstream = gaussian(5, 3, seed=2)
+    fast, plain = cosine_logits(features, weight, 3.0), plain_cosine_logits(features, weight, 3.0)
+    assert torch.allclose(fast, plain, rtol=1e-12, atol=1e-15)
+    ours, theirs = (torch.autograd.grad(out, (features, weight), upstream) for out in (fast, plain))
+    for mine, other in zip(ours, theirs, strict=True):
+        assert torch.allclose(mine, other, rtol=1e-10, atol=1e-12)
+    if size == 1.0:
+        call = lambda x, w: cosine_logits(x, w, 3.0)  # noqa: E731
+        assert torch.autograd.gradcheck(call, (features, weight), check_batched_grad=True)
+        assert torch.autograd.gradgradcheck(call, (features, weight))
+
+
+def test_per_sample_gradients_through_vmap():
+    head, features = ETFHead(6, 4, **F64), gaussian(5, 6)
+    single = torch.func.vmap(torch.func.jacrev(lambda x: head(x[None])[0]))(features)
+    full = torch.autograd.functional.jacobian(head, features)
+    assert torch.allclose(single, torch.stack([full[i, :, i] for i in range(5)]), atol=1e-12)
+
+
+def every_head():
+    for name, build in HEADS.items():
+        yield pytest.param(lambda build=build: build(12, 6), id=name)
+    for structure, dim in [("grouped", 13), ("householder", 5), ("centre", 6)]:
+        yield pytest.param(lambda s=structure, d=dim: ETFHead(d, 6, structure=s), id=structure)
+    yield pytest.param(lambda: ETFHead(12, 6, normalize=False, scale=2.0), id="unnormalised")
+
+
+@pytest.mark.parametrize("build", list(every_head()))
+def test_every_head_has_gradients_and_the_same_contract(build):
+    head = build().double()
+    assert head.weight.shape == (head.num_classes, head.in_features) and head.scale > 0
+    weight = F.normalize(head.weight, dim=1) if isinstance(head, CosineHead) else head.weight
+    features = gaussian(4, head.in_features).requires_grad_()
+    unit = F.normalize(features, dim=1) if head.normalize else features
+    expected = head.scale * unit @ weight.T + (0 if head.bias is None else head.bias)
+    assert torch.allclose(head(features), expected, atol=1e-6)  # structured frames round to the dtype
     assert torch.autograd.gradcheck(head, features)
+
+
+@pytest.mark.parametrize("build", list(every_head()))
+def test_every_head_converts_copies_and_reloads(build):
+    head = build()
+    features = gaussian(4, head.in_features, dtype=torch.float32)
+    logits = head(features)
+    for twin in (copy.deepcopy(head), pickle.loads(pickle.dumps(head)), build()):
+        twin.load_state_dict(head.state_dict())
+        assert torch.equal(twin(features), logits)
+    assert repr(head).startswith(type(head).__name__ + "(in_features=")
+    double = copy.deepcopy(head).double()
+    assert double(features.double()).dtype == double.weight.dtype == torch.float64
+    assert torch.allclose(double(features.double()).float(), logits, atol=1e-4)
+    half = copy.deepcopy(head).to(torch.bfloat16)
+    low = features.to(torch.bfloat16).requires_grad_()
+    assert half.weight.dtype == half(low).dtype == torch.bfloat16
+    assert (half(low).float() - logits).abs().max() < 0.02 * head.scale * max(1, features.norm(dim=1).max())
+    half(low).sum().backward()
+    assert low.grad.isfinite().all()
+    assert copy.deepcopy(head).to("meta").weight.is_meta
+
+
+@pytest.mark.parametrize("build", list(every_head()))
+def test_every_head_under_bf16_autocast(build):
+    head = build()
+    features = gaussian(4, head.in_features, dtype=torch.float32).requires_grad_()
+    plain = head(features)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = head(features)
+    assert (logits.float() - plain).abs().max() < 0.02 * head.scale * (1 if head.normalize else features.norm())
+    upstream = gaussian(4, head.num_classes, dtype=torch.float32)
+    grad = torch.autograd.grad(logits, features, upstream.to(logits.dtype))[0]
+    exact = torch.autograd.grad(plain, features, upstream)[0]
+    assert (grad - exact).norm() < 0.03 * exact.norm()
+
+
+def test_dense_frame_is_drawn_in_float64_and_rounded_once():
+    assert torch.equal(ETFHead(12, 5, dtype=torch.bfloat16).weight, ETFHead(12, 5, **F64).weight.bfloat16())
+    assert torch.equal(ETFHead(12, 5, seed=3).weight, ETFHead(12, 5, seed=3, **F64).weight.float())
 
 
 def test_frame_is_a_buffer():
     head = ETFHead(12, 5)
     assert not list(head.parameters())
     assert list(head.state_dict()) == ["weight"]
-    assert head.double().weight.dtype == torch.float64
+    given = gaussian(5, 12)
+    fixed = FixedHead(given, scale=1.0)
+    given.zero_()
+    assert fixed.weight.norm() > 1 and not list(fixed.parameters())
 
 
 def test_zero_feature_has_a_bounded_gradient():
@@ -47,22 +213,22 @@ def test_zero_feature_has_a_bounded_gradient():
 def test_linear_head_is_nn_linear():
     head, plain = LinearHead(12, 5), torch.nn.Linear(12, 5)
     plain.load_state_dict(head.state_dict())
-    features = torch.randn(7, 12)
+    features = gaussian(7, 12, dtype=torch.float32)
     assert torch.equal(head(features), plain(features))
     assert (head.in_features, head.num_classes, head.scale) == (12, 5, 1.0)
-    assert head.weight.abs().max() <= 1 / math.sqrt(12)
+    assert head.weight.abs().max() <= 1 / math.sqrt(12) < 1.2 * head.weight.abs().max()
+    assert LinearHead(12, 5, bias=False).bias is None
 
 
 def test_cosine_head_ignores_lengths():
     head = CosineHead(12, 5, scale=2.0, **F64)
-    features = torch.randn(7, 12, **F64, requires_grad=True)
+    features = gaussian(7, 12).requires_grad_()
     cosines = F.cosine_similarity(features[:, None], head.weight[None], dim=2)
     with torch.no_grad():
         head.weight.mul_(7)
     assert torch.allclose(head(features), 2 * cosines, atol=1e-12)
-    assert torch.autograd.gradcheck(
-        lambda x, w: torch.func.functional_call(head, {"weight": w}, x), (features, head.weight)
-    )
+    call = lambda x, w: torch.func.functional_call(head, {"weight": w}, x)  # noqa: E731
+    assert torch.autograd.gradcheck(call, (features, head.weight))
 
 
 @pytest.mark.parametrize("name", HEADS)
@@ -75,15 +241,128 @@ def test_heads_draw_from_their_own_generator(name):
     assert not torch.equal(first.weight, other.weight)
 
 
+@pytest.mark.parametrize("normalize", [True, False])
+def test_nearest_head_follows_the_class_means(normalize):
+    """Means by a plain loop; the frame is the nearest simplex of them every third update, and not between."""
+    head = NearestETFHead(6, 4, momentum=0.25, every=3, normalize=normalize, **F64)
+    means, seen = head.weight.clone(), set()
+    for step in range(1, 7):
+        before = head.weight.clone()
+        features, target = gaussian(5, 6, seed=step), torch.tensor([0, 0, 1, 1, step % 3])
+        head.update(features, target)
+        rows = F.normalize(features, dim=1) if normalize else features
+        for c in set(target.tolist()):
+            mean = torch.stack([row for row, t in zip(rows, target, strict=True) if t == c]).mean(0)
+            means[c] = means[c] + (0.25 if c in seen else 1.0) * (mean - means[c])
+            seen.add(c)
+        assert torch.allclose(head.means, means, atol=1e-12)
+        if step % 3:
+            assert torch.equal(head.weight, before)
+        else:
+            assert (head.weight - nearest_simplex_etf(means)).abs().max() < 1e-3
+            assert etf_distance(head.weight) < 1e-20
+    assert head.seen.tolist() == [True, True, True, False] and head.updates == 6
+
+
+def test_nearest_head_resumes_exactly_and_keeps_undetermined_directions():
+    head, twin = (NearestETFHead(8, 5, every=1, seed=s, **F64) for s in (0, 1))
+    features, target = gaussian(4, 8), torch.tensor([0, 1, 0, 1])
+    head.update(features, target)
+    twin.load_state_dict(head.state_dict())
+    for other in head, twin:
+        other.update(features + 1, target)
+    assert torch.equal(head.weight, twin.weight) and torch.equal(head.means, twin.means)
+    flat = NearestETFHead(8, 5, every=1, momentum=1.0, **F64)  # all means in one point: nothing to follow
+    start = flat.weight.clone()
+    flat.update(torch.ones(5, 8, **F64), torch.arange(5))
+    assert torch.allclose(flat.weight, start, atol=1e-9)
+
+
+def _update_on_two(rank, path):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=2)
+    ours, alone = NearestETFHead(6, 4, every=1, **F64), NearestETFHead(6, 4, every=1, **F64)
+    batches = [(gaussian(7, 6, seed=s), torch.tensor([0, 1, 2, 3, 0, 1, s % 4])) for s in range(3)]
+    for features, target in batches:
+        part = slice(0, 2) if rank == 0 else slice(2, 7)
+        ours.update(features[part], target[part])
+    dist.destroy_process_group()
+    for features, target in batches:
+        alone.update(features, target)
+    assert torch.allclose(ours.weight, alone.weight, atol=1e-12)
+    assert torch.equal(ours.seen, alone.seen)
+
+
+def test_nearest_head_on_two_ranks_equals_one(tmp_path):
+    mp.spawn(_update_on_two, args=(tmp_path / "meet",), nprocs=2)
+
+
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("name", HEADS)
 def test_heads_refuse(name):
     build = HEADS[name]
     with pytest.raises(ValueError, match="num_classes=1"):
         build(8, 1)
-    with pytest.raises(TypeError, match="in_features=8.5"):
+    with pytest.raises(TypeError, match="=8.5 must be an integer"):
         build(8.5, 4)
     with pytest.raises(ValueError, match=r"\(2, 8, 1, 1\)"):
         build(8, 4)(torch.zeros(2, 8, 1, 1))
     with pytest.raises(ValueError, match=r"\(batch, 8\)"):
         build(8, 4)(torch.zeros(2, 9))
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda: ETFHead(8, 10), "dim=8.*project=9.*softmax_code"),
+        (lambda: ETFHead(9, 10, structure="grouped"), "in_features=9.*needs in_features >= 10.*project=10"),
+        (lambda: ETFHead(10, 10, structure="householder"), "needs in_features 9.*structure='dense'"),
+        (lambda: ETFHead(9, 10, structure="centre"), "needs in_features 10"),
+        (lambda: ETFHead(9, 10, structure="helmert"), "'helmert' must be one of 'dense'"),
+        (lambda: ETFHead(9, 4, permutation=[0, 1, 2, 2]), "each of 0 … 3 exactly once"),
+        (lambda: ETFHead(9, 4, permutation=[0, 1, 2]), "one integer for each of 4"),
+        (lambda: ETFHead(9, 4, permutation=[0.0, 1.0, 2.0, 3.0]), "one integer"),
+        (lambda: ETFHead(9, 4, scale=0.0), "scale=0.0 must be finite and positive"),
+        (lambda: ETFHead(9, 4, scale=math.nan), "scale=nan"),
+        (lambda: FixedHead(torch.zeros(4)), "floating-point"),
+        (lambda: FixedHead(torch.zeros(1, 4)), "num_classes >= 2"),
+        (lambda: FixedHead(torch.eye(3, dtype=torch.long)), "floating-point"),
+        (lambda: FixedHead(torch.full((3, 4), torch.nan)), "finite"),
+        (lambda: FixedHead(torch.ones(3, 4)), "smallest margin"),
+        (lambda: NearestETFHead(8, 4, momentum=0.0), "momentum=0.0"),
+        (lambda: NearestETFHead(8, 4, every=0), "every=0"),
+        (lambda: NearestETFHead(2, 4), "dim=2"),
+        (lambda: NearestETFHead(8, 4).update(torch.ones(2, 8), torch.tensor([0, 4])), r"target must lie in \[0, 4"),
+        (lambda: NearestETFHead(8, 4).update(torch.ones(2, 8), torch.tensor([0])), "one class index for each of 2"),
+        (lambda: NearestETFHead(8, 4).update(torch.ones(2, 8), torch.zeros(2)), "one class index"),
+    ],
+)
+def test_heads_refuse_what_does_not_fit(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_nearest_head_survives_a_bad_batch():
+    head = NearestETFHead(8, 4, every=1)
+    before = copy.deepcopy(head.state_dict())
+    with pytest.raises(ValueError, match="not finite"):
+        head.update(torch.full((2, 8), torch.inf), torch.tensor([0, 1]))
+    assert all(torch.equal(value, before[name]) for name, value in head.state_dict().items())
+
+
+def test_frames_by_name_are_those_frames():
+    assert torch.equal(HEADS["softmax_code"](3, 8, seed=2).weight, softmax_code(8, 3, seed=2))
+    assert HEADS["orthoplex"](4, 8, scale=2.0).scale == 2.0
+    assert max_cosine(HEADS["tammes"](3, 6).weight).abs() < 1e-6
+    assert torch.equal(ETFHead(9, 4, seed=5).weight, simplex_etf(4, 9, generator=torch.Generator().manual_seed(5)))
+
+
+@pytest.mark.slow
+def test_every_head_compiles_and_exports():
+    """In a process of its own, without the test suite's annotation checks, as a user has it."""
+    script = Path(__file__).with_name("compile_heads.py")
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("same") == 2 * 15

@@ -5,7 +5,20 @@ CPU, from a generator of their own, and rounded once to the dtype asked for: the
 on every rank and device, and the global generator is never touched.
 """
 
+from ncreg.frames._codes import softmax_code, tammes
+from ncreg.frames._measures import max_cosine, one_vs_rest_distance
 from ncreg.frames._nearest import etf_distance, nearest_simplex_etf
-from ncreg.frames._simplex import as_size, simplex_etf
+from ncreg.frames._simplex import as_size, hypercube, orthoplex, simplex_etf
 
-__all__ = ["as_size", "etf_distance", "nearest_simplex_etf", "simplex_etf"]
+__all__ = [
+    "as_size",
+    "etf_distance",
+    "hypercube",
+    "max_cosine",
+    "nearest_simplex_etf",
+    "one_vs_rest_distance",
+    "orthoplex",
+    "simplex_etf",
+    "softmax_code",
+    "tammes",
+]

@@ -1,4 +1,4 @@
-"""The simplex equiangular tight frame, and the Householder basis of 1^⊥ it is built on."""
+"""Frames in closed form: simplex, orthoplex, hypercube; and the Householder basis of 1^⊥ under the simplex."""
 
 from __future__ import annotations
 
@@ -33,6 +33,18 @@ def rotation(dim: int, columns: int, generator: torch.Generator | None) -> Tenso
     q, r = torch.linalg.qr(drawn.cpu())
     # The sign of R's diagonal is LAPACK's choice; fixing it makes the draw uniform.
     return q * torch.where(r.diagonal() < 0, -1.0, 1.0)
+
+
+def _axes(dim: int, count: int, rotate: bool, generator: torch.Generator | None) -> Tensor:
+    """`count` orthonormal rows: the first axes of the space, or axes turned at random."""
+    if rotate:
+        return rotation(dim, count, generator).T
+    return torch.eye(count, dim, dtype=torch.float64, device="cpu")
+
+
+def on_meta(device: torch.device | str | None) -> bool:
+    """Whether only the shape is asked for, so that the work can be spared."""
+    return torch.device(device or torch.get_default_device()).type == "meta"
 
 
 def basis_times(rows: Tensor) -> Tensor:
@@ -84,10 +96,93 @@ def simplex_etf(
             f"put a linear map before it (swap_head's project={num_classes - 1}) "
             "or take a frame for many classes (orthoplex, hypercube, softmax_code)"
         )
-    if torch.device(device or torch.get_default_device()).type == "meta":
+    if on_meta(device):
         return finish(torch.empty(num_classes, dim, device="meta"), dtype, device)
-    if rotate:
-        axes = rotation(dim, num_classes - 1, generator).T
-    else:
-        axes = torch.eye(num_classes - 1, dim, dtype=torch.float64, device="cpu")
+    axes = _axes(dim, num_classes - 1, rotate, generator)
     return finish((num_classes / (num_classes - 1)) ** 0.5 * basis_times(axes), dtype, device)
+
+
+def orthoplex(
+    num_classes: int,
+    dim: int,
+    *,
+    rotate: bool = True,
+    generator: torch.Generator | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> Float[Tensor, "num_classes dim"]:
+    """Orthoplex (cross-polytope): rows e_1 … e_m, −e_1 … −e_(C−m) with m = ⌈C/2⌉, for num_classes ≤ 2·dim.
+
+    The largest pairwise cosine is 0 (for C ≥ 3), which is the least there is for C ≥ dim + 2 (Rankin 1955).
+
+    Args:
+        num_classes: C, at least 2.
+        dim: d, at least C/2.
+        rotate: whether to turn the frame uniformly at random; otherwise its axes are the first m.
+        generator: source of the rotation; by default a fresh one with seed 0, never the global one.
+        dtype: of the result; by default torch's default dtype.
+        device: of the result; by default torch's default device.
+
+    Raises:
+        ValueError: where C > 2d or C < 2.
+
+    Example:
+        >>> orthoplex(4, 2, rotate=False) + 0.0  # no negative zeros
+        tensor([[ 1.,  0.],
+                [ 0.,  1.],
+                [-1.,  0.],
+                [ 0., -1.]])
+    """
+    num_classes, dim = as_size("num_classes", num_classes, 2), as_size("dim", dim, 1)
+    if num_classes > 2 * dim:
+        raise ValueError(
+            f"dim={dim} cannot hold an orthoplex of {num_classes} classes, which needs dim >= "
+            f"{-(-num_classes // 2)}: take hypercube, tammes or softmax_code, or a larger dim"
+        )
+    if on_meta(device):
+        return finish(torch.empty(num_classes, dim, device="meta"), dtype, device)
+    axes = _axes(dim, -(-num_classes // 2), rotate, generator)
+    return finish(torch.cat([axes, -axes])[:num_classes], dtype, device)
+
+
+def hypercube(
+    num_classes: int,
+    dim: int,
+    *,
+    rotate: bool = True,
+    generator: torch.Generator | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> Float[Tensor, "num_classes dim"]:
+    """Corners of a cube: class c has the signs of c's binary digits on k = ⌈log₂ C⌉ axes, divided by √k.
+
+    Holds num_classes ≤ 2^dim; the largest pairwise cosine is 1 − 2/k.
+
+    Args:
+        num_classes: C, at least 2.
+        dim: d, at least log₂ C.
+        rotate: whether to turn the frame uniformly at random; otherwise its axes are the first k.
+        generator: source of the rotation; by default a fresh one with seed 0, never the global one.
+        dtype: of the result; by default torch's default dtype.
+        device: of the result; by default torch's default device.
+
+    Raises:
+        ValueError: where C > 2^d or C < 2.
+
+    Example:
+        >>> hypercube(3, 2, rotate=False)
+        tensor([[-0.7071, -0.7071],
+                [ 0.7071, -0.7071],
+                [-0.7071,  0.7071]])
+    """
+    num_classes, dim = as_size("num_classes", num_classes, 2), as_size("dim", dim, 1)
+    bits = (num_classes - 1).bit_length()
+    if bits > dim:
+        raise ValueError(
+            f"dim={dim} cannot hold a hypercube of {num_classes} classes, which needs dim >= {bits}: "
+            "take tammes or softmax_code, or a larger dim"
+        )
+    if on_meta(device):
+        return finish(torch.empty(num_classes, dim, device="meta"), dtype, device)
+    digits = torch.arange(num_classes, device="cpu")[:, None] >> torch.arange(bits, device="cpu") & 1
+    return finish((2.0 * digits.double() - 1) / bits**0.5 @ _axes(dim, bits, rotate, generator), dtype, device)

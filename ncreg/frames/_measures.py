@@ -1,0 +1,72 @@
+"""What a frame is judged by: its largest cosine (Tammes) and its one-vs-rest distance (softmax code)."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ncreg.frames._hull import nearest_to_others
+
+ROWS = 1024  # of a Gram matrix at a time
+
+
+def _check_weight(weight: Tensor) -> None:
+    if weight.ndim != 2 or weight.shape[0] < 2 or not weight.is_floating_point():
+        got = f"{tuple(weight.shape)} of {weight.dtype}"
+        raise ValueError(f"weight is {got}: class vectors are a floating-point (num_classes >= 2, dim) matrix")
+    if not weight.isfinite().all():
+        raise ValueError("weight must be finite")
+
+
+def max_cosine(weight: Float[Tensor, "num_classes dim"]) -> Float[Tensor, ""]:
+    """Largest cosine between two class vectors: max over c ≠ k of w_c·w_k/(‖w_c‖‖w_k‖).
+
+    Rankin (1955): at least −1/(C−1); at least 0 for C > dim + 1. Differentiable; computed in float64.
+
+    Raises:
+        ValueError: for a weight that is not a finite (C ≥ 2, dim) matrix, or a class vector of length 0.
+
+    Example:
+        >>> max_cosine(torch.tensor([[2.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]))
+        tensor(0.)
+    """
+    _check_weight(weight)
+    lengths = torch.linalg.vector_norm(weight.double(), dim=1, keepdim=True)
+    if not lengths.all():
+        raise ValueError("weight has a class vector of length 0, which has no cosine")
+    unit, largest = weight.double() / lengths, []
+    for first in range(0, len(unit), ROWS):
+        cosines = unit[first : first + ROWS] @ unit.T
+        own = torch.eye(*cosines.shape, dtype=torch.bool, device=weight.device).roll(first, dims=1)
+        largest.append(cosines.masked_fill(own, -torch.inf).max())
+    return torch.stack(largest).max().to(weight.dtype)
+
+
+def one_vs_rest_distance(weight: Float[Tensor, "num_classes dim"], *, tolerance: float = 1e-9) -> Float[Tensor, ""]:
+    """Smallest distance of a class vector to the convex hull of the others: min_k dist(w_k, conv{w_j, j ≠ k}).
+
+    Rows count as they are, lengths included. Simplex ETF: C/(C−1); orthoplex: 1. The measure of Jiang et al.,
+    "Generalized Neural Collapse for a Large Number of Classes", arXiv 2310.05351. Each of the C
+    quadratic programs is bounded from below by a separating hyperplane, which proves the result to within
+    `tolerance`. Differentiable (at the optimal shares, by Danskin's theorem); computed in float64.
+
+    Args:
+        weight: class vectors.
+        tolerance: largest proven error allowed, as a share of the longest class vector.
+
+    Raises:
+        ValueError: for a weight that is not a finite (C ≥ 2, dim) matrix, or a tolerance not above 0.
+        RuntimeError: where the tolerance is not reached.
+
+    Example:
+        >>> one_vs_rest_distance(torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]]))
+        tensor(1.)
+    """
+    _check_weight(weight)
+    if not tolerance > 0:
+        raise ValueError(f"tolerance={tolerance} must be positive")
+    wide = weight.double()
+    with torch.no_grad():
+        nearest, shares = nearest_to_others(wide, tolerance)
+    return torch.linalg.vector_norm(wide[nearest] - shares @ wide).to(weight.dtype)

@@ -1,0 +1,28 @@
+"""Classifier heads on (batch, in_features) features, fixed and learned.
+
+Every head has `.weight` (num_classes, in_features) as in nn.Linear, `.in_features`, `.num_classes`, `.scale` and
+`.normalize` (whether features are brought to length 1). A head draws from a generator of its own, seeded by
+`seed`: runs that differ in the head alone stay paired.
+"""
+
+from collections.abc import Callable
+
+from torch import nn
+
+from ncreg.heads._fixed import ETFHead, FixedHead, hypercube_head, orthoplex_head, softmax_code_head, tammes_head
+from ncreg.heads._learned import CosineHead, LinearHead
+from ncreg.heads._nearest import NearestETFHead
+
+__all__ = ["HEADS", "CosineHead", "ETFHead", "FixedHead", "LinearHead", "NearestETFHead"]
+
+HEADS: dict[str, Callable[..., nn.Module]] = {
+    "linear": LinearHead,
+    "cosine": CosineHead,
+    "etf": ETFHead,
+    "nearest_etf": NearestETFHead,
+    "orthoplex": orthoplex_head,
+    "hypercube": hypercube_head,
+    "tammes": tammes_head,
+    "softmax_code": softmax_code_head,
+}
+"""Heads that swap_head knows by name; each is called as head(in_features, num_classes, **head_args)."""

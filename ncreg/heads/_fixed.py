@@ -1,0 +1,255 @@
+"""Fixed heads: class vectors given, or a simplex ETF as a dense frame or as a structure that needs none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from einops import reduce
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ncreg.frames import as_size, hypercube, orthoplex, simplex_etf, softmax_code, tammes
+from ncreg.heads._cosine import check_features, checked_scale, default_scale, head_logits, lengths
+
+Structure = Literal["dense", "grouped", "householder", "centre"]
+ROWS = 1024  # of a Gram matrix at a time
+
+
+class FixedHead(nn.Module):
+    """Fixed class vectors: logits = scale · W · h/‖h‖, or scale · W h; W (C, d) is a buffer, never learned.
+
+    The default scale is the one at which a feature along its own class vector has a cross-entropy of at most 0.01:
+    ln((C−1)/(e^0.01 − 1))/m, where m is the smallest margin (w_c − w_k)·w_c/‖w_c‖ (C/(C−1) for a simplex). With
+    normalize=False it is 1.
+
+    Args:
+        weight: class vectors, copied.
+        normalize: whether features are brought to length 1 (at least 1e-6 is divided by).
+        scale: factor on the logits.
+
+    Raises:
+        ValueError: for a weight that is not a finite (C ≥ 2, d) matrix, or whose margin m is not positive while
+            the scale is left open.
+
+    Example:
+        >>> from ncreg.frames import orthoplex
+        >>> FixedHead(orthoplex(6, 3))
+        FixedHead(in_features=3, num_classes=6, normalize=True, scale=6.21)
+    """
+
+    weight: Tensor
+    bias = None
+
+    def __init__(
+        self, weight: Float[Tensor, "num_classes dim"], *, normalize: bool = True, scale: float | None = None
+    ) -> None:
+        super().__init__()
+        if weight.ndim != 2 or len(weight) < 2 or not weight.is_floating_point():
+            got = f"{tuple(weight.shape)} of {weight.dtype}"
+            raise ValueError(f"weight is {got}: it must be a floating-point (num_classes >= 2, dim) matrix")
+        if not weight.is_meta and not weight.isfinite().all():
+            raise ValueError("weight must be finite")
+        self.num_classes, self.in_features = weight.shape
+        self.normalize = normalize
+        default = _margin_scale(weight.detach()) if normalize and scale is None else 1.0
+        self.scale = checked_scale(scale, default)
+        self.register_buffer("weight", weight.detach().clone())
+
+    def forward(self, features: Float[Tensor, "batch in_features"]) -> Float[Tensor, "batch num_classes"]:
+        """Logits of a batch of features."""
+        check_features(features, self.in_features)
+        return head_logits(features, self.weight, self.scale, self.normalize)
+
+    def extra_repr(self) -> str:
+        """What tells this head from another."""
+        sizes = f"in_features={self.in_features}, num_classes={self.num_classes}"
+        return f"{sizes}, normalize={self.normalize}, scale={self.scale:.4g}"
+
+
+def _margin_scale(weight: Tensor) -> float:
+    """The simplex's scale, stretched by the frame's smallest margin at its own class vectors."""
+    num_classes, simplex_margin = len(weight), len(weight) / (len(weight) - 1)
+    if weight.is_meta:
+        return default_scale(num_classes)
+    wide = weight.float()
+    unit, smallest = F.normalize(wide, dim=1), float("inf")
+    for first in range(0, num_classes, ROWS):
+        logits = unit[first : first + ROWS] @ wide.T
+        own = torch.arange(first, first + len(logits), device=weight.device)[:, None]
+        rest = logits.scatter(1, own, -torch.inf).amax(1)
+        smallest = min(smallest, float((logits.gather(1, own)[:, 0] - rest).min()))
+    if not smallest > 1e-6:
+        raise ValueError(
+            f"scale=None has no default for this weight: a feature along its own class vector does not beat the "
+            f"other classes (smallest margin {smallest:.3g}); give a scale, or class vectors of equal lengths"
+        )
+    return default_scale(num_classes) * simplex_margin / smallest
+
+
+class ETFHead(nn.Module):
+    """Fixed simplex-ETF classifier: logits = scale · W · h/‖h‖, W (C, d) the class vectors, never learned.
+
+    By default the scale is the one at which the smallest reachable cross-entropy, ln(1 + (C−1)·exp(−scale·C/(C−1))),
+    is 0.01; with normalize=False it is 1. Source: Yang et al., "Inducing Neural Collapse in Imbalanced Learning",
+    NeurIPS 2022 (arXiv 2203.09081).
+
+    Structures, with a = √(C/(C−1)); all but "dense" hold no (C, d) matrix and cost O(d) a sample:
+
+    - "dense", d ≥ C − 1: a randomly rotated frame, kept as the buffer `weight`.
+    - "grouped", d ≥ C: class c sums the features j ≡ c mod C, g_c = Σh_j/√m_c, m_c of them; logits a(g − mean g).
+    - "householder", d = C − 1: with s = Σh: a·[h − s/(√C(√C+1)); −s/√C].
+    - "centre", d = C: a(h − mean h). Under cross-entropy without normalisation this is the identity head.
+
+    Features behind a ReLU reach a cosine of only ≈ 0.71 with a dense vertex (√((C−1)/C) with a grouped one): put a
+    norm without activation in between.
+
+    Args:
+        in_features: d.
+        num_classes: C, at least 2.
+        structure: "dense", "grouped", "householder" or "centre".
+        normalize: whether features are brought to length 1 (at least 1e-6 is divided by).
+        scale: factor on the logits.
+        permutation: class c sits on vertex permutation[c]; by default on vertex c.
+        seed: of the dense frame's rotation; the other structures have nothing to draw.
+        device: where the frame lives.
+        dtype: of the frame.
+
+    Raises:
+        ValueError: for a structure that does not fit d and C, or a permutation that is none.
+
+    Example:
+        >>> head = ETFHead(16, 10)
+        >>> head(head.weight).argmax(1).tolist()
+        [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
+    """
+
+    permutation: Tensor | None
+    _place: Tensor
+    bias = None
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        *,
+        structure: Structure = "dense",
+        normalize: bool = True,
+        scale: float | None = None,
+        permutation: Sequence[int] | Tensor | None = None,
+        seed: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_features = as_size("in_features", in_features, 1)
+        self.num_classes = as_size("num_classes", num_classes, 2)
+        _check_structure(structure, self.in_features, self.num_classes)
+        self.structure, self.normalize, self.seed = structure, normalize, seed
+        self.scale = checked_scale(scale, default_scale(num_classes) if normalize else 1.0)
+        seats = None if permutation is None else _checked_permutation(permutation, num_classes)
+        if structure == "dense":
+            generator = torch.Generator(device="cpu").manual_seed(seed)
+            frame = simplex_etf(num_classes, in_features, generator=generator, dtype=dtype, device=device)
+            self.register_buffer("weight", frame if seats is None else frame[seats.to(frame.device)])
+        else:
+            self.register_buffer("_place", torch.empty(0, device=device, dtype=dtype), persistent=False)
+        self.register_buffer("permutation", seats if seats is None else seats.to(device))
+
+    @property
+    def weight(self) -> Tensor:
+        """Class vectors (C, d): the dense frame, or what the structure amounts to, built when asked for."""
+        if self.structure == "dense":
+            return cast(Tensor, super().__getattr__("weight"))
+        axes = torch.eye(self.in_features, dtype=torch.float64, device=self._place.device)
+        return self._structured(axes).T.contiguous().to(self._place.dtype)
+
+    def forward(self, features: Float[Tensor, "batch in_features"]) -> Float[Tensor, "batch num_classes"]:
+        """Logits of a batch of features."""
+        check_features(features, self.in_features)
+        if self.structure == "dense":
+            return head_logits(features, self.weight, self.scale, self.normalize)
+        logits = self._structured(features)
+        return logits * (self.scale / lengths(features)).to(logits.dtype) if self.normalize else self.scale * logits
+
+    def _structured(self, features: Tensor) -> Tensor:
+        """Inner products with the class vectors, without the class vectors."""
+        if self.structure == "householder":
+            logits = _householder(features)
+        else:
+            groups = features if self.structure == "centre" else _group_sums(features, self.num_classes)
+            stretch = (self.num_classes / (self.num_classes - 1)) ** 0.5
+            logits = stretch * (groups - groups.mean(1, keepdim=True))
+        return logits if self.permutation is None else logits.index_select(1, self.permutation)
+
+    def extra_repr(self) -> str:
+        """What tells this head from another."""
+        sizes = f"in_features={self.in_features}, num_classes={self.num_classes}, structure={self.structure!r}"
+        seed = f", seed={self.seed}" if self.structure == "dense" else ""
+        permuted = "" if self.permutation is None else ", permuted"
+        return f"{sizes}, normalize={self.normalize}, scale={self.scale:.4g}{seed}{permuted}"
+
+
+def _householder(features: Tensor) -> Tensor:
+    """√(C/(C−1)) · Q h for the Householder basis Q of 1^⊥."""
+    num_classes = features.shape[1] + 1
+    root, total = num_classes**0.5, features.sum(1, keepdim=True)
+    logits = torch.cat([features - total / (root * (root + 1)), -total / root], dim=1)
+    return root / (num_classes - 1) ** 0.5 * logits
+
+
+def _group_sums(features: Tensor, num_classes: int) -> Tensor:
+    """Sums over the features j ≡ c mod C of each class c, divided by the root of their number."""
+    whole, rest = divmod(features.shape[1], num_classes)
+    padded = F.pad(features, (0, -features.shape[1] % num_classes))
+    sums = reduce(padded, "batch (group classes) -> batch classes", "sum", classes=num_classes)
+    sizes = [sums.new_full((rest,), whole + 1), sums.new_full((num_classes - rest,), whole)]
+    return sums * torch.cat(sizes).rsqrt()
+
+
+def _check_structure(structure: str, dim: int, num_classes: int) -> None:
+    """Refuse a structure that does not fit; simplex_etf itself refuses a dense one."""
+    needs = {"dense": dim, "grouped": max(dim, num_classes), "householder": num_classes - 1, "centre": num_classes}
+    if structure not in needs:
+        raise ValueError(f"structure={structure!r} must be one of {', '.join(map(repr, needs))}")
+    if dim != needs[structure]:
+        at_least = ">= " if structure == "grouped" else ""
+        raise ValueError(
+            f"in_features={dim}: structure={structure!r} with num_classes={num_classes} needs in_features "
+            f"{at_least}{needs[structure]}: put a linear map before it (swap_head's project={needs[structure]}), "
+            f"or take structure='dense', which needs in_features >= {num_classes - 1}"
+        )
+
+
+def _checked_permutation(permutation: Sequence[int] | Tensor, num_classes: int) -> Tensor:
+    seats = torch.as_tensor(permutation, device="cpu")
+    if seats.is_floating_point() or seats.shape != (num_classes,):
+        got = f"shape {tuple(seats.shape)} of {seats.dtype}"
+        raise ValueError(f"permutation has {got}: it needs one integer for each of {num_classes} classes")
+    if not torch.equal(seats.sort().values, torch.arange(num_classes, device="cpu")):
+        raise ValueError(f"permutation must hold each of 0 … {num_classes - 1} exactly once")
+    return seats.to(torch.int64, copy=True)
+
+
+def orthoplex_head(in_features: int, num_classes: int, *, seed: int = 0, **args: Any) -> FixedHead:
+    """FixedHead on an orthoplex, for in_features ≥ num_classes/2."""
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    return FixedHead(orthoplex(num_classes, in_features, generator=generator), **args)
+
+
+def hypercube_head(in_features: int, num_classes: int, *, seed: int = 0, **args: Any) -> FixedHead:
+    """FixedHead on corners of a cube, for in_features ≥ log₂ num_classes."""
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    return FixedHead(hypercube(num_classes, in_features, generator=generator), **args)
+
+
+def tammes_head(in_features: int, num_classes: int, *, seed: int = 0, **args: Any) -> FixedHead:
+    """FixedHead on a Tammes packing."""
+    return FixedHead(tammes(num_classes, in_features, seed=seed), **args)
+
+
+def softmax_code_head(in_features: int, num_classes: int, *, seed: int = 0, **args: Any) -> FixedHead:
+    """FixedHead on a softmax code."""
+    return FixedHead(softmax_code(num_classes, in_features, seed=seed), **args)

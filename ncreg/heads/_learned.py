@@ -1,0 +1,123 @@
+"""Learned heads: the linear classifier, and unit class vectors."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ncreg.frames import as_size
+from ncreg.heads._cosine import EPS, check_features, checked_scale, cosine_logits, default_scale
+
+
+class LinearHead(nn.Linear):
+    """The learned linear classifier, logits = W h + b, under the names of the other heads.
+
+    Weights start as nn.Linear's do (uniform within ±1/√d), from the head's own generator.
+
+    Args:
+        in_features: d.
+        num_classes: C, at least 2.
+        bias: whether to learn a bias.
+        seed: of the initial weights.
+        device: where the weights live.
+        dtype: of the weights.
+
+    Example:
+        >>> LinearHead(16, 10)(torch.zeros(2, 16)).shape
+        torch.Size([2, 10])
+    """
+
+    scale = 1.0
+    normalize = False
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        *,
+        bias: bool = True,
+        seed: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.seed = seed
+        sizes = as_size("in_features", in_features, 1), as_size("num_classes", num_classes, 2)
+        super().__init__(*sizes, bias=bias, device=device, dtype=dtype)
+
+    @property
+    def num_classes(self) -> int:
+        """C, nn.Linear's out_features."""
+        return self.out_features
+
+    def reset_parameters(self) -> None:
+        """Draw the initial weights from the head's own generator."""
+        generator = torch.Generator(device="cpu").manual_seed(self.seed)
+        bound = self.in_features**-0.5
+        with torch.no_grad():
+            for parameter in self.parameters():
+                drawn = torch.empty(parameter.shape, dtype=torch.float64, device="cpu")
+                parameter.copy_(drawn.uniform_(-bound, bound, generator=generator))
+
+    def forward(self, input: Float[Tensor, "batch in_features"]) -> Float[Tensor, "batch num_classes"]:
+        """Logits of a batch of features."""
+        check_features(input, self.in_features)
+        return super().forward(input)
+
+
+class CosineHead(nn.Module):
+    """Learned unit class vectors on unit features: logits = scale · cos(w_c, h).
+
+    Source: NormFace, Wang et al. 2017 (arXiv 1704.06369). The default scale is ETFHead's: at it the smallest
+    reachable cross-entropy is 0.01 where a simplex fits (d ≥ C − 1), and larger otherwise.
+
+    Args:
+        in_features: d.
+        num_classes: C, at least 2.
+        scale: factor on the cosines, an inverse temperature.
+        seed: of the initial weights.
+        device: where the weights live.
+        dtype: of the weights.
+
+    Example:
+        >>> bool(CosineHead(16, 10, scale=5.0)(torch.ones(2, 16)).abs().max() <= 5)
+        True
+    """
+
+    bias = None
+    normalize = True
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        *,
+        scale: float | None = None,
+        seed: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_features = as_size("in_features", in_features, 1)
+        self.num_classes = as_size("num_classes", num_classes, 2)
+        self.scale = checked_scale(scale, default_scale(num_classes))
+        self.seed = seed
+        self.weight = nn.Parameter(torch.empty(num_classes, in_features, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the class vectors uniformly from the unit sphere."""
+        generator = torch.Generator(device="cpu").manual_seed(self.seed)
+        drawn = torch.randn(self.weight.shape, dtype=torch.float64, device="cpu", generator=generator)
+        with torch.no_grad():
+            self.weight.copy_(F.normalize(drawn, dim=1))
+
+    def forward(self, features: Float[Tensor, "batch in_features"]) -> Float[Tensor, "batch num_classes"]:
+        """Logits of a batch of features."""
+        check_features(features, self.in_features)
+        return cosine_logits(features, F.normalize(self.weight, dim=1, eps=EPS), self.scale)
+
+    def extra_repr(self) -> str:
+        """What tells this head from another."""
+        return f"in_features={self.in_features}, num_classes={self.num_classes}, scale={self.scale:.4g}"

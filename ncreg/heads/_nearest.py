@@ -1,0 +1,140 @@
+"""A simplex head that turns, now and then, to the simplex nearest to the running class means."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ncreg.distributed import all_reduce_sum, world_size
+from ncreg.frames import as_size, nearest_simplex_etf, simplex_etf
+from ncreg.heads._cosine import EPS, check_features, checked_scale, default_scale, head_logits
+
+PULL = 1e-4  # towards the present frame, relative to the means: keeps still what the means leave open
+
+
+class NearestETFHead(nn.Module):
+    """Simplex-ETF classifier whose frame follows the features: W = the simplex nearest to running class means.
+
+    The training loop calls `update(features, target)` after each forward pass. Class means run as exponential
+    averages of the batches' means (of unit features where normalize is set), over all ranks, absent classes left
+    alone; every `every` updates W becomes nearest_simplex_etf of them. Until a class is first seen, its vector of
+    the seeded initial simplex stands for its mean. W, means and counters are buffers: state_dict holds them all.
+    Source: Markou, Ajanthan & Gould, "Guiding Neural Collapse", NeurIPS 2024 (arXiv 2411.01248); they solve for
+    W by a Riemannian method each step, here it is the closed form.
+
+    Args:
+        in_features: d, at least C − 1.
+        num_classes: C, at least 2.
+        momentum: weight of the newest batch in the running means, in (0, 1].
+        every: updates from one re-aiming to the next.
+        normalize: whether features are brought to length 1 (at least 1e-6 is divided by).
+        scale: factor on the logits; the default is ETFHead's.
+        seed: of the initial frame's rotation.
+        device: where the buffers live.
+        dtype: of the buffers.
+
+    Raises:
+        ValueError: where d < C − 1, or momentum or every is out of range.
+
+    Example:
+        >>> head = NearestETFHead(3, 2, every=1)
+        >>> head.update(torch.tensor([[1.0, 0.0, 0.0], [-1.0, 0.0, 0.0]]), torch.tensor([0, 1]))
+        >>> head.weight.round(decimals=3) + 0.0
+        tensor([[ 1.,  0.,  0.],
+                [-1.,  0.,  0.]])
+    """
+
+    weight: Tensor
+    means: Tensor
+    seen: Tensor
+    updates: Tensor
+    bias = None
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        *,
+        momentum: float = 0.1,
+        every: int = 10,
+        normalize: bool = True,
+        scale: float | None = None,
+        seed: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.in_features = as_size("in_features", in_features, 1)
+        self.num_classes = as_size("num_classes", num_classes, 2)
+        self.every = as_size("every", every, 1)
+        if not 0 < momentum <= 1:
+            raise ValueError(f"momentum={momentum} must lie in (0, 1]")
+        self.momentum, self.normalize, self.seed = momentum, normalize, seed
+        self.scale = checked_scale(scale, default_scale(num_classes) if normalize else 1.0)
+        generator = torch.Generator(device="cpu").manual_seed(seed)
+        frame = simplex_etf(num_classes, in_features, generator=generator, dtype=dtype, device=device)
+        self.register_buffer("weight", frame)
+        self.register_buffer("means", frame.clone())
+        self.register_buffer("seen", torch.zeros(num_classes, dtype=torch.bool, device=frame.device))
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64, device=frame.device))
+
+    def forward(self, features: Float[Tensor, "batch in_features"]) -> Float[Tensor, "batch num_classes"]:
+        """Logits of a batch of features."""
+        check_features(features, self.in_features)
+        return head_logits(features, self.weight, self.scale, self.normalize)
+
+    @torch.no_grad()
+    def update(self, features: Float[Tensor, "batch in_features"], target: Int[Tensor, " batch"]) -> None:
+        """Take a training batch into the running class means, and re-aim when it is time; every rank must call.
+
+        Raises:
+            ValueError: for features or targets of the wrong shape, targets outside [0, C), or means gone
+                non-finite (the head is then left as it was).
+        """
+        check_features(features, self.in_features)
+        if target.shape != features.shape[:1] or target.is_floating_point():
+            got = f"{tuple(target.shape)} of {target.dtype}"
+            raise ValueError(f"target is {got}: it needs one class index for each of {len(features)} features")
+        if len(target) and not 0 <= int(target.min()) <= int(target.max()) < self.num_classes:
+            raise ValueError(f"target must lie in [0, {self.num_classes}), got {target.min()} to {target.max()}")
+        means, seen = self._new_means(features, target)
+        due = int(self.updates + 1) % self.every == 0
+        if not means.isfinite().all():
+            raise ValueError("features are not finite: the running class means stay as they were")
+        weight = self._aimed(means) if due else self.weight
+        self.means.copy_(means)
+        self.seen.logical_or_(seen)
+        self.updates.add_(1)
+        self.weight.copy_(weight)
+
+    def _new_means(self, features: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Running means with this batch of all ranks taken in, and which classes it has."""
+        wide = features.to(torch.promote_types(features.dtype, torch.float32))
+        wide = F.normalize(wide, dim=1, eps=EPS) if self.normalize else wide
+        counted = torch.cat([wide, torch.ones_like(wide[:, :1])], dim=1)
+        sums = counted.new_zeros(self.num_classes, counted.shape[1]).index_add_(0, target.long(), counted)
+        sums = all_reduce_sum(sums)
+        present = sums[:, -1] > 0
+        batch_means = sums[:, :-1] / sums[:, -1:].clamp_min(1)
+        rate = torch.where(self.seen, self.momentum, 1.0) * present
+        old = self.means.to(batch_means.dtype)
+        return old + rate.to(old.dtype)[:, None] * (batch_means - old), present
+
+    def _aimed(self, means: Tensor) -> Tensor:
+        """The nearest simplex; rank 0's, should other hardware round otherwise."""
+        pull = PULL * torch.linalg.vector_norm(means) / math.sqrt(self.num_classes)
+        weight = nearest_simplex_etf(means + pull * self.weight.to(means.dtype)).to(self.weight.dtype)
+        if world_size() > 1:
+            dist.broadcast(weight, 0)
+        return weight
+
+    def extra_repr(self) -> str:
+        """What tells this head from another."""
+        sizes = f"in_features={self.in_features}, num_classes={self.num_classes}"
+        aim = f"momentum={self.momentum}, every={self.every}, seed={self.seed}"
+        return f"{sizes}, normalize={self.normalize}, scale={self.scale:.4g}, {aim}"

@@ -1,0 +1,36 @@
+"""Compile and export every head and norm, and compare with eager: run by the slow test of test_heads.py."""
+
+import copy
+
+import torch
+
+from ncreg.heads import HEADS, ETFHead
+from ncreg.norms import LastBatchNorm
+
+MODULES = {name: (build(12, 6), 12) for name, build in HEADS.items()}
+for structure, dim in [("grouped", 13), ("householder", 5), ("centre", 6)]:
+    MODULES[structure] = ETFHead(dim, 6, structure=structure, permutation=[5, 0, 1, 2, 3, 4]), dim
+MODULES["unnormalised"] = ETFHead(12, 6, normalize=False), 12
+for gamma in ("vector", "scalar", "none"):
+    MODULES[f"LastBatchNorm {gamma}"] = LastBatchNorm(12, gamma=gamma), 12
+
+
+def gradient(module, features):
+    """Output and input gradient of sin(module(features)).sum()."""
+    features = features.clone().requires_grad_()
+    out = module(features)
+    return out.detach(), torch.autograd.grad(out.sin().sum(), features)[0]
+
+
+for name, (module, dim) in MODULES.items():
+    features = torch.randn(5, dim, generator=torch.Generator().manual_seed(0))
+    eager = gradient(copy.deepcopy(module), features)
+    compiled = gradient(torch.compile(copy.deepcopy(module), fullgraph=True), features)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(eager, compiled, strict=True)), name
+    print(name, "compiled: same")
+    module.eval()
+    batch = torch.export.Dim("batch", min=2, max=64)
+    exported = torch.export.export(module, (features,), dynamic_shapes=({0: batch},)).module()
+    more = torch.cat([features, features + 1])
+    assert torch.allclose(exported(more), module(more), atol=1e-5), name
+    print(name, "exported: same")
