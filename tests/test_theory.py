@@ -111,19 +111,19 @@ def test_cross_entropy_optimum_gives_logits_lengths_and_wrong_mass():
 
 @pytest.mark.parametrize("gamma", ["vector", "scalar"])
 def test_a_real_last_batch_norm_reaches_m_reg_with_the_lengths_the_theory_gives(gamma):
-    norm = LastBatchNorm(6, gamma=gamma, eps=1e-30, dtype=torch.float64)
+    norm = LastBatchNorm(6, gamma=gamma, dtype=torch.float64)
     weight, features, target = draw(4, 6), draw(12, 6, seed=1), torch.arange(4).repeat_interleave(3)
     best = theory.last_batch_norm_optimum(4, 4e-3, 2e-3, gamma=gamma, num_features=6)
 
     def objective():
-        fit = F.cross_entropy(norm(features) @ weight.T, target)
+        fit = F.cross_entropy(norm(1000 * features) @ weight.T, target)
         return fit + 0.5 * 4e-3 * weight.square().sum() + 0.5 * 2e-3 * norm.weight.square().sum()
 
     minimiser([weight, features, norm.weight], objective)
     gamma_norm = float(norm.weight.detach().norm()) * (6**0.5 if gamma == "scalar" else 1)
     assert close(float(objective().detach()), best.loss, 1e-8)
     assert close(gamma_norm, best.feature_norm, 1e-5)
-    assert close(float(norm(features).detach().square().sum(1).mean()), best.feature_norm**2, 1e-5)
+    assert close(float(norm(1000 * features).detach().square().sum(1).mean()), best.feature_norm**2, 1e-5)
     assert close(float(weight.detach().norm(dim=1).mean()), best.weight_norm, 1e-5)
 
 
