@@ -4,8 +4,10 @@ Every module names what its `forward` takes in `consumes`, in order, out of "fea
 (batch, classes), "target" (batch,) and "weight" (classes, dim), the head's class vectors. A loop that has all four
 can hold any list of losses (torch's own take "logits", "target"):
 
-    available = {"features": features, "logits": logits, "target": target, "weight": head.weight}
-    loss = sum(share * term(*(available[name] for name in term.consumes)) for share, term in terms)
+    >>> available = {"features": torch.eye(2), "target": torch.tensor([0, 1]), "weight": torch.eye(2)}
+    >>> terms = [(1.0, NTCELoss(temperature=1.0)), (0.5, InterClassCosineLoss(2))]
+    >>> sum(share * term(*(available[name] for name in term.consumes)) for share, term in terms)
+    tensor(0.8133)
 
 Formula, source and arguments are at the function of the same name in `ncreg.functional`. Two belong to the modules:
 
@@ -69,12 +71,7 @@ class ClassMeanMemory(nn.Module):
 
 
 class IntraClassCosineLoss(nn.Module):
-    """1 − mean intra-class cosine; 0 when classes have collapsed.
-
-    Example:
-        >>> IntraClassCosineLoss()(torch.eye(2), torch.tensor([0, 0]))
-        tensor(0.5000)
-    """
+    """1 − mean intra-class cosine; 0 when classes have collapsed."""
 
     consumes: ClassVar[tuple[str, ...]] = ("features", "target")
     center: Center
@@ -98,12 +95,7 @@ class IntraClassCosineLoss(nn.Module):
 
 
 class InterClassCosineLoss(nn.Module):
-    """Mean of (inter-class cosine + 1/(C−1))²; 0 when class means form a simplex.
-
-    Example:
-        >>> InterClassCosineLoss(3)(torch.eye(2), torch.tensor([0, 2]))
-        tensor(0.2500)
-    """
+    """Mean of (inter-class cosine + 1/(C−1))²; 0 when class means form a simplex."""
 
     consumes: ClassVar[tuple[str, ...]] = ("features", "target")
     center: Center
@@ -130,12 +122,7 @@ class InterClassCosineLoss(nn.Module):
 
 
 class DotRegressionLoss(nn.Module):
-    """(ℓ/2)(cos θ − 1)², θ between a feature and its own class vector.
-
-    Example:
-        >>> DotRegressionLoss()(torch.tensor([[0.0, 2.0]]), torch.tensor([0]), torch.eye(2))
-        tensor(0.5000)
-    """
+    """(ℓ/2)(cos θ − 1)², θ between a feature and its own class vector."""
 
     consumes: ClassVar[tuple[str, ...]] = ("features", "target", "weight")
     class_weight: Tensor | None
@@ -211,12 +198,7 @@ class CenterLoss(nn.Module):
 
 
 class NTCELoss(nn.Module):
-    """Each class vector against all features of the batch; cross-entropy with the roles swapped.
-
-    Example:
-        >>> NTCELoss(temperature=1.0)(torch.eye(2), torch.tensor([0, 1]), torch.eye(2))  # ln(1 + exp(−1))
-        tensor(0.3133)
-    """
+    """Each class vector against all features of the batch; cross-entropy with the roles swapped."""
 
     consumes: ClassVar[tuple[str, ...]] = ("features", "target", "weight")
     class_weight: Tensor | None
@@ -252,24 +234,13 @@ class NTCELoss(nn.Module):
 
 
 class NONLLoss(NTCELoss):
-    """NTCE without the other samples of the class in the denominator; a batch needs two classes.
-
-    Example:
-        >>> NONLLoss(temperature=0.5)(torch.eye(2), torch.tensor([0, 1]), torch.eye(2))  # (0 − 1)/0.5
-        tensor(-2.)
-    """
+    """NTCE without the other samples of the class in the denominator; a batch needs two classes."""
 
     function = staticmethod(functional.nonl_loss)
 
 
 class SupConLoss(nn.Module):
-    """Supervised contrastive loss; of features alone, the head trains apart or stays fixed.
-
-    Example:
-        >>> h = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
-        >>> SupConLoss(temperature=1.0)(h, torch.tensor([0, 0, 1]))  # ln(1 + exp(−1))
-        tensor(0.3133)
-    """
+    """Supervised contrastive loss; of features alone, the head trains apart or stays fixed."""
 
     consumes: ClassVar[tuple[str, ...]] = ("features", "target")
     extra_repr = _extra_repr
@@ -288,12 +259,7 @@ class SupConLoss(nn.Module):
 
 
 class OneHotMSELoss(nn.Module):
-    """½‖z − y‖² of logits and one-hot or soft labels.
-
-    Example:
-        >>> OneHotMSELoss()(torch.tensor([[0.0, 2.0, 1.0]]), torch.tensor([1]))
-        tensor(1.)
-    """
+    """½‖z − y‖² of logits and one-hot or soft labels."""
 
     consumes: ClassVar[tuple[str, ...]] = ("logits", "target")
     class_weight: Tensor | None
@@ -315,12 +281,7 @@ class OneHotMSELoss(nn.Module):
 
 
 class SpectralDecouplingLoss(nn.Module):
-    """Cross-entropy + (λ/2)‖z‖², λ the coefficient.
-
-    Example:
-        >>> SpectralDecouplingLoss(coefficient=1.0)(torch.tensor([[1.0, -1.0]]), torch.tensor([0]))
-        tensor(1.1269)
-    """
+    """Cross-entropy + (λ/2)‖z‖², λ the coefficient."""
 
     consumes: ClassVar[tuple[str, ...]] = ("logits", "target")
     class_weight: Tensor | None
