@@ -21,6 +21,11 @@ class Net(nn.Module):
         return self.last(self.out["logits"](self.body(x)))
 
 
+class Temperature(nn.Module):
+    def forward(self, logits):
+        return logits / 0.1
+
+
 BAD = {
     "no timm model.*close: test_resnet": dict(model="test_resnett"),
     "no timm model.*a repository of the hub is 'hf-hub:timm/test_resnet'": dict(model="timm/test_resnet"),
@@ -44,13 +49,14 @@ BAD = {
         model=Net(), classifier="nope"
     ),
     "something follows the classifier 'out.logits'": dict(model=Net(last=nn.LogSoftmax(1))),
+    "something follows the classifier 'out.logits' \\(a softmax": dict(model=Net(last=Temperature())),
     "can't be found: no Linear or Conv2d has the 1 .*candidates": dict(model=Net(last=nn.AdaptiveAvgPool1d(1))),
     "can't be found: forward returns a Tensor of shape.*candidates": dict(model=nn.Conv2d(3, 4, 1)),
     "can't be found: forward returns a list": dict(model=timm.create_model("test_resnet", features_only=True)),
     "the model without 'body.0' failed": dict(model=Net(), classifier="body.0", input_size=(1, 8, 8)),
     "'unused' is not what the model ends in": dict(model=Net(), classifier="unused", input_size=(1, 8, 8)),
     "classifier='' is the whole model": dict(model=Net(), classifier=""),
-    "failed on a blank image of shape \\(1, 3, 224, 224\\).*input_size=": dict(model=nn.Linear(4, 3)),
+    "failed on an example of shape \\(1, 3, 224, 224\\).*input_size=": dict(model=nn.Linear(4, 3)),
 }
 
 

@@ -22,7 +22,7 @@ class Removed(NamedTuple):
 
 
 class Headless(NamedTuple):
-    """A model without its classifier, and its features (1, width) of one blank image."""
+    """A model without its classifier, and its features (1, width) of one example."""
 
     module: nn.Module
     features: Tensor
@@ -72,13 +72,13 @@ def behead(model: nn.Module, path: str | None, input_size: Sequence[int] | None)
     """Replace the classifier of any module by an identity, in place.
 
     With a `path` to a Linear or Conv2d that module's input width is taken as it stands and no forward pass is
-    made; otherwise one blank image finds the classifier and shows that nothing comes after it.
+    made; otherwise one example finds the classifier and shows that nothing comes after it.
 
     Raises:
         ValueError: if there is no classifier to be found; the message lists the candidates.
     """
     _drop_auxiliary_heads(model)
-    found = path if path is not None else _last_module_of_width(model, blank_image(model, input_size))
+    found = path if path is not None else _last_module_of_width(model, example_image(model, input_size))
     try:
         classifier = model.get_submodule(found)
     except AttributeError:
@@ -88,7 +88,7 @@ def behead(model: nn.Module, path: str | None, input_size: Sequence[int] | None)
     num_classes = getattr(classifier, "out_features", getattr(classifier, "out_channels", None))
     model.set_submodule(found, nn.Identity())
     named_layer = path is not None and isinstance(classifier, nn.Linear | nn.Conv2d)
-    size = None if named_layer and input_size is None else tuple(blank_image(model, input_size).shape[1:])
+    size = None if named_layer and input_size is None else tuple(example_image(model, input_size).shape[1:])
     removed = Removed(found, type(classifier), size)
     if size is None:
         weight = cast(Tensor, classifier.weight)
@@ -145,11 +145,11 @@ def _last_module_of_width(model: nn.Module, image: Tensor) -> str:
 
 
 def _identity_features(model: nn.Module, path: str, input_size: Sequence[int] | None) -> Tensor:
-    """Features of a blank image, shown to be what the classifier saw (pooled, where it saw a map)."""
+    """Features of an example, shown to be what the classifier saw (pooled, where it saw a map)."""
     seen: list[Tensor] = []
     handle = model.get_submodule(path).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     try:
-        features = pooled_features(model, blank_image(model, input_size), f"the model without {path!r}")
+        features = pooled_features(model, example_image(model, input_size), f"the model without {path!r}")
     finally:
         handle.remove()
     entering = seen[-1].mean((2, 3)) if seen and seen[-1].ndim == 4 else seen[-1] if seen else None
@@ -181,7 +181,7 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
 
 
 def evaluated(model: nn.Module, image: Tensor, name: str = "the model") -> Any:
-    """The model's output for a blank image, in eval mode.
+    """The model's output for that image, in eval mode.
 
     Raises:
         ValueError: if the model can't take that image.
@@ -191,13 +191,13 @@ def evaluated(model: nn.Module, image: Tensor, name: str = "the model") -> Any:
             return model(image)
         except Exception as error:
             raise ValueError(
-                f"{name} failed on a blank image of shape {tuple(image.shape)} ({error}); pass the shape that it "
+                f"{name} failed on an example of shape {tuple(image.shape)} ({error}); pass the shape that it "
                 "takes, input_size=(channels, height, width), or name its Linear classifier's path, classifier='…'"
             ) from error
 
 
-def blank_image(model: nn.Module, input_size: Sequence[int] | None = None) -> Tensor:
-    """Zeros (1, channels, height, width) on the model's device, in its dtype."""
+def example_image(model: nn.Module, input_size: Sequence[int] | None = None) -> Tensor:
+    """Noise in [0, 1), (1, channels, height, width), on the model's device, in its dtype, always the same."""
     if input_size is None and hasattr(model, "pretrained_cfg"):
         input_size = get_model_input_config(model)["input_size"]
     elif input_size is None:
@@ -205,7 +205,8 @@ def blank_image(model: nn.Module, input_size: Sequence[int] | None = None) -> Te
         side = side if isinstance(side, int) else 224
         channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
         input_size = (channels, side, side)
-    return parameter_like(model).new_zeros(1, *input_size)
+    noise = torch.rand(1, *input_size, generator=torch.Generator().manual_seed(0), device="cpu")
+    return noise.to(parameter_like(model))
 
 
 def parameter_like(model: nn.Module) -> Tensor:

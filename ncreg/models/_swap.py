@@ -15,9 +15,9 @@ from ncreg.models._backbone import (
     Headless,
     behead,
     behead_timm,
-    blank_image,
     dropout_before_head,
     evaluating,
+    example_image,
     from_timm_name,
     parameter_like,
     pooled_features,
@@ -105,7 +105,7 @@ def _headless(
     classifier: str | None,
     input_size: Sequence[int] | None,
 ) -> Headless:
-    """The model without its classifier, and the features of one blank image."""
+    """The model without its classifier, and the features of one example."""
     own_classes: Any
     if isinstance(model, str):
         if classifier is not None:
@@ -122,7 +122,7 @@ def _headless(
             return behead(copy.deepcopy(model), classifier, input_size)
         backbone, own_classes = copy.deepcopy(model), getattr(model, "num_classes", None)
         behead_timm(backbone)
-    features = pooled_features(backbone, blank_image(backbone, input_size))
+    features = pooled_features(backbone, example_image(backbone, input_size))
     return Headless(backbone, features, own_classes or None)
 
 
@@ -161,7 +161,7 @@ def _new_parts(
 
 
 def _try_out(features: Tensor, tail: list[nn.Module], head: nn.Module) -> tuple[Tensor, Tensor]:
-    """Features that enter the head, and logits, of one blank image.
+    """Features that enter the head, and logits, of one example.
 
     Raises:
         ValueError: if norm or head don't take these features, or logits are not (batch, classes).
