@@ -161,7 +161,6 @@ class NeuralCollapse(Float64Metric):
             ValueError: no sample has been seen, or the second pass was not fed the samples of the first.
         """
         found = self._synced if self._is_synced and self._synced else self._reduce(_reduce.alone)
-        self._synced = None
         self._warn_absent(found.shape.present)
         classifier = None if self._classifier is None else self._read_classifier()
         values = _measures.of_statistics(found, classifier)
@@ -233,6 +232,12 @@ class NeuralCollapse(Float64Metric):
     def _sync_dist(self, dist_sync_fn: Callable = gather_all_tensors, process_group: Any = None) -> None:
         group = process_group or self.process_group
         self._synced = self._reduce(lambda tensor: list(dist_sync_fn(tensor, group=group)))
+
+    def unsync(self, should_unsync: bool = True) -> None:
+        """Return to this rank's own samples."""
+        super().unsync(should_unsync)
+        if should_unsync:
+            self._synced = None
 
     def _copy_state_dict(self) -> dict[str, Any]:
         lists = {key: list(value) for key, value in self.metric_state.items() if isinstance(value, list)}
