@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from dataclasses import asdict
 from typing import Any
 
@@ -13,6 +14,7 @@ from timm.models import get_pretrained_cfg
 from timm.scheduler.cosine_lr import CosineLRScheduler
 from timm.scheduler.multistep_lr import MultiStepLRScheduler
 from timm.scheduler.scheduler import Scheduler
+from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 
 from ncreg.models import Classifier, Normalize, swap_head
@@ -24,8 +26,9 @@ from recipes.data import SMALLEST, Dataset
 
 def pick_device(name: str) -> torch.device:
     """The device that `name` asks for; auto takes a GPU where there is one."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    local = os.environ.get("LOCAL_RANK", "0")  # torchrun gives each process its own GPU
+    if name in ("auto", "cuda"):
+        name = f"cuda:{local}" if name == "cuda" or torch.cuda.is_available() else "cpu"
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
@@ -74,6 +77,7 @@ def build_model(config: TrainConfig, data: Dataset) -> Classifier:
         raise UserError(
             f"{asked.backbone} cannot take images of {side} pixels ({reason}): set --data.image_size"
         ) from None
+    model.to(torch.float64 if config.precision == "float64" else torch.float32)
     return model.to(memory_format=torch.channels_last)
 
 
@@ -114,3 +118,22 @@ def build_scheduler(config: TrainConfig, optimizer: Optimizer) -> TPTScheduler:
         return TPTScheduler(optimizer, schedule, **asdict(config.tpt))
     except (ValueError, AssertionError) as error:
         raise UserError(f"tpt: {error}") from None
+
+
+def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
+    """Half precision where the configuration asks for it."""
+    half = config.precision in ("bfloat16", "float16")
+    return torch.autocast(device.type, dtype=getattr(torch, config.precision) if half else torch.bfloat16, enabled=half)
+
+
+def full(tensor: Tensor) -> Tensor:
+    """Losses are computed in float32 at least."""
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+
+
+def class_vectors(model: Classifier) -> Tensor:
+    """The head's weight (C, d), for the losses that read it."""
+    weight = getattr(model.head, "weight", None)
+    if not isinstance(weight, Tensor):
+        raise UserError(f"a loss reads the class vectors, but head {type(model.head).__name__} has no weight")
+    return weight

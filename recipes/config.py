@@ -94,6 +94,7 @@ class OptimConfig:
         weight_decay: of matrices, the head and the last norm's gamma; biases and other norms have none.
         schedule: cosine to zero over tpt.max_epochs, step (a tenth at a third and two thirds of it) or constant.
         warmup_epochs: linear rise to the peak rate.
+        clip: bound on the norm of the gradient; null for none.
     """
 
     name: Literal["sgd", "adamw"] = "sgd"
@@ -102,6 +103,7 @@ class OptimConfig:
     weight_decay: float = 5e-4
     schedule: Literal["cosine", "step", "constant"] = "cosine"
     warmup_epochs: int = 0
+    clip: float | None = None
 
 
 @dataclass
@@ -145,6 +147,7 @@ class TrainConfig:
         tpt: the terminal phase.
         measure_size: training images measured each epoch, a fixed subset by class shares (all at the onset and at
             the end); null for all.
+        precision: of the forward and backward pass; the half ones through autocast.
         device: cpu, cuda, cuda:1 ...; auto takes a GPU where there is one.
         out: folder in which the run makes a folder of its own.
         quiet: print nothing but the final summary.
@@ -158,6 +161,7 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     tpt: TPTConfig = field(default_factory=TPTConfig)
     measure_size: int | None = 10_000
+    precision: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
     device: str = "auto"
     out: Path = Path("runs")
     quiet: bool = False
@@ -180,6 +184,7 @@ class TrainConfig:
                 0 <= optim.warmup_epochs < max(1, self.tpt.max_epochs),
                 f"not negative, and below tpt.max_epochs={self.tpt.max_epochs}",
             ),
+            "optim.clip": (optim.clip, optim.clip is None or 0 < optim.clip < math.inf, "a positive norm, or null"),
             "seed": (self.seed, 0 <= self.seed < 2**63, "a whole number, not negative"),
             "loss": (self.loss, bool(self.loss), "at least one term, e.g. {cross_entropy: {}}"),
         }

@@ -6,7 +6,7 @@ The test part is the set's own, or a fixed draw that no seed changes; the seed d
 from __future__ import annotations
 
 import gzip
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,14 +49,16 @@ class Split:
         """The same images on a device."""
         return Split(self.images.to(device), self.target.to(device))
 
-    def batches(self, size: int, *, order: Tensor | None = None, skip: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches (images in [0, 1], classes): all in turn, or the full ones of an order, from the one after `skip`."""
-        last = len(self) if order is None else len(self) - size + 1
-        order = None if order is None else order.to(self.target.device)
-        for start in range(skip * size, last, size):
-            index = slice(start, start + size) if order is None else order[start : start + size]
+    def batches(self, indices: Iterable[Tensor | slice]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches (images in [0, 1], classes) of the given indices."""
+        for index in indices:
+            index = index.to(self.target.device) if isinstance(index, Tensor) else index
             images = self.images[index].to(torch.float32, memory_format=torch.channels_last)
             yield images.div_(255), self.target[index]
+
+    def in_turn(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """All images in batches of `size`, the last one partial."""
+        return self.batches(slice(start, start + size) for start in range(0, len(self), size))
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,10 @@ class Dataset:
     train: Split
     val: Split
     test: Split
+
+    def to(self, device: torch.device) -> Dataset:
+        """The same set on a device."""
+        return Dataset(self.class_names, self.train.to(device), self.val.to(device), self.test.to(device))
 
     def moments(self) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of each channel over the training images, in units of [0, 1]."""

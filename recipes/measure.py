@@ -13,8 +13,10 @@ from torch import Tensor
 from ncreg.metrics import NeuralCollapse
 from ncreg.models import Classifier
 from recipes.data import Dataset, Split
+from recipes.ranks import Ranks
 
 BATCH = 512
+ALONE = Ranks()
 
 
 @dataclass
@@ -31,30 +33,30 @@ class Clock:
 
 
 @torch.inference_mode()
-def measure(model: Classifier, split: Split, *, clock: Clock | None = None, collapse: bool = True) -> dict[str, float]:
+def measure(
+    model: Classifier, split: Split, *, ranks: Ranks = ALONE, clock: Clock | None = None, collapse: bool = True
+) -> dict[str, float]:
     """Accuracy, cross-entropy and, with `collapse`, every measure of NeuralCollapse on a split, in eval mode.
 
-    One forward pass serves them all.
+    One forward pass serves them all; each rank takes its share of the images, and all return the same.
     """
     clock = clock or Clock()
     device = split.target.device
     metric = NeuralCollapse(model.num_classes, model.head_hidden_size, classifier=model.head).to(device)
     training = model.training
     model.eval()
-    correct, loss = (
-        torch.zeros((), dtype=torch.long, device=device),
-        torch.zeros((), dtype=torch.float64, device=device),
-    )
+    sums = torch.zeros(2, dtype=torch.float64, device=device)  # correct, loss
     now = time.perf_counter()
-    for images, target in split.batches(BATCH):
+    for images, target in ranks.share(split).in_turn(BATCH):
         logits, features = model(images, with_features=True)
-        correct += (logits.argmax(1) == target).sum()
-        loss += F.cross_entropy(logits.double(), target, reduction="sum")
+        sums[0] += (logits.argmax(1) == target).sum()
+        sums[1] += F.cross_entropy(logits.double(), target, reduction="sum")
         now = clock.add("measure_forward", now)
         if collapse:
             metric.update(features, target)
             now = clock.add("measure_collapse", now)
-    result = {"accuracy": float(correct) / len(split), "loss": float(loss) / len(split)}
+    correct, loss = ranks.sum(sums).tolist()
+    result = {"accuracy": correct / len(split), "loss": loss / len(split)}
     if collapse:
         result |= {name: _number(value) for name, value in metric.compute().items()}
         clock.add("measure_collapse", now)
@@ -62,12 +64,14 @@ def measure(model: Classifier, split: Split, *, clock: Clock | None = None, coll
     return result
 
 
-def measure_all(model: Classifier, data: Dataset, *, clock: Clock | None = None) -> dict[str, dict[str, float]]:
+def measure_all(
+    model: Classifier, data: Dataset, *, ranks: Ranks = ALONE, clock: Clock | None = None
+) -> dict[str, dict[str, float]]:
     """`measure` on the whole of each part: what a run reports at the onset and at its end."""
     return {
-        "train": measure(model, data.train, clock=clock),
-        "val": measure(model, data.val, clock=clock, collapse=False),
-        "test": measure(model, data.test, clock=clock),
+        "train": measure(model, data.train, ranks=ranks, clock=clock),
+        "val": measure(model, data.val, ranks=ranks, clock=clock, collapse=False),
+        "test": measure(model, data.test, ranks=ranks, clock=clock),
     }
 
 

@@ -1,4 +1,4 @@
-"""The figures and the closing lines of a run."""
+"""What a run shows: its progress, its figures and its closing lines."""
 
 from __future__ import annotations
 
@@ -12,6 +12,13 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+from ncreg.tpt import TPTScheduler  # noqa: E402
+from recipes.config import TrainConfig  # noqa: E402
+from recipes.measure import Clock  # noqa: E402
+from recipes.ranks import Ranks  # noqa: E402
+from recipes.state import TrainState  # noqa: E402
 
 ACCURACY, LOSS, ONSET = "#0072B2", "#D55E00", "#555555"  # Okabe & Ito's colours: safe for the colour-blind
 LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
@@ -92,3 +99,63 @@ def closing_lines(summary: Mapping[str, Any], path: Path) -> str:
         cells = [column[part].get(key, math.nan) for column in columns]
         lines.append(f"{label:<38}" + "".join(f"{form.format(cell):>14}" for cell in cells))
     return "\n".join([*lines, f"run folder: {path}"])
+
+
+def progress_bar(config: TrainConfig, state: TrainState, steps: int) -> tqdm:
+    """Steps of the whole run; silent where there is no terminal, or on request."""
+    last = state.scheduler.last_epoch or config.tpt.max_epochs
+    done = state.scheduler.epoch * steps + len(state.taken)
+    silent = config.quiet or not state.ranks.main
+    return tqdm(total=steps * last, initial=done, unit="step", disable=True if silent else None)
+
+
+def history_entry(
+    epoch: int,
+    phase: str,
+    ramp: float,
+    rate: float,
+    loss: float,
+    values: dict[str, float],
+    val: dict[str, float],
+    num_classes: int,
+) -> dict[str, Any]:
+    """What history.jsonl keeps of an epoch."""
+    ideal = -1 / (num_classes - 1)
+    gaps = {"intra_cosine_gap": 1 - values["intra_cosine"], "inter_cosine_gap": abs(values["inter_cosine"] - ideal)}
+    return {
+        "epoch": epoch,
+        "phase": phase,
+        "ramp": ramp,
+        "lr": rate,
+        "loss": loss,
+        "train_accuracy": values["accuracy"],
+        "train_loss": values["loss"],
+        "val_accuracy": val["accuracy"],
+        "val_loss": val["loss"],
+        "measures": {name: value for name, value in values.items() if name not in ("accuracy", "loss")} | gaps,
+    }
+
+
+def show(bar: tqdm, entry: dict[str, Any], scheduler: TPTScheduler, config: TrainConfig, ranks: Ranks) -> None:
+    """The state of the run beside the progress bar, or a line now and then where there is no terminal."""
+    shown = {
+        "loss": f"{entry['loss']:.4f}",
+        "acc": f"{entry['train_accuracy']:.2%}",
+        "nc1": f"{entry['measures']['nc1']:.2e}",
+        "phase": scheduler.phase,
+    }
+    bar.set_postfix(shown)
+    every = max(1, config.tpt.max_epochs // 20)
+    news = entry["epoch"] in (1, scheduler.onset_epoch) or scheduler.finished or entry["epoch"] % every == 0
+    if bar.disable and news and ranks.main and not config.quiet:
+        print(f"epoch {entry['epoch']:>4}  " + "  ".join(f"{key} {value}" for key, value in shown.items()), flush=True)
+
+
+def timing_line(clock: Clock, images_per_second: float) -> str:
+    """Where the time went."""
+    total = sum(clock.seconds.values())
+    shares = {name: clock.seconds.get(name, 0.0) / total for name in ("measure_forward", "measure_collapse")}
+    return (
+        f"{total:.0f} s, {images_per_second:.0f} training images/s; measuring took {sum(shares.values()):.0%} "
+        f"({shares['measure_forward']:.0%} forward pass, {shares['measure_collapse']:.0%} measures)"
+    )

@@ -23,8 +23,9 @@ PACKAGES = ("ncreg", "torch", "torchvision", "timm", "torchmetrics", "numpy", "s
 class RunFolder:
     """config.yaml, environment.json, history.jsonl, summary.json, timing.json, checkpoints/, figures/."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, writes: bool = True) -> None:
         self.path = path
+        self.writes = writes  # one rank alone does
 
     @classmethod
     def create(cls, config: TrainConfig, command: Sequence[str]) -> RunFolder:
@@ -62,12 +63,14 @@ class RunFolder:
 
     def write_history(self, history: Iterable[Mapping[str, Any]]) -> None:
         """history.jsonl anew."""
-        _replace(self.path / "history.jsonl", "".join(_row(entry) for entry in history))
+        if self.writes:
+            _replace(self.path / "history.jsonl", "".join(_row(entry) for entry in history))
 
     def log(self, entry: Mapping[str, Any]) -> None:
         """Add an epoch to history.jsonl."""
-        with (self.path / "history.jsonl").open("a") as file:
-            file.write(_row(entry))
+        if self.writes:
+            with (self.path / "history.jsonl").open("a") as file:
+                file.write(_row(entry))
 
     def checkpoint(self, name: str) -> Path:
         """Path of a checkpoint: last, previous, best or onset."""
@@ -79,6 +82,8 @@ class RunFolder:
 
     def save(self, state: Mapping[str, Any], *also: str) -> None:
         """Write last.pt and keep the one before as previous.pt; `also` names copies (best, onset)."""
+        if not self.writes:
+            return
         coming = self.checkpoint("coming")
         try:
             save_checkpoint(coming, state)

@@ -17,6 +17,7 @@ from ncreg.tpt import TPTScheduler
 from recipes.config import UserError
 from recipes.measure import Clock
 from recipes.objective import Term
+from recipes.ranks import Ranks
 
 
 @dataclass
@@ -33,6 +34,8 @@ class TrainState:
     terms: list[Term]
     optimizer: Optimizer
     scheduler: TPTScheduler
+    scaler: torch.amp.GradScaler
+    ranks: Ranks = Ranks()
     clock: Clock = field(default_factory=Clock)
     taken: list[Tensor] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -47,7 +50,7 @@ class TrainState:
         """Everything, as a checkpoint can hold it."""
         return {
             "epoch": self.scheduler.epoch,
-            "taken": torch.stack(self.taken).cpu() if self.taken else torch.empty(0),
+            "taken": self.ranks.gather([float(loss) for loss in self.taken]),
             "history": self.history,
             "at_onset": self.at_onset,
             "seconds": self.clock.seconds,
@@ -55,7 +58,8 @@ class TrainState:
             "terms": {term.name: term.loss.state_dict() for term in self.terms},
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
-            "random": random_state(),
+            "scaler": self.scaler.state_dict(),
+            "random": self.ranks.gather(random_state()),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -70,14 +74,18 @@ class TrainState:
                 term.loss.load_state_dict(state["terms"][term.name])
             self.optimizer.load_state_dict(state["optimizer"])
             self.scheduler.load_state_dict(state["scheduler"])
+            self.scaler.load_state_dict(state["scaler"])
         except (RuntimeError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())[:300]
             raise UserError(f"the checkpoint does not fit this run's configuration: {reason}") from None
         device = next(self.model.parameters()).device
-        self.taken = list(state["taken"].to(device))
+        alike = len(state["random"]) == self.ranks.size  # otherwise another number of ranks goes on with the run
+        taken = state["taken"][self.ranks.rank if alike else 0]
+        self.taken = [torch.tensor(loss, device=device) for loss in taken]
         self.history, self.at_onset = list(state["history"]), state["at_onset"]
         self.clock = Clock(dict(state["seconds"]))
-        restore_random(state["random"])
+        if alike:
+            restore_random(state["random"][self.ranks.rank])
 
 
 def random_state() -> dict[str, Any]:

@@ -102,7 +102,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(whole, tmp_path,
     (path,) = tmp_path.iterdir()
     said = capsys.readouterr().err
     assert f"stopped at step 2 of epoch 2; go on with --resume {path}" in said
-    assert len(load_checkpoint(path / "checkpoints" / "last.pt")["taken"]) == 2
+    assert len(load_checkpoint(path / "checkpoints" / "last.pt")["taken"][0]) == 2
     assert main(["--resume", str(path)]) == 0
     same_end(whole, path)
     assert main(["--resume", str(path)]) == 2 and "is finished" in capsys.readouterr().err
