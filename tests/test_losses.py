@@ -76,6 +76,15 @@ def test_a_module_passes_its_hyperparameters_on():
             torch.testing.assert_close(again(*(at_hand[name] for name in again.consumes)), wanted)
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_numbers_of_numpy_are_numbers():
+    at_hand = batch()
+    h, y = at_hand["features"], at_hand["target"]
+    ours, theirs = losses.InterClassCosineLoss(4), losses.InterClassCosineLoss(np.int64(4))
+    assert ours(h, y) == theirs(h, y)
+    assert nf.supcon_loss(h, y, temperature=np.float32(0.5)) == nf.supcon_loss(h, y, temperature=0.5)
+
+
 def test_modules_name_their_hyperparameters_and_move_their_buffers():
     loss = losses.NTCELoss(temperature=0.2, class_weight=torch.ones(CLASSES))
     assert repr(loss) == "NTCELoss(temperature=0.2, reduction='mean', gather=True)"

@@ -1,6 +1,7 @@
 """What every loss does with its matrices: check, lift to full precision, scale rows to unit length, average."""
 
 from math import isfinite
+from numbers import Integral, Real
 from typing import Any, Literal
 
 import torch
@@ -26,11 +27,11 @@ def check_rows(name: str, rows: Tensor, dim: int | None = None) -> None:
 
 def check_positive(name: str, value: float) -> float:
     """A finite number above zero."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {value!r}")
     if not (isfinite(value) and value > 0):
         raise ValueError(f"{name}={value} must be finite and above 0")
-    return value
+    return float(value)
 
 
 def check_share(name: str, value: float) -> float:
@@ -42,11 +43,11 @@ def check_share(name: str, value: float) -> float:
 
 def check_num_classes(num_classes: int) -> int:
     """A number of classes that makes pairs."""
-    if isinstance(num_classes, bool) or not isinstance(num_classes, int):
+    if isinstance(num_classes, bool) or not isinstance(num_classes, Integral):
         raise TypeError(f"num_classes must be an int, got {num_classes!r}")
     if num_classes < 2:
         raise ValueError(f"num_classes={num_classes}: a classifier needs at least 2 classes")
-    return num_classes
+    return int(num_classes)
 
 
 def check_reduction(reduction: Reduction) -> Reduction:
