@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from . import _reduce
-from ._base import Float64Metric
-from ._geometry import geometry
-from ._inputs import Reference, check_batch, check_classifier, read_classifier
-from ._second import Frame, new_second, view_second
+from ncreg.metrics import _reduce
+from ncreg.metrics._base import Float64Metric
+from ncreg.metrics._geometry import geometry
+from ncreg.metrics._inputs import Reference, check_batch, check_classifier, read_classifier
+from ncreg.metrics._second import Frame, new_second, view_second
 
 
 def _first(stacked: Tensor) -> Tensor:

@@ -13,11 +13,11 @@ from torchmetrics import Metric
 from torchmetrics.utilities import rank_zero_warn
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from . import _measures, _moments, _reduce
-from ._base import Float64Metric
-from ._geometry import Geometry
-from ._inputs import Reference, check_batch, check_classifier, read_classifier
-from ._second import Frame, new_second, view_second
+from ncreg.metrics import _measures, _moments, _reduce
+from ncreg.metrics._base import Float64Metric
+from ncreg.metrics._geometry import Geometry
+from ncreg.metrics._inputs import Reference, check_batch, check_classifier, read_classifier
+from ncreg.metrics._second import Frame, new_second, view_second
 
 
 class NeuralCollapse(Float64Metric):

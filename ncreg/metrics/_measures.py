@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._geometry import Geometry, squared_distances, tiles
-from ._reduce import Statistics
-from ._second import SecondPass
+from ncreg.metrics._geometry import Geometry, squared_distances, tiles
+from ncreg.metrics._reduce import Statistics
+from ncreg.metrics._second import SecondPass
 
 _QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5}
 

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import _moments
-from ._geometry import Geometry, geometry
-from ._second import Frame, SecondPass, new_second, view_second
+from ncreg.metrics import _moments
+from ncreg.metrics._geometry import Geometry, geometry
+from ncreg.metrics._second import Frame, SecondPass, new_second, view_second
 
 Gather = Callable[[Tensor], list[Tensor]]
 

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._geometry import Geometry
-from ._moments import add_gram
+from ncreg.metrics._geometry import Geometry
+from ncreg.metrics._moments import add_gram
 
 _TINY = torch.finfo(torch.float64).tiny
 _LARGEST_TABLE = 2**26  # entries of a C×C table that is kept; beyond, its rows are made as they are needed
