@@ -36,10 +36,14 @@ def check_features(features: Tensor, in_features: int) -> None:
         raise ValueError(f"features of shape {shape}: the head takes pooled features (batch, {in_features})")
 
 
-def lengths(features: Tensor) -> Tensor:
-    """Lengths of the rows (batch, 1), at least EPS, in float32 where features are coarser."""
-    wide = torch.promote_types(features.dtype, torch.float32)
-    return torch.linalg.vector_norm(features, dim=1, keepdim=True, dtype=wide).clamp_min(EPS)
+def over_length(features: Tensor, scale: float) -> Tensor:
+    """Scale/‖h‖ a row (batch, 1), ‖h‖ at least EPS; in float32 where features are coarser."""
+    return scale / _lengths(features).clamp_min(EPS)
+
+
+def _lengths(features: Tensor) -> Tensor:
+    wide = torch.float64 if features.dtype == torch.float64 else torch.float32
+    return torch.linalg.vector_norm(features, dim=1, keepdim=True, dtype=wide)
 
 
 def head_logits(features: Tensor, weight: Tensor, scale: float, normalize: bool) -> Tensor:
@@ -56,47 +60,45 @@ def cosine_logits(features: Tensor, weight: Tensor, scale: float) -> Tensor:
     if torch.is_autocast_enabled(device):
         low = torch.get_autocast_dtype(device)
         features, weight = features.to(low), weight.to(low)
-    if features.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        return _CosineLogits.apply(features, weight, scale)[0]
+    # Compilers fuse the plain formula themselves; torch.func wants it for its transforms.
+    traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    if features.requires_grad and torch.is_grad_enabled() and not traced:
+        return _CosineLogits.apply(features, weight, scale)
     return plain_cosine_logits(features, weight, scale)
 
 
 def plain_cosine_logits(features: Tensor, weight: Tensor, scale: float) -> Tensor:
-    """The formula as it stands, for inference and for compilers, which fuse it themselves."""
+    """The formula as it stands."""
     logits = F.linear(features, weight)
-    return logits * (scale / lengths(features)).to(logits.dtype)
+    return logits * over_length(features, scale).to(logits.dtype)
 
 
 class _CosineLogits(torch.autograd.Function):
     """The same with a backward in two passes over the features, where autograd takes five.
 
-    With c = scale/‖h‖ and upstream g: dL/dh = c·Wᵀg − h·(g·logits)/‖h‖², the second term only above EPS.
+    With f = scale/‖h‖ and upstream g: dL/dh = Wᵀ(f·g) − h·(f·g·logits)/(scale·‖h‖), the second term only above EPS.
     """
 
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(features: Tensor, weight: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        length = lengths(features)
+    def forward(ctx: Any, features: Tensor, weight: Tensor, scale: float) -> Tensor:
+        length = _lengths(features)
+        factor = scale / length.clamp_min(EPS)
         logits = torch.mm(features, weight.T)
-        return logits.mul_((scale / length).to(logits.dtype)), length
+        logits.mul_(factor)
+        ctx.scale = scale
+        ctx.save_for_backward(features, weight, logits, length, factor)
+        return logits
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: tuple[Tensor, Tensor]) -> None:
-        features, weight, ctx.scale = inputs
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(features, weight, *output)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        features, weight, logits, length = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a second derivative is wanted, and the saved length has none
-            length = lengths(features)
-        scaled = gradient * (ctx.scale / length).to(gradient.dtype)
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        features, weight, logits, length, factor = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a second derivative is wanted, and what is saved beside logits has none
+            length, factor = _lengths(features), over_length(features, ctx.scale)
+        scaled = (gradient * factor).to(gradient.dtype)
         by_features = by_weight = None
         if ctx.needs_input_grad[0]:
-            along = (gradient * logits).sum(1, keepdim=True) / -length.square() * (length > EPS)
-            by_features = (features * along.to(features.dtype)).add_(scaled @ weight)
+            along = (scaled * logits).sum(1, keepdim=True) / torch.threshold(length, EPS, torch.inf)
+            by_features = torch.addcmul(scaled @ weight, features, along.to(features.dtype), value=-1 / ctx.scale)
         if ctx.needs_input_grad[1]:
             by_weight = scaled.T @ features
         return by_features, by_weight, None

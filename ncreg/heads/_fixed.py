@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ncreg.frames import as_size, hypercube, orthoplex, simplex_etf, softmax_code, tammes
-from ncreg.heads._cosine import check_features, checked_scale, default_scale, head_logits, lengths
+from ncreg.heads._cosine import check_features, checked_scale, default_scale, head_logits, over_length
 
 Structure = Literal["dense", "grouped", "householder", "centre"]
 ROWS = 1024  # of a Gram matrix at a time
@@ -164,24 +164,24 @@ class ETFHead(nn.Module):
         if self.structure == "dense":
             return cast(Tensor, super().__getattr__("weight"))
         axes = torch.eye(self.in_features, dtype=torch.float64, device=self._place.device)
-        return self._structured(axes).T.contiguous().to(self._place.dtype)
+        return self._structured(axes, 1.0).T.contiguous().to(self._place.dtype)
 
     def forward(self, features: Float[Tensor, "batch in_features"]) -> Float[Tensor, "batch num_classes"]:
         """Logits of a batch of features."""
         check_features(features, self.in_features)
         if self.structure == "dense":
             return head_logits(features, self.weight, self.scale, self.normalize)
-        logits = self._structured(features)
-        return logits * (self.scale / lengths(features)).to(logits.dtype) if self.normalize else self.scale * logits
+        return self._structured(features, over_length(features, self.scale) if self.normalize else self.scale)
 
-    def _structured(self, features: Tensor) -> Tensor:
-        """Inner products with the class vectors, without the class vectors."""
+    def _structured(self, features: Tensor, factor: Tensor | float) -> Tensor:
+        """Inner products with the class vectors, without the class vectors, times a factor for each row."""
+        stretched = (self.num_classes / (self.num_classes - 1)) ** 0.5 * factor
         if self.structure == "householder":
             logits = _householder(features)
         else:
             groups = features if self.structure == "centre" else _group_sums(features, self.num_classes)
-            stretch = (self.num_classes / (self.num_classes - 1)) ** 0.5
-            logits = stretch * (groups - groups.mean(1, keepdim=True))
+            logits = groups - groups.mean(1, keepdim=True)
+        logits = (logits * stretched).to(logits.dtype)
         return logits if self.permutation is None else logits.index_select(1, self.permutation)
 
     def extra_repr(self) -> str:
@@ -193,18 +193,18 @@ class ETFHead(nn.Module):
 
 
 def _householder(features: Tensor) -> Tensor:
-    """√(C/(C−1)) · Q h for the Householder basis Q of 1^⊥."""
-    num_classes = features.shape[1] + 1
-    root, total = num_classes**0.5, features.sum(1, keepdim=True)
-    logits = torch.cat([features - total / (root * (root + 1)), -total / root], dim=1)
-    return root / (num_classes - 1) ** 0.5 * logits
+    """Q h for the Householder basis Q of 1^⊥."""
+    root, total = (features.shape[1] + 1) ** 0.5, features.sum(1, keepdim=True)
+    return torch.cat([features - total / (root * (root + 1)), -total / root], dim=1)
 
 
 def _group_sums(features: Tensor, num_classes: int) -> Tensor:
     """Sums over the features j ≡ c mod C of each class c, divided by the root of their number."""
     whole, rest = divmod(features.shape[1], num_classes)
-    padded = F.pad(features, (0, -features.shape[1] % num_classes))
-    sums = reduce(padded, "batch (group classes) -> batch classes", "sum", classes=num_classes)
+    rounds = features[:, : whole * num_classes]
+    sums = reduce(rounds, "batch (group classes) -> batch classes", "sum", classes=num_classes)
+    if rest:
+        sums = sums + F.pad(features[:, whole * num_classes :], (0, num_classes - rest))
     sizes = [sums.new_full((rest,), whole + 1), sums.new_full((num_classes - rest,), whole)]
     return sums * torch.cat(sizes).rsqrt()
 
