@@ -1,0 +1,119 @@
+"""Modules of no library, and parts of one's own."""
+
+import pickle
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from ncreg.models import Classifier, Normalize, fold, swap_head
+
+
+def stirred(classifier):
+    """Eval mode, with running statistics and γ unlike their initial values, as after training."""
+    generator = torch.Generator().manual_seed(1)
+    for tensor in (*classifier.norm.parameters(), *classifier.norm.buffers()):
+        if tensor.is_floating_point():
+            tensor.data.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+    return classifier.eval()
+
+
+class Net(nn.Module):
+    """A classifier of no library, its layers under names of their own."""
+
+    def __init__(self, last=None):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.out = nn.ModuleDict({"logits": nn.Linear(8, 5)})
+        self.last = last or nn.Identity()
+
+    def forward(self, x):
+        return self.last(self.out["logits"](self.body(x)))
+
+
+@pytest.mark.parametrize("path", [None, "out.logits"])
+@pytest.mark.parametrize("input_size", [None, (1, 16, 16)])
+def test_any_module_by_its_classifiers_path(path, input_size):
+    model = Net()
+    classifier = stirred(swap_head(model, "linear", classifier=path, input_size=input_size))
+    x = torch.rand(3, 1, 16, 16)
+    torch.testing.assert_close(classifier.backbone(x), model.body(x))
+    assert classifier.num_classes == 5 and isinstance(model.out["logits"], nn.Linear)
+    folded = fold(classifier)
+    torch.testing.assert_close(folded(x), classifier(x))
+    model.load_state_dict(folded.state_dict())
+
+
+def test_vectors_instead_of_images():
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    x = torch.rand(5, 4)
+    for args in ({"classifier": "2"}, {"input_size": (4,)}):
+        classifier = swap_head(model, "etf", **args)
+        torch.testing.assert_close(classifier.backbone(x), model[:2](x))
+
+
+def test_a_head_and_a_norm_of_ones_own_are_copied():
+    head, norm = nn.Linear(96, 7), nn.LayerNorm(96)
+    classifier = swap_head("test_resnet", head, norm=norm)
+    assert classifier.num_classes == 7 and classifier.head_hidden_size == 96
+    assert classifier.head is not head and classifier.norm is not norm
+    assert torch.equal(classifier.head.weight, head.weight)
+
+
+def test_a_swapped_vector_classifier_swaps_and_folds_again():
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    again = stirred(swap_head(swap_head(model, classifier="2", project=5), "linear", project=6))
+    assert again.project.in_features == 8 and again.num_classes == 3
+    x = torch.rand(5, 4)
+    torch.testing.assert_close(fold(again)(x), again(x))
+
+
+def test_new_parts_go_with_the_parameters_under_autocast():
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for model in ("test_resnet", Net()):
+            assert swap_head(model, "linear", num_classes=5).head.weight.dtype == torch.float32
+
+
+def test_a_classifier_survives_pickling():
+    classifier = swap_head("test_resnet", "etf", num_classes=5, project=4).eval()
+    again = pickle.loads(pickle.dumps(classifier))
+    x = torch.rand(2, 3, 32, 32)
+    assert torch.equal(again(x), classifier(x))
+    again.reset_classifier(3)
+    assert again.head.num_classes == 3
+
+
+def test_a_swapped_classifier_can_be_swapped_again():
+    first = swap_head("test_resnet", "etf", num_classes=10)
+    first.preprocess = Normalize([0.5] * 3, [0.5] * 3)
+    second = swap_head(first, "linear", norm="none")
+    assert isinstance(second, Classifier) and isinstance(second.preprocess, Normalize)
+    x = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(second.eval()(x, with_features=True).features, first.eval().backbone((x - 0.5) / 0.5))
+
+
+def test_dropout_before_the_norm_is_announced():
+    for model in ("test_resnet", "test_vit"):
+        with pytest.warns(UserWarning, match="dropout of rate 0.3"):
+            swap_head(model, num_classes=10, model_args={"drop_rate": 0.3})
+
+
+def test_a_classifier_of_several_layers_gives_way_to_one():
+    mlp = nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 4))
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), mlp)
+    classifier = stirred(swap_head(model, "linear", classifier="3", num_classes=4))
+    x = torch.rand(2, 3, 16, 16)
+    torch.testing.assert_close(classifier.backbone(x), model[:3](x))
+    folded = fold(classifier)
+    assert isinstance(folded[3], nn.Linear)
+    torch.testing.assert_close(folded(x), classifier(x))
+
+
+def test_the_path_of_a_timm_models_classifier_will_do():
+    model = timm.create_model("test_resnet", num_classes=7)
+    classifier = stirred(swap_head(model, "linear", classifier="fc", num_classes=5))
+    x = torch.rand(2, 3, 32, 32)
+    folded = fold(classifier)
+    torch.testing.assert_close(folded(x), classifier(x))
+    assert folded.num_classes == 5
