@@ -76,6 +76,17 @@ def test_a_module_passes_its_hyperparameters_on():
             torch.testing.assert_close(again(*(at_hand[name] for name in again.consumes)), wanted)
 
 
+@pytest.mark.parametrize("name", ["dot regression", "ntce", "mse", "spectral decoupling"])
+def test_modules_take_the_soft_labels_of_their_function(name):
+    """One-hot rows as soft labels are the labels themselves; a smoothed row is not."""
+    module, at_hand = MODULES[name](), batch()
+    hard = module(*(at_hand[key] for key in module.consumes))
+    at_hand["target"] = F.one_hot(at_hand["target"]).float()
+    torch.testing.assert_close(module(*(at_hand[key] for key in module.consumes)), hard)
+    at_hand["target"] = 0.9 * at_hand["target"] + 0.1 / CLASSES
+    assert (module(*(at_hand[key] for key in module.consumes)) - hard).abs() > 1e-3
+
+
 @pytest.mark.usefixtures("unchecked")
 def test_numbers_of_numpy_are_numbers():
     at_hand = batch()
