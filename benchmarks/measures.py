@@ -105,7 +105,7 @@ def _textbook_second(
         found |= dict(zip(keys, column.quantile(at), strict=True))
     found["nc4"] = (chosen != nearest).double().mean()
     found["ncc_accuracy"] = (nearest == target).double().mean()
-    found["accuracy"] = (chosen == target).double().mean()
+    found["classifier_accuracy"] = (chosen == target).double().mean()
     return found
 
 

@@ -144,7 +144,7 @@ def _classifier(features, target, weight, bias, classes, nearest):
     margin = np.array([z[y] - max(z[k] for k in range(number) if k != y) for z, y in zip(logits, target, strict=True)])
     length = np.sqrt(np.mean([w @ w for w in weight]))
     scaled = np.array([m / (linalg.norm(h) * length) for m, h in zip(margin, features, strict=True)])
-    found |= {"nc4": np.mean(chosen != nearest), "accuracy": np.mean(chosen == target)}
+    found |= {"nc4": np.mean(chosen != nearest), "classifier_accuracy": np.mean(chosen == target)}
     for name, values in (("margin", margin), ("normalized_margin", scaled)):
         found |= {f"{name}_mean": values.mean(), f"{name}_min": values.min()}
         found |= {f"{name}_{key}": np.quantile(values, q) for key, q in (("q01", 0.01), ("q10", 0.1), ("q50", 0.5))}

@@ -23,9 +23,9 @@ class NearestClassCenter(Float64Metric):
     """Decisions of the nearest class centre, argmin_c ‖h − μ_c‖, for given means: of training or test features.
 
     `compute` returns a dict of 0-d float64 tensors: ncc_accuracy, the share of samples whose nearest centre is their
-    own class's; with a classifier also accuracy, the share where argmax_c (w_c·h + b_c) is, and nc4, the share where
-    the two choices differ (Papyan, Han & Donoho, PNAS 2020). `per_class=True` adds, for each, a (C,) tensor under
-    the same name with _per_class, by the samples' class, NaN for classes without samples.
+    own class's; with a classifier also classifier_accuracy, the share where argmax_c (w_c·h + b_c) is, and nc4, the
+    share where the two choices differ (Papyan, Han & Donoho, PNAS 2020). `per_class=True` adds, for each, a (C,)
+    tensor under the same name with _per_class, by the samples' class, NaN for classes without samples.
 
     Args:
         means: class means (C, d), such as `NeuralCollapse.class_means()`; a class whose row is NaN has no centre.
@@ -45,7 +45,7 @@ class NearestClassCenter(Float64Metric):
         >>> metric = NearestClassCenter(torch.tensor([[1.0, 0.0], [0.0, 3.0]]), head)
         >>> metric.update(torch.tensor([[0.9, 1.0], [0.1, 2.9]]), torch.tensor([0, 1]))
         >>> {name: value.item() for name, value in metric.compute().items()}
-        {'ncc_accuracy': 1.0, 'nc4': 0.5, 'accuracy': 0.5}
+        {'ncc_accuracy': 1.0, 'nc4': 0.5, 'classifier_accuracy': 0.5}
     """
 
     means: Tensor
@@ -108,7 +108,7 @@ class NearestClassCenter(Float64Metric):
         if not counts.any():
             raise ValueError("no samples seen: call update(features, target) before compute()")
         total = counts.sum(0)
-        names = {"ncc_accuracy": 1} | ({"nc4": 3, "accuracy": 2} if self._classifier else {})
+        names = {"ncc_accuracy": 1} | ({"nc4": 3, "classifier_accuracy": 2} if self._classifier else {})
         values = {name: total[column] / total[0] for name, column in names.items()}
         if self.per_class:
             values |= {f"{name}_per_class": counts[:, column] / counts[:, 0] for name, column in names.items()}

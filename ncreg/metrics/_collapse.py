@@ -38,9 +38,9 @@ class NeuralCollapse(Float64Metric):
     nc2_equiangularity, nc2_cosine_std, etf_distance, stable_rank and effective_rank (of the centred class means),
     within_stable_rank and within_effective_rank (of the within-class scatter). With a classifier: nc0,
     nc2_weight_equinorm, nc2_weight_equiangularity, nc2_weight_cosine_std, nc2_weight_gram, nc3, nc3_bias. From the
-    second pass: intra_cosine and inter_cosine with _min and _max, ncc_accuracy, and with a classifier nc4, accuracy,
-    margin and normalized_margin with _mean, _min, _q01, _q10, _q50. docs/metrics.md gives formulas, ranges, values
-    at collapse and sources.
+    second pass: intra_cosine and inter_cosine with _min and _max, ncc_accuracy, and with a classifier nc4,
+    classifier_accuracy, margin and normalized_margin with _mean, _min, _q01, _q10, _q50. docs/metrics.md gives
+    formulas, ranges, values at collapse and sources.
 
     Statistics are float64 around the class means, so that NC1 = 1e-10 and features far from the origin cost no
     digits. Products of the second pass run in float32 unless the features are float64. Across ranks only sums (and
@@ -49,9 +49,9 @@ class NeuralCollapse(Float64Metric):
     Args:
         num_classes: C, at least 2. Classes without samples are left out of the measures, with one warning.
         num_features: d.
-        classifier: the last layer: anything with `.weight` (C, d) and optionally `.bias` (C,). It is read when the
-            measures are computed (without the cache: when the second pass starts), and is no part of the metric's
-            state; clones share it.
+        classifier: the last layer: anything with `.weight` (C, d) and optionally `.bias` (C,); `.class_vectors` (C, d)
+            comes before `.weight` where there is one. It is read when the measures are computed (without the cache:
+            when the second pass starts), and is no part of the metric's state; clones share it.
         cache: keep the features (N·d·itemsize bytes) so that one feed gives every measure.
         scatter: keep the d×d within-class scatter. Without it memory is O(Cd + C²), NC1 comes from the second pass,
             and the two within-class ranks are not given: for large d.

@@ -97,10 +97,13 @@ def read_classifier(
 ) -> tuple[Tensor, Tensor]:
     """Weight (C, d) and bias (C,) in float64, as they are now.
 
+    A head that brings its weight's rows to unit length in its forward pass says so by `class_vectors` (C, d): those
+    decide, so those are measured.
+
     Raises:
         ValueError: the weight or the bias has another shape.
     """
-    weight = classifier.weight.detach()
+    weight = getattr(classifier, "class_vectors", classifier.weight).detach()
     bias = getattr(classifier, "bias", None)
     if tuple(weight.shape) != (num_classes, num_features):
         raise ValueError(

@@ -151,7 +151,7 @@ def of_second_pass(shape: Geometry, sums: SecondPass) -> dict[str, Tensor]:
 def of_decisions(sums: SecondPass, margins: Tensor) -> dict[str, Tensor]:
     """NC4, accuracy, and the margins' mean, least value and quantiles, raw and normalised."""
     total = sums.counts.sum()
-    found = {"nc4": sums.disagree.sum() / total, "accuracy": sums.correct.sum() / total}
+    found = {"nc4": sums.disagree.sum() / total, "classifier_accuracy": sums.correct.sum() / total}
     for name, column in zip(("margin", "normalized_margin"), margins.unbind(1), strict=True):
         ordered = column.sort().values
         found |= {f"{name}_mean": column.mean(), f"{name}_min": ordered[0]}

@@ -104,7 +104,7 @@ class Frame:
         self.safe = torch.zeros_like(half, dtype=dtype)
         if self.nearest.table is not None:
             leads = self.nearest.table.clone().fill_diagonal_(-torch.inf)
-            self.safe = (-0.4999 * leads.amax(1)).masked_fill_(absent, 0)
+            self.safe = (-0.4999 * leads.amax(1)).sqrt().masked_fill_(absent, 0)
         self.classifier = None
         if classifier is not None:
             self.classifier = Rule(shape.mean, *classifier, dtype)
@@ -145,9 +145,8 @@ class Frame:
 
     def _nearest(self, sums: SecondPass, inside: Tensor, target: Tensor) -> Tensor:
         """Nearest class mean of samples whose deviation has these coordinates (n, r) in the span of the means."""
-        squared = inside.square()
-        sums.spread[: inside.shape[1]] += (self.ones.expand(1, len(inside)) @ squared)[0]
-        unsure = (squared.sum(1) >= self.safe[target]).nonzero().squeeze(1)
+        sums.spread[: inside.shape[1]] += (self.ones.expand(1, len(inside)) @ inside.square())[0]
+        unsure = (torch.linalg.vector_norm(inside, dim=1) >= self.safe[target]).nonzero().squeeze(1)
         nearest = target.clone()
         nearest[unsure] = self.nearest.decide(inside[unsure], target[unsure])[1]
         return nearest
