@@ -1,8 +1,84 @@
 """Neural collapse on purpose: heads, norms, losses, measures and a terminal-phase scheduler."""
 
-from ncreg.checkpoint import load_checkpoint, save_checkpoint
-from ncreg.models import Classifier, ClassifierOutput, swap_head
+from ncreg import frames, functional, losses, metrics, theory
+from ncreg.checkpoint import load_checkpoint, load_classifier, save_checkpoint
+from ncreg.frames import (
+    etf_distance,
+    hypercube,
+    max_cosine,
+    nearest_simplex_etf,
+    one_vs_rest_distance,
+    orthoplex,
+    simplex_etf,
+    softmax_code,
+    tammes,
+)
+from ncreg.heads import CosineHead, ETFHead, FixedHead, LinearHead, NearestETFHead
+from ncreg.losses import (
+    CenterLoss,
+    ClassMeanMemory,
+    DotRegressionLoss,
+    InterClassCosineLoss,
+    IntraClassCosineLoss,
+    NONLLoss,
+    NTCELoss,
+    OneHotMSELoss,
+    SpectralDecouplingLoss,
+    SupConLoss,
+)
+from ncreg.metrics import LayerwiseCollapse, NearestClassCenter, NeuralCollapse
+from ncreg.models import Classifier, ClassifierOutput, Normalize, fold, swap_head
+from ncreg.norms import LastBatchNorm, last_norm
 from ncreg.optim import param_groups
+from ncreg.theory import collapse_certificate
 from ncreg.tpt import TPTScheduler
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "CenterLoss",
+    "ClassMeanMemory",
+    "Classifier",
+    "ClassifierOutput",
+    "CosineHead",
+    "DotRegressionLoss",
+    "ETFHead",
+    "FixedHead",
+    "InterClassCosineLoss",
+    "IntraClassCosineLoss",
+    "LastBatchNorm",
+    "LayerwiseCollapse",
+    "LinearHead",
+    "NONLLoss",
+    "NTCELoss",
+    "NearestClassCenter",
+    "NearestETFHead",
+    "NeuralCollapse",
+    "Normalize",
+    "OneHotMSELoss",
+    "SpectralDecouplingLoss",
+    "SupConLoss",
+    "TPTScheduler",
+    "collapse_certificate",
+    "etf_distance",
+    "fold",
+    "frames",
+    "functional",
+    "hypercube",
+    "last_norm",
+    "load_checkpoint",
+    "load_classifier",
+    "losses",
+    "max_cosine",
+    "metrics",
+    "nearest_simplex_etf",
+    "one_vs_rest_distance",
+    "orthoplex",
+    "param_groups",
+    "save_checkpoint",
+    "simplex_etf",
+    "softmax_code",
+    "swap_head",
+    "tammes",
+    "theory",
+]

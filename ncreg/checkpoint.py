@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from ncreg.models import Classifier, Normalize, swap_head
+
 FORMAT = 1
 """Version of the checkpoint layout, under the key "format"."""
 
@@ -76,6 +78,39 @@ def load_checkpoint(path: str | Path, map_location: str | torch.device | None = 
         found = state.get("format") if isinstance(state, dict) else type(state).__name__
         raise ValueError(f"checkpoint {path} is of format {found!r}; this version reads {FORMAT}")
     return state
+
+
+def load_classifier(source: str | Path, *, device: str | torch.device = "cpu") -> Classifier:
+    """The trained classifier of a run, in eval mode, for images in [0, 1].
+
+    Its normalisation is inside; `class_names` and `image_shape` (channels, height, width) say what it was trained on.
+
+    Args:
+        source: a run folder (its newest checkpoint), or one checkpoint file of it.
+        device: where the classifier goes.
+
+    Raises:
+        FileNotFoundError: no such run or file.
+        ValueError: a checkpoint that cannot be read, or one that was not written by a training run.
+    """
+    path = Path(source)
+    if path.is_dir():
+        found = [path / "checkpoints" / f"{name}.pt" for name in ("last", "previous")]
+        path = next((file for file in found if file.is_file()), found[0])
+    state = load_checkpoint(path)
+    lacking = [key for key in ("build", "class_names", "image_shape", "model") if key not in state]
+    if lacking:
+        raise ValueError(f"checkpoint {path} lacks {', '.join(lacking)}: it was not written by a training run")
+    channels = int(state["image_shape"][0])
+    try:
+        classifier = swap_head(**state["build"])
+        classifier.preprocess = Normalize([0.0] * channels, [1.0] * channels)
+        classifier.to(state["model"]["preprocess.mean"].dtype).load_state_dict(state["model"])
+    except (RuntimeError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"checkpoint {path} does not give back its classifier: {reason}") from None
+    classifier.class_names, classifier.image_shape = tuple(state["class_names"]), tuple(state["image_shape"])
+    return classifier.to(device).eval()
 
 
 def _check_plain(value: Any, where: str) -> None:

@@ -50,18 +50,10 @@ def build_model(config: TrainConfig, data: Dataset) -> Classifier:
     """The classifier, with the normalisation of its images inside."""
     torch.manual_seed(config.seed)
     asked, sample = config.model, data.train.images[:2].float().div(255)
-    args = {"in_chans": sample.shape[1], **asked.model_args}
     check_backbone(asked)
+    how = build_args(config, data)
     try:
-        model = swap_head(
-            asked.backbone,
-            asked.head,
-            num_classes=len(data.class_names),
-            norm=asked.norm,
-            project=asked.project,
-            model_args={"pretrained": asked.pretrained, **args},
-            head_args=asked.head_args,
-        )
+        model = swap_head(**how | {"model_args": {**how["model_args"], "pretrained": asked.pretrained}})
     except (ValueError, TypeError, RuntimeError, OSError) as error:
         raise UserError(f"{asked.backbone} with head {asked.head}: {' '.join(str(error).split())}") from None
     mean, std = data.moments()
@@ -79,6 +71,20 @@ def build_model(config: TrainConfig, data: Dataset) -> Classifier:
         ) from None
     model.to(torch.float64 if config.precision == "float64" else torch.float32)
     return model.to(memory_format=torch.channels_last)
+
+
+def build_args(config: TrainConfig, data: Dataset) -> dict[str, Any]:
+    """What `swap_head` is called with, pretrained weights aside: enough to build the classifier again."""
+    asked = config.model
+    return {
+        "model": asked.backbone,
+        "head": asked.head,
+        "num_classes": len(data.class_names),
+        "norm": asked.norm,
+        "project": asked.project,
+        "model_args": {"in_chans": data.train.images.shape[1], **asked.model_args},
+        "head_args": asked.head_args,
+    }
 
 
 def check_backbone(asked: ModelConfig) -> None:

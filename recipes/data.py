@@ -235,14 +235,23 @@ def _read_folder(folder: Path, names: tuple[str, ...], side: int) -> Split:
         )
     images = torch.empty(len(files), 3, side, side, dtype=torch.uint8)
     for position, (path, _) in enumerate(files):
-        try:
-            with Image.open(path) as opened:
-                image = pil_to_tensor(opened.convert("RGB"))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow raises
-            reason = str(error).replace(str(path), "").strip(" :'")
-            raise UserError(f"{path} is not a readable image ({reason}): repair or remove it") from None
-        images[position] = _resized(image, side)
+        images[position] = read_image(path, side)
     return Split(images, torch.tensor([index for _, index in files]))
+
+
+def read_image(path: Path, side: int, channels: int = 3) -> Tensor:
+    """An image file as uint8 (channels, side, side), RGB or gray.
+
+    Raises:
+        UserError: the file is not a readable image.
+    """
+    try:
+        with Image.open(path) as opened:
+            image = pil_to_tensor(opened.convert("RGB" if channels == 3 else "L"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow raises
+        reason = str(error).replace(str(path), "").strip(" :'")
+        raise UserError(f"{path} is not a readable image ({reason}): repair or remove it") from None
+    return _resized(image, side)
 
 
 SOURCES: dict[str, Callable[[DataConfig, Callable[[int | None], int]], Source]] = {

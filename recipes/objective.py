@@ -33,24 +33,30 @@ class Term:
         return self.loss(*(available[name] for name in self.consumes))
 
 
-def _losses(num_classes: int) -> dict[str, Callable[..., nn.Module]]:
+def _losses(num_classes: int, num_features: int) -> dict[str, Callable[..., nn.Module]]:
     return {
         "cross_entropy": nn.CrossEntropyLoss,
         "dot_regression": losses.DotRegressionLoss,
+        "ntce": losses.NTCELoss,
+        "nonl": losses.NONLLoss,
+        "supcon": losses.SupConLoss,
+        "mse_one_hot": losses.OneHotMSELoss,
+        "spectral_decoupling": losses.SpectralDecouplingLoss,
+        "center": partial(losses.CenterLoss, num_classes, num_features),
         "intra_class_cosine": losses.IntraClassCosineLoss,
         "inter_class_cosine": partial(losses.InterClassCosineLoss, num_classes),
     }
 
 
 def build_terms(
-    config: Mapping[str, TermConfig], *, num_classes: int, device: torch.device | None = None
+    config: Mapping[str, TermConfig], *, num_classes: int, num_features: int, device: torch.device | None = None
 ) -> list[Term]:
     """The terms that a configuration names.
 
     Raises:
         UserError: an unknown loss, or arguments that it does not take.
     """
-    known = _losses(num_classes)
+    known = _losses(num_classes, num_features)
     terms = []
     for name, asked in config.items():
         if name not in known:

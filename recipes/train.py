@@ -22,8 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ncreg.heads import NearestETFHead
 from recipes.build import (
     autocast,
+    build_args,
     build_model,
     build_optimizer,
     build_scheduler,
@@ -69,13 +71,15 @@ def fit(
     size = None if config.measure_size is None else min(config.measure_size, len(data.train))
     subset = stratified(data.train, size, seed=config.seed, what="measure_size")
     model = build_model(config, data).to(device)
-    terms = build_terms(config.loss, num_classes=len(data.class_names), device=device)
+    sizes = {"num_classes": model.num_classes, "num_features": model.head_hidden_size}
+    terms = build_terms(config.loss, **sizes, device=device)
     optimizer = build_optimizer(config.optim, model)
     scheduler = build_scheduler(config, optimizer)
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
     state = TrainState(model, terms, optimizer, scheduler, scaler, ranks)
     about = {
         "config": as_yaml(config),
+        "build": build_args(config, data),
         "class_names": list(data.class_names),
         "image_shape": list(data.train.images.shape[1:]),
     }
@@ -116,6 +120,8 @@ def fit(
                 torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip)
             scaler.step(optimizer)
             scaler.update()
+            if isinstance(model.head, NearestETFHead):
+                model.head.update(available["features"].detach(), target)
             scheduler.step_update((epoch - 1) * steps + step)
             bar.update()
             if look_up and ranks.any(stop.asked, device):

@@ -3,7 +3,8 @@
 import jaxtyping
 import pytest
 
-jaxtyping.install_import_hook("ncreg", "beartype.beartype")
+# The tower of PEP 484: an int is welcome where a float is.
+jaxtyping.install_import_hook("ncreg", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 import yaml
 from torch import nn
 
-from ncreg.checkpoint import load_checkpoint
+from ncreg.checkpoint import load_checkpoint, load_classifier, save_checkpoint
 from ncreg.heads import ETFHead
 from ncreg.metrics import NeuralCollapse
 from ncreg.norms import LastBatchNorm
@@ -99,6 +99,30 @@ def test_the_summary_is_what_its_checkpoint_gives(run, end):
                 assert float(value) == pytest.approx(reported[part][name], rel=1e-3, abs=1e-6, nan_ok=True), name
 
 
+@pytest.mark.parametrize("file", [".", "checkpoints/last.pt"])
+def test_load_classifier_gives_the_trained_model_back(run, file):
+    model = load_classifier(run / file)
+    assert not model.training and model.class_names == tuple("0123456789") and model.image_shape == (1, 28, 28)
+    config = parse(["--config", str(run / "config.yaml")])
+    test = load(config.data, seed=config.seed, image_size=lambda native: 28).test
+    with torch.no_grad():
+        accuracy = (model(test.images.float() / 255).argmax(1) == test.target).float().mean().item()
+    assert accuracy == pytest.approx(read(run / "summary.json")["at_end"]["test"]["accuracy"])
+
+
+def test_load_classifier_refuses_what_is_no_run(run, tmp_path):
+    with pytest.raises(FileNotFoundError, match="last.pt does not exist"):
+        load_classifier(tmp_path)
+    save_checkpoint(tmp_path / "weights.pt", {"model": {}})
+    with pytest.raises(ValueError, match="lacks build, class_names, image_shape"):
+        load_classifier(tmp_path / "weights.pt")
+    state = load_checkpoint(run / "checkpoints" / "last.pt")
+    state.pop("format")
+    save_checkpoint(tmp_path / "other.pt", state | {"build": state["build"] | {"num_classes": 7}})
+    with pytest.raises(ValueError, match="does not give back its classifier"):
+        load_classifier(tmp_path / "other.pt")
+
+
 def test_the_model_is_built_as_the_recipe_says(run):
     config = parse(["--config", str(run / "config.yaml")])
     data = load(config.data, seed=config.seed, image_size=lambda native: 28)
@@ -179,7 +203,7 @@ def test_terms_fade_with_the_ramp():
         "dot_regression": TermConfig(weight=3.0, phase="terminal"),
         "intra_class_cosine": TermConfig(weight=0.5),
     }
-    terms = build_terms(config, num_classes=4)
+    terms = build_terms(config, num_classes=4, num_features=6)
     assert [[term.weight(ramp) for term in terms] for ramp in (0, 0.25, 1)] == [
         [2, 0, 0.5],
         [1.5, 0.75, 0.5],
@@ -277,4 +301,4 @@ def test_a_config_out_of_range_is_refused_in_python_too():
     with pytest.raises(ValueError, match="seed=-1"):
         TrainConfig(seed=-1)
     with pytest.raises(UserError, match="loss.nothing is unknown"):
-        build_terms({"nothing": TermConfig()}, num_classes=3)
+        build_terms({"nothing": TermConfig()}, num_classes=3, num_features=2)

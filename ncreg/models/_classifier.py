@@ -76,6 +76,9 @@ class Classifier(nn.Module):
         ValueError: if neither the caller nor the head says C and d.
     """
 
+    class_names: tuple[str, ...] | None = None  # both are filled in by ncreg.load_classifier
+    image_shape: tuple[int, ...] | None = None
+
     def __init__(
         self,
         backbone: nn.Module,

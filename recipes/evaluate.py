@@ -1,0 +1,111 @@
+"""Evaluate a finished run: accuracy, each class, confusion, measures of collapse.
+
+    python recipes/evaluate.py RUN [--part test] [--data.name folder --data.root my_images]
+
+Writes evaluation-<data>-<part>.json into the run folder and prints the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):  # run as a script: import from the project's root, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+
+from ncreg.checkpoint import load_classifier
+from ncreg.models import Classifier
+from recipes.build import pick_device
+from recipes.config import UserError, parse
+from recipes.data import Split, load
+from recipes.measure import BATCH, measure
+from recipes.run_folder import RunFolder
+
+
+@torch.inference_mode()
+def confusion(model: Classifier, split: Split) -> torch.Tensor:
+    """Counts (C, C): row the true class, column the predicted one."""
+    classes = model.num_classes
+    counts = torch.zeros(classes * classes, dtype=torch.long, device=split.target.device)
+    for images, target in split.in_turn(BATCH):
+        pairs = target * classes + model(images).argmax(1)
+        counts += torch.bincount(pairs, minlength=classes * classes)
+    return counts.view(classes, classes).cpu()
+
+
+def evaluate(source: Path, *, part: str, overrides: Sequence[str], device: str) -> dict[str, Any]:
+    """The evaluation of a run on a part of its own data, or of the data that `overrides` name."""
+    model = from_run(source, device)
+    config = parse(["--config", str(source / "config.yaml"), *overrides])
+    side = model.image_shape[-1] if model.image_shape else 0
+    loose = dataclasses.replace(config.data, batch_size=2)  # any number of images will do here
+    data = load(loose, seed=config.seed, image_size=lambda native: side)
+    if data.class_names != model.class_names:
+        raise UserError(f"classes differ: the run knows {model.class_names}, the data has {data.class_names}")
+    channels = data.train.images.shape[1]
+    if model.image_shape and channels != model.image_shape[0]:
+        raise UserError(f"the run takes images of {model.image_shape[0]} channels, the data has {channels}")
+    split = getattr(data, part).to(next(model.parameters()).device)
+    counts = confusion(model, split)
+    per_class = (counts.diagonal() / counts.sum(1).clamp_min(1)).tolist()
+    return {
+        "run": str(source),
+        "data": config.data.name,
+        "part": part,
+        "images": len(split),
+        **measure(model, split),
+        "per_class": dict(zip(data.class_names, per_class, strict=True)),
+        "confusion": counts.tolist(),
+    }
+
+
+def from_run(source: Path, device: str) -> Classifier:
+    """The classifier of a run folder."""
+    try:
+        return load_classifier(source, device=pick_device(device))
+    except (FileNotFoundError, ValueError) as error:
+        raise UserError(str(error)) from None
+
+
+def table(result: dict[str, Any]) -> str:
+    """The evaluation as lines to print."""
+    lines = [f"{result['images']} images, {result['data']} {result['part']}"]
+    lines += [f"{name:<24}{value:>12.4f}" for name, value in result.items() if isinstance(value, float)]
+    worst = sorted(result["per_class"].items(), key=lambda item: item[1])
+    lines += ["accuracy of each class, lowest first:"]
+    lines += [f"  {name:<22}{value:>12.2%}" for name, value in worst]
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line: 0, or 2 with one line when something is to be put right."""
+    parser = argparse.ArgumentParser(
+        prog="evaluate.py", description=(__doc__ or "").splitlines()[0], allow_abbrev=False
+    )
+    parser.add_argument("run", type=Path, help="a run folder of recipes/train.py")
+    parser.add_argument("--part", choices=("train", "val", "test"), default="test")
+    parser.add_argument("--device", default="auto")
+    args, overrides = parser.parse_known_args(argv)
+    try:
+        strange = [word for word in overrides if word.startswith("--") and not word.startswith("--data.")]
+        if strange:
+            raise UserError(f"{strange[0]} is unknown: besides --part and --device, --data.KEY names other data")
+        if not (args.run / "config.yaml").is_file():
+            raise UserError(f"{args.run} is no run folder: it has no config.yaml")
+        result = evaluate(args.run, part=args.part, overrides=overrides, device=args.device)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    RunFolder(args.run).write(f"evaluation-{result['data']}-{args.part}.json", result)
+    print(table(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""evaluate.py and predict.py on a real run, against counts made by hand."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_data import fashion
+
+from ncreg.checkpoint import load_classifier
+from recipes import evaluate, predict
+from recipes.config import parse
+from recipes.data import load
+from recipes.train import train
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    args = ["tpt", "--data.train_size", "256", "--data.batch_size", "64", "--tpt.max_epochs", "2", "--quiet", "true"]
+    return train(parse([*args, "--out", str(tmp_path_factory.mktemp("runs"))]))
+
+
+@pytest.fixture(scope="module")
+def expected(run):
+    """Test images, their classes and the run's probabilities."""
+    test = load(parse(["tpt"]).data, seed=0, image_size=lambda native: 28).test
+    with torch.no_grad():
+        return test, load_classifier(run)(test.images.float() / 255).softmax(1)
+
+
+def test_evaluate_counts_each_class(run, expected, capsys):
+    test, shares = expected
+    assert evaluate.main([str(run)]) == 0
+    result = json.loads((run / "evaluation-digits-test.json").read_text())
+    guess, truth = shares.argmax(1).numpy(), test.target.numpy()
+    counts = np.array([[((truth == row) & (guess == column)).sum() for column in range(10)] for row in range(10)])
+    assert result["confusion"] == counts.tolist() and result["images"] == 360
+    assert result["accuracy"] == pytest.approx((guess == truth).mean())
+    for name, value in result["per_class"].items():
+        assert value == pytest.approx((guess == truth)[truth == int(name)].mean())
+    summary = json.loads((run / "summary.json").read_text())
+    assert result["nc1"] == pytest.approx(summary["at_end"]["test"]["nc1"], rel=1e-4)
+    assert "accuracy of each class" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("form", ["csv", "json"])
+def test_predict_gives_the_models_probabilities(run, expected, tmp_path, form):
+    test, shares = expected
+    for number in range(5):
+        Image.fromarray(test.images[number, 0].numpy()).save(tmp_path / f"{number}.png")
+    output = tmp_path / f"out.{form}"
+    assert predict.main([str(run), str(tmp_path), "--format", form, "--output", str(output)]) == 0
+    rows = json.loads(output.read_text()) if form == "json" else list(csv.DictReader(output.read_text().splitlines()))
+    assert [row["file"] for row in rows] == [str(tmp_path / f"{number}.png") for number in range(5)]
+    for row, share in zip(rows, shares, strict=False):
+        np.testing.assert_allclose([float(row[str(c)]) for c in range(10)], share.numpy(), atol=1e-5)
+        assert row["class"] == str(int(share.argmax()))
+        assert float(row["probability"]) == pytest.approx(share.max().item(), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("command", "args", "words"),
+    [
+        (evaluate, ["nowhere"], "nowhere is no run folder"),
+        (evaluate, ["RUN", "--data.name", "fashion_mnist", "--data.val_share", "0.5"], "classes differ"),
+        (evaluate, ["RUN", "--seed", "3"], "--seed is unknown"),
+        (predict, ["nowhere", "image.png"], "last.pt does not exist"),
+        (predict, ["RUN", "none.png"], "none.png does not exist"),
+        (predict, ["RUN", "BAD"], "is not a readable image"),
+        (predict, ["RUN", "EMPTY"], "no images"),
+        (predict, ["RUN", "GOOD", "--output", "nowhere/out.csv"], "output=nowhere/out.csv cannot be written"),
+    ],
+)
+def test_bad_input_is_one_line(run, tmp_path, capsys, monkeypatch, command, args, words):
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    (tmp_path / "empty").mkdir()
+    Image.new("L", (9, 5)).save(tmp_path / "good.png")
+    monkeypatch.setattr("recipes.data.DEBIAN", made_fashion(tmp_path / "fashion"))
+    known = {"RUN": run, "BAD": tmp_path / "bad.png", "EMPTY": tmp_path / "empty", "GOOD": tmp_path / "good.png"}
+    assert command.main([str(known.get(arg, arg)) for arg in args]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1 and words in captured.err
+
+
+def made_fashion(folder):
+    folder.mkdir()
+    fashion(folder)
+    return folder
