@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -81,9 +83,7 @@ class LastBatchNorm(nn.Module):
 
     def forward(self, features: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
         """Normalised features, by batch statistics in training and running statistics in eval mode."""
-        if features.ndim != 2 or features.shape[1] != self.num_features:
-            shape = tuple(features.shape)
-            raise ValueError(f"features of shape {shape}: the norm takes pooled features (batch, {self.num_features})")
+        _check_pooled(features, self.num_features)
         weight: Tensor | None = self.weight
         if weight is not None and self.gamma == "scalar":
             weight = weight.repeat(self.num_features)  # batch_norm's backward misreads an expanded weight
@@ -134,11 +134,75 @@ def _require_two(count: int, where: str = "") -> None:
         )
 
 
-def last_norm(kind: str, num_features: int, **args: Any) -> nn.Module:
-    """The last-layer norm of that kind: "none", "batch", "layer" or "rms"; none has a bias by default.
+class FilterResponseNorm(nn.Module):
+    """Filter response normalisation of pooled features: y = γ ⊙ h/√(h² + |ε|) + β, with a learned ε.
+
+    On a vector the response's mean square is the response's square, so this is a smooth sign of each feature, and
+    ε, learned, says how smooth. No batch statistics. Source: Singh & Krishnan, "Filter Response Normalization
+    Layer", CVPR 2020 (arXiv 1911.09737), without its thresholded activation.
 
     Args:
-        kind: "none" (identity), "batch" (LastBatchNorm), "layer" (nn.LayerNorm), "rms" (nn.RMSNorm).
+        num_features: d.
+        bias: whether to learn β.
+        eps: where ε starts; at least 1e-6 is added to h² for good.
+        device: where the parameters live.
+        dtype: of the parameters.
+
+    Example:
+        >>> FilterResponseNorm(2)(torch.tensor([[3.0, 0.0]])).detach().round(decimals=3)
+        tensor([[0.9490, 0.0000]])
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        bias: bool = False,
+        eps: float = 1.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_features = as_size("num_features", num_features, 1)
+        if not eps > 0:
+            raise ValueError(f"eps={eps} must be positive")
+        place: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.weight = nn.Parameter(torch.ones(num_features, **place))
+        self.bias = nn.Parameter(torch.zeros(num_features, **place)) if bias else None
+        self.eps = nn.Parameter(torch.full((1,), eps, **place))
+
+    def forward(self, features: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
+        """Normalised features, each by itself."""
+        _check_pooled(features, self.num_features)
+        scaled = self.weight * features * torch.rsqrt(features.square() + self.eps.abs() + 1e-6)
+        return scaled if self.bias is None else scaled + self.bias
+
+    def extra_repr(self) -> str:
+        """What tells this norm from another."""
+        return f"{self.num_features}, bias={self.bias is not None}"
+
+
+def _check_pooled(features: Tensor, num_features: int) -> None:
+    if features.ndim != 2 or features.shape[1] != num_features:
+        shape = tuple(features.shape)
+        raise ValueError(f"features of shape {shape}: the norm takes pooled features (batch, {num_features})")
+
+
+_KINDS: dict[str, Callable[..., nn.Module]] = {
+    "none": nn.Identity,
+    "batch": LastBatchNorm,
+    "layer": partial(nn.LayerNorm, bias=False),
+    "rms": nn.RMSNorm,
+    "filter_response": FilterResponseNorm,
+}
+
+
+def last_norm(kind: str, num_features: int, **args: Any) -> nn.Module:
+    """The last-layer norm of that kind, none of which has a bias by default.
+
+    Args:
+        kind: "none" (identity), "batch" (LastBatchNorm), "layer" (nn.LayerNorm), "rms" (nn.RMSNorm) or
+            "filter_response" (FilterResponseNorm).
         num_features: d.
         **args: go to the norm's constructor.
 
@@ -149,13 +213,6 @@ def last_norm(kind: str, num_features: int, **args: Any) -> nn.Module:
         >>> last_norm("batch", 8, gamma="scalar")
         LastBatchNorm(8, gamma='scalar', bias=False, eps=1e-05, momentum=0.1)
     """
-    num_features = as_size("num_features", num_features, 1)
-    if kind == "none":
-        return nn.Identity()
-    if kind == "batch":
-        return LastBatchNorm(num_features, **args)
-    if kind == "layer":
-        return nn.LayerNorm(num_features, **{"bias": False} | args)
-    if kind == "rms":
-        return nn.RMSNorm(num_features, **args)
-    raise ValueError(f"norm {kind!r} is unknown; known: 'none', 'batch', 'layer', 'rms'")
+    if kind not in _KINDS:
+        raise ValueError(f"norm {kind!r} is unknown; known: {', '.join(map(repr, _KINDS))}")
+    return _KINDS[kind](as_size("num_features", num_features, 1), **args)

@@ -1,7 +1,5 @@
 """The last-layer norms against torch's own, on one process and on two."""
 
-import copy
-
 import pytest
 import torch
 import torch.distributed as dist
@@ -57,44 +55,48 @@ def test_sync_conversion_leaves_it_alone():
 SPLITS = [(5, 3), (1, 7), (1, 1), (8, 0)]
 
 
-def _rank(rank, path, gamma):
+def _rank(rank, path):
     dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=2)
     torch.set_num_threads(1)
-    norms = {}
-    for split in SPLITS:
-        alone = LastBatchNorm(4, gamma=gamma, bias=True).double()
-        ours = copy.deepcopy(alone)
-        everything = (10 * batch(sum(split), 4) + 3).requires_grad_()
-        mine = everything.detach().split(split)[rank].requires_grad_()
-        out = ours(mine)
-        out.cos().sum().backward()
-        whole = nn.BatchNorm1d(4).double()
-        with torch.no_grad():
-            whole.weight.copy_(alone.weight if gamma != "none" else torch.ones(4))
-        expected = whole(everything)
-        expected.cos().sum().backward()
-        assert torch.allclose(out, expected.split(split)[rank], atol=1e-12)
-        assert torch.allclose(mine.grad, everything.grad.split(split)[rank], atol=1e-12)
-        assert torch.allclose(ours.running_mean, whole.running_mean, atol=1e-12)
-        assert torch.allclose(ours.running_var, whole.running_var, atol=1e-12)
-        assert ours.num_batches_tracked == 1
-        if gamma != "none":
-            dist.all_reduce(ours.weight.grad)
-            wanted = whole.weight.grad if gamma == "vector" else whole.weight.grad.sum(0, keepdim=True)
-            assert torch.allclose(ours.weight.grad, wanted, atol=1e-10)
-        norms[split] = ours
+    for gamma in ("vector", "scalar", "none"):
+        for split in SPLITS:
+            _compare(rank, split, gamma)
+    norm = LastBatchNorm(4).double()
     try:
-        ours(batch(1 - rank, 4))
+        norm(batch(1 - rank, 4))
     except ValueError as error:
-        assert rank == 1 or "1 sample(s) over all ranks" in str(error)
+        assert "1 sample(s) over all ranks" in str(error) and norm.num_batches_tracked == 0
     else:
         raise AssertionError("one sample over two ranks went through")
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("gamma", ["vector", "scalar", "none"])
-def test_two_ranks_equal_one_process(gamma, tmp_path):
-    mp.spawn(_rank, args=(tmp_path / "meet", gamma), nprocs=2)
+def _compare(rank, split, gamma):
+    """Forward, backward and running statistics on two ranks equal those of the joint batch on one."""
+    ours, whole = LastBatchNorm(4, gamma=gamma, bias=True).double(), nn.BatchNorm1d(4).double()
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter.copy_(batch(1, parameter.numel(), 7)[0])
+        whole.weight.copy_(1 if gamma == "none" else ours.weight.expand(4))
+        whole.bias.copy_(ours.bias)
+    everything = (10 * batch(sum(split), 4) + 3).requires_grad_()
+    mine = everything.detach().split(split)[rank].requires_grad_()
+    out, expected = ours(mine), whole(everything)
+    out.cos().sum().backward()
+    expected.cos().sum().backward()
+    assert torch.allclose(out, expected.split(split)[rank], atol=1e-12)
+    assert torch.allclose(mine.grad, everything.grad.split(split)[rank], atol=1e-12)
+    assert torch.allclose(ours.running_mean, whole.running_mean, atol=1e-12)
+    assert torch.allclose(ours.running_var, whole.running_var, atol=1e-12)
+    assert ours.num_batches_tracked == 1
+    if gamma != "none":
+        dist.all_reduce(ours.weight.grad)
+        wanted = whole.weight.grad if gamma == "vector" else whole.weight.grad.sum(0, keepdim=True)
+        assert torch.allclose(ours.weight.grad, wanted, atol=1e-10)
+
+
+def test_two_ranks_equal_one_process(tmp_path):
+    mp.spawn(_rank, args=(tmp_path / "meet",), nprocs=2)
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -126,3 +128,13 @@ def test_last_norm_kinds():
     assert torch.allclose(last_norm("rms", 6)(features), rms, atol=1e-5)
     assert list(last_norm("layer", 6).state_dict()) == ["weight"]
     assert last_norm("batch", 6, gamma="none").weight is None
+    filtered = last_norm("filter_response", 6)
+    assert torch.allclose(filtered(features), features / (features.square() + 1).sqrt(), atol=1e-6)
+    assert {name for name, _ in filtered.named_parameters()} == {"weight", "eps"}
+
+
+def test_filter_response_norm_gradcheck():
+    norm = last_norm("filter_response", 3, bias=True).double()
+    call = lambda x, *p: torch.func.functional_call(norm, dict(zip(("weight", "bias", "eps"), p)), x)  # noqa: B905, E731
+    values = batch(5, 3).requires_grad_(), norm.weight, norm.bias, norm.eps
+    assert torch.autograd.gradcheck(call, values)

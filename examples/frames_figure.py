@@ -1,0 +1,59 @@
+"""Draw the frames in three dimensions: simplex, orthoplex, hypercube and a softmax code, with their measures.
+
+python examples/frames_figure.py [--out docs/figures/frames.png]
+"""
+
+import argparse
+from itertools import combinations
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import torch
+
+from ncreg.frames import hypercube, max_cosine, one_vs_rest_distance, orthoplex, simplex_etf, softmax_code
+
+FRAMES = {
+    "simplex ETF, 4 classes": simplex_etf(4, 3),
+    "orthoplex, 6 classes": orthoplex(6, 3, rotate=False),
+    "hypercube, 8 classes": hypercube(8, 3, rotate=False),
+    "softmax code, 12 classes": softmax_code(12, 3),
+}
+
+
+def draw(axes, weight: torch.Tensor) -> None:
+    """Class vectors as arrows from the origin, nearest pairs joined."""
+    closest = max_cosine(weight)
+    for tip in weight.tolist():
+        axes.plot(*zip([0, 0, 0], tip, strict=True), color="tab:blue", linewidth=1.5)
+        axes.scatter(*tip, color="tab:blue", s=30)
+    for one, two in combinations(weight, 2):
+        if one @ two > closest - 1e-2:
+            axes.plot(*zip(one.tolist(), two.tolist(), strict=True), color="0.6", linewidth=0.8)
+    axes.set_box_aspect((1, 1, 1))
+    axes.set(xlim=(-0.75, 0.75), ylim=(-0.75, 0.75), zlim=(-0.75, 0.75))
+    axes.set_axis_off()
+    axes.view_init(elev=18, azim=35)
+
+
+def main() -> None:
+    """Draw all frames in a row and write the figure."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("docs/figures/frames.png"))
+    out = parser.parse_args().out
+    figure = plt.figure(figsize=(12, 4))
+    for place, (name, weight) in enumerate(FRAMES.items(), start=1):
+        axes = figure.add_subplot(1, len(FRAMES), place, projection="3d")
+        draw(axes, weight)
+        cosine, distance = max_cosine(weight).item(), one_vs_rest_distance(weight, tolerance=1e-6).item()
+        axes.set_title(f"{name}\nmax cosine {cosine:.3f}\none-vs-rest distance {distance:.3f}", fontsize=9)
+    figure.tight_layout()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=110)
+    print(out)
+
+
+if __name__ == "__main__":
+    main()
