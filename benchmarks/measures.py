@@ -9,6 +9,8 @@ two-pass        NeuralCollapse(scatter=False): no d×d matrix, all measures but 
 default         NeuralCollapse(): both, from cached features
 re-fed          NeuralCollapse(cache=False, scatter=False) fed twice by passes()
 
+On a busy machine the ratios stand, the times don't; half an hour there, a few minutes on a quiet one.
+
     python benchmarks/measures.py [--rounds 5] [--samples 50000] [--device cuda]
 """
 
@@ -165,37 +167,38 @@ def peak(run: Callable[[], Any], device: str) -> float:
 
 
 def measure(samples: int, dim: int, classes: int, args: Any) -> dict[str, Any]:
-    """Race one setting."""
+    """Race one setting; half the samples tell whether cost is linear in N."""
     features, target, head = data(samples, dim, classes, args.device)
-    square = torch.randn(dim, dim, device=args.device)
-    modes = {
-        "re-fed": {"cache": False, "scatter": False, "twice": True},
-        "one pass": {"cache": False},
-        "two-pass": {"scatter": False},
-        "default": {},
-    }
+    square, half = torch.randn(dim, dim, device=args.device), samples // 2
     contenders: dict[str, Callable[[], Any]] = {
-        name: lambda options=options: ours(features, target, head, **options) for name, options in modes.items()
-    }
-    contenders |= {
         "textbook": lambda: textbook(features, target, head),
         "textbook 1st": lambda: textbook(features, target, head, second=False),
-        "floor N d^2": lambda: features @ square,
-        "floor N C d": lambda: features @ head.weight.detach().T,
     }
-    memory = {name: peak(run, args.device) for name, run in contenders.items() if "floor" not in name}
-    expected = textbook(features, target, head)
+    modes = {
+        "one pass": {"cache": False},
+        "two-pass": {"scatter": False},
+        "re-fed": {"cache": False, "scatter": False, "twice": True},
+        "default": {},
+    }
+    for name, options in modes.items():
+        contenders[name] = lambda options=options: ours(features, target, head, **options)
+    memory = {name: peak(run, args.device) for name, run in contenders.items()}
+    expected = contenders["textbook"]()
     worst = {name: agreement(contenders[name](), expected) for name in modes}
-    timed = harness.race(contenders, baseline="textbook", rounds=args.rounds, warmup=1, device=args.device)
+    for name in ("one pass", "two-pass"):
+        contenders[f"{name}, N/2"] = lambda options=modes[name]: ours(features[:half], target[:half], head, **options)
+    contenders["floor N d^2"] = lambda: features @ square
+    contenders["floor N C d"] = lambda: features @ head.weight.detach().T
+    timed = harness.race(contenders, baseline="textbook", rounds=args.rounds, warmup=0, device=args.device)
     seconds = {name: entry["seconds"]["median"] for name, entry in timed.items()}
     pairs = [("one pass", "textbook 1st"), ("one pass", "floor N d^2"), ("two-pass", "floor N C d")]
     pairs += [(name, "textbook") for name in ("two-pass", "re-fed", "default")]
-    ratios = {f"{mine} / {other}": seconds[mine] / seconds[other] for mine, other in pairs}
+    pairs += [(name, f"{name}, N/2") for name in ("one pass", "two-pass")]
     return {
         "N": samples,
         "d": dim,
         "C": classes,
-        "ratios": ratios,
+        "ratios": {f"{mine} / {other}": seconds[mine] / seconds[other] for mine, other in pairs},
         "timed": timed,
         "peak_mib": memory,
         "worst_difference": worst,
@@ -210,16 +213,16 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     settings = []
     for dim, classes in ((512, 100), (2048, 1000)):
-        for samples in (args.samples // 2, args.samples):
-            settings.append(measure(samples, dim, classes, args))
-            print(f"N={samples} d={dim} C={classes}")
-            for name, entry in settings[-1]["timed"].items():
-                memory = settings[-1]["peak_mib"].get(name)
-                seen = "" if memory is None else f"  +{memory:.0f} MiB"
-                seconds, ratio = entry["seconds"]["median"], entry["ratio"]["median"]
-                print(f"  {name:14s} {seconds:8.3f} s  {ratio:6.3f} x textbook{seen}")
-            print("  " + "  ".join(f"{name} {ratio:.3f}" for name, ratio in settings[-1]["ratios"].items()))
-            print(f"  largest difference from the textbook: {settings[-1]['worst_difference']}")
+        settings.append(measure(args.samples, dim, classes, args))
+        print(f"N={args.samples} d={dim} C={classes}")
+        for name, entry in settings[-1]["timed"].items():
+            memory = settings[-1]["peak_mib"].get(name)
+            seen = "" if memory is None else f"  +{memory:.0f} MiB"
+            seconds, ratio = entry["seconds"]["median"], entry["ratio"]["median"]
+            print(f"  {name:14s} {seconds:8.3f} s  {ratio:6.3f} x textbook{seen}")
+        for name, ratio in settings[-1]["ratios"].items():
+            print(f"  {name:28s} {ratio:.3f}")
+        print(f"  largest difference from the textbook: {settings[-1]['worst_difference']}", flush=True)
     print(harness.save("measures", settings, goals=GOALS, device=args.device, out=args.out))
 
 

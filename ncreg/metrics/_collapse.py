@@ -132,6 +132,7 @@ class NeuralCollapse(Float64Metric):
             ValueError: a wrong shape, a label out of range, NaN or infinite features.
         """
         check_batch(features, target, self.num_classes, self.num_features)
+        self._leave_inference_mode()
         features, target = features.detach().to(self.home), target.detach().to(self.home, torch.int64)
         if self.cache:
             # copies: what the caller does to its tensors later must not reach the cache
@@ -143,6 +144,14 @@ class NeuralCollapse(Float64Metric):
             moments = _moments.view(self.moments, self.num_classes, self.num_features)
             for rows, labels in _reduce.blocks([features], [target]):
                 _moments.add(moments, rows.double(), labels)
+
+    def _leave_inference_mode(self) -> None:
+        """Sums made under inference_mode cannot be added to outside of it: go on with copies."""
+        if self.cache or torch.is_inference_mode_enabled():
+            return
+        if self.moments.is_inference():
+            self.moments = self.moments.clone()
+        self.second[:] = [sums.clone() if sums.is_inference() else sums for sums in self.second]
 
     def _update_second(self, features: Tensor, target: Tensor) -> None:
         dtype = _reduce.product_dtype([features])

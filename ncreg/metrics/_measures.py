@@ -114,11 +114,10 @@ def of_classifier(shape: Geometry, weight: Tensor, bias: Tensor) -> dict[str, Te
     }
 
 
-def of_scatter(shape: Geometry, scatter: Tensor) -> dict[str, Tensor]:
-    """NC1 and the ranks of the within-class scatter (d, d)."""
+def of_scatter(scatter: Tensor) -> dict[str, Tensor]:
+    """Ranks of the within-class scatter (d, d)."""
     eigenvalues = torch.linalg.eigvalsh(scatter).clamp_min(0)
     return {
-        "nc1": nc1(shape, ((shape.basis @ scatter) * shape.basis).sum(1)),
         "within_stable_rank": stable_rank(eigenvalues),
         "within_effective_rank": effective_rank(eigenvalues),
     }
@@ -170,10 +169,12 @@ def of_statistics(found: Statistics, classifier: tuple[Tensor, Tensor] | None) -
     """Every measure that the statistics hold."""
     shape, second = found.shape, found.second
     values = of_means(shape, found.trace)
-    if found.scatter is not None:
-        values |= of_scatter(shape, found.scatter)
-    elif second is not None:
+    if second is not None:
         values["nc1"] = nc1(shape, second.spread[: len(shape.basis)])
+    elif found.scatter is not None:
+        values["nc1"] = nc1(shape, ((shape.basis @ found.scatter) * shape.basis).sum(1))
+    if found.scatter is not None:
+        values |= of_scatter(found.scatter)
     if classifier is not None:
         values |= of_classifier(shape, *classifier)
     if second is not None:

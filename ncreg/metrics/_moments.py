@@ -54,10 +54,14 @@ def add(moments: Moments, features: Tensor, target: Tensor) -> None:
 
 
 def add_gram(gram: Tensor, rows: Tensor) -> None:
-    """Add rowsᵀ rows in place, upper block triangle only: five eighths of the work."""
+    """Add rowsᵀ rows to a float64 matrix in place, upper block triangle only: five eighths of the work."""
     width = -(-rows.shape[1] // 4)
     for start in range(0, rows.shape[1], width):
-        gram[start : start + width, start:].addmm_(rows[:, start : start + width].T, rows[:, start:])
+        upper, left, right = gram[start : start + width, start:], rows[:, start : start + width].T, rows[:, start:]
+        if rows.dtype == gram.dtype:
+            upper.addmm_(left, right)
+        else:
+            upper += left @ right
 
 
 def symmetric(upper: Tensor) -> Tensor:

@@ -36,10 +36,19 @@ def add_up(tensor: Tensor, gather: Gather) -> Tensor:
 
 
 def blocks(features: Sequence[Tensor], target: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Cut batches into pieces whose float64 copies stay in the processor's cache."""
-    for rows, labels in zip(features, target, strict=True):
-        size = max(128, 2**19 // rows.shape[1]) if rows.device.type == "cpu" else 2**25 // rows.shape[1] + 1
-        yield from zip(rows.split(size), labels.split(size), strict=True)
+    """Regroup batches into blocks whose float64 copies stay in a processor's cache, or fill a GPU."""
+    first = 0
+    while first < len(features):
+        _, dim = features[first].shape
+        size = max(128, (2**19 if features[first].device.type == "cpu" else 2**25) // dim)
+        last, rows = first, 0
+        while last < len(features) and rows < size:
+            rows, last = rows + len(features[last]), last + 1
+        grouped = [
+            torch.cat(list(part[first:last])) if last - first > 1 else part[first] for part in (features, target)
+        ]
+        yield from zip(*(part.split(size) for part in grouped), strict=True)
+        first = last
 
 
 def product_dtype(features: Sequence[Tensor]) -> torch.dtype:

@@ -130,9 +130,9 @@ class Frame:
         sums.units.index_add_(0, target, outward)
         if shift:
             sums.shift.index_add_(0, target, deviation)
+        deviation = deviation.to(self.dtype)
         if scatter is not None:
             add_gram(scatter, deviation)
-        deviation = deviation.to(self.dtype)
         nearest = self._nearest(sums, deviation @ self.basis, target)
         sums.nearest.index_add_(0, target, (nearest == target).double())
         if self.classifier is None:
