@@ -45,6 +45,8 @@ def evaluate(source: Path, *, part: str, overrides: Sequence[str], device: str) 
     config = parse(["--config", str(source / "config.yaml"), *overrides])
     side = model.image_shape[-1] if model.image_shape else 0
     loose = dataclasses.replace(config.data, batch_size=2)  # any number of images will do here
+    if overrides and "train_size" not in " ".join(overrides):
+        loose.train_size = None  # the run's own number says nothing about other data
     data = load(loose, seed=config.seed, image_size=lambda native: side)
     if data.class_names != model.class_names:
         raise UserError(f"classes differ: the run knows {model.class_names}, the data has {data.class_names}")

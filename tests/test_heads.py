@@ -323,6 +323,7 @@ def test_heads_refuse(name):
         (lambda: ETFHead(9, 4, permutation=[0, 1, 2, 2]), "each of 0 … 3 exactly once"),
         (lambda: ETFHead(9, 4, permutation=[0, 1, 2]), "one integer for each of 4"),
         (lambda: ETFHead(9, 4, permutation=[0.0, 1.0, 2.0, 3.0]), "one integer"),
+        (lambda: ETFHead(9, 2, permutation=[True, False]), "one integer"),
         (lambda: ETFHead(9, 4, scale=0.0), "scale=0.0 must be finite and positive"),
         (lambda: ETFHead(9, 4, scale=math.nan), "scale=nan"),
         (lambda: FixedHead(torch.zeros(4)), "floating-point"),
@@ -340,6 +341,21 @@ def test_heads_refuse(name):
 )
 def test_heads_refuse_what_does_not_fit(call, words):
     with pytest.raises(ValueError, match=words):
+        call()
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda: ETFHead(9, 4, scale="8"), "scale='8' must be a number"),
+        (lambda: ETFHead(9, 4, seed="a"), "seed='a' must be an integer"),
+        (lambda: LinearHead(9, 4, seed=0.5), "seed=0.5"),
+        (lambda: FixedHead([[1.0, 0.0], [0.0, 1.0]]), "must be a tensor of class vectors, not list"),
+    ],
+)
+def test_heads_refuse_wrong_types(call, words):
+    with pytest.raises(TypeError, match=words):
         call()
 
 

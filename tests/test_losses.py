@@ -345,9 +345,18 @@ def test_wrong_input_is_refused_in_words(call, error, words):
 
 @pytest.mark.usefixtures("unchecked")
 def test_where_reading_a_value_would_wait_for_the_device_the_range_is_asserted(monkeypatch):
+    features, target = torch.randn(6, 2), torch.tensor([3, 7, 3, 0, 7, 7])
+    calls = [
+        lambda: nf.intra_class_cosine_loss(features, target),
+        lambda: nf.inter_class_cosine_loss(features, target, 9),
+        lambda: nf.ntce_loss(features, target, torch.ones(9, 2)),
+        lambda: nf.nonl_loss(features, target, torch.ones(9, 2)),
+        lambda: nf.supcon_loss(features, target),
+        lambda: nf.mse_one_hot_loss(H, SOFT),
+    ]
+    here = [call() for call in calls]
     monkeypatch.setattr("ncreg.functional._targets._wait_for", lambda tensor: False)
-    nf.intra_class_cosine_loss(H, Y)
-    nf.mse_one_hot_loss(H, SOFT)
+    torch.testing.assert_close([call() for call in calls], here)
     for wrong in (lambda: nf.intra_class_cosine_loss(H, Y - 1), lambda: nf.inter_class_cosine_loss(H, Y + 1, 2)):
         with pytest.raises(RuntimeError, match="class index out of range"):
             wrong()

@@ -8,7 +8,7 @@ on every rank and device, and the global generator is never touched.
 from ncreg.frames._codes import softmax_code, tammes
 from ncreg.frames._measures import max_cosine, one_vs_rest_distance
 from ncreg.frames._nearest import etf_distance, nearest_simplex_etf
-from ncreg.frames._simplex import as_size, hypercube, orthoplex, simplex_etf
+from ncreg.frames._simplex import as_size, hypercube, orthoplex, seeded, simplex_etf
 
 __all__ = [
     "as_size",
@@ -18,6 +18,7 @@ __all__ = [
     "nearest_simplex_etf",
     "one_vs_rest_distance",
     "orthoplex",
+    "seeded",
     "simplex_etf",
     "softmax_code",
     "tammes",

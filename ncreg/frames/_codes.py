@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ncreg.frames._simplex import as_size, finish, on_meta, orthoplex, simplex_etf
+from ncreg.frames._simplex import as_size, finish, on_meta, orthoplex, seeded, simplex_etf
 
 LEVELS = 14  # β = 5, 10, 20, … : from a smooth view of all pairs to the few closest
 STEPS = 250  # a level
@@ -94,7 +94,7 @@ def _code(
         raise ValueError(f"dim=1 has two directions, too few for {num_classes} classes: take dim >= 2")
     if on_meta(device):
         return finish(torch.empty(num_classes, dim, device="meta"), dtype, device)
-    generator = torch.Generator(device="cpu").manual_seed(seed)
+    generator = seeded(seed)
     if num_classes <= dim + 1:
         return simplex_etf(num_classes, dim, generator=generator, dtype=dtype, device=device)
     if num_classes <= 2 * dim:
@@ -120,7 +120,7 @@ def _solved(num_classes: int, dim: int, seed: int, tied: bool) -> Tensor:
     log Σ exp(β·gap)/β with one step size for a whole start, β doubling and steps shrinking as β^(−0.9).
     """
     starts = max(1, min(16, 80_000 // num_classes**2))
-    generator = torch.Generator(device="cpu").manual_seed(seed)
+    generator = seeded(seed)
     shape = starts, num_classes, dim
     drawn = torch.randn(shape, dtype=torch.float64, device="cpu", generator=generator)
     points = [normalize(drawn, dim=2)] * (1 if tied else 2)

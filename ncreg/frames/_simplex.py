@@ -19,6 +19,13 @@ def as_size(name: str, value: int, minimum: int) -> int:
     return size
 
 
+def seeded(seed: int) -> torch.Generator:
+    """A generator of one's own, on the CPU whatever the default device; TypeError for a non-integer seed."""
+    if isinstance(seed, bool) or not hasattr(seed, "__index__"):
+        raise TypeError(f"seed={seed!r} must be an integer, not {type(seed).__name__}")
+    return torch.Generator(device="cpu").manual_seed(operator.index(seed))
+
+
 def finish(frame: Tensor, dtype: torch.dtype | None, device: torch.device | str | None) -> Tensor:
     """Round a float64 frame once to what the caller asked for."""
     device = torch.get_default_device() if device is None else device
@@ -27,8 +34,7 @@ def finish(frame: Tensor, dtype: torch.dtype | None, device: torch.device | str 
 
 def rotation(dim: int, columns: int, generator: torch.Generator | None) -> Tensor:
     """A (dim, columns) matrix with orthonormal columns, uniform over all such matrices."""
-    if generator is None:
-        generator = torch.Generator(device="cpu").manual_seed(0)
+    generator = seeded(0) if generator is None else generator
     drawn = torch.randn(dim, columns, dtype=torch.float64, device=generator.device, generator=generator)
     q, r = torch.linalg.qr(drawn.cpu())
     # The sign of R's diagonal is LAPACK's choice; fixing it makes the draw uniform.

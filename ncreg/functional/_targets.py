@@ -78,14 +78,16 @@ def compact(target: Integer[Tensor, " batch"], num_classes: int | None = None) -
     """Labels (batch,) that number the rows of a table, and the table's length: never longer than batch or classes.
 
     Where classes outnumber samples, or their number is unknown, the classes present are renumbered 0, 1, … in
-    ascending order; by a sort, since `unique` would have to wait for the device.
+    ascending order; by a sort, since `unique` would make an accelerator wait. How many they are is read on the CPU
+    alone; elsewhere the table has a row for each sample.
     """
     if num_classes is not None and num_classes <= len(target):
         return target, num_classes
     ordered, order = target.sort()
     rank = torch.zeros_like(target)
     rank[1:] = (ordered[1:] != ordered[:-1]).cumsum(0)
-    return torch.empty_like(target).scatter_(0, order, rank), len(target)
+    slots = int(rank[-1]) + 1 if _wait_for(target) else len(target)
+    return torch.empty_like(target).scatter_(0, order, rank), slots
 
 
 def class_of_slot(

@@ -19,6 +19,8 @@ def checked_scale(scale: float | None, default: float) -> float:
     """The scale, or its default where it is None."""
     if scale is None:
         return default
+    if isinstance(scale, bool) or not isinstance(scale, int | float):
+        raise TypeError(f"scale={scale!r} must be a number or None, not {type(scale).__name__}")
     if not (math.isfinite(scale) and scale > 0):
         raise ValueError(f"scale={scale} must be finite and positive; None takes the default, {default:.4g}")
     return float(scale)

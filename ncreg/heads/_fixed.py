@@ -11,7 +11,7 @@ from einops import reduce
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ncreg.frames import as_size, hypercube, orthoplex, simplex_etf, softmax_code, tammes
+from ncreg.frames import as_size, hypercube, orthoplex, seeded, simplex_etf, softmax_code, tammes
 from ncreg.heads._cosine import check_features, checked_scale, default_scale, head_logits, over_length
 
 Structure = Literal["dense", "grouped", "householder", "centre"]
@@ -47,6 +47,8 @@ class FixedHead(nn.Module):
         self, weight: Float[Tensor, "num_classes dim"], *, normalize: bool = True, scale: float | None = None
     ) -> None:
         super().__init__()
+        if not isinstance(weight, Tensor):
+            raise TypeError(f"weight must be a tensor of class vectors, not {type(weight).__name__}")
         if weight.ndim != 2 or len(weight) < 2 or not weight.is_floating_point():
             got = f"{tuple(weight.shape)} of {weight.dtype}"
             raise ValueError(f"weight is {got}: it must be a floating-point (num_classes >= 2, dim) matrix")
@@ -151,8 +153,7 @@ class ETFHead(nn.Module):
         self.scale = checked_scale(scale, default_scale(num_classes) if normalize else 1.0)
         seats = None if permutation is None else _checked_permutation(permutation, num_classes)
         if structure == "dense":
-            generator = torch.Generator(device="cpu").manual_seed(seed)
-            frame = simplex_etf(num_classes, in_features, generator=generator, dtype=dtype, device=device)
+            frame = simplex_etf(num_classes, in_features, generator=seeded(seed), dtype=dtype, device=device)
             self.register_buffer("weight", frame if seats is None else frame[seats.to(frame.device)])
         else:
             self.register_buffer("_place", torch.empty(0, device=device, dtype=dtype), persistent=False)
@@ -225,7 +226,7 @@ def _check_structure(structure: str, dim: int, num_classes: int) -> None:
 
 def _checked_permutation(permutation: Sequence[int] | Tensor, num_classes: int) -> Tensor:
     seats = torch.as_tensor(permutation, device="cpu")
-    if seats.is_floating_point() or seats.shape != (num_classes,):
+    if seats.is_floating_point() or seats.dtype == torch.bool or seats.shape != (num_classes,):
         got = f"shape {tuple(seats.shape)} of {seats.dtype}"
         raise ValueError(f"permutation has {got}: it needs one integer for each of {num_classes} classes")
     if not torch.equal(seats.sort().values, torch.arange(num_classes, device="cpu")):
@@ -235,14 +236,12 @@ def _checked_permutation(permutation: Sequence[int] | Tensor, num_classes: int) 
 
 def orthoplex_head(in_features: int, num_classes: int, *, seed: int = 0, **args: Any) -> FixedHead:
     """FixedHead on an orthoplex, for in_features ≥ num_classes/2."""
-    generator = torch.Generator(device="cpu").manual_seed(seed)
-    return FixedHead(orthoplex(num_classes, in_features, generator=generator), **args)
+    return FixedHead(orthoplex(num_classes, in_features, generator=seeded(seed)), **args)
 
 
 def hypercube_head(in_features: int, num_classes: int, *, seed: int = 0, **args: Any) -> FixedHead:
     """FixedHead on corners of a cube, for in_features ≥ log₂ num_classes."""
-    generator = torch.Generator(device="cpu").manual_seed(seed)
-    return FixedHead(hypercube(num_classes, in_features, generator=generator), **args)
+    return FixedHead(hypercube(num_classes, in_features, generator=seeded(seed)), **args)
 
 
 def tammes_head(in_features: int, num_classes: int, *, seed: int = 0, **args: Any) -> FixedHead:

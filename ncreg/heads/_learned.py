@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ncreg.frames import as_size
+from ncreg.frames import as_size, seeded
 from ncreg.heads._cosine import EPS, check_features, checked_scale, cosine_logits, default_scale
 
 
@@ -53,7 +53,7 @@ class LinearHead(nn.Linear):
 
     def reset_parameters(self) -> None:
         """Draw the initial weights from the head's own generator."""
-        generator = torch.Generator(device="cpu").manual_seed(self.seed)
+        generator = seeded(self.seed)
         bound = self.in_features**-0.5
         with torch.no_grad():
             for parameter in self.parameters():
@@ -108,8 +108,7 @@ class CosineHead(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw the class vectors uniformly from the unit sphere."""
-        generator = torch.Generator(device="cpu").manual_seed(self.seed)
-        drawn = torch.randn(self.weight.shape, dtype=torch.float64, device="cpu", generator=generator)
+        drawn = torch.randn(self.weight.shape, dtype=torch.float64, device="cpu", generator=seeded(self.seed))
         with torch.no_grad():
             self.weight.copy_(F.normalize(drawn, dim=1))
 

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ncreg.distributed import all_reduce_sum, world_size
-from ncreg.frames import as_size, nearest_simplex_etf, simplex_etf
+from ncreg.frames import as_size, nearest_simplex_etf, seeded, simplex_etf
 from ncreg.heads._cosine import EPS, check_features, checked_scale, default_scale, head_logits
 
 PULL = 1e-4  # towards the present frame, relative to the means: keeps still what the means leave open
@@ -76,8 +76,7 @@ class NearestETFHead(nn.Module):
             raise ValueError(f"momentum={momentum} must lie in (0, 1]")
         self.momentum, self.normalize, self.seed = momentum, normalize, seed
         self.scale = checked_scale(scale, default_scale(num_classes) if normalize else 1.0)
-        generator = torch.Generator(device="cpu").manual_seed(seed)
-        frame = simplex_etf(num_classes, in_features, generator=generator, dtype=dtype, device=device)
+        frame = simplex_etf(num_classes, in_features, generator=seeded(seed), dtype=dtype, device=device)
         self.register_buffer("weight", frame)
         self.register_buffer("means", frame.clone())
         self.register_buffer("seen", torch.zeros(num_classes, dtype=torch.bool, device=frame.device))
