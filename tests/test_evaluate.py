@@ -66,7 +66,7 @@ def test_predict_gives_the_models_probabilities(run, expected, tmp_path, form):
         (evaluate, ["nowhere"], "nowhere is no run folder"),
         (evaluate, ["RUN", "--data.name", "fashion_mnist", "--data.val_share", "0.5"], "classes differ"),
         (evaluate, ["RUN", "--seed", "3"], "--seed is unknown"),
-        (predict, ["nowhere", "image.png"], "last.pt does not exist"),
+        (predict, ["nowhere", "image.png"], "nowhere does not exist"),
         (predict, ["RUN", "none.png"], "none.png does not exist"),
         (predict, ["RUN", "BAD"], "is not a readable image"),
         (predict, ["RUN", "EMPTY"], "no images"),
