@@ -202,10 +202,10 @@ def _householder(features: Tensor) -> Tensor:
 def _group_sums(features: Tensor, num_classes: int) -> Tensor:
     """Sums over the features j ≡ c mod C of each class c, divided by the root of their number."""
     whole, rest = divmod(features.shape[1], num_classes)
-    rounds = features[:, : whole * num_classes]
+    rounds, remainder = features.split([whole * num_classes, rest], dim=1)
     sums = reduce(rounds, "batch (group classes) -> batch classes", "sum", classes=num_classes)
     if rest:
-        sums = sums + F.pad(features[:, whole * num_classes :], (0, num_classes - rest))
+        sums = sums + F.pad(remainder, (0, num_classes - rest))
     sizes = [sums.new_full((rest,), whole + 1), sums.new_full((num_classes - rest,), whole)]
     return sums * torch.cat(sizes).rsqrt()
 

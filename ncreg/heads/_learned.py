@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ncreg.frames import as_size, seeded
-from ncreg.heads._cosine import EPS, check_features, checked_scale, cosine_logits, default_scale
+from ncreg.heads._cosine import check_features, checked_scale, cosine_logits, default_scale, over_length
 
 
 class LinearHead(nn.Linear):
@@ -115,7 +115,8 @@ class CosineHead(nn.Module):
     def forward(self, features: Float[Tensor, "batch in_features"]) -> Float[Tensor, "batch num_classes"]:
         """Logits of a batch of features."""
         check_features(features, self.in_features)
-        return cosine_logits(features, F.normalize(self.weight, dim=1, eps=EPS), self.scale)
+        logits = cosine_logits(features, self.weight, self.scale)
+        return logits * over_length(self.weight, 1.0).T.to(logits.dtype)
 
     def extra_repr(self) -> str:
         """What tells this head from another."""
