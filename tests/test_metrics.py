@@ -333,6 +333,17 @@ def test_what_the_caller_does_to_its_tensors_later_does_not_reach_the_cache():
     assert_agrees(metric.compute(), expected)
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_inference_mode_can_be_entered_and_left(mode):
+    features, target, head = make(3, 5, 60)
+    metric = NeuralCollapse(3, 5, head, **MODES[mode])
+    with torch.inference_mode():
+        metric.reset()
+        metric.update(features[:30], target[:30])
+    metric.update(features[30:], target[30:])
+    assert_agrees(metric.compute(), expect(features, target, head))
+
+
 def test_metrics_share_a_collection():
     features, target, head = make(3, 5, 60)
     found = MetricCollection(

@@ -12,6 +12,8 @@ from ncreg.metrics import _moments
 from ncreg.metrics._geometry import Geometry, geometry
 from ncreg.metrics._second import Frame, SecondPass, new_second, view_second
 
+_BLOCK = 2**18  # entries of a block on a CPU: its float64 copies are to stay in the cache
+
 Gather = Callable[[Tensor], list[Tensor]]
 
 
@@ -40,7 +42,7 @@ def blocks(features: Sequence[Tensor], target: Sequence[Tensor]) -> Iterator[tup
     first = 0
     while first < len(features):
         _, dim = features[first].shape
-        size = max(128, (2**19 if features[first].device.type == "cpu" else 2**25) // dim)
+        size = max(128, (_BLOCK if features[first].device.type == "cpu" else 2**25) // dim)
         last, rows = first, 0
         while last < len(features) and rows < size:
             rows, last = rows + len(features[last]), last + 1
