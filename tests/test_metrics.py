@@ -97,6 +97,17 @@ def test_offset_and_rounding_cost_no_digits(dtype, spread, offset):
         assert_agrees(found, expected, 1e-8 if exact else 2e-6)
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e15])
+def test_the_scale_of_the_features_does_not_matter(scale):
+    features, target, head = make(4, 6, 48, dtype=torch.float32)
+    head.bias.data.zero_()
+    expected = measure(features, target, head)
+    for options in MODES.values():
+        found = measure(scale * features, target, head, **options)
+        for name in set(found) - {name for name in found if name.startswith("margin")} - {"nc3_bias"}:
+            assert float(found[name]) == pytest.approx(float(expected[name]), rel=3e-6, abs=3e-7), name
+
+
 @pytest.mark.parametrize("relative", [1e-3, 1e-6, 1e-10])
 def test_nc1_of_a_constructed_collapse(relative):
     """Closed form: an exact simplex and exactly white noise make NC1 = spread²·d'/... in one line of algebra."""

@@ -89,7 +89,7 @@ class NearestClassCenter(Float64Metric):
         check_batch(features, target, classes, dim)
         features, target = features.detach().to(self.home), target.detach().to(self.home, torch.int64)
         dtype = _reduce.product_dtype([features])
-        if self._frame is None or self._frame.dtype != dtype:
+        if self._frame is None or self._frame.asked != dtype:
             self._frame = self._make_frame(dtype)
         flat = new_second(classes, dim, self.home)
         sums = view_second(flat, classes, dim)

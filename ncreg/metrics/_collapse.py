@@ -155,7 +155,7 @@ class NeuralCollapse(Float64Metric):
 
     def _update_second(self, features: Tensor, target: Tensor) -> None:
         dtype = _reduce.product_dtype([features])
-        if self._frame is None or self._frame.dtype != dtype:
+        if self._frame is None or self._frame.asked != dtype:
             self._frame = self._make_frame(_reduce.shape_of(self.reference[0]), dtype)
         sums = view_second(self.second[-1], self.num_classes, self.num_features)
         for rows, labels in _reduce.blocks([features], [target]):

@@ -80,7 +80,7 @@ class Rule:
 class Frame:
     """The tables of one second pass, made once from the final means and the classifier.
 
-    Deviations from the class means are taken in float64; the products with them run in `dtype`.
+    Deviations from the class means are taken in float64; the products with them run in the `dtype` asked for.
     """
 
     def __init__(
@@ -90,7 +90,9 @@ class Frame:
         classifier: tuple[Tensor, Tensor] | None,
         dtype: torch.dtype,
     ) -> None:
-        self.shape, self.centre, self.dtype = shape, centre, dtype
+        self.shape, self.centre, self.asked = shape, centre, dtype
+        # the squares of very small or large features do not fit into float32
+        self.dtype = dtype = dtype if 1e-9 < float(shape.values.amax()) < 1e9 else torch.float64
         self.offset = shape.mean - centre
         self.basis = shape.basis.T.to(dtype)
         self.ones = torch.ones(1, 1, dtype=dtype, device=centre.device)
