@@ -15,6 +15,7 @@ import platform
 import random
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -112,7 +113,7 @@ def save(
         "schema": SCHEMA,
         "benchmark": name,
         "goals": goals,
-        "command": f"python benchmarks/{name}.py --device {device}",
+        "command": " ".join(["python", f"benchmarks/{name}.py", *sys.argv[1:]]),
         "date": datetime.now(UTC).date().isoformat(),
         "commit": _commit(),
         "machine": machine(device),
