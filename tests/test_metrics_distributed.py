@@ -6,7 +6,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-from ncreg.metrics import NearestClassCenter, NeuralCollapse
+from ncreg.metrics import LayerwiseCollapse, NearestClassCenter, NeuralCollapse
 
 CLASSES, DIM, SAMPLES = 5, 8, 97
 MODES = [{}, {"scatter": False}, {"cache": False}, {"cache": False, "scatter": False}]
@@ -26,8 +26,8 @@ def _data():
 
 
 def _shard(rank, world):
-    """Uneven: the first rank holds most, the last nothing."""
-    edges = [0, *[60 + 15 * i for i in range(world - 2)], SAMPLES, SAMPLES]
+    """Uneven, and of four ranks the last has nothing."""
+    edges = {1: [0, SAMPLES], 2: [0, 70, SAMPLES], 4: [0, 60, 75, SAMPLES, SAMPLES]}[world]
     return slice(edges[rank], edges[rank + 1])
 
 
@@ -61,11 +61,29 @@ def _measure(rank, world, group):
     return found
 
 
+def _by_depth(model, rank, world):
+    """LayerwiseCollapse of this rank's shard; a rank without samples never runs the model."""
+    features, target, _ = _data()
+    shard = _shard(rank, world)
+    with torch.no_grad(), LayerwiseCollapse(model, layers=["0", "2"], num_classes=CLASSES) as depth:
+        for rows, labels in zip(features[shard].split(11), target[shard].split(11), strict=True):
+            if len(rows):
+                model(rows - 100)  # the middle of tanh
+                depth.update(labels)
+        return depth.compute()
+
+
+def _net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(DIM, 6), nn.Tanh(), nn.Linear(6, 4)).double()
+
+
 def _rank(rank, path):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{path}/rendezvous", rank=rank, world_size=4)
     pair = dist.new_group([0, 1])
     torch.save(_measure(rank, 4, None), f"{path}/4-{rank}.pt")
+    torch.save(_by_depth(nn.parallel.DistributedDataParallel(_net()), rank, 4), f"{path}/depth-{rank}.pt")
     if rank < 2:
         torch.save(_measure(rank, 2, pair), f"{path}/2-{rank}.pt")
     dist.barrier()
@@ -77,7 +95,8 @@ def ranks(tmp_path_factory):
     """Four processes, of which the first two also work as a group of their own."""
     path = tmp_path_factory.mktemp("ranks")
     mp.start_processes(_rank, (str(path),), nprocs=4, start_method="spawn")
-    return {world: [torch.load(path / f"{world}-{rank}.pt") for rank in range(world)] for world in (2, 4)}
+    found = {world: [torch.load(path / f"{world}-{rank}.pt") for rank in range(world)] for world in (2, 4)}
+    return found | {"depth": [torch.load(path / f"depth-{rank}.pt") for rank in range(4)]}
 
 
 @pytest.mark.parametrize("number", range(len(MODES)))
@@ -104,3 +123,11 @@ def test_every_rank_measures_all_the_data(world, number, ranks):
     _fill(own, features[shard], target[shard])
     for key, value in own.compute().items():
         assert float(ranks[world][0][number]["own"][key]) == pytest.approx(float(value), rel=1e-12), key
+
+
+def test_layers_under_ddp(ranks):
+    expected = _by_depth(_net(), 0, 1)
+    for found in ranks["depth"]:
+        for layer in ("0", "2"):
+            for key, value in expected[layer].items():
+                assert float(found[layer][key]) == pytest.approx(float(value), rel=1e-7, abs=1e-11), (layer, key)
