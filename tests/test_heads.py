@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -382,3 +383,14 @@ def test_every_head_compiles_and_exports():
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("same") == 2 * 15
+
+
+def test_a_cosine_heads_class_vectors_are_the_unit_rows_it_decides_by():
+    head = CosineHead(5, 4, scale=3.0, dtype=torch.float64)
+    with torch.no_grad():
+        head.weight.mul_(torch.tensor([[0.1], [1.0], [7.0], [100.0]]))
+    numpy_rows = head.weight.detach().numpy() / np.linalg.norm(head.weight.detach().numpy(), axis=1, keepdims=True)
+    np.testing.assert_allclose(head.class_vectors.detach().numpy(), numpy_rows, rtol=1e-12)
+    features = torch.randn(6, 5, dtype=torch.float64)
+    unit = features / features.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(head(features), 3.0 * unit @ head.class_vectors.T, rtol=1e-12, atol=1e-12)

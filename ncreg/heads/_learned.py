@@ -112,6 +112,11 @@ class CosineHead(nn.Module):
         with torch.no_grad():
             self.weight.copy_(F.normalize(drawn, dim=1))
 
+    @property
+    def class_vectors(self) -> Float[Tensor, "num_classes in_features"]:
+        """The unit rows that logits are made of, where `weight` holds them at any length."""
+        return self.weight * over_length(self.weight, 1.0).to(self.weight.dtype)
+
     def forward(self, features: Float[Tensor, "batch in_features"]) -> Float[Tensor, "batch num_classes"]:
         """Logits of a batch of features."""
         check_features(features, self.in_features)
