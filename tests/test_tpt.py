@@ -295,3 +295,57 @@ def test_wrong_schedules_are_refused():
         TPTScheduler(given, CosineLRScheduler(optimizer(), t_initial=3), max_epochs=10)
     with pytest.raises(ValueError, match="mode='max'"):
         TPTScheduler(given, torch_schedules.ReduceLROnPlateau(given), max_epochs=10)
+
+
+def stopped_at(watched, *, patience, min_terminal=0, onset=1):
+    """The epoch after which a run of constant rate ends; `watched` begins at the onset."""
+    scheduler = TPTScheduler(
+        optimizer(),
+        max_epochs=100,
+        extend=50.0,
+        min_terminal=min_terminal,
+        stop_patience=patience,
+        terminal="constant",
+    )
+    for epoch in range(1, 101):
+        value = watched[epoch - onset] if onset <= epoch < onset + len(watched) else None
+        scheduler.step(epoch, 1.0 if epoch >= onset else 0.0, value)
+        if scheduler.finished:
+            return epoch
+    return None
+
+
+@pytest.mark.parametrize(
+    ("watched", "options", "end"),
+    [
+        ([1.0] * 20, {"patience": 3}, 4),
+        ([1.0, 0.9, 0.8, 0.7, 0.695, 0.694, 0.693], {"patience": 3}, 7),  # falls by less than 1 % are none
+        ([1.0, 1.1, 1.1, 0.98, 1.0, 1.0, 1.0], {"patience": 3}, 7),  # a new least value begins the count again
+        ([1.0] * 20, {"patience": 3, "min_terminal": 8}, 9),
+        ([1.0, math.nan, math.nan], {"patience": 2}, 3),
+        ([-1.0, -1.2, -1.205, -1.206], {"patience": 2}, 4),  # for what rises, pass its negative
+        ([1.0, None, None, 1.0, 1.0], {"patience": 2}, 5),  # not measured is no epoch
+        ([1.0] * 20, {"patience": 3, "onset": 5}, 8),
+    ],
+)
+def test_a_standstill_of_the_watched_measure_ends_the_terminal_phase(watched, options, end):
+    assert stopped_at(watched, **options) == end
+
+
+def test_a_standstill_is_counted_across_a_resume():
+    def made():
+        return TPTScheduler(optimizer(), max_epochs=50, extend=40.0, stop_patience=3)
+
+    first = made()
+    for epoch in (1, 2, 3):
+        first.step(epoch, 1.0, 1.0)
+    second = made()
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    for scheduler in (first, second):
+        scheduler.step(4, 1.0, 1.0)
+        for epoch in range(5, 12):
+            if not scheduler.finished:
+                scheduler.step(epoch, 1.0, 1.0)
+    assert first.state_dict() == second.state_dict() and first.last_epoch == 11  # min_terminal is 10
+    with pytest.raises(ValueError, match="stop_patience=0"):
+        TPTScheduler(optimizer(), max_epochs=5, stop_patience=0)

@@ -23,6 +23,9 @@ FLOOR = 0.01
 """The terminal phase starts at this share of the peak rate at least: an annealed rate would stand still. It is the
 rate of the last third of Papyan, Han & Donoho's protocol."""
 
+STILL = 0.01
+"""A watched measure stands still unless it falls by this share of its least value so far."""
+
 _HYPERPARAMETERS = (
     "max_epochs",
     "threshold",
@@ -33,6 +36,7 @@ _HYPERPARAMETERS = (
     "terminal",
     "terminal_lr",
     "ramp_epochs",
+    "stop_patience",
     "interval",
 )
 _PROGRESS = (
@@ -43,6 +47,8 @@ _PROGRESS = (
     "_streak",
     "_peaks",
     "_starts",
+    "_least",
+    "_still",
 )
 
 
@@ -84,6 +90,9 @@ class TPTScheduler:
         terminal: rate curve of the terminal phase.
         terminal_lr: rate at the start of the terminal phase, of the group with the greatest peak rate.
         ramp_epochs: epochs after the onset over which `ramp` rises linearly from 0 to 1; 0 for at once.
+        stop_patience: end the terminal phase after so many epochs in a row in which the measure handed to `step` as
+            `watch` did not fall by `STILL` (1 %) below its least value so far, but not before `min_terminal`;
+            None for never. The rate curve is that of the full length.
         interval: when an inner *torch* schedule is stepped: each "epoch", or each "update" (OneCycleLR). timm's
             schedules know it themselves.
 
@@ -127,13 +136,14 @@ class TPTScheduler:
         terminal: Terminal = "cosine",
         terminal_lr: float | None = None,
         ramp_epochs: int = 5,
+        stop_patience: int | None = None,
         interval: Literal["epoch", "update"] = "epoch",
     ) -> None:
         self.optimizer = optimizer
         self.max_epochs, self.threshold, self.patience = max_epochs, threshold, patience
         self.extend, self.min_terminal, self.max_terminal = extend, min_terminal, max_terminal
         self.terminal, self.terminal_lr, self.ramp_epochs = terminal, terminal_lr, ramp_epochs
-        self.interval = interval
+        self.stop_patience, self.interval = stop_patience, interval
         self._check_hyperparameters()
         self._inner = InnerSchedule(schedule, optimizer, interval)
 
@@ -144,6 +154,7 @@ class TPTScheduler:
         self._streak = 0
         self._peaks: list[float] = []
         self._starts: list[float] = []
+        self._least, self._still = math.inf, 0
         self._track_peaks()
 
     # what a training loop reads
@@ -173,7 +184,7 @@ class TPTScheduler:
 
     # what a training loop calls
 
-    def step(self, epoch: int, metric: float | None = None) -> None:
+    def step(self, epoch: int, metric: float | None = None, watch: float | None = None) -> None:
         """Close an epoch: judge the metric, set the rates of the next epoch.
 
         Args:
@@ -181,6 +192,8 @@ class TPTScheduler:
                 does that on resume) sets the rates again and nothing else.
             metric: clean training accuracy in [0, 1]; None where it was not measured (the epoch then neither counts
                 for `patience` nor breaks it).
+            watch: the measure that `stop_patience` looks at, one that falls with collapse such as NC1; NaN counts as
+                no fall, None as not measured. Ignored while fitting.
         """
         if epoch == self.epoch and metric is None:
             self._set_terminal_rates()
@@ -194,6 +207,7 @@ class TPTScheduler:
         self.epoch = epoch
         self._track_peaks()
         self._judge(metric)
+        self._watch(watch)
         if self._schedule_drives:
             self._inner.step(epoch, metric)
         else:
@@ -262,6 +276,17 @@ class TPTScheduler:
         self.last_epoch = min(self.epoch + length, self.max_epochs)
         self._starts = self._starting_rates()
 
+    def _watch(self, value: float | None) -> None:
+        """Bring the end forward where the watched measure has come to a standstill."""
+        if value is None or self.stop_patience is None or self.onset_epoch is None:
+            return
+        if value < (self._least if math.isinf(self._least) else self._least - STILL * abs(self._least)):
+            self._least, self._still = float(value), 0
+        else:
+            self._still += 1
+        if self._still >= self.stop_patience and self.epoch - self.onset_epoch >= self.min_terminal:
+            self.last_epoch = self.epoch
+
     def _starting_rates(self) -> list[float]:
         if self.terminal_lr is not None:
             top = max(self._peaks)
@@ -289,6 +314,8 @@ class TPTScheduler:
 
     def _check_hyperparameters(self) -> None:
         whole = {"max_epochs": 1, "patience": 1, "min_terminal": 0, "ramp_epochs": 0}
+        if self.stop_patience is not None:
+            whole["stop_patience"] = 1
         if self.max_terminal is not None:
             whole["max_terminal"] = 0
         for name, least in whole.items():
