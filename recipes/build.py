@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from ncreg.models import Classifier, Normalize, swap_head
 from ncreg.optim import param_groups
 from ncreg.tpt import TPTScheduler
-from recipes.config import ModelConfig, OptimConfig, TrainConfig, UserError
+from recipes.config import ModelConfig, OptimConfig, TPTConfig, TrainConfig, UserError
 from recipes.data import SMALLEST, Dataset
 
 
@@ -107,9 +108,31 @@ def pretrained_moments(model: Classifier, channels: int) -> tuple[list[float], l
 def build_optimizer(asked: OptimConfig, model: Classifier) -> Optimizer:
     """SGD with coupled decay, or AdamW, on the groups in which the theory holds."""
     groups = param_groups(model, asked.weight_decay)
+    if asked.head_lr_factor != 1:
+        groups = with_head_rate(groups, model, asked.lr * asked.head_lr_factor)
     if asked.name == "sgd":
         return SGD(groups, lr=asked.lr, momentum=asked.momentum)
     return AdamW(groups, lr=asked.lr)
+
+
+def with_head_rate(groups: list[dict[str, Any]], model: Classifier, rate: float) -> list[dict[str, Any]]:
+    """The groups, each cut in two: the backbone's parameters, and those after it with a rate of their own."""
+    within = {id(parameter) for parameter in model.backbone.parameters()}
+    cut = []
+    for group in groups:
+        for inside in (True, False):
+            parameters = [parameter for parameter in group["params"] if (id(parameter) in within) == inside]
+            cut += [group | {"params": parameters} | ({} if inside else {"lr": rate})] if parameters else []
+    return cut
+
+
+def freeze(model: Classifier, optimizer: Optimizer, frozen: bool) -> None:
+    """Let the backbone learn, or keep it as it is, the statistics of its BatchNorms too; called in training mode."""
+    learned = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    for parameter in model.backbone.parameters():
+        if id(parameter) in learned:
+            parameter.requires_grad_(not frozen)
+    model.backbone.train(not frozen)
 
 
 def build_scheduler(config: TrainConfig, optimizer: Optimizer) -> TPTScheduler:
@@ -121,9 +144,19 @@ def build_scheduler(config: TrainConfig, optimizer: Optimizer) -> TPTScheduler:
         schedule: Scheduler = MultiStepLRScheduler(optimizer, decay_t=drops, decay_rate=0.1, **warmup)
         if asked.schedule == "cosine":
             schedule = CosineLRScheduler(optimizer, t_initial=length, **warmup)
-        return TPTScheduler(optimizer, schedule, **asdict(config.tpt))
+        ours = ("stop_measure", "target")
+        return TPTScheduler(optimizer, schedule, **{k: v for k, v in asdict(config.tpt).items() if k not in ours})
     except (ValueError, AssertionError) as error:
         raise UserError(f"tpt: {error}") from None
+
+
+def watched(values: Mapping[str, float], asked: TPTConfig) -> float | None:
+    """The measure whose standstill ends the terminal phase, where one is to."""
+    if asked.stop_patience is None:
+        return None
+    if asked.stop_measure not in values:
+        raise UserError(f"tpt.stop_measure={asked.stop_measure!r} is unknown: one of {', '.join(values)}")
+    return values[asked.stop_measure]
 
 
 def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:

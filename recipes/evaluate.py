@@ -23,9 +23,10 @@ from ncreg.checkpoint import load_classifier
 from ncreg.models import Classifier
 from recipes.build import pick_device
 from recipes.config import UserError, parse
-from recipes.data import Split, load
+from recipes.data import load
 from recipes.measure import BATCH, measure
 from recipes.run_folder import RunFolder
+from recipes.split import Split
 
 
 @torch.inference_mode()

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ncreg.metrics import NeuralCollapse
 from ncreg.models import Classifier
-from recipes.data import Dataset, Split
+from recipes.data import Dataset
 from recipes.ranks import Ranks
+from recipes.split import Split
 
 BATCH = 512
 ALONE = Ranks()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ncreg import losses
+from ncreg.models import Classifier
 from recipes.config import TermConfig, UserError
 
 
@@ -65,6 +66,28 @@ def build_terms(
         consumes = getattr(loss, "consumes", ("logits", "target"))  # torch's own losses
         terms.append(Term(name, loss, consumes, asked.weight, asked.phase))
     return terms
+
+
+def refuse_soft_labels(terms: Sequence[Term], model: Classifier) -> None:
+    """Try every term on a few soft labels.
+
+    Raises:
+        UserError: it needs class indices.
+    """
+    like: dict[str, Any] = {"device": next(model.parameters()).device, "dtype": next(model.parameters()).dtype}
+    classes, width = model.num_classes, model.head_hidden_size
+    tried = {
+        "features": torch.eye(4, width, **like),
+        "logits": torch.zeros(4, classes, **like),
+        "target": torch.full((4, classes), 1 / classes, **like),
+        "weight": torch.eye(classes, width, **like),
+    }
+    for term in terms:
+        try:
+            term(tried)
+        except (ValueError, TypeError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"loss.{term.name} with augment.mixup, cutmix or smoothing: {reason}") from None
 
 
 def _built(name: str, factory: Callable[..., nn.Module], args: Mapping[str, Any]) -> nn.Module:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from recipes.config import UserError
-from recipes.data import Split
+from recipes.split import Split
 
 
 @dataclass(frozen=True)
@@ -33,19 +33,28 @@ class Ranks:
         """Every size-th image of a split, from this rank's on."""
         return split if self.size == 1 else split[torch.arange(self.rank, len(split), self.size)]
 
-    def share_of_batch(self, size: int) -> int:
-        """Images of a global batch of `size` that fall to each rank."""
+    def share_of_batch(self, size: int, parts: int = 1) -> int:
+        """Images of a global batch of `size` that fall to each rank, in equal parts."""
         if size % self.size:
             raise UserError(
                 f"data.batch_size={size} is the global batch: it must be a multiple of the {self.size} ranks"
             )
+        if size // self.size % parts:
+            raise UserError(
+                f"optim.accumulate={parts}: the {size // self.size} images that a rank has of a batch are to be cut "
+                "into equal parts"
+            )
         return size // self.size
 
-    def wrap(self, model: nn.Module, device: torch.device) -> nn.Module:
-        """The model whose gradients are averaged over ranks."""
-        if self.size == 1:
-            return model
-        return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+    def wrap(self, model: nn.Module, device: torch.device, *, compiled: bool = False) -> nn.Module:
+        """The model as a loop calls it: gradients averaged over ranks, compiled on request."""
+        if self.size > 1:
+            model = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+        return torch.compile(model) if compiled else model  # type: ignore[return-value]
+
+    def alone_until(self, wrapped: nn.Module, last: bool) -> AbstractContextManager[None]:
+        """Leave gradients unaveraged while parts of a batch are to follow."""
+        return nullcontext() if last or self.size == 1 else wrapped.no_sync()  # type: ignore[operator]
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum over ranks, the same on all of them."""

