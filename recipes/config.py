@@ -10,7 +10,7 @@ import argparse
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -224,8 +224,10 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Refuse values out of range, by name."""
+        _refuse_null(self)
         data, optim, augment, model = self.data, self.optim, self.augment, self.model
         rules = {
+            "tpt.max_epochs": (self.tpt.max_epochs, self.tpt.max_epochs >= 1, "at least 1"),
             "data.batch_size": (data.batch_size, data.batch_size >= 2, "at least 2: BatchNorm has no variance of one"),
             "data.val_share": (data.val_share, 0 < data.val_share < 1, "a share in (0, 1)"),
             "data.image_size": (data.image_size, data.image_size is None or data.image_size >= 1, "pixels, at least 1"),
@@ -278,6 +280,15 @@ class TrainConfig:
         for phase in ("fitting", "terminal"):
             if not acting & {"always", phase}:
                 raise ValueError(f"loss={', '.join(self.loss)}: no term acts in the {phase} phase; add one there")
+
+
+def _refuse_null(group: Any, prefix: str = "") -> None:
+    for item in fields(group):
+        value = getattr(group, item.name)
+        if value is None and "None" not in str(item.type):
+            raise ValueError(f"{prefix}{item.name}=null: needs a value; without the key the default holds")
+        if is_dataclass(value):
+            _refuse_null(value, f"{prefix}{item.name}.")
 
 
 def recipes() -> dict[str, Path]:
@@ -343,7 +354,11 @@ def parse_command(argv: Sequence[str]) -> tuple[TrainConfig, str | None]:
         args = ["--config", str(recipes()[name]), *args]
     parser = _parser()
     try:
-        values = parser.instantiate(parser.parse_args(args))
+        parsed = parser.parse_args(args)
+        for group in ("model", "data", "augment", "optim", "tpt"):
+            if not isinstance(parsed[group], jsonargparse.Namespace):
+                raise UserError(f"{group}={parsed[group]}: expected keys and their values, such as {group}.KEY")
+        values = parser.instantiate(parsed)
         config = TrainConfig(**{item.name: values[item.name] for item in fields(TrainConfig)})
     except jsonargparse.ArgumentError as error:
         raise UserError(_one_line(str(error))) from None

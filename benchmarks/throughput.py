@@ -1,0 +1,214 @@
+"""Images a second of recipes/train.py against a loop with timm's loader, and against a bare loop on data in memory.
+
+Three ways through the same steps (forward in training mode, cross-entropy, backward, SGD; Fashion-MNIST, one backbone):
+
+- `recipes`: recipes/train.py itself, from its own count of seconds spent in training, measures and saves aside;
+- `timm loader`: a loop written to the steps of timm's train.py in its default layout: its create_loader over a dataset
+  of PIL images, with its transforms for training (no augmentation), SGD, accuracy left out;
+- `timm loader, channels_last`: the same with timm's --channels-last;
+- `bare`: forward, backward and step on images that lie in memory as floats, batches cut in a fixed order.
+
+Every contender runs once a round in a shuffled order; ratios are taken within a round.
+
+    python benchmarks/throughput.py [--rounds 5] [--images 4096] [--models test_resnet,resnet18] [--device cpu]
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from timm.data import create_loader
+from torch import nn
+from torch.optim import SGD
+
+from benchmarks.harness import parser, save, spread
+from ncreg.models import Classifier
+from recipes.build import build_model, build_optimizer
+from recipes.config import TrainConfig, parse
+from recipes.data import Dataset, load
+from recipes.split import as_floats
+from recipes.train import train
+
+GOALS = [
+    "recipes/train.py gives at least 1.3 times the images a second of a loop with timm's loader",
+    "recipes/train.py, measures aside, gives at least 90 % of a bare loop on data in memory",
+]
+
+
+class Pictures(torch.utils.data.Dataset):
+    """The training images as timm's readers give them: PIL images and class indices."""
+
+    def __init__(self, data: Dataset) -> None:
+        self.images = [Image.fromarray(image[0].numpy()) for image in data.train.images]
+        self.target = data.train.target.tolist()
+        self.transform: Callable | None = None  # create_loader sets it
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        assert self.transform is not None
+        return self.transform(self.images[index]), self.target[index]
+
+
+def pieces(config: TrainConfig, data: Dataset, device: torch.device) -> tuple[Classifier, SGD]:
+    """The same model and optimizer for every contender."""
+    model = build_model(config, data).to(device).train()
+    return model, build_optimizer(config.optim, model)
+
+
+def steps(model: nn.Module, optimizer: SGD, batches, config: TrainConfig, device: torch.device) -> int:
+    """Forward, backward and step over batches; the images seen."""
+    seen = torch.zeros((), device=device)
+    count = 0
+    half = config.precision == "bfloat16"
+    for images, target in batches:
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
+            logits = model(images)
+        loss = F.cross_entropy(logits.float(), target)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        seen += loss.detach()
+        count += len(target)
+    float(seen)  # waits for the device
+    return count
+
+
+def timed(run: Callable[[], int]) -> float:
+    """Images a second."""
+    start = time.perf_counter()
+    return run() / (time.perf_counter() - start)
+
+
+def contenders(
+    config: TrainConfig, data: Dataset, device: torch.device, workers: int
+) -> dict[str, Callable[[], float]]:
+    """Each gives images a second of one epoch."""
+    size = config.data.batch_size
+    count = len(data.train) // size * size
+    there = data.to(device)
+    images, target = as_floats(there.train.images[:count]), there.train.target[:count]
+    bare_model, bare_optimizer = pieces(config, data, device)
+    timm_model, timm_optimizer = pieces(config, data, device)
+    timm_model.preprocess = nn.Identity()  # its loader normalises
+    mean, std = data.moments()
+    loader = create_loader(
+        Pictures(data),
+        input_size=tuple(data.train.images.shape[1:]),
+        batch_size=size,
+        is_training=True,
+        no_aug=True,
+        use_prefetcher=device.type == "cuda",
+        mean=mean,
+        std=std,
+        num_workers=workers,
+        device=device,
+        persistent_workers=workers > 0,
+    )
+    if config.compile:
+        bare_model, timm_model = torch.compile(bare_model), torch.compile(timm_model)
+
+    def bare() -> float:
+        cut = zip(images.split(size), target.split(size), strict=True)
+        return timed(lambda: steps(bare_model, bare_optimizer, cut, config, device))
+
+    def timm_loader(layout: torch.memory_format) -> float:
+        timm_model.to(memory_format=layout)
+        moved = ((x.to(device).contiguous(memory_format=layout), y.to(device)) for x, y in loader)
+        return timed(lambda: steps(timm_model, timm_optimizer, moved, config, device))
+
+    def recipes() -> float:
+        with contextlib.redirect_stdout(io.StringIO()):
+            run = train(config)
+        return json.loads((run / "timing.json").read_text())["train_images_per_second"]
+
+    return {
+        "recipes": recipes,
+        "timm loader": partial(timm_loader, torch.contiguous_format),
+        "timm loader, channels_last": partial(timm_loader, torch.channels_last),
+        "bare": bare,
+    }
+
+
+def race(made: dict[str, Callable[[], float]], rounds: int, warmup: int) -> dict[str, dict]:
+    """Rates of every contender, and of recipes in units of the others' in the same round."""
+    for _ in range(warmup):
+        for run in made.values():
+            run()
+    order, shuffle = list(made), random.Random(0)
+    rates: dict[str, list[float]] = {name: [] for name in made}
+    for _ in range(rounds):
+        shuffle.shuffle(order)
+        for name in order:
+            rates[name].append(made[name]())
+    return {
+        name: {
+            "images_per_second": spread(taken),
+            "recipes_over_this": spread([a / b for a, b in zip(rates["recipes"], taken, strict=True)]),
+        }
+        for name, taken in rates.items()
+    }
+
+
+def main() -> None:
+    """Race, print, save."""
+    arguments = parser((__doc__ or "").splitlines()[0], rounds=5)
+    arguments.add_argument("--images", type=int, default=4096, help="training images an epoch")
+    arguments.add_argument("--models", default="test_resnet,resnet18", help="timm names, a comma between them")
+    arguments.add_argument("--batch", type=int, default=128)
+    arguments.add_argument("--workers", type=int, default=0, help="processes of timm's loader")
+    arguments.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
+    arguments.add_argument("--compile", action="store_true")
+    arguments.add_argument("--root", default="data", help="where Fashion-MNIST lies")
+    arguments.add_argument("--epochs", type=int, default=1, help="of recipes/train.py a round")
+    args = arguments.parse_args()
+    torch.set_num_threads(args.threads)
+    settings, device = [], torch.device(args.device)
+    with tempfile.TemporaryDirectory() as out:
+        for name in args.models.split(","):
+            asked = {
+                "model.backbone": name,
+                "data.name": "fashion_mnist",
+                "data.root": args.root,
+                "data.train_size": args.images,
+                "data.batch_size": args.batch,
+                "tpt.max_epochs": args.epochs,
+                "measure_size": 512,
+                "precision": args.precision,
+                "compile": str(args.compile).lower(),
+                "device": args.device,
+                "quiet": "true",
+                "out": out,
+            }
+            config = parse(["baseline", *(word for key, value in asked.items() for word in (f"--{key}", str(value)))])
+            data = load(config.data, seed=config.seed, image_size=lambda native: native or 28)
+            found = race(contenders(config, data, device, args.workers), args.rounds, warmup=1)
+            for contender, row in found.items():
+                rate, ratio = row["images_per_second"], row["recipes_over_this"]
+                print(
+                    f"{name:<14}{contender:<28}{rate['median']:>10.0f} images/s   recipes over it "
+                    f"{ratio['median']:.2f} [{ratio['q1']:.2f}, {ratio['q3']:.2f}]",
+                    flush=True,
+                )
+            kept = {key: asked[key] for key in ("model.backbone", "data.train_size", "data.batch_size", "precision")}
+            settings.append({**kept, "compile": args.compile, "workers": args.workers, "contenders": found})
+    print(save("throughput", settings, goals=GOALS, device=args.device, out=args.out))
+
+
+if __name__ == "__main__":
+    main()
