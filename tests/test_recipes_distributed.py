@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -71,3 +73,55 @@ def test_alone_every_exchange_is_the_identity():
     assert ranks.sum(values) is values and ranks.gather("a") == ["a"] and ranks.from_main(3) == 3
     assert ranks.any(True, values.device) and not ranks.any(False, values.device)
     assert ranks.share_of_batch(7) == 7
+
+
+@pytest.mark.slow
+def test_ranks_see_the_same_augmented_and_mixed_images_as_one_process(tmp_path):
+    more = ["--augment.crop", "2", "--augment.flip", "true", "--augment.mixup", "0.5"]
+    more += ["--loss", "{cross_entropy: {}}", "--optim.ema", "0.9", "--model.freeze_epochs", "1"]
+    ends = []
+    for ranks in (1, 2):
+        done = launch(tmp_path / str(ranks), ranks, *more)
+        assert done.returncode == 0, done.stderr
+        ends.append(ending(tmp_path / str(ranks))[0])
+    for key in ("model", "ema"):
+        for name, value in ends[0][key].items():
+            torch.testing.assert_close(ends[1][key][name], value, rtol=1e-9, atol=1e-9)
+
+
+def children(pid):
+    """The processes that a process has started, from /proc."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(path.read_text().rsplit(")", 1)[1].split()[1])
+        except OSError:
+            continue
+        if parent == pid:
+            found.append(int(path.parent.name))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the ranks in /proc")
+def test_a_rank_that_dies_ends_the_job_which_can_be_resumed(alone, tmp_path):
+    train = [str(ROOT / "recipes" / "train.py"), *ARGS, "--out", str(tmp_path), "--resume", "auto"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *train]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    job = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("*/checkpoints/previous.pt")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    ranks = children(job.pid)
+    assert len(ranks) == 2 and job.poll() is None
+    os.kill(ranks[1], signal.SIGKILL)
+    said = job.communicate(timeout=60)[1]  # within a minute
+    assert job.returncode != 0 and "exitcode" in said and "-9" in said
+    assert not any(Path(f"/proc/{rank}").exists() for rank in ranks)
+    assert not list(tmp_path.glob("*/summary.json"))
+    done = launch(tmp_path, 2, "--resume", "auto")
+    assert done.returncode == 0, done.stderr
+    state, history, _ = ending(tmp_path)
+    assert [entry["epoch"] for entry in history] == [1, 2, 3, 4]
+    for name, value in alone[0]["model"].items():
+        torch.testing.assert_close(state["model"][name], value, rtol=1e-9, atol=1e-9)
