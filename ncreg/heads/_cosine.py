@@ -59,7 +59,7 @@ def head_logits(features: Tensor, weight: Tensor, scale: float, normalize: bool)
 def cosine_logits(features: Tensor, weight: Tensor, scale: float) -> Tensor:
     """Scale · W h/‖h‖, the length divided out of the (smaller) product."""
     device = features.device.type
-    if torch.is_autocast_enabled(device):
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         low = torch.get_autocast_dtype(device)
         features, weight = features.to(low), weight.to(low)
     # Compilers fuse the plain formula themselves; torch.func wants it for its transforms.
