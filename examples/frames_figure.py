@@ -1,9 +1,10 @@
 """Draw the frames in three dimensions: simplex, orthoplex, hypercube and a softmax code, with their measures.
 
-python examples/frames_figure.py [--out docs/figures/frames.png]
+python examples/frames_figure.py [--out docs/figures]
 """
 
 import argparse
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -38,21 +39,23 @@ def draw(axes, weight: torch.Tensor) -> None:
     axes.view_init(elev=18, azim=35)
 
 
-def main() -> None:
-    """Draw all frames in a row and write the figure."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("docs/figures/frames.png"))
-    out = parser.parse_args().out
-    figure = plt.figure(figsize=(12, 4))
+def main(argv: Sequence[str] | None = None) -> None:
+    """Draw all frames in a row, print their measures, and write frames.png."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--out", type=Path, default=Path("runs/examples"), help="folder for the figure")
+    parser.add_argument("--quick", action="store_true", help="nothing to shorten here: it takes seconds as it is")
+    args = parser.parse_args(argv)
+    figure = plt.figure(figsize=(12, 3.6))
     for place, (name, weight) in enumerate(FRAMES.items(), start=1):
         axes = figure.add_subplot(1, len(FRAMES), place, projection="3d")
         draw(axes, weight)
         cosine, distance = max_cosine(weight).item(), one_vs_rest_distance(weight, tolerance=1e-6).item()
         axes.set_title(f"{name}\nmax cosine {cosine:.3f}\none-vs-rest distance {distance:.3f}", fontsize=9)
+        print(f"{name:<26}max cosine {cosine:+.4f}   one-vs-rest distance {distance:.4f}")
     figure.tight_layout()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=110)
-    print(out)
+    args.out.mkdir(parents=True, exist_ok=True)
+    figure.savefig(args.out / "frames.png", dpi=110)
+    plt.close(figure)
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ def build_args(config: TrainConfig, data: Dataset) -> dict[str, Any]:
         "norm": asked.norm,
         "project": asked.project,
         "model_args": {"in_chans": data.train.images.shape[1], **asked.model_args},
-        "head_args": asked.head_args,
+        "head_args": {"seed": config.seed, **asked.head_args},
     }
 
 

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from ncreg.frames import etf_distance, max_cosine, nearest_simplex_etf, simplex_etf, softmax_code
 from ncreg.heads import HEADS, CosineHead, ETFHead, FixedHead, LinearHead, NearestETFHead
 from ncreg.heads._cosine import cosine_logits, plain_cosine_logits
+from ncreg.heads._grouped import GroupedCosine, grouped_cosine
 
 F64 = {"dtype": torch.float64}
 STRUCTURES = [("dense", 9), ("dense", 14), ("grouped", 10), ("grouped", 14), ("grouped", 30)]
@@ -394,3 +395,20 @@ def test_a_cosine_heads_class_vectors_are_the_unit_rows_it_decides_by():
     features = torch.randn(6, 5, dtype=torch.float64)
     unit = features / features.norm(dim=1, keepdim=True)
     torch.testing.assert_close(head(features), 3.0 * unit @ head.class_vectors.T, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("dim", "classes"), [(7, 3), (6, 3), (4, 4), (11, 2), (20, 7)])
+def test_the_grouped_heads_own_backward_is_that_of_the_plain_formula(dim, classes):
+    generator = torch.Generator().manual_seed(dim)
+    features = torch.randn(5, dim, dtype=torch.float64, generator=generator)
+    features[3] = 0  # a row that is shorter than EPS
+    upstream = torch.randn(5, classes, dtype=torch.float64, generator=generator)
+    found = []
+    for function in (GroupedCosine.apply, grouped_cosine):
+        rows = features.clone().requires_grad_()
+        out = function(rows, classes, 3.0)
+        found.append((out.detach(), *torch.autograd.grad(out, rows, upstream)))
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
+    rows = features[:3].clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda h: GroupedCosine.apply(h, classes, 3.0), (rows,))
+    assert torch.autograd.gradgradcheck(lambda h: GroupedCosine.apply(h, classes, 3.0), (rows,))

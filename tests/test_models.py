@@ -80,7 +80,7 @@ def test_dtype_is_kept(dtype):
 
 def test_meta_device_is_kept():
     with torch.device("meta"):
-        classifier = swap_head("test_vit", "linear", project=16, num_classes=10)
+        classifier = swap_head("test_vit", "etf", project=16, num_classes=10)
     assert {t.device.type for t in (*classifier.parameters(), *classifier.buffers())} == {"meta"}
 
 
@@ -188,7 +188,7 @@ def census_of(name):
     """Shapes on the meta device: (outcome, number of parameters)."""
     try:
         with torch.device("meta"):
-            classifier = swap_head(name, "linear", num_classes=10)
+            classifier = swap_head(name, "etf", num_classes=10)
     except ValueError as error:
         if name.endswith("_enc") and "encoder" in str(error):
             return "refused: an encoder without classifier", 0

@@ -155,6 +155,13 @@ def test_runs_that_differ_in_the_head_alone_start_from_the_same_backbone():
         assert torch.equal(one, two), name
 
 
+def test_the_seed_reaches_the_head():
+    data = load(parse(["etf"]).data, seed=0, image_size=lambda native: 28)
+    for recipe in ("etf", "baseline"):
+        one, again, two = (build_model(parse([recipe, "--seed", seed]), data).head.weight for seed in ("0", "0", "1"))
+        assert torch.equal(one, again) and not torch.equal(one, two)
+
+
 def test_the_batch_order_depends_on_seed_and_epoch_alone():
     draws = {(seed, epoch): order(seed, epoch, 50).tolist() for seed in (0, 1) for epoch in (1, 2)}
     assert len({tuple(value) for value in draws.values()}) == 4

@@ -40,10 +40,10 @@ def check_features(features: Tensor, in_features: int) -> None:
 
 def over_length(features: Tensor, scale: float) -> Tensor:
     """Scale/‖h‖ a row (batch, 1), ‖h‖ at least EPS; in float32 where features are coarser."""
-    return scale / _lengths(features).clamp_min(EPS)
+    return scale / lengths(features).clamp_min(EPS)
 
 
-def _lengths(features: Tensor) -> Tensor:
+def lengths(features: Tensor) -> Tensor:
     wide = torch.float64 if features.dtype == torch.float64 else torch.float32
     return torch.linalg.vector_norm(features, dim=1, keepdim=True, dtype=wide)
 
@@ -59,14 +59,18 @@ def head_logits(features: Tensor, weight: Tensor, scale: float, normalize: bool)
 def cosine_logits(features: Tensor, weight: Tensor, scale: float) -> Tensor:
     """Scale · W h/‖h‖, the length divided out of the (smaller) product."""
     device = features.device.type
-    if torch.is_autocast_enabled(device):
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         low = torch.get_autocast_dtype(device)
         features, weight = features.to(low), weight.to(low)
-    # Compilers fuse the plain formula themselves; torch.func wants it for its transforms.
-    traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    if features.requires_grad and torch.is_grad_enabled() and not traced:
+    if eager(features):
         return _CosineLogits.apply(features, weight, scale)
     return plain_cosine_logits(features, weight, scale)
+
+
+def eager(features: Tensor) -> bool:
+    """Whether a backward of our own pays: compilers fuse the plain formula, and torch.func wants it to transform."""
+    traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    return features.requires_grad and torch.is_grad_enabled() and not traced
 
 
 def plain_cosine_logits(features: Tensor, weight: Tensor, scale: float) -> Tensor:
@@ -83,7 +87,7 @@ class _CosineLogits(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, weight: Tensor, scale: float) -> Tensor:
-        length = _lengths(features)
+        length = lengths(features)
         factor = scale / length.clamp_min(EPS)
         logits = torch.mm(features, weight.T)
         logits.mul_(factor)
@@ -95,7 +99,7 @@ class _CosineLogits(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         features, weight, logits, length, factor = ctx.saved_tensors
         if torch.is_grad_enabled():  # a second derivative is wanted, and what is saved beside logits has none
-            length, factor = _lengths(features), over_length(features, ctx.scale)
+            length, factor = lengths(features), over_length(features, ctx.scale)
         scaled = (gradient * factor).to(gradient.dtype)
         by_features = by_weight = None
         if ctx.needs_input_grad[0]:

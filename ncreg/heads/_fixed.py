@@ -7,12 +7,12 @@ from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
-from einops import reduce
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from ncreg.frames import as_size, hypercube, orthoplex, seeded, simplex_etf, softmax_code, tammes
-from ncreg.heads._cosine import check_features, checked_scale, default_scale, head_logits, over_length
+from ncreg.heads._cosine import check_features, checked_scale, default_scale, eager, head_logits, over_length
+from ncreg.heads._grouped import GroupedCosine, group_sums
 
 Structure = Literal["dense", "grouped", "householder", "centre"]
 ROWS = 1024  # of a Gram matrix at a time
@@ -172,6 +172,8 @@ class ETFHead(nn.Module):
         check_features(features, self.in_features)
         if self.structure == "dense":
             return head_logits(features, self.weight, self.scale, self.normalize)
+        if self.structure == "grouped" and self.normalize and self.permutation is None and eager(features):
+            return GroupedCosine.apply(features, self.num_classes, self.scale)
         return self._structured(features, over_length(features, self.scale) if self.normalize else self.scale)
 
     def _structured(self, features: Tensor, factor: Tensor | float) -> Tensor:
@@ -180,7 +182,7 @@ class ETFHead(nn.Module):
         if self.structure == "householder":
             logits = _householder(features)
         else:
-            groups = features if self.structure == "centre" else _group_sums(features, self.num_classes)
+            groups = features if self.structure == "centre" else group_sums(features, self.num_classes)
             logits = groups - groups.mean(1, keepdim=True)
         logits = (logits * stretched).to(logits.dtype)
         return logits if self.permutation is None else logits.index_select(1, self.permutation)
@@ -197,17 +199,6 @@ def _householder(features: Tensor) -> Tensor:
     """Q h for the Householder basis Q of 1^⊥."""
     root, total = (features.shape[1] + 1) ** 0.5, features.sum(1, keepdim=True)
     return torch.cat([features - total / (root * (root + 1)), -total / root], dim=1)
-
-
-def _group_sums(features: Tensor, num_classes: int) -> Tensor:
-    """Sums over the features j ≡ c mod C of each class c, divided by the root of their number."""
-    whole, rest = divmod(features.shape[1], num_classes)
-    rounds, remainder = features.split([whole * num_classes, rest], dim=1)
-    sums = reduce(rounds, "batch (group classes) -> batch classes", "sum", classes=num_classes)
-    if rest:
-        sums = sums + F.pad(remainder, (0, num_classes - rest))
-    sizes = [sums.new_full((rest,), whole + 1), sums.new_full((num_classes - rest,), whole)]
-    return sums * torch.cat(sizes).rsqrt()
 
 
 def _check_structure(structure: str, dim: int, num_classes: int) -> None:
