@@ -132,6 +132,8 @@ def freeze(model: Classifier, optimizer: Optimizer, frozen: bool) -> None:
     for parameter in model.backbone.parameters():
         if id(parameter) in learned:
             parameter.requires_grad_(not frozen)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError("model.freeze_epochs: nothing after the backbone is learned; set it to 0, or norm or project")
     model.backbone.train(not frozen)
 
 

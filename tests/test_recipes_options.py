@@ -301,6 +301,13 @@ def test_the_head_has_a_rate_of_its_own_and_frozen_parameters_stay():
     assert all(parameter.requires_grad for parameter in model.parameters()) and model.backbone.training
 
 
+def test_freezing_all_there_is_to_learn_is_refused(tmp_path, capsys):
+    args = [*SHORT, "--model.norm", "none", "--model.freeze_epochs", "1", "--out", str(tmp_path)]
+    assert main(["etf", *args]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "model.freeze_epochs" in said
+
+
 def test_the_plan_is_the_rates_of_a_run(tmp_path):
     path = run(tmp_path, "--optim.warmup_epochs", "2", epochs=8)
     state = last(path)
