@@ -56,19 +56,22 @@ def predict(model: Classifier, files: Sequence[Path]) -> list[dict[str, Any]]:
         for file, row in zip(chunk, shares, strict=True):
             probabilities = dict(zip(model.class_names, row.tolist(), strict=True))
             best = model.class_names[int(row.argmax())]
-            rows.append({"file": str(file), "class": best, "probability": probabilities[best], **probabilities})
+            chosen = {"file": str(file), "class": best, "probability": probabilities[best]}
+            rows.append({**chosen, "probabilities": probabilities})
     return rows
 
 
 def write(rows: Sequence[dict[str, Any]], form: str, file: TextIO) -> None:
-    """Rows as CSV with a header, or as a JSON list."""
+    """Rows as CSV with a header (a column p(NAME) a class), or as a JSON list."""
     if form == "json":
         json.dump(rows, file, indent=1)
         file.write("\n")
         return
-    writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
+    writer = csv.writer(file)
+    classes = list(rows[0]["probabilities"])
+    writer.writerow(["file", "class", "probability", *(f"p({name})" for name in classes)])
+    for row in rows:
+        writer.writerow([row["file"], row["class"], row["probability"], *row["probabilities"].values()])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -55,7 +55,8 @@ def test_predict_gives_the_models_probabilities(run, expected, tmp_path, form):
     rows = json.loads(output.read_text()) if form == "json" else list(csv.DictReader(output.read_text().splitlines()))
     assert [row["file"] for row in rows] == [str(tmp_path / f"{number}.png") for number in range(5)]
     for row, share in zip(rows, shares, strict=False):
-        np.testing.assert_allclose([float(row[str(c)]) for c in range(10)], share.numpy(), atol=1e-5)
+        each = [row["probabilities"][str(c)] if form == "json" else float(row[f"p({c})"]) for c in range(10)]
+        np.testing.assert_allclose(each, share.numpy(), atol=1e-5)
         assert row["class"] == str(int(share.argmax()))
         assert float(row["probability"]) == pytest.approx(share.max().item(), abs=1e-5)
 
