@@ -5,7 +5,17 @@ from __future__ import annotations
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR, ReduceLROnPlateau, SequentialLR
+from torch.optim.lr_scheduler import (
+    ChainedScheduler,
+    ConstantLR,
+    CosineAnnealingLR,
+    LinearLR,
+    LRScheduler,
+    OneCycleLR,
+    PolynomialLR,
+    ReduceLROnPlateau,
+    SequentialLR,
+)
 
 
 @runtime_checkable
@@ -32,6 +42,8 @@ class InnerSchedule:
         optimizer: Optimizer,
         interval: Literal["epoch", "update"],
     ) -> None:
+        if not isinstance(getattr(optimizer, "param_groups", None), list):
+            raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
         self.schedule, self.interval, self.steps = schedule, interval, 0
         if schedule is None:
             return
@@ -40,8 +52,10 @@ class InnerSchedule:
             raise TypeError(f"schedule={name}: a torch.optim.lr_scheduler or timm.scheduler schedule, or None")
         if getattr(schedule, "optimizer", None) is not optimizer:
             raise ValueError("schedule drives another optimizer: build it on the optimizer given here")
-        if isinstance(schedule, ReduceLROnPlateau) and schedule.mode != "max":
-            raise ValueError("schedule=ReduceLROnPlateau(mode='min'): it sees the training accuracy; use mode='max'")
+        plateau = getattr(schedule, "lr_scheduler", schedule)  # timm's wraps torch's
+        if isinstance(plateau, ReduceLROnPlateau) and plateau.mode != "max":
+            name = type(schedule).__name__
+            raise ValueError(f"schedule={name}(mode='min'): it sees the training accuracy; use mode='max'")
 
     def step(self, epoch: int, metric: float | None) -> None:
         """At the end of an epoch."""
@@ -64,16 +78,18 @@ class InnerSchedule:
             if metric is not None:
                 schedule.step(metric)
             return
-        end = _length(schedule)
-        if end is None or self.steps < end:
-            schedule.step()
-            self.steps += 1
+        _step_unless_ended(schedule, self.steps)
+        self.steps += 1
 
     def state_dict(self) -> dict[str, Any] | None:
         """All state, also the patience that timm's plateau schedule leaves out; None without a schedule."""
         if self.schedule is None:
             return None
-        state = {"schedule": dict(self.schedule.state_dict()), "steps": self.steps}
+        state = {
+            "kind": type(self.schedule).__name__,
+            "schedule": dict(self.schedule.state_dict()),
+            "steps": self.steps,
+        }
         wrapped = getattr(self.schedule, "lr_scheduler", None)
         return state | ({"wrapped": wrapped.state_dict()} if isinstance(wrapped, LRScheduler) else {})
 
@@ -84,16 +100,38 @@ class InnerSchedule:
             raise ValueError(f"state was taken with {was} inner schedule, this scheduler has {now}: build it alike")
         if state is None or self.schedule is None:
             return
+        taken, here = state.get("kind"), type(self.schedule).__name__
+        if taken is not None and taken != here:
+            raise ValueError(
+                f"state was taken with the inner schedule {taken}, this scheduler has {here}: build it alike"
+            )
         self.schedule.load_state_dict(state["schedule"])
         self.steps = state["steps"]
         if "wrapped" in state:
             self.schedule.lr_scheduler.load_state_dict(state["wrapped"])  # type: ignore[union-attr]
 
 
+def _step_unless_ended(schedule: LRScheduler, steps: int) -> None:
+    """Step a torch schedule; of a chain only the members that have not ended after so many steps."""
+    if isinstance(schedule, ChainedScheduler):
+        for member in schedule._schedulers:
+            _step_unless_ended(member, steps)
+        schedule._last_lr = [group["lr"] for group in schedule.optimizer.param_groups]
+        return
+    end = _length(schedule)
+    if end is None or steps < end:
+        schedule.step()
+
+
 def _length(schedule: LRScheduler) -> int | None:
-    """Steps after which a torch schedule has ended, where it has an end past which it misbehaves."""
+    """Steps after which a torch schedule has ended: it holds its rate from there on, or misbehaves."""
     if isinstance(schedule, CosineAnnealingLR):
         return int(schedule.T_max)
+    if isinstance(schedule, ConstantLR | LinearLR | PolynomialLR):
+        return int(schedule.total_iters)
+    if isinstance(schedule, ChainedScheduler):
+        ends = [_length(member) for member in schedule._schedulers]
+        return None if None in ends else max(end for end in ends if end is not None)
     if isinstance(schedule, OneCycleLR):
         return int(schedule.total_steps) - 1
     if isinstance(schedule, SequentialLR):

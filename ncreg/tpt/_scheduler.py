@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any, Literal
 
 from torch.optim import Optimizer
@@ -25,6 +26,8 @@ rate of the last third of Papyan, Han & Donoho's protocol."""
 
 STILL = 0.01
 """A watched measure stands still unless it falls by this share of its least value so far."""
+
+_ROUNDING = 1e-6  # a share summed up in float32 may miss [0, 1] by so much
 
 _HYPERPARAMETERS = (
     "max_epochs",
@@ -322,6 +325,10 @@ class TPTScheduler:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name}={value!r}: a whole number of epochs, at least {least}")
+        for name in ("threshold", "extend", "terminal_lr"):
+            value = getattr(self, name)
+            if not isinstance(value, Real) and (value is not None or name == "threshold"):
+                raise TypeError(f"{name}={value!r} must be a number, not {type(value).__name__}")
         if not 0 < self.threshold <= 1:
             raise ValueError(f"threshold={self.threshold}: a training accuracy in (0, 1], e.g. 0.999")
         if self.extend is not None and not 0 <= self.extend < math.inf:
@@ -339,13 +346,15 @@ class TPTScheduler:
 
 
 def _check_metric(metric: float) -> float:
+    if isinstance(metric, str):
+        raise TypeError(f"metric={metric!r} must be a number, not a str")
     value = float(metric)
-    if not 0 <= value <= 1:  # also refuses nan
+    if not -_ROUNDING <= value <= 1 + _ROUNDING:  # also refuses nan
         raise ValueError(
-            f"metric={value:g} is not a share in [0, 1]: pass the accuracy on clean training data, "
+            f"metric={value!r} is not a share in [0, 1]: pass the accuracy on clean training data, "
             "divided by 100 where it is in per cent"
         )
-    return value
+    return min(max(value, 0.0), 1.0)
 
 
 def _set_rate(group: dict[str, Any], rate: float) -> None:
