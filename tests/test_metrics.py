@@ -575,7 +575,7 @@ def test_bad_batches(cls, features, target, error, message):
 
 @pytest.mark.usefixtures("unchecked")
 def test_bad_settings():
-    with pytest.raises(ValueError, match="num_classes=1: collapse is about at least 2"):
+    with pytest.raises(ValueError, match="num_classes=1 must be at least 2"):
         NeuralCollapse(1, 3)
     with pytest.raises(ValueError, match="num_features=0"):
         NeuralCollapse(2, 0)

@@ -43,10 +43,12 @@ class Float64Metric(Metric):
         return quiet
 
     def _apply(self, fn: Callable, exclude_state: Any = "") -> nn.Module:
-        def keep_float64(tensor: Tensor) -> Tensor:
-            if tensor.dtype != torch.float64:
+        def keep_float64(tensor: Tensor) -> Tensor:  # and integers: labels and counts
+            if tensor.is_floating_point() and tensor.dtype != torch.float64:
                 return fn(tensor)
             device = fn(torch.empty(0, device=tensor.device)).device
+            if not tensor.is_floating_point():
+                return tensor.to(device)
             moved = fn(tensor) if float64_device(device) == device else tensor.cpu()
             return moved if moved.dtype == torch.float64 else tensor.to(moved.device)
 

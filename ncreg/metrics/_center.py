@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
+from torchmetrics import Metric
 
 from ncreg.metrics import _reduce
 from ncreg.metrics._base import Float64Metric
 from ncreg.metrics._geometry import geometry
-from ncreg.metrics._inputs import Reference, check_batch, check_classifier, read_classifier
+from ncreg.metrics._inputs import Reference, check_batch, check_classifier, read_classifier, read_finite_classifier
 from ncreg.metrics._second import Frame, new_second, view_second
 
 
@@ -60,6 +61,8 @@ class NearestClassCenter(Float64Metric):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        if not isinstance(means, Tensor):
+            raise TypeError(f"means must be a torch.Tensor (num_classes, num_features), got {type(means).__name__}")
         if means.ndim != 2 or not means.is_floating_point():
             raise ValueError(
                 f"means must be floating point (num_classes, num_features), got {means.dtype} {tuple(means.shape)}"
@@ -119,11 +122,28 @@ class NearestClassCenter(Float64Metric):
         super().reset()
         self._frame = None
 
+    def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
+        """Add the samples of another metric of the same means, or of its state.
+
+        Raises:
+            ValueError: the means differ.
+        """
+        theirs = incoming_state.means if isinstance(incoming_state, NearestClassCenter) else None
+        theirs = incoming_state.get("means") if isinstance(incoming_state, dict) else theirs
+        if theirs is not None and not (
+            theirs.shape == self.means.shape and torch.allclose(theirs.to(self.means), self.means, 0, 0, equal_nan=True)
+        ):
+            raise ValueError(
+                f"cannot merge: means are {tuple(self.means.shape)} here and {tuple(theirs.shape)} there, "
+                "or differ in their values"
+            )
+        super().merge_state(incoming_state)
+
     def _make_frame(self, dtype: torch.dtype) -> Frame:
         has_centre = self.means.isfinite().all(1)
         shape = geometry(has_centre.double(), self.means)
         classifier = None
         if self._classifier is not None:
             classes, dim = self.means.shape
-            classifier = read_classifier(self._classifier.module, classes, dim, self.home)
+            classifier = read_finite_classifier(self._classifier.module, classes, dim, self.home)
         return Frame(shape, shape.global_mean, classifier, dtype)

@@ -13,10 +13,11 @@ from torchmetrics import Metric
 from torchmetrics.utilities import rank_zero_warn
 from torchmetrics.utilities.distributed import gather_all_tensors
 
+from ncreg.frames import as_size
 from ncreg.metrics import _measures, _moments, _reduce
 from ncreg.metrics._base import Float64Metric
 from ncreg.metrics._geometry import Geometry
-from ncreg.metrics._inputs import Reference, check_batch, check_classifier, read_classifier
+from ncreg.metrics._inputs import Reference, check_batch, check_classifier, read_classifier, read_finite_classifier
 from ncreg.metrics._second import Frame, new_second, view_second
 
 
@@ -97,10 +98,10 @@ class NeuralCollapse(Float64Metric):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if num_classes < 2:
-            raise ValueError(f"num_classes={num_classes}: collapse is about at least 2 classes")
-        if num_features < 1:
-            raise ValueError(f"num_features={num_features} must be at least 1")
+        num_classes, num_features = as_size("num_classes", num_classes, 2), as_size("num_features", num_features, 1)
+        for name, value in {"cache": cache, "scatter": scatter}.items():
+            if not isinstance(value, bool):
+                raise TypeError(f"{name}={value!r} must be True or False")
         if center not in ("class_means", "features"):
             raise ValueError(f"center={center!r} must be 'class_means' or 'features'")
         if convention not in ("ncreg", "papyan"):
@@ -208,7 +209,7 @@ class NeuralCollapse(Float64Metric):
 
     def _read_classifier(self) -> tuple[Tensor, Tensor]:
         assert self._classifier is not None
-        return read_classifier(self._classifier.module, self.num_classes, self.num_features, self.home)
+        return read_finite_classifier(self._classifier.module, self.num_classes, self.num_features, self.home)
 
     def _make_frame(self, shape: Geometry, dtype: torch.dtype) -> Frame:
         centre = shape.global_mean
@@ -275,7 +276,7 @@ class NeuralCollapse(Float64Metric):
             ValueError: the settings differ, or the two are in different passes.
         """
         if isinstance(incoming_state, NeuralCollapse):
-            for name in ("num_classes", "num_features", "cache", "scatter"):
+            for name in ("num_classes", "num_features", "cache", "scatter", "center"):
                 mine, theirs = getattr(self, name), getattr(incoming_state, name)
                 if mine != theirs:
                     raise ValueError(f"cannot merge: {name} is {mine} here and {theirs} there")
@@ -283,4 +284,12 @@ class NeuralCollapse(Float64Metric):
                 raise ValueError(
                     "cannot merge: both metrics must be in the first pass, or in the second pass of the same first one"
                 )
+        elif isinstance(incoming_state, dict):
+            if incoming_state.keys() != self._defaults.keys():
+                raise ValueError(
+                    f"cannot merge: states are {sorted(self._defaults)} here and {sorted(incoming_state)} there; "
+                    "cache must be the same in both"
+                )
+            if not self.cache and incoming_state["moments"].shape != self.moments.shape:
+                raise ValueError("cannot merge: num_classes, num_features or scatter differ from those of the state")
         super().merge_state(incoming_state)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 _LARGEST_TILE = 2**24  # entries of a temporary that would be quadratic in the number of classes
 _SMALL = 256  # a singular value decomposition of this size is cheap
+LARGEST = 1e100  # beyond it, and below its reciprocal, squares of squares leave float64
 _EPS = torch.finfo(torch.float64).eps
 
 
@@ -35,8 +36,18 @@ class Geometry(NamedTuple):
 
 
 def geometry(count: Tensor, mean: Tensor) -> Geometry:
-    """Centre the present class means and find the span that their between-class covariance really has."""
+    """Centre the present class means and find the span that their between-class covariance really has.
+
+    Raises:
+        ValueError: the means are so long or so short that their squares leave float64.
+    """
     present = count > 0
+    largest = float(mean[present].abs().amax())
+    if largest and not 1 / LARGEST < largest < LARGEST:
+        raise ValueError(
+            f"features are out of range: the largest entry of their class means is {largest:.3g}, and squares must "
+            f"fit into float64; rescale the features to entries between {1 / LARGEST:g} and {LARGEST:g}"
+        )
     global_mean = mean[present].mean(0)
     mean = torch.where(present[:, None], mean, global_mean)
     values, basis = _span(mean[present] - global_mean)

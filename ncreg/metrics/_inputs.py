@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ncreg.metrics._geometry import LARGEST
+
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
@@ -67,6 +69,8 @@ def check_batch(features: Tensor, target: Tensor, num_classes: int, num_features
             f"features hold NaN or infinite values in {int(bad.sum())} of {len(bad)} rows "
             f"(the first is row {first}): collapse cannot be measured on a diverged model"
         )
+    if (largest := float(features.abs().amax())) > LARGEST:
+        raise ValueError(f"features hold entries up to {largest:.3g}, whose squares overflow: rescale them first")
 
 
 class Reference:
@@ -115,3 +119,22 @@ def read_classifier(
     if tuple(bias.shape) != (num_classes,):
         raise ValueError(f"classifier.bias must have shape ({num_classes},), got {tuple(bias.shape)}")
     return weight, bias.detach().to(device=device, dtype=torch.float64)
+
+
+def read_finite_classifier(
+    classifier: Any, num_classes: int, num_features: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """As `read_classifier`, at the time of measuring.
+
+    Raises:
+        ValueError: the weight or the bias has another shape, or entries that are NaN, infinite or beyond 1e100.
+    """
+    weight, bias = read_classifier(classifier, num_classes, num_features, device)
+    largest = torch.stack([weight.abs().amax(), bias.abs().amax()])  # NaN is passed on
+    if not (largest <= LARGEST).all():
+        name, value = ("bias", largest[1]) if largest[0] <= LARGEST else ("weight", largest[0])
+        raise ValueError(
+            f"classifier.{name} holds NaN, infinite or huge values (the largest is {float(value):.3g}): "
+            "collapse cannot be measured on a diverged model"
+        )
+    return weight, bias

@@ -56,6 +56,8 @@ class LayerwiseCollapse:
         num_classes: int | None = None,
         pool: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
         model = model.module if isinstance(model, DistributedDataParallel) else model
         found = num_classes if num_classes is not None else getattr(model, "num_classes", None)
         if not isinstance(found, int) or found < 2:
@@ -93,6 +95,8 @@ class LayerwiseCollapse:
         """
         if not self._handles:
             raise RuntimeError("no hooks are set: call update() inside `with LayerwiseCollapse(...)`")
+        if not isinstance(target, Tensor):
+            raise TypeError(f"target must be a torch.Tensor of class labels, got {type(target).__name__}")
         seen = {name: torch.cat(parts) if parts else None for name, parts in self._seen.items()}
         self._forget_activations()
         for name, features in seen.items():

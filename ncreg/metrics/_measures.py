@@ -80,6 +80,12 @@ def nc1(shape: Geometry, along: Tensor) -> Tensor:
     return (along / shape.values[: len(along)].square()).sum() / shape.counts.sum()
 
 
+def to_simplex(values: Tensor, classes: int) -> Tensor:
+    """1 − (ΣS)²/((C−1)·ΣS²) as the variance of the C−1 singular values over their mean square: no cancellation."""
+    values = torch.nn.functional.pad(values, (0, classes - 1 - len(values)))  # or cut off the one that is 0
+    return (values - values.mean()).square().sum() / values.square().sum()
+
+
 def of_means(shape: Geometry, trace: Tensor) -> dict[str, Tensor]:
     """What the class means and the within-class traces (C,) tell: NC2, CDNV, trace ratio, ranks."""
     here = shape.present
@@ -93,7 +99,7 @@ def of_means(shape: Geometry, trace: Tensor) -> dict[str, Tensor]:
         "nc2_equinorm": equinorm(centred),
         "nc2_equiangularity": equiangularity,
         "nc2_cosine_std": spread,
-        "etf_distance": 1 - values.sum().square() / (values.square().sum() * (len(centred) - 1)),
+        "etf_distance": to_simplex(values, len(centred)),
         "stable_rank": stable_rank(values),
         "effective_rank": effective_rank(values),
     }

@@ -10,7 +10,7 @@ from torch import Tensor
 from ncreg.metrics._geometry import Geometry
 from ncreg.metrics._moments import add_gram
 
-_TINY = torch.finfo(torch.float64).tiny
+_TINY = 1e-150  # the square of a shorter length leaves float64: its direction counts as none
 _LARGEST_TABLE = 2**26  # entries of a C×C table that is kept; beyond, its rows are made as they are needed
 
 
