@@ -285,7 +285,7 @@ def test_certificate_refuses_what_it_cannot_certify(changes, message):
         (lambda: theory.mse_optimum(10, 5, 1e-3, math.nan), "decay=nan"),
         (lambda: theory.minority_collapse_threshold(0, 1e-3, 1e-3), "num_samples=0"),
         (lambda: theory.imbalanced_mse_logits([], 1e-3, 1e-3), "empty"),
-        (lambda: theory.imbalanced_mse_logits([3, 0], 1e-3, 1e-3), "class_count=0"),
+        (lambda: theory.imbalanced_mse_logits([3, 0], 1e-3, 1e-3), r"class_counts\[1\]=0"),
         (lambda: theory.supcon_optimum(10, 1, 0.1), "samples_per_class=1"),
         (lambda: theory.nonl_optimum(10, 1, 0.0), "temperature=0.0"),
         (lambda: theory.spectral_decoupling_optimum(10, 0.0), "coefficient=0.0"),

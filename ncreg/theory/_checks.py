@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from numbers import Integral
+from typing import Any
 
 Number = int | float
+
+
+def number(**named: Number) -> None:
+    """Raise unless every named value is a single number (zero-dimensional arrays and tensors pass)."""
+    for name, value in named.items():
+        if not hasattr(value, "__float__") or getattr(value, "ndim", 0) != 0:
+            raise TypeError(f"{name}={value!r} must be a number, not {type(value).__name__}")
+
+
+def sequence(**named: Iterable[Any]) -> None:
+    """Raise unless every named value can be iterated over and is no string."""
+    for name, value in named.items():
+        if isinstance(value, str) or getattr(value, "ndim", 1) != 1 or not isinstance(value, Iterable):
+            raise TypeError(f"{name}={value!r} must be a sequence of numbers, not {type(value).__name__}")
 
 
 def positive(**named: Number) -> None:
     """Raise unless every named number is finite and above zero."""
     for name, value in named.items():
+        number(**{name: value})
         if not (value > 0 and math.isfinite(value)):
             raise ValueError(f"{name}={value!r}: must be finite and above 0")
 
@@ -18,6 +35,7 @@ def positive(**named: Number) -> None:
 def non_negative(**named: Number) -> None:
     """Raise unless every named number is finite and not below zero."""
     for name, value in named.items():
+        number(**{name: value})
         if not (value >= 0 and math.isfinite(value)):
             raise ValueError(f"{name}={value!r}: must be finite and not below 0")
 

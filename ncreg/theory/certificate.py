@@ -67,7 +67,7 @@ def collapse_certificate(
         0.118
     """
     num_classes = _balanced_classes(weight, class_counts)
-    value, total = _number(loss), _number(total_variance)
+    value, total = _number("loss", loss), _number("total_variance", total_variance)
     if not (total > 0 and math.isfinite(total)):
         raise ValueError(f"total_variance={total!r}: must be finite and above 0")
     margin = margin_at_loss(value, num_classes)
@@ -85,7 +85,9 @@ def collapse_certificate(
     return CollapseCertificate(margin, between, max(0.0, 1 - between / total))
 
 
-def _number(value: SupportsFloat) -> float:
+def _number(name: str, value: SupportsFloat) -> float:
+    if not hasattr(value, "__float__"):
+        raise TypeError(f"{name}={value!r} must be a number, not {type(value).__name__}")
     return float(value.detach() if isinstance(value, Tensor) else value)
 
 

@@ -63,10 +63,12 @@ def imbalanced_mse_logits(
         >>> [round(logit, 3) for logit in imbalanced_mse_logits([100, 10, 1], 1e-4, 1e-3)]
         [0.996, 0.989, 0.965]
     """
-    if not class_counts:
+    _checks.sequence(class_counts=class_counts)
+    if not len(class_counts):
         raise ValueError("class_counts is empty: at least one class is needed")
-    for count in class_counts:
-        _checks.count(class_count=count)
+    for index, count in enumerate(class_counts):
+        _checks.count(**{f"class_counts[{index}]": count})
+    counts = [int(count) for count in class_counts]
     _checks.positive(weight_decay=weight_decay, feature_decay=feature_decay)
-    root = sum(class_counts) * math.sqrt(weight_decay) * math.sqrt(feature_decay)
-    return tuple(max(0.0, 1 - root / math.sqrt(count)) for count in class_counts)
+    root = sum(counts) * math.sqrt(weight_decay) * math.sqrt(feature_decay)
+    return tuple(max(0.0, 1 - root / math.sqrt(count)) for count in counts)

@@ -22,6 +22,7 @@ def margin_at_loss(loss: Number, num_classes: int) -> float:
     Written so that both ends keep their digits: ln(C−1) − ln(expm1 loss) for a small loss, and
     log1p((C − e^loss)/(e^loss − 1)) near ln C, where the ratio approaches 1.
     """
+    _checks.number(loss=loss)
     if not 0 < loss < math.log(num_classes):
         raise ValueError(
             f"loss={loss!r}: with {num_classes} classes a cross-entropy with a positive margin lies strictly "

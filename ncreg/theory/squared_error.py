@@ -81,6 +81,7 @@ def mse_optimum(
         >>> round(best.loss, 6), round(best.own_logit, 6)
         (0.001, 0.999)
     """
+    _checks.positive(weight_decay=weight_decay)
     return deep_linear_optimum(num_classes, samples_per_class, [weight_decay], feature_decay, bias=bias)
 
 
@@ -121,12 +122,14 @@ def deep_linear_optimum(
     """
     _checks.count(2, num_classes=num_classes)
     _checks.count(samples_per_class=samples_per_class)
-    if not weight_decays:
+    _checks.sequence(weight_decays=weight_decays)
+    if not len(weight_decays):
         raise ValueError("weight_decays is empty: a linear network has at least one layer")
-    for decay in (*weight_decays, feature_decay):
-        _checks.positive(decay=decay)
+    for index, decay in enumerate(weight_decays):
+        _checks.positive(**{f"weight_decays[{index}]": decay})
+    _checks.positive(feature_decay=feature_decay)
     factors = len(weight_decays) + 1
-    decays = [*weight_decays, feature_decay]
+    decays = [float(decay) for decay in (*weight_decays, feature_decay)]
     unit = math.exp((math.fsum(map(math.log, decays)) + math.log(samples_per_class)) / factors)
     kappa = num_classes * unit
     lost = _lost(kappa, factors)
