@@ -17,7 +17,7 @@ Formula, source and arguments are at the function of the same name in `ncreg.fun
     memory   a ClassMeanMemory, one for each loss, which every batch updates in training mode, after the loss.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Integer
@@ -25,9 +25,11 @@ from torch import Tensor, nn
 
 from ncreg import functional
 from ncreg.distributed import gather_batch
+from ncreg.frames import as_size
 from ncreg.functional._inputs import Reduction, check_num_classes, check_positive, check_reduction, check_share
 from ncreg.functional._targets import Target
-from ncreg.functional.cosine import Center
+from ncreg.functional.contrastive import OneClass, check_one_class
+from ncreg.functional.cosine import Center, check_center
 
 Features = Float[Tensor, "batch dim"]
 Logits = Float[Tensor, "batch classes"]
@@ -62,7 +64,9 @@ class ClassMeanMemory(nn.Module):
     def __init__(self, num_classes: int, num_features: int, *, momentum: float = 0.9) -> None:
         super().__init__()
         self.momentum = check_share("momentum", momentum)
-        self.register_buffer("means", torch.zeros(check_num_classes(num_classes), num_features))
+        self.register_buffer(
+            "means", torch.zeros(check_num_classes(num_classes), as_size("num_features", num_features, 1))
+        )
 
     def update(self, features: Features, target: Labels, center: Center = None) -> None:
         """Take a batch in: `ncreg.functional.update_class_means`."""
@@ -80,7 +84,7 @@ class IntraClassCosineLoss(nn.Module):
     def __init__(self, *, center: Center = None, memory: ClassMeanMemory | None = None, gather: bool = True) -> None:
         super().__init__()
         _hold_center(self, center)
-        self.memory = memory
+        self.memory = _checked_memory(memory)
         self.gather = gather
 
     def forward(self, features: Features, target: Labels) -> Loss:
@@ -107,7 +111,7 @@ class InterClassCosineLoss(nn.Module):
         super().__init__()
         self.num_classes = check_num_classes(num_classes)
         _hold_center(self, center)
-        self.memory = memory
+        self.memory = _checked_memory(memory)
         self.gather = gather
 
     def forward(self, features: Features, target: Labels) -> Loss:
@@ -138,6 +142,8 @@ class DotRegressionLoss(nn.Module):
         gather: bool = False,
     ) -> None:
         super().__init__()
+        if not isinstance(normalize, bool):
+            raise TypeError(f"normalize must be True or False, got {normalize!r}")
         self.normalize = normalize
         self.length = check_positive("length", length)
         self.register_buffer("class_weight", class_weight)
@@ -185,7 +191,9 @@ class CenterLoss(nn.Module):
         self.rate = check_share("rate", rate)
         self.reduction = check_reduction(reduction)
         self.gather = gather  # on by default: the centres must stay the same on every rank
-        self.register_buffer("centers", torch.zeros(check_num_classes(num_classes), num_features))
+        self.register_buffer(
+            "centers", torch.zeros(check_num_classes(num_classes), as_size("num_features", num_features, 1))
+        )
 
     def forward(self, features: Features, target: Labels) -> Losses:
         """The loss of the batch."""
@@ -202,7 +210,6 @@ class NTCELoss(nn.Module):
 
     consumes: ClassVar[tuple[str, ...]] = ("features", "target", "weight")
     class_weight: Tensor | None
-    function = staticmethod(functional.ntce_loss)
     extra_repr = _extra_repr
 
     def __init__(
@@ -223,7 +230,7 @@ class NTCELoss(nn.Module):
         """The loss of the batch."""
         if self.gather:
             features, target = gather_batch(features, target)
-        return self.function(
+        return self._function(
             features,
             target,
             weight,
@@ -232,11 +239,30 @@ class NTCELoss(nn.Module):
             reduction=self.reduction,
         )
 
+    def _function(self, *batch: Tensor, **hyperparameters: Any) -> Losses:
+        return functional.ntce_loss(*batch, **hyperparameters)
+
 
 class NONLLoss(NTCELoss):
-    """NTCE without the other samples of the class in the denominator; a batch needs two classes."""
+    """NTCE without the other samples of the class in the denominator; a batch needs two classes.
 
-    function = staticmethod(functional.nonl_loss)
+    Where a batch (of all ranks, under gather) has one, `one_class` "raise" refuses it; "skip" makes its loss 0.
+    """
+
+    def __init__(
+        self,
+        *,
+        temperature: float = 0.1,
+        class_weight: ClassWeight | None = None,
+        reduction: Reduction = "mean",
+        gather: bool = True,
+        one_class: OneClass = "raise",
+    ) -> None:
+        super().__init__(temperature=temperature, class_weight=class_weight, reduction=reduction, gather=gather)
+        self.one_class = check_one_class(one_class)
+
+    def _function(self, *batch: Tensor, **hyperparameters: Any) -> Losses:
+        return functional.nonl_loss(*batch, **hyperparameters, one_class=self.one_class)
 
 
 class SupConLoss(nn.Module):
@@ -312,9 +338,15 @@ class SpectralDecouplingLoss(nn.Module):
 
 def _hold_center(module: nn.Module, center: Center) -> None:
     """Keep a vector as a buffer, so that it follows the module's device; a word as an attribute."""
+    check_center(center)
     if isinstance(center, Tensor):
         module.register_buffer("center", center)
-    elif center in (None, "batch"):
-        module.center = center  # type: ignore[assignment]
     else:
-        raise ValueError(f"center must be None, 'batch' or a tensor of shape (dim,), got {center!r}")
+        module.center = center  # type: ignore[assignment]
+
+
+def _checked_memory(memory: ClassMeanMemory | None) -> ClassMeanMemory | None:
+    """A memory that the module can update, or None."""
+    if memory is None or isinstance(memory, ClassMeanMemory):
+        return memory
+    raise TypeError(f"memory must be a ClassMeanMemory or None, got {type(memory).__name__}")

@@ -183,6 +183,8 @@ class FilterResponseNorm(nn.Module):
 
 
 def _check_pooled(features: Tensor, num_features: int) -> None:
+    if not isinstance(features, Tensor):
+        raise TypeError(f"features must be a tensor (batch, {num_features}), not {type(features).__name__}")
     if features.ndim != 2 or features.shape[1] != num_features:
         shape = tuple(features.shape)
         raise ValueError(f"features of shape {shape}: the norm takes pooled features (batch, {num_features})")

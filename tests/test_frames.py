@@ -327,8 +327,38 @@ def test_max_cosine_in_blocks():
         (lambda: one_vs_rest_distance(torch.ones(1, 4)), "floating-point"),
         (lambda: one_vs_rest_distance(torch.full((3, 4), torch.nan)), "finite"),
         (lambda: one_vs_rest_distance(torch.ones(3, 4), tolerance=0), "tolerance=0"),
+        (lambda: etf_distance(torch.full((3, 4), torch.nan)), "means must be finite"),
     ],
 )
 def test_frames_refuse(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        *(
+            (lambda frame=frame: frame(4, 4, dtype=torch.int64), "dtype=torch.int64 must be a floating-point dtype")
+            for frame in (simplex_etf, orthoplex, hypercube, tammes, softmax_code)
+        ),
+        (lambda: tammes(7, 3, dtype=torch.int64), "dtype=torch.int64"),
+        (lambda: simplex_etf(3, 4, generator=3), "generator=3 must be a torch.Generator"),
+        (lambda: max_cosine([[1.0]]), "weight must be a tensor .* not list"),
+        (lambda: one_vs_rest_distance([[1.0]]), "weight must be a tensor .* not list"),
+        (lambda: etf_distance([[1.0]]), "means must be a tensor .* not list"),
+        (lambda: nearest_simplex_etf([[1.0]]), "means must be a tensor .* not list"),
+    ],
+)
+def test_frames_refuse_wrong_types(call, words):
+    with pytest.raises(TypeError, match=words):
+        call()
+
+
+@pytest.mark.parametrize("size", [1e-320, 1e-170, 1e160, 1e308])
+def test_measures_at_extreme_sizes(size):
+    """(1, 0), (0, 1), (−1, 0): the second is at distance 1 from the segment of the others, the first at √2."""
+    weight = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]], dtype=torch.float64)
+    torch.testing.assert_close(one_vs_rest_distance(weight * size) / size, torch.tensor(1.0, dtype=torch.float64))
+    assert max_cosine(weight * size) == 0

@@ -337,3 +337,15 @@ def test_contrastive_gradient_in_the_features():
     raw = ((share * sizes) @ w - w[target]) / 0.5
     tangent = raw - (raw * h.detach()).sum(1, keepdim=True) * h.detach()
     torch.testing.assert_close(h.grad, tangent)
+
+
+@pytest.mark.parametrize("size", [1e-200, 1e-30, 1e-7, 1e200])
+@pytest.mark.parametrize("center", [None, "batch"])
+def test_cosine_measures_know_no_scale(size, center):
+    features, target = batch()[:2]
+    for measure in (nf.intra_class_cosine, nf.inter_class_cosine):
+        wanted = measure(features, target, 4, center=center)
+        torch.testing.assert_close(
+            measure(features * size, target, 4, center=center), wanted, rtol=0, atol=1e-13, equal_nan=True
+        )
+    assert not nf.intra_class_cosine(features * 0, target * 0, 4)[0]

@@ -5,6 +5,7 @@ import math
 import pickle
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -212,6 +213,28 @@ def test_zero_feature_has_a_bounded_gradient():
     assert features.grad.abs().max() < 1e8
 
 
+@pytest.mark.parametrize("length", [0.0, 2e-4, 0.1])
+@pytest.mark.parametrize("pure", [False, True])
+@pytest.mark.parametrize(
+    "build",
+    [ETFHead, NearestETFHead, CosineHead, *(partial(ETFHead, structure=kind) for kind in ("grouped", "centre"))],
+)
+def test_short_features_have_finite_gradients_in_float16(build, pure, length):
+    head = build(8, 8, scale=64.0)
+    head = head.half() if pure else head
+    features = F.normalize(gaussian(4, 8, dtype=torch.float32), dim=1).mul_(length)
+    features = (features.half() if pure else features).requires_grad_()
+    with torch.autocast("cpu", dtype=torch.float16, enabled=not pure):
+        logits = head(features)
+    F.cross_entropy(logits.float(), torch.tensor([0, 1, 2, 3]), reduction="sum").backward()
+    for gradient in [features.grad, *(parameter.grad for parameter in head.parameters())]:
+        assert gradient.isfinite().all()
+    if length == 0.1:
+        wide = features.detach().double().requires_grad_()
+        F.cross_entropy(head.double()(wide), torch.tensor([0, 1, 2, 3]), reduction="sum").backward()
+        assert (features.grad - wide.grad).norm() < 0.01 * wide.grad.norm()
+
+
 def test_linear_head_is_nn_linear():
     head, plain = LinearHead(12, 5), torch.nn.Linear(12, 5)
     plain.load_state_dict(head.state_dict())
@@ -339,6 +362,7 @@ def test_heads_refuse(name):
         (lambda: NearestETFHead(8, 4).update(torch.ones(2, 8), torch.tensor([0, 4])), r"target must lie in \[0, 4"),
         (lambda: NearestETFHead(8, 4).update(torch.ones(2, 8), torch.tensor([0])), "one class index for each of 2"),
         (lambda: NearestETFHead(8, 4).update(torch.ones(2, 8), torch.zeros(2)), "one class index"),
+        (lambda: NearestETFHead(8, 4).update(torch.ones(2, 8), torch.ones(2) > 0), "torch.bool.*one class index"),
     ],
 )
 def test_heads_refuse_what_does_not_fit(call, words):
@@ -354,6 +378,19 @@ def test_heads_refuse_what_does_not_fit(call, words):
         (lambda: ETFHead(9, 4, seed="a"), "seed='a' must be an integer"),
         (lambda: LinearHead(9, 4, seed=0.5), "seed=0.5"),
         (lambda: FixedHead([[1.0, 0.0], [0.0, 1.0]]), "must be a tensor of class vectors, not list"),
+        (lambda: FixedHead(torch.eye(3), normalize="no"), "normalize='no' must be True or False"),
+        (lambda: ETFHead(9, 4, normalize="no"), "normalize='no' must be True or False"),
+        (lambda: NearestETFHead(9, 4, normalize="no"), "normalize='no' must be True or False"),
+        (lambda: ETFHead(9, 4, dtype=torch.int64), "dtype=torch.int64 must be a floating-point dtype"),
+        (lambda: ETFHead(9, 4, structure="grouped", dtype=torch.int64), "dtype=torch.int64"),
+        (lambda: NearestETFHead(9, 4, dtype=torch.int64), "dtype=torch.int64"),
+        (lambda: CosineHead(9, 4, dtype=torch.int64), "dtype=torch.int64"),
+        (lambda: LinearHead(9, 4, dtype=torch.int64), "dtype=torch.int64"),
+        (lambda: ETFHead(9, 4)([[1.0] * 9]), "features must be a tensor .* not list"),
+        (lambda: ETFHead(9, 4)(torch.ones(2, 9).double()), "features of torch.float64 into a head of torch.float32"),
+        (lambda: CosineHead(9, 4)(torch.ones(2, 9).double()), "features of torch.float64 into a head of torch.float32"),
+        (lambda: LinearHead(9, 4)(torch.ones(2, 9).half()), "features of torch.float16 into a head of torch.float32"),
+        (lambda: ETFHead(9, 4, structure="grouped")(torch.ones(2, 9).long()), "features of torch.int64"),
     ],
 )
 def test_heads_refuse_wrong_types(call, words):

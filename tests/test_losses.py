@@ -278,6 +278,36 @@ def test_centres_follow_wens_rule():
     torch.testing.assert_close(loss(h, y), torch.tensor((9 + 1 + 2.25**2) / 6))
 
 
+def test_nonl_skips_a_batch_of_one_class_where_told_to():
+    available = batch(classes=CLASSES)
+    loss = losses.NONLLoss(one_class="skip")
+    for reduction in ("mean", "sum", "none"):
+        h, w = (available[name].detach().clone().requires_grad_() for name in ("features", "weight"))
+        with pytest.warns(UserWarning, match="skips batches of a single class"):
+            zero = losses.NONLLoss(one_class="skip", reduction=reduction)(h, available["target"] * 0, w)
+        zero.sum().backward()
+        assert not zero.any() and not h.grad.any() and not w.grad.any()
+    args = [available[name] for name in loss.consumes]
+    assert torch.equal(loss(*args), losses.NONLLoss()(*args))
+
+
+def test_running_means_and_centres_keep_their_dtype_and_its_precision():
+    generator = torch.Generator().manual_seed(0)
+    h = torch.randn(6, 3, dtype=torch.float64, generator=generator)
+    y, old = torch.arange(6) % 2, torch.full((2, 3), 0.5, dtype=torch.float64)
+    unit = h / h.norm(dim=1, keepdim=True)
+    wanted = torch.stack([0.9 * old[c] + 0.1 * unit[y == c].mean(0) for c in range(2)])
+    torch.testing.assert_close(nf.update_class_means(old, h, y), wanted, rtol=0, atol=1e-15)
+    memory = losses.ClassMeanMemory(4, 6).bfloat16()
+    rows, labels = torch.ones(600, 6), torch.zeros(600, dtype=torch.long)
+    memory.update(rows, labels)
+    assert memory.means.dtype == torch.bfloat16
+    torch.testing.assert_close(memory.means[0].float(), torch.full((6,), 6**-0.5), rtol=0.01, atol=0)
+    centers = nf.update_centers(torch.zeros(1, 6).bfloat16(), rows, labels, rate=1.0)
+    assert centers.dtype == torch.bfloat16
+    torch.testing.assert_close(centers.float(), torch.full((1, 6), 600 / 601), rtol=0.01, atol=0)
+
+
 # ---- what is refused, and in which words
 
 H, Y, W = torch.ones(3, 2), torch.tensor([0, 1, 1]), torch.eye(2)
@@ -325,6 +355,17 @@ REFUSED = [
     (lambda: losses.InterClassCosineLoss(0), ValueError, "num_classes=0"),
     (lambda: losses.IntraClassCosineLoss(center="origin"), ValueError, "center must be None"),
     (lambda: losses.SupConLoss(reduction="median"), ValueError, "reduction must be"),
+    (lambda: losses.ClassMeanMemory(5, 0), ValueError, "num_features=0 must be at least 1"),
+    (lambda: losses.CenterLoss(5, 0), ValueError, "num_features=0 must be at least 1"),
+    (lambda: losses.IntraClassCosineLoss(memory=W), TypeError, "memory must be a ClassMeanMemory or None, got Tensor"),
+    (lambda: losses.InterClassCosineLoss(2, memory=W), TypeError, "memory must be a ClassMeanMemory"),
+    (lambda: losses.IntraClassCosineLoss(center=np.zeros(3)), TypeError, "center must be None.* got ndarray"),
+    (lambda: nf.intra_class_cosine(H, Y, 2, center=np.zeros(2)), TypeError, "center must be None.* got ndarray"),
+    (lambda: losses.DotRegressionLoss(normalize="no"), TypeError, "normalize must be True or False, got 'no'"),
+    (lambda: nf.dot_regression_loss(H, Y, W, normalize="no"), TypeError, "normalize must be True or False"),
+    (lambda: nf.ntce_loss(H, Y, W, class_weight=torch.tensor([1.0, -1.0])), ValueError, "class_weight.*not negative"),
+    (lambda: nf.ntce_loss(H, Y, W, class_weight=torch.tensor([1.0, torch.nan])), ValueError, "class_weight.*finite"),
+    (lambda: losses.NONLLoss(one_class="drop"), ValueError, "one_class must be 'raise' or 'skip', got 'drop'"),
 ]
 COMPARE_MEMBERS = [
     lambda: nf.intra_class_cosine_loss(H, SOFT),

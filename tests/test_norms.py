@@ -110,6 +110,8 @@ def test_refuses():
         norm(torch.zeros(2, 3, 4, 4))
     with pytest.raises(ValueError, match=r"\(batch, 3\)"):
         norm(torch.zeros(2, 4))
+    with pytest.raises(TypeError, match="features must be a tensor .* not list"):
+        norm([[1.0, 2.0, 3.0]])
     with pytest.raises(ValueError, match="num_features=0"):
         LastBatchNorm(0)
     with pytest.raises(ValueError, match="gamma='full'.*'scalar'"):

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ncreg.frames._simplex import as_size, finish, on_meta, orthoplex, seeded, simplex_etf
+from ncreg.frames._simplex import as_float, as_size, finish, on_meta, orthoplex, seeded, simplex_etf
 
 LEVELS = 14  # β = 5, 10, 20, … : from a smooth view of all pairs to the few closest
 STEPS = 250  # a level
@@ -89,7 +89,7 @@ def _code(
     dtype: torch.dtype | None,
     device: torch.device | str | None,
 ) -> Tensor:
-    num_classes, dim = as_size("num_classes", num_classes, 2), as_size("dim", dim, 1)
+    num_classes, dim, dtype = as_size("num_classes", num_classes, 2), as_size("dim", dim, 1), as_float(dtype)
     if dim == 1 and num_classes > 2:
         raise ValueError(f"dim=1 has two directions, too few for {num_classes} classes: take dim >= 2")
     if on_meta(device):

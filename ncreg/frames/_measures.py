@@ -12,6 +12,8 @@ ROWS = 1024  # of a Gram matrix at a time
 
 
 def _check_weight(weight: Tensor) -> None:
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"weight must be a tensor of class vectors, not {type(weight).__name__}")
     if weight.ndim != 2 or weight.shape[0] < 2 or not weight.is_floating_point():
         got = f"{tuple(weight.shape)} of {weight.dtype}"
         raise ValueError(f"weight is {got}: class vectors are a floating-point (num_classes >= 2, dim) matrix")
@@ -32,10 +34,11 @@ def max_cosine(weight: Float[Tensor, "num_classes dim"]) -> Float[Tensor, ""]:
         tensor(0.)
     """
     _check_weight(weight)
-    lengths = torch.linalg.vector_norm(weight.double(), dim=1, keepdim=True)
-    if not lengths.all():
+    sizes = weight.detach().double().abs().amax(1, keepdim=True)
+    if not sizes.all():
         raise ValueError("weight has a class vector of length 0, which has no cosine")
-    unit, largest = weight.double() / lengths, []
+    wide = weight.double() / sizes  # squares of the very long and the very short would leave float64
+    unit, largest = wide / torch.linalg.vector_norm(wide, dim=1, keepdim=True), []
     for first in range(0, len(unit), ROWS):
         cosines = unit[first : first + ROWS] @ unit.T
         own = torch.eye(*cosines.shape, dtype=torch.bool, device=weight.device).roll(first, dims=1)
@@ -66,7 +69,10 @@ def one_vs_rest_distance(weight: Float[Tensor, "num_classes dim"], *, tolerance:
     _check_weight(weight)
     if not tolerance > 0:
         raise ValueError(f"tolerance={tolerance} must be positive")
-    wide = weight.double()
+    size = weight.detach().double().abs().max()
+    # A power of two, so that nothing is rounded; without it squares of the very long and short leave float64.
+    unit = torch.ldexp(torch.ones_like(size), torch.frexp(size).exponent - 1) if size > 0 else size + 1
+    wide = weight.double() / unit
     with torch.no_grad():
         nearest, shares = nearest_to_others(wide, tolerance)
-    return torch.linalg.vector_norm(wide[nearest] - shares @ wide).to(weight.dtype)
+    return (unit * torch.linalg.vector_norm(wide[nearest] - shares @ wide)).to(weight.dtype)

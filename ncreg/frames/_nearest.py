@@ -50,9 +50,13 @@ def _inverse_above(value: Tensor, cutoff: Tensor) -> Tensor:
 
 
 def _check_means(means: Tensor) -> None:
+    if not isinstance(means, Tensor):
+        raise TypeError(f"means must be a tensor of class means, not {type(means).__name__}")
     if means.ndim != 2 or means.shape[0] < 2 or not means.is_floating_point():
         got = f"{tuple(means.shape)} of {means.dtype}"
         raise ValueError(f"means are {got}: class means are a floating-point (num_classes >= 2, dim) matrix")
+    if not means.isfinite().all():
+        raise ValueError("means must be finite; a class without samples has no mean: leave its row out")
 
 
 def _on_basis(means: Tensor) -> Tensor:
@@ -89,8 +93,6 @@ def nearest_simplex_etf(means: Float[Tensor, "num_classes dim"]) -> Float[Tensor
             f"means in dim={dim} have no nearest {num_classes}-class simplex ETF, which needs dim >= "
             f"{num_classes - 1}: project the features to {num_classes - 1} dimensions or more"
         )
-    if not means.isfinite().all():
-        raise ValueError("means must be finite; a class without samples has no mean")
     # Singular values this small are the rounding of the means as given, offset included.
     cutoff = torch.finfo(means.dtype).eps * max(num_classes, dim) ** 0.5 * means.detach().double().norm()
     axes = _Polar.apply(_on_basis(means).mT, cutoff)
@@ -105,7 +107,7 @@ def etf_distance(means: Float[Tensor, "num_classes dim"]) -> Float[Tensor, ""]:
     all coincide give nan. Differentiable; computed in float64.
 
     Raises:
-        ValueError: for means that are not a floating-point (C ≥ 2, dim) matrix.
+        ValueError: for means that are not a finite floating-point (C ≥ 2, dim) matrix.
 
     Example:
         >>> etf_distance(torch.eye(5)) < 1e-12  # centred, orthogonal means are a simplex

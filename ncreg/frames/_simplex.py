@@ -26,15 +26,24 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator(device="cpu").manual_seed(operator.index(seed))
 
 
+def as_float(dtype: torch.dtype | None) -> torch.dtype | None:
+    """`dtype` where it is floating-point or None; others would round class vectors to zeros."""
+    if dtype is not None and not dtype.is_floating_point:
+        raise TypeError(f"dtype={dtype} must be a floating-point dtype, such as torch.float32")
+    return dtype
+
+
 def finish(frame: Tensor, dtype: torch.dtype | None, device: torch.device | str | None) -> Tensor:
     """Round a float64 frame once to what the caller asked for."""
     device = torch.get_default_device() if device is None else device
-    return frame.to(device=device, dtype=torch.get_default_dtype() if dtype is None else dtype)
+    return frame.to(device=device, dtype=as_float(dtype) or torch.get_default_dtype())
 
 
 def rotation(dim: int, columns: int, generator: torch.Generator | None) -> Tensor:
     """A (dim, columns) matrix with orthonormal columns, uniform over all such matrices."""
     generator = seeded(0) if generator is None else generator
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator={generator!r} must be a torch.Generator: torch.Generator().manual_seed(seed)")
     drawn = torch.randn(dim, columns, dtype=torch.float64, device=generator.device, generator=generator)
     q, r = torch.linalg.qr(drawn.cpu())
     # The sign of R's diagonal is LAPACK's choice; fixing it makes the draw uniform.

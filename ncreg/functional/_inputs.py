@@ -66,6 +66,7 @@ def unit_rows(rows: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows dim"]:
     """Rows over their lengths, in full precision; a zero row stays zero.
 
     The divisor is at least 1e-6, in float16 1e-3: its inverse is a zero row's gradient, which must not overflow.
+    Shorter rows thus come out shorter than 1.
     """
     return _UnitRows.apply(full_precision(rows), 1e-3 if rows.dtype == torch.float16 else 1e-6)
 

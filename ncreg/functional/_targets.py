@@ -69,6 +69,11 @@ def sample_weights(class_weight: Tensor | None, target: Target, num_classes: int
     if not isinstance(class_weight, Tensor) or class_weight.shape != (num_classes,):
         got = tuple(class_weight.shape) if isinstance(class_weight, Tensor) else repr(class_weight)
         raise ValueError(f"class_weight must be a tensor of shape ({num_classes},), got {got}")
+    valid = ((class_weight >= 0) & (class_weight < torch.inf)).all()
+    if not _wait_for(class_weight):
+        torch._assert_async(valid, "class_weight must be finite and not negative")
+    elif not valid:
+        raise ValueError(f"class_weight must be finite and not negative, got {class_weight.tolist()}")
     if is_soft(target):
         return (target * class_weight).sum(1)
     return class_weight.index_select(0, target)

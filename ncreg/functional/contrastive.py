@@ -1,5 +1,8 @@
 """Losses that contrast unit vectors over the batch: class vectors against features, and features among themselves."""
 
+import warnings
+from typing import Literal
+
 import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
@@ -15,6 +18,8 @@ from ncreg.functional._targets import (
     is_soft,
     sample_weights,
 )
+
+OneClass = Literal["raise", "skip"]
 
 
 def ntce_loss(
@@ -33,7 +38,7 @@ def ntce_loss(
     Source: Koromilas et al., "Neural Collapse by Design", arXiv 2605.20302.
 
     Args:
-        features: h, any scale.
+        features: h, any scale; lengths below 1e-6, in float16 1e-3, are divided by that.
         target: class indices in [0, C), or soft labels.
         weight: W, one class vector a row, any scale, learned or fixed.
         temperature: τ; it decides the result, tune it.
@@ -71,13 +76,15 @@ def nonl_loss(
     temperature: float = 0.1,
     class_weight: Float[Tensor, " classes"] | None = None,
     reduction: Reduction = "mean",
+    one_class: OneClass = "raise",
 ) -> Float[Tensor, ""] | Float[Tensor, " batch"]:
     """−ln[exp(ŵ_y·u_i/τ) / Σ_{j: y_j≠y} exp(ŵ_y·u_j/τ)]: NTCE with only negatives in the denominator.
 
-    O(BP) as `ntce_loss`, of which arguments and source are the same. It can be negative.
+    O(BP) as `ntce_loss`, of which arguments and source are the same. It can be negative. A batch of a single class
+    leaves the denominator empty: `one_class` "raise" refuses it, "skip" warns and makes its loss and gradient 0.
 
     Raises:
-        ValueError: a batch of a single class (the denominator is empty); shapes, labels, temperature or reduction
+        ValueError: a batch of a single class, unless it is to be skipped; shapes, labels, temperature or reduction
             that do not fit.
         TypeError: features that are not floating-point, labels that are not integers.
 
@@ -90,11 +97,13 @@ def nonl_loss(
     check_rows("weight", weight, features.shape[1])
     check_positive("temperature", temperature)
     target = check_labels(target, features, len(weight))
-    _require_two_classes(target)
+    several = _several_classes(target, check_one_class(one_class))
     scores, label = _class_scores(features, target, weight, temperature)
     own = torch.arange(len(scores), device=label.device)[:, None] == label
-    negatives = scores.masked_fill(own, -torch.inf).logsumexp(1)
+    # The smallest number, not −inf: a batch of one class would get NaN gradients.
+    negatives = scores.masked_fill(own, torch.finfo(scores.dtype).min).logsumexp(1)
     losses = negatives.index_select(0, label) - scores.gather(0, label[None]).squeeze(0)
+    losses = torch.where(several, losses, 0)
     return average(losses, reduction, sample_weights(class_weight, target, len(weight)))
 
 
@@ -113,7 +122,7 @@ def supcon_loss(
     Source: Khosla et al., "Supervised Contrastive Learning", NeurIPS 2020 (arXiv 2004.11362), its L_out.
 
     Args:
-        features: h, any scale.
+        features: h, any scale; lengths below 1e-6, in float16 1e-3, are divided by that.
         target: class indices, not negative.
         temperature: τ.
         reduction: "mean" (over samples that have a positive), "sum" or "none" (one value a sample).
@@ -154,13 +163,26 @@ def _class_scores(
     return dot_products(unit_rows(weight), unit_rows(features)) / temperature, label
 
 
-def _require_two_classes(target: Integer[Tensor, " batch"]) -> None:
-    """Refuse a batch of a single class; the one check that waits for an accelerator: such batches do occur."""
+def check_one_class(one_class: OneClass) -> OneClass:
+    """One of the two ways with a batch of a single class."""
+    if one_class not in ("raise", "skip"):
+        raise ValueError(f"one_class must be 'raise' or 'skip', got {one_class!r}")
+    return one_class
+
+
+def _several_classes(target: Integer[Tensor, " batch"], one_class: OneClass) -> Bool[Tensor, ""]:
+    """Whether the batch has two classes; the one check that waits for an accelerator: such batches do occur."""
     several: Bool[Tensor, ""] = (target != target[0]).any()
     if torch.compiler.is_compiling():
-        torch._assert_async(several, "nonl_loss: a batch of a single class has no negatives")
+        if one_class == "raise":
+            torch._assert_async(several, "nonl_loss: a batch of a single class has no negatives")
     elif not several:
-        raise ValueError(
-            f"nonl_loss needs samples of two classes, all {len(target)} of this batch are of class {int(target[0])}: "
-            "its denominator holds the other classes alone; skip the batch, draw larger ones, or use ntce_loss"
-        )
+        if one_class == "raise":
+            raise ValueError(
+                f"nonl_loss needs samples of two classes, all {len(target)} of this batch are of class "
+                f"{int(target[0])}: its denominator holds the other classes alone; skip the batch "
+                "(one_class='skip'), draw larger ones, or use ntce_loss"
+            )
+        # The words never vary, so that Python's default filter shows them once.
+        warnings.warn("nonl_loss skips batches of a single class: they have no negatives", stacklevel=3)
+    return several

@@ -4,6 +4,7 @@ Both come from the class sums of unit vectors, O(batch · dim), never from pairs
 "Towards Understanding Neural Collapse: The Effects of Batch Normalization and Weight Decay" (arXiv 2309.04644).
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -86,7 +87,7 @@ def intra_class_cosine_loss(
     Source: the measure of Pan & Cao, arXiv 2309.04644, as a loss.
 
     Args:
-        features: h, any scale.
+        features: h, any scale; lengths (from the centre) below 1e-6, in float16 1e-3, are divided by that.
         target: class indices, not negative; below the memory's length where there is one.
         center: as in `intra_class_cosine`. "batch" is a biased estimate of the training mean; its gradient flows.
         memory: m, mean u of each class so far, no gradient; a zero row is a class not met, and does not count.
@@ -130,7 +131,7 @@ def inter_class_cosine_loss(
     Source: the measure of Pan & Cao, arXiv 2309.04644, as a loss.
 
     Args:
-        features: h, any scale.
+        features: h, any scale; lengths (from the centre) below 1e-6, in float16 1e-3, are divided by that.
         target: class indices in [0, num_classes).
         num_classes: C; the simplex aimed at is that of all classes, also when some are absent from the batch.
         center: as in `intra_class_cosine`. "batch" is a biased estimate of the training mean: at an exact simplex
@@ -179,7 +180,7 @@ def update_class_means(
 
     Args:
         memory: m, zero rows for classes not met.
-        features: h, any scale.
+        features: h, any scale; lengths (from the centre) below 1e-6, in float16 1e-3, are divided by that.
         target: class indices below the memory's length.
         momentum: share of the old mean that stays, in [0, 1].
         center: as in `intra_class_cosine`.
@@ -197,9 +198,10 @@ def update_class_means(
     check_rows("features", features)
     target = check_labels(target, features, _length(memory, features))
     with torch.no_grad():
-        means, counts = class_means(_directions(features, center).to(memory), target, len(memory))
-        keep = momentum * memory.any(1, keepdim=True)
-        return torch.where((counts > 0)[:, None], keep * memory + (1 - keep) * means, memory)
+        wide = torch.promote_types(memory.dtype, torch.float32)  # bfloat16 cannot count beyond 256
+        means, counts = class_means(_directions(features, center).to(memory.device, wide), target, len(memory))
+        keep = momentum * memory.any(1, keepdim=True).to(wide)
+        return torch.where((counts > 0)[:, None], keep * memory + (1 - keep) * means, memory).to(memory.dtype)
 
 
 def _length(memory: Tensor | None, features: Tensor) -> int | None:
@@ -217,18 +219,35 @@ def _class_directions(
     check_rows("features", features)
     check_num_classes(num_classes)
     label = check_labels(target, features, num_classes)
-    return class_means(_directions(features.double(), center), label, num_classes)
+    return class_means(_directions(features.double(), center, _exact_unit_rows), label, num_classes)
 
 
-def _directions(features: Float[Tensor, "batch dim"], center: Center) -> Float[Tensor, "batch dim"]:
+def _exact_unit_rows(rows: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows dim"]:
+    """Rows over their lengths, however small or large; a zero row stays zero."""
+    largest = rows.detach().abs().amax(1, keepdim=True)
+    rows = rows / torch.where(largest > 0, largest, 1)  # the squares of what is left stay within range
+    return rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(1)  # below 1 are zero rows alone
+
+
+def check_center(center: Center) -> Center:
+    """None, "batch" or a tensor."""
+    if isinstance(center, Tensor | str | None):
+        if isinstance(center, str) and center != "batch":
+            raise ValueError(f"center must be None, 'batch' or a tensor of shape (dim,), got {center!r}")
+        return center
+    raise TypeError(f"center must be None, 'batch' or a tensor of shape (dim,), got {type(center).__name__}")
+
+
+def _directions(
+    features: Float[Tensor, "batch dim"], center: Center, unit: Callable[[Tensor], Tensor] = unit_rows
+) -> Float[Tensor, "batch dim"]:
     """U, the unit vectors from the centre to each feature."""
+    check_center(center)
     if center is None:
-        return unit_rows(features)
+        return unit(features)
     if isinstance(center, Tensor):
         if center.shape != features.shape[1:]:
             raise ValueError(f"center must have shape ({features.shape[1]},), got {tuple(center.shape)}")
-        return unit_rows(full_precision(features) - center.to(features.device))
-    if center == "batch":
-        lifted = full_precision(features)
-        return unit_rows(lifted - lifted.mean(0))
-    raise ValueError(f"center must be None, 'batch' or a tensor of shape (dim,), got {center!r}")
+        return unit(full_precision(features) - center.to(features.device))
+    lifted = full_precision(features)
+    return unit(lifted - lifted.mean(0))

@@ -55,6 +55,8 @@ def dot_regression_loss(
     check_rows("features", features)
     check_rows("weight", weight, features.shape[1])
     check_positive("length", length)
+    if not isinstance(normalize, bool):
+        raise TypeError(f"normalize must be True or False, got {normalize!r}")
     scale = unit_rows if normalize else full_precision
     rows = scale(features)
     aim = 1.0 if normalize else length
@@ -131,6 +133,7 @@ def update_centers(
     check_share("rate", rate)
     target = check_labels(target, features, len(centers))
     with torch.no_grad():
-        gaps = features.to(centers) - centers.index_select(0, target)
+        wide = centers.to(torch.promote_types(centers.dtype, torch.float32))  # bfloat16 cannot count beyond 256
+        gaps = features.to(wide) - wide.index_select(0, target)
         sums, counts = class_sums(gaps, target, len(centers))
-        return centers + rate * sums / (1 + counts)[:, None]
+        return (wide + rate * sums / (1 + counts)[:, None]).to(centers.dtype)

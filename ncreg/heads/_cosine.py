@@ -13,6 +13,7 @@ from ncreg.theory import scale_for_loss
 
 DEFAULT_LOSS = 0.01  # the smallest cross-entropy that the default scale can reach
 EPS = 1e-6  # F.normalize's own 1e-12 would give a zero feature a gradient near 1e12
+HALF_FACTOR = 2.0**14  # the most a float16 gradient is multiplied by: twice that, a zero feature's, still fits
 
 
 def checked_scale(scale: float | None, default: float) -> float:
@@ -31,16 +32,42 @@ def default_scale(num_classes: int) -> float:
     return scale_for_loss(num_classes, DEFAULT_LOSS)
 
 
-def check_features(features: Tensor, in_features: int) -> None:
-    """Refuse whatever is not (batch, in_features)."""
+def checked_flag(name: str, value: bool) -> bool:
+    """True or False, and nothing that merely counts as one of them."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}={value!r} must be True or False, not {type(value).__name__}")
+    return value
+
+
+def check_features(features: Tensor, in_features: int, dtype: torch.dtype | None = None) -> None:
+    """Refuse whatever is not floating-point (batch, in_features), of the dtype given unless autocast is on."""
+    if not isinstance(features, Tensor):
+        raise TypeError(f"features must be a tensor (batch, {in_features}), not {type(features).__name__}")
     if features.ndim != 2 or features.shape[1] != in_features:
         shape = tuple(features.shape)
         raise ValueError(f"features of shape {shape}: the head takes pooled features (batch, {in_features})")
+    if not features.is_floating_point():
+        raise TypeError(f"features of {features.dtype}: the head takes floating-point features; call .float() on them")
+    if dtype not in (None, features.dtype) and not autocast_on(features):
+        raise TypeError(
+            f"features of {features.dtype} into a head of {dtype}: bring both to one dtype (features.to({dtype}) or "
+            f"head.to({features.dtype})), or call the head under torch.autocast"
+        )
+
+
+def autocast_on(features: Tensor) -> bool:
+    """Whether autocast is on for the features' device."""
+    device = features.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def over_length(features: Tensor, scale: float) -> Tensor:
-    """Scale/‖h‖ a row (batch, 1), ‖h‖ at least EPS; in float32 where features are coarser."""
-    return scale / lengths(features).clamp_min(EPS)
+    """Scale/‖h‖ a row (batch, 1), in float32 where features are coarser.
+
+    ‖h‖ is at least EPS, in float16 also at least scale/HALF_FACTOR: the factor is a zero feature's gradient.
+    """
+    floor = max(EPS, scale / HALF_FACTOR) if features.dtype == torch.float16 else EPS
+    return scale / lengths(features).clamp_min(floor)
 
 
 def lengths(features: Tensor) -> Tensor:
@@ -58,9 +85,8 @@ def head_logits(features: Tensor, weight: Tensor, scale: float, normalize: bool)
 
 def cosine_logits(features: Tensor, weight: Tensor, scale: float) -> Tensor:
     """Scale · W h/‖h‖, the length divided out of the (smaller) product."""
-    device = features.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        low = torch.get_autocast_dtype(device)
+    if autocast_on(features):
+        low = torch.get_autocast_dtype(features.device.type)
         features, weight = features.to(low), weight.to(low)
     if eager(features):
         return _CosineLogits.apply(features, weight, scale)
@@ -68,8 +94,13 @@ def cosine_logits(features: Tensor, weight: Tensor, scale: float) -> Tensor:
 
 
 def eager(features: Tensor) -> bool:
-    """Whether a backward of our own pays: compilers fuse the plain formula, and torch.func wants it to transform."""
+    """Whether a backward of our own pays.
+
+    Compilers fuse the plain formula, torch.func wants it to transform, and float16 would overflow on the short cut.
+    """
     traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    if features.dtype == torch.float16:
+        return False
     return features.requires_grad and torch.is_grad_enabled() and not traced
 
 

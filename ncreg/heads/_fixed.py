@@ -11,7 +11,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ncreg.frames import as_size, hypercube, orthoplex, seeded, simplex_etf, softmax_code, tammes
-from ncreg.heads._cosine import check_features, checked_scale, default_scale, eager, head_logits, over_length
+from ncreg.frames._simplex import as_float
+from ncreg.heads._cosine import (
+    check_features,
+    checked_flag,
+    checked_scale,
+    default_scale,
+    eager,
+    head_logits,
+    over_length,
+)
 from ncreg.heads._grouped import GroupedCosine, group_sums
 
 Structure = Literal["dense", "grouped", "householder", "centre"]
@@ -27,7 +36,7 @@ class FixedHead(nn.Module):
 
     Args:
         weight: class vectors, copied.
-        normalize: whether features are brought to length 1 (at least 1e-6 is divided by).
+        normalize: whether features are brought to length 1 (at least 1e-6 is divided by, in float16 scale/2¹⁴).
         scale: factor on the logits.
 
     Raises:
@@ -55,14 +64,14 @@ class FixedHead(nn.Module):
         if not weight.is_meta and not weight.isfinite().all():
             raise ValueError("weight must be finite")
         self.num_classes, self.in_features = weight.shape
-        self.normalize = normalize
+        self.normalize = checked_flag("normalize", normalize)
         default = _margin_scale(weight.detach()) if normalize and scale is None else 1.0
         self.scale = checked_scale(scale, default)
         self.register_buffer("weight", weight.detach().clone())
 
     def forward(self, features: Float[Tensor, "batch in_features"]) -> Float[Tensor, "batch num_classes"]:
         """Logits of a batch of features."""
-        check_features(features, self.in_features)
+        check_features(features, self.in_features, self.weight.dtype)
         return head_logits(features, self.weight, self.scale, self.normalize)
 
     def extra_repr(self) -> str:
@@ -112,7 +121,7 @@ class ETFHead(nn.Module):
         in_features: d.
         num_classes: C, at least 2.
         structure: "dense", "grouped", "householder" or "centre".
-        normalize: whether features are brought to length 1 (at least 1e-6 is divided by).
+        normalize: whether features are brought to length 1 (at least 1e-6 is divided by, in float16 scale/2¹⁴).
         scale: factor on the logits.
         permutation: class c sits on vertex permutation[c]; by default on vertex c.
         seed: of the dense frame's rotation; the other structures have nothing to draw.
@@ -149,14 +158,14 @@ class ETFHead(nn.Module):
         self.in_features = as_size("in_features", in_features, 1)
         self.num_classes = as_size("num_classes", num_classes, 2)
         _check_structure(structure, self.in_features, self.num_classes)
-        self.structure, self.normalize, self.seed = structure, normalize, seed
+        self.structure, self.normalize, self.seed = structure, checked_flag("normalize", normalize), seed
         self.scale = checked_scale(scale, default_scale(num_classes) if normalize else 1.0)
         seats = None if permutation is None else _checked_permutation(permutation, num_classes)
         if structure == "dense":
             frame = simplex_etf(num_classes, in_features, generator=seeded(seed), dtype=dtype, device=device)
             self.register_buffer("weight", frame if seats is None else frame[seats.to(frame.device)])
         else:
-            self.register_buffer("_place", torch.empty(0, device=device, dtype=dtype), persistent=False)
+            self.register_buffer("_place", torch.empty(0, device=device, dtype=as_float(dtype)), persistent=False)
         self.register_buffer("permutation", seats if seats is None else seats.to(device))
 
     @property
@@ -169,7 +178,7 @@ class ETFHead(nn.Module):
 
     def forward(self, features: Float[Tensor, "batch in_features"]) -> Float[Tensor, "batch num_classes"]:
         """Logits of a batch of features."""
-        check_features(features, self.in_features)
+        check_features(features, self.in_features, self.weight.dtype if self.structure == "dense" else None)
         if self.structure == "dense":
             return head_logits(features, self.weight, self.scale, self.normalize)
         if self.structure == "grouped" and self.normalize and self.permutation is None and eager(features):

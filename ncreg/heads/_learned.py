@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ncreg.frames import as_size, seeded
+from ncreg.frames._simplex import as_float
 from ncreg.heads._cosine import check_features, checked_scale, cosine_logits, default_scale, over_length
 
 
@@ -44,7 +45,7 @@ class LinearHead(nn.Linear):
     ) -> None:
         self.seed = seed
         sizes = as_size("in_features", in_features, 1), as_size("num_classes", num_classes, 2)
-        super().__init__(*sizes, bias=bias, device=device, dtype=dtype)
+        super().__init__(*sizes, bias=bias, device=device, dtype=as_float(dtype))
 
     @property
     def num_classes(self) -> int:
@@ -62,7 +63,7 @@ class LinearHead(nn.Linear):
 
     def forward(self, input: Float[Tensor, "batch in_features"]) -> Float[Tensor, "batch num_classes"]:
         """Logits of a batch of features."""
-        check_features(input, self.in_features)
+        check_features(input, self.in_features, self.weight.dtype)
         return super().forward(input)
 
 
@@ -103,7 +104,7 @@ class CosineHead(nn.Module):
         self.num_classes = as_size("num_classes", num_classes, 2)
         self.scale = checked_scale(scale, default_scale(num_classes))
         self.seed = seed
-        self.weight = nn.Parameter(torch.empty(num_classes, in_features, device=device, dtype=dtype))
+        self.weight = nn.Parameter(torch.empty(num_classes, in_features, device=device, dtype=as_float(dtype)))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -119,7 +120,7 @@ class CosineHead(nn.Module):
 
     def forward(self, features: Float[Tensor, "batch in_features"]) -> Float[Tensor, "batch num_classes"]:
         """Logits of a batch of features."""
-        check_features(features, self.in_features)
+        check_features(features, self.in_features, self.weight.dtype)
         logits = cosine_logits(features, self.weight, self.scale)
         return logits * over_length(self.weight, 1.0).T.to(logits.dtype)
 

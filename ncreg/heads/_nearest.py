@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ncreg.distributed import all_reduce_sum, world_size
 from ncreg.frames import as_size, nearest_simplex_etf, seeded, simplex_etf
-from ncreg.heads._cosine import EPS, check_features, checked_scale, default_scale, head_logits
+from ncreg.heads._cosine import EPS, check_features, checked_flag, checked_scale, default_scale, head_logits
 
 PULL = 1e-4  # towards the present frame, relative to the means: keeps still what the means leave open
 
@@ -22,7 +22,8 @@ class NearestETFHead(nn.Module):
 
     The training loop calls `update(features, target)` after each forward pass. Class means run as exponential
     averages of the batches' means (of unit features where normalize is set), over all ranks, absent classes left
-    alone; every `every` updates W becomes nearest_simplex_etf of them. Until a class is first seen, its vector of
+    alone; every `every` updates W becomes nearest_simplex_etf of them, 1e-4 of their size of the present W added:
+    that keeps still the directions which the means leave open. Until a class is first seen, its vector of
     the seeded initial simplex stands for its mean. W, means and counters are buffers: state_dict holds them all.
     Source: Markou, Ajanthan & Gould, "Guiding Neural Collapse", NeurIPS 2024 (arXiv 2411.01248); they solve for
     W by a Riemannian method each step, here it is the closed form.
@@ -32,7 +33,7 @@ class NearestETFHead(nn.Module):
         num_classes: C, at least 2.
         momentum: weight of the newest batch in the running means, in (0, 1].
         every: updates from one re-aiming to the next.
-        normalize: whether features are brought to length 1 (at least 1e-6 is divided by).
+        normalize: whether features are brought to length 1 (at least 1e-6 is divided by, in float16 scale/2¹⁴).
         scale: factor on the logits; the default is ETFHead's.
         seed: of the initial frame's rotation.
         device: where the buffers live.
@@ -74,7 +75,7 @@ class NearestETFHead(nn.Module):
         self.every = as_size("every", every, 1)
         if not 0 < momentum <= 1:
             raise ValueError(f"momentum={momentum} must lie in (0, 1]")
-        self.momentum, self.normalize, self.seed = momentum, normalize, seed
+        self.momentum, self.normalize, self.seed = momentum, checked_flag("normalize", normalize), seed
         self.scale = checked_scale(scale, default_scale(num_classes) if normalize else 1.0)
         frame = simplex_etf(num_classes, in_features, generator=seeded(seed), dtype=dtype, device=device)
         self.register_buffer("weight", frame)
@@ -84,7 +85,7 @@ class NearestETFHead(nn.Module):
 
     def forward(self, features: Float[Tensor, "batch in_features"]) -> Float[Tensor, "batch num_classes"]:
         """Logits of a batch of features."""
-        check_features(features, self.in_features)
+        check_features(features, self.in_features, self.weight.dtype)
         return head_logits(features, self.weight, self.scale, self.normalize)
 
     @torch.no_grad()
@@ -96,7 +97,9 @@ class NearestETFHead(nn.Module):
                 non-finite (the head is then left as it was).
         """
         check_features(features, self.in_features)
-        if target.shape != features.shape[:1] or target.is_floating_point():
+        if not isinstance(target, Tensor):
+            raise TypeError(f"target must be a tensor of class indices, not {type(target).__name__}")
+        if target.shape != features.shape[:1] or target.is_floating_point() or target.dtype == torch.bool:
             got = f"{tuple(target.shape)} of {target.dtype}"
             raise ValueError(f"target is {got}: it needs one class index for each of {len(features)} features")
         if len(target) and not 0 <= int(target.min()) <= int(target.max()) < self.num_classes:
