@@ -96,7 +96,12 @@ def load_classifier(source: str | Path, *, device: str | torch.device = "cpu") -
     path = Path(source)
     if path.is_dir():
         found = [path / "checkpoints" / f"{name}.pt" for name in ("last", "previous")]
-        path = next((file for file in found if file.is_file()), found[0])
+        files = [file for file in found if file.is_file()]
+        if not files:
+            raise FileNotFoundError(f"{path} is no run folder: it has no {found[0].relative_to(path)}")
+        path = files[0]
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: give a run folder, or a checkpoint of it")
     state = load_checkpoint(path)
     lacking = [key for key in ("build", "class_names", "image_shape", "model") if key not in state]
     if lacking:

@@ -306,7 +306,7 @@ class _Help(argparse.RawDescriptionHelpFormatter, jsonargparse.DefaultHelpFormat
 
 
 def _parser() -> jsonargparse.ArgumentParser:
-    listed = "\n".join(f"  {name:<12}{card(path)}" for name, path in recipes().items())
+    listed = "\n".join(f"  {name:<21}{card(path)}" for name, path in recipes().items())
     parser = jsonargparse.ArgumentParser(
         prog="train.py",
         usage="train.py [RECIPE] [--config FILE] [--KEY VALUE ...]",
@@ -347,7 +347,9 @@ def parse_command(argv: Sequence[str]) -> tuple[TrainConfig, str | None]:
         UserError: an unknown recipe, an unknown key, a value of the wrong type or out of range.
     """
     args = list(argv)
-    if args and not args[0].startswith("-"):
+    if not args:
+        raise UserError(f"name a recipe ({', '.join(recipes())}), or give --config FILE; --help tells more")
+    if not args[0].startswith("-"):
         name = args.pop(0)
         if name not in recipes():
             raise UserError(f"recipe={name!r} is unknown: one of {', '.join(recipes())}, or --config FILE")

@@ -43,7 +43,7 @@ def confusion(model: Classifier, split: Split) -> torch.Tensor:
 def evaluate(source: Path, *, part: str, overrides: Sequence[str], device: str) -> dict[str, Any]:
     """The evaluation of a run on a part of its own data, or of the data that `overrides` name."""
     model = from_run(source, device)
-    config = parse(["--config", str(source / "config.yaml"), *overrides])
+    config = parse(["--config", str(folder_of(source) / "config.yaml"), *overrides])
     side = model.image_shape[-1] if model.image_shape else 0
     loose = dataclasses.replace(config.data, batch_size=2)  # any number of images will do here
     if overrides and "train_size" not in " ".join(overrides):
@@ -68,6 +68,18 @@ def evaluate(source: Path, *, part: str, overrides: Sequence[str], device: str) 
     }
 
 
+def folder_of(source: Path) -> Path:
+    """The run folder, also of one of its checkpoints.
+
+    Raises:
+        UserError: it is none.
+    """
+    folder = source.parent.parent if source.suffix == ".pt" else source
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"{folder} is no run folder: it has no config.yaml")
+    return folder
+
+
 def from_run(source: Path, device: str) -> Classifier:
     """The classifier of a run folder."""
     try:
@@ -79,10 +91,14 @@ def from_run(source: Path, device: str) -> Classifier:
 def table(result: dict[str, Any]) -> str:
     """The evaluation as lines to print."""
     lines = [f"{result['images']} images, {result['data']} {result['part']}"]
-    lines += [f"{name:<24}{value:>12.4f}" for name, value in result.items() if isinstance(value, float)]
-    worst = sorted(result["per_class"].items(), key=lambda item: item[1])
-    lines += ["accuracy of each class, lowest first:"]
-    lines += [f"  {name:<22}{value:>12.2%}" for name, value in worst]
+    lines += [f"{name:<28}{value:>12.4f}" for name, value in result.items() if isinstance(value, float)]
+    lines += ["", "accuracy of each class, lowest first, and what it is taken for most often:"]
+    names = list(result["per_class"])
+    for name, value in sorted(result["per_class"].items(), key=lambda item: item[1]):
+        row = list(result["confusion"][names.index(name)])
+        row[names.index(name)] = 0
+        rival = f"   {names[row.index(max(row))]} ({max(row)})" if max(row) else ""
+        lines.append(f"  {name:<26}{value:>12.4f}{rival}")
     return "\n".join(lines)
 
 
@@ -91,22 +107,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="evaluate.py", description=(__doc__ or "").splitlines()[0], allow_abbrev=False
     )
-    parser.add_argument("run", type=Path, help="a run folder of recipes/train.py")
-    parser.add_argument("--part", choices=("train", "val", "test"), default="test")
-    parser.add_argument("--device", default="auto")
+    parser.epilog = "--data.KEY VALUE names other data, e.g. --data.name folder --data.root my_images"
+    parser.add_argument("run", type=Path, help="a run folder of recipes/train.py, or one of its checkpoints")
+    parser.add_argument("--part", choices=("train", "val", "test"), default="test", help="default: test")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, ...; default: auto")
     args, overrides = parser.parse_known_args(argv)
     try:
         strange = [word for word in overrides if word.startswith("--") and not word.startswith("--data.")]
         if strange:
             raise UserError(f"{strange[0]} is unknown: besides --part and --device, --data.KEY names other data")
-        if not (args.run / "config.yaml").is_file():
-            raise UserError(f"{args.run} is no run folder: it has no config.yaml")
+        folder = folder_of(args.run)
         result = evaluate(args.run, part=args.part, overrides=overrides, device=args.device)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    RunFolder(args.run).write(f"evaluation-{result['data']}-{args.part}.json", result)
+    which = f"-{args.run.stem}" if args.run.suffix == ".pt" else ""
+    name = f"evaluation-{result['data']}-{args.part}{which}.json"
+    RunFolder(folder).write(name, result)
     print(table(result))
+    print(f"\nall of it, with the confusion matrix: {folder / name} (docs/metrics.md explains the measures)")
     return 0
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -68,26 +69,31 @@ def build_terms(
     return terms
 
 
-def refuse_soft_labels(terms: Sequence[Term], model: Classifier) -> None:
-    """Try every term on a few soft labels.
+def try_out(terms: Sequence[Term], model: Classifier, *, soft: bool) -> None:
+    """Put a few labels, soft ones where the augmentation makes them, to a copy of every term before the run begins.
 
     Raises:
-        UserError: it needs class indices.
+        UserError: its arguments do not work, it needs class indices, or it is not a single number.
     """
     like: dict[str, Any] = {"device": next(model.parameters()).device, "dtype": next(model.parameters()).dtype}
     classes, width = model.num_classes, model.head_hidden_size
+    labels = torch.arange(4, device=like["device"]) % 2
     tried = {
         "features": torch.eye(4, width, **like),
         "logits": torch.zeros(4, classes, **like),
-        "target": torch.full((4, classes), 1 / classes, **like),
+        "target": torch.full((4, classes), 1 / classes, **like) if soft else labels,
         "weight": torch.eye(classes, width, **like),
     }
     for term in terms:
+        with_soft = " with augment.mixup, cutmix or smoothing" if soft else ""
         try:
-            term(tried)
+            value = replace(term, loss=copy.deepcopy(term.loss))(tried)
         except (ValueError, TypeError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"loss.{term.name} with augment.mixup, cutmix or smoothing: {reason}") from None
+            raise UserError(f"loss.{term.name}{with_soft}: {' '.join(str(error).split())}") from None
+        if value.ndim:
+            raise UserError(
+                f"loss.{term.name} gives {value.numel()} numbers for 4 images: args.reduction must be mean or sum"
+            )
 
 
 def _built(name: str, factory: Callable[..., nn.Module], args: Mapping[str, Any]) -> nn.Module:

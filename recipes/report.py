@@ -91,7 +91,10 @@ def closing_lines(summary: Mapping[str, Any], path: Path) -> str:
         ]
         heads = ["", f"epoch {summary['epochs']}"]
     else:
-        lines = [f"zero error at epoch {summary['onset_epoch']}, terminal phase to epoch {summary['epochs']}"]
+        lines = [
+            f"zero error (training accuracy of {summary['threshold']:.1%} or more) at epoch {summary['onset_epoch']}, "
+            f"terminal phase to epoch {summary['epochs']}"
+        ]
         heads = ["", f"epoch {summary['onset_epoch']}", f"epoch {summary['epochs']}"]
     columns = [part for part in (onset, end) if part is not None]
     lines.append(f"{heads[0]:<38}" + "".join(f"{head:>14}" for head in heads[1:]))

@@ -24,6 +24,7 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor
 
 from ncreg.heads import NearestETFHead
+from ncreg.models import Classifier
 from recipes.augment import batches
 from recipes.board import Board
 from recipes.build import (
@@ -42,12 +43,13 @@ from recipes.build import (
 from recipes.config import TrainConfig, UserError, as_yaml, parse, parse_command
 from recipes.data import load, stratified
 from recipes.measure import measure, measure_all
-from recipes.objective import build_terms, refuse_soft_labels
+from recipes.objective import build_terms, try_out
 from recipes.plan import show_plan
 from recipes.ranks import Ranks, joined
 from recipes.report import closing_lines, draw, history_entry, progress_bar, show, timing_line
 from recipes.run_folder import RunFolder
 from recipes.signals import EXIT_CODE, Stopped, StopRequest
+from recipes.split import Split
 from recipes.state import TrainState
 
 
@@ -80,8 +82,7 @@ def fit(
     model = build_model(config, data).to(device)
     sizes = {"num_classes": model.num_classes, "num_features": model.head_hidden_size}
     terms = build_terms(config.loss, **sizes, device=device)
-    if config.augment.softens:
-        refuse_soft_labels(terms, model)
+    try_out(terms, model, soft=config.augment.softens)
     optimizer = build_optimizer(config.optim, model)
     scheduler = build_scheduler(config, optimizer)
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
@@ -157,7 +158,7 @@ def fit(
                 raise Stopped(f"stopped at step {step} of epoch {epoch}; go on with --resume {run.path}")
         now = state.clock.add("train", now)
 
-        values = measure(model, subset, ranks=ranks, clock=state.clock)
+        values = measured(model, subset, state, run)
         val = measure(model, data.val, ranks=ranks, clock=state.clock, collapse=False)
         scheduler.step(epoch, values["accuracy"], watched(values, config.tpt))
         mean_loss = float(ranks.sum(torch.stack(state.taken).double().mean())) / ranks.size
@@ -183,6 +184,7 @@ def fit(
     bar.close()
     summary = {
         "recipe": config.recipe,
+        "threshold": config.tpt.threshold,
         "data": config.data.name,
         "backbone": config.model.backbone,
         "seed": config.seed,
@@ -215,14 +217,14 @@ def finish(run: RunFolder, state: TrainState, summary: dict[str, Any], *, images
 def open_run(config: TrainConfig, command: Sequence[str], resume: RunFolder | None, state: TrainState) -> RunFolder:
     """A new folder made by the main rank, or an old one gone on with."""
     if resume is not None:
-        go_on(resume, state)
+        go_on(resume, state, quiet=config.quiet)
         return resume
     ranks = state.ranks
     path = ranks.from_main(str(RunFolder.create(config, command).path) if ranks.main else None)
     return RunFolder(Path(path), writes=ranks.main)
 
 
-def go_on(run: RunFolder, state: TrainState) -> None:
+def go_on(run: RunFolder, state: TrainState, *, quiet: bool) -> None:
     """Take up a run where its newest whole checkpoint left it."""
     found, passed_over = run.load()
     run.writes = state.ranks.main
@@ -230,12 +232,25 @@ def go_on(run: RunFolder, state: TrainState) -> None:
         print(f"note: {passed_over}; going back to epoch {found['epoch']}", file=sys.stderr)
     state.restore(found)
     run.write_history(state.history)
+    if run.writes and not quiet:
+        print(f"going on with {run.path} at epoch {state.epoch}, after step {len(state.taken)} of it")
 
 
 def order(seed: int, epoch: int, count: int) -> Tensor:
     """The batch order of an epoch: a function of seed and epoch alone, so that recipes and resumed runs share it."""
     drawn = int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] >> 1)
     return torch.randperm(count, generator=torch.Generator().manual_seed(drawn))
+
+
+def measured(model: Classifier, subset: Split, state: TrainState, run: RunFolder) -> dict[str, float]:
+    """The measures of an epoch; a model that its last step has broken ends the run."""
+    try:
+        return measure(model, subset, ranks=state.ranks, clock=state.clock)
+    except ValueError as error:
+        raise UserError(
+            f"epoch {state.epoch} left a model that is not finite ({error}); the last good checkpoint is "
+            f"{run.checkpoint('last')}; lower --optim.lr"
+        ) from None
 
 
 def refuse_non_finite(state: TrainState, steps: int, run: RunFolder) -> None:
@@ -271,6 +286,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         run = None
         if resume == "auto":
             run = RunFolder.unfinished(config)
+            if run is None and not config.quiet:
+                print("no unfinished run of this configuration: starting one")
         elif resume is not None:
             run = RunFolder(Path(resume))
             config = resumed(run)

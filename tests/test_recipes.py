@@ -111,7 +111,7 @@ def test_load_classifier_gives_the_trained_model_back(run, file):
 
 
 def test_load_classifier_refuses_what_is_no_run(run, tmp_path):
-    with pytest.raises(FileNotFoundError, match="last.pt does not exist"):
+    with pytest.raises(FileNotFoundError, match="is no run folder: it has no checkpoints/last.pt"):
         load_classifier(tmp_path)
     save_checkpoint(tmp_path / "weights.pt", {"model": {}})
     with pytest.raises(ValueError, match="lacks build, class_names, image_shape"):
@@ -180,7 +180,7 @@ def test_zero_error_that_never_comes_is_said(tmp_path, capsys):
 def test_closing_lines_show_both_ends(run):
     summary = read(run / "summary.json")
     lines = report.closing_lines(summary, run).splitlines()
-    assert f"zero error at epoch {summary['onset_epoch']}" in lines[0]
+    assert f"at epoch {summary['onset_epoch']}, terminal phase to epoch {summary['epochs']}" in lines[0]
     (accuracy,) = (line for line in lines if line.startswith("test accuracy"))
     shown = [float(cell) for cell in re.findall(r"([\d.]+)%", accuracy)]
     expected = [100 * summary[end]["test"]["accuracy"] for end in ("at_onset", "at_end")]
@@ -230,7 +230,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
 
     def breaking(self, logits, target):
         calls.append(0)
-        return F.cross_entropy(logits, target) * (float("nan") if len(calls) == 7 else 1.0)  # epoch 2, step 3
+        return F.cross_entropy(logits, target) * (
+            float("nan") if len(calls) == 8 else 1.0
+        )  # tried out once, then epoch 2, step 3
 
     monkeypatch.setattr(nn.CrossEntropyLoss, "forward", breaking)
     assert main(["tpt", *SHORT, "--out", str(tmp_path), "--quiet", "true"]) == 2
@@ -240,6 +242,17 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     state = load_checkpoint(path / "checkpoints" / "last.pt")
     assert state["epoch"] == 1 and all(value.isfinite().all() for value in state["model"].values())
     assert str(path / "checkpoints" / "last.pt") in said
+
+
+def test_a_last_step_that_breaks_the_model_stops_the_run_in_one_line(tmp_path, capsys):
+    args = ["--data.train_size", "128", "--data.batch_size", "128", "--optim.lr", "1e30", "--quiet", "true"]
+    assert main(["baseline", *args, "--tpt.max_epochs", "2", "--out", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "epoch 1 left a model that is not finite" in said
+    (path,) = tmp_path.iterdir()
+    assert f"the last good checkpoint is {path / 'checkpoints' / 'last.pt'}" in said
+    state = load_checkpoint(path / "checkpoints" / "last.pt")
+    assert state["epoch"] == 0 and all(value.isfinite().all() for value in state["model"].values())
 
 
 REFUSED = {
@@ -264,6 +277,15 @@ REFUSED = {
     "batch beyond the set": (["etf", "--data.batch_size", "4096"], "lower --data.batch_size"),
     "unknown loss": (["etf", "--loss.centre.weight", "1"], "loss.centre is unknown: one of cross_entropy"),
     "unknown loss argument": (["etf", "--loss.cross_entropy.args", "{tau: 1}"], "loss.cross_entropy.args.*tau"),
+    "nothing at all": ([], r"name a recipe \(baseline"),
+    "loss argument out of range": (
+        ["etf", "--loss", '{"cross_entropy": {"args": {"label_smoothing": 2}}}'],
+        "loss.cross_entropy.*label_smoothing",
+    ),
+    "loss of many numbers": (
+        ["etf", "--loss", '{"cross_entropy": {"args": {"reduction": "none"}}}'],
+        "loss.cross_entropy gives 4 numbers.*reduction",
+    ),
     "no loss": (["etf", "--loss", "{}"], "at least one term"),
     "no loss while fitting": (["etf", "--loss.cross_entropy.phase", "terminal"], "no term.*fitting"),
     "infinite weight": (["etf", "--loss.cross_entropy.weight", ".inf"], "loss.cross_entropy.weight=inf"),
@@ -278,7 +300,7 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_bad_input_is_one_line_with_a_way_out(case, capsys, tmp_path):
     args, words = REFUSED[case]
-    assert main([*args, *([] if "--config" in args else ["--out", str(tmp_path), "--quiet", "true"])]) == 2
+    assert main([*args, *([] if not args or "--config" in args else ["--out", str(tmp_path), "--quiet", "true"])]) == 2
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.startswith("error: ") and captured.err.count("\n") == 1
     assert re.search(words, captured.err), captured.err
