@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
+from numbers import Real
 from typing import Any
 
 from timm.models import group_parameters
@@ -31,6 +32,7 @@ def param_groups(model: nn.Module, weight_decay: float, *, layer_decay: float | 
         grouping would leave γ out.
 
     Raises:
+        TypeError: if `model` is no module, or a decay no number.
         ValueError: if `weight_decay` is negative or not finite, `layer_decay` not in (0, 1], or layers unknown.
 
     Example:
@@ -41,6 +43,11 @@ def param_groups(model: nn.Module, weight_decay: float, *, layer_decay: float | 
         >>> [group["weight_decay"] for group in optimizer.param_groups]
         [0.0005, 0.0]
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+    for name, value in {"weight_decay": weight_decay, "layer_decay": layer_decay}.items():
+        if not isinstance(value, Real) and (value is not None or name == "weight_decay"):
+            raise TypeError(f"{name}={value!r} must be a number, not {type(value).__name__}")
     if not (math.isfinite(weight_decay) and weight_decay >= 0):
         raise ValueError(f"weight_decay={weight_decay} must be finite and at least 0")
     scales = _layer_scales(model, layer_decay)

@@ -53,6 +53,24 @@ def test_vectors_instead_of_images():
         torch.testing.assert_close(classifier.backbone(x), model[:2](x))
 
 
+class OfTokens(nn.Module):
+    """A linear map of every token, their mean, and a classifier: vectors are no input of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.out = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        batch, _, _ = x.shape
+        return self.out(self.embed(x).mean(1).view(batch, -1))
+
+
+def test_a_named_classifier_is_trusted_where_the_first_layers_width_is_no_input():
+    classifier, x = swap_head(OfTokens(), "linear", classifier="out"), torch.rand(2, 5, 6)
+    assert classifier.head_hidden_size == 8 and classifier(x).shape == (2, 3)
+    torch.testing.assert_close(classifier.backbone(x), classifier.backbone.embed(x).mean(1))
+
+
 def test_a_head_and_a_norm_of_ones_own_are_copied():
     head, norm = nn.Linear(96, 7), nn.LayerNorm(96)
     classifier = swap_head("test_resnet", head, norm=norm)

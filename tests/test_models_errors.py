@@ -21,6 +21,17 @@ class Net(nn.Module):
         return self.last(self.out["logits"](self.body(x)))
 
 
+class Vectors(nn.Module):
+    """Two layers on vectors, in no Sequential."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.second(self.first(x).relu())
+
+
 class Temperature(nn.Module):
     def forward(self, logits):
         return logits / 0.1
@@ -56,6 +67,13 @@ BAD = {
     "the model without 'body.0' failed": dict(model=Net(), classifier="body.0", input_size=(1, 8, 8)),
     "'unused' is not what the model ends in": dict(model=Net(), classifier="unused", input_size=(1, 8, 8)),
     "classifier='' is the whole model": dict(model=Net(), classifier=""),
+    "norm=LayerNorm does not take the features .batch, 96.*project=": dict(norm=nn.LayerNorm(7)),
+    "norm=BatchNorm1d does not take the features": dict(norm=nn.BatchNorm1d(7)),
+    "head_args holds num_classes": dict(head_args={"num_classes": 4}),
+    "something follows the classifier '0'": dict(
+        model=nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6)), classifier="0"
+    ),
+    "the model without 'first' failed|'first' is not what the model ends in": dict(model=Vectors(), classifier="first"),
     "failed on an example of shape \\(1, 3, 224, 224\\).*input_size=": dict(model=nn.Linear(4, 3)),
 }
 
@@ -83,7 +101,9 @@ def test_neither_name_nor_module(name):
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("mean, std", [([0.5], [0.5, 0.5]), ([], []), ([0.5], [0.0]), ([0.5], [float("nan")])])
+@pytest.mark.parametrize(
+    "mean, std", [([0.5], [0.5, 0.5]), ([], []), ([0.5], [0.0]), ([0.5], [float("nan")]), ([float("nan")], [1.0])]
+)
 def test_normalize_refuses(mean, std):
-    with pytest.raises(ValueError, match="std"):
+    with pytest.raises(ValueError, match="mean|std"):
         Normalize(mean, std)

@@ -84,3 +84,11 @@ def test_decay_must_be_finite_and_not_negative(weight_decay):
 def test_layer_decay_needs_layers(layer_decay, message):
     with pytest.raises(ValueError, match=message):
         param_groups(nn.Linear(2, 2), 0.1, layer_decay=layer_decay)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_what_is_no_model_and_no_number_is_named():
+    with pytest.raises(TypeError, match="model must be an nn.Module, got list"):
+        param_groups([1], 0.1)
+    with pytest.raises(TypeError, match="weight_decay='0.1'"):
+        param_groups(nn.Linear(2, 2), "0.1")

@@ -71,8 +71,8 @@ def behead_timm(model: nn.Module) -> None:
 def behead(model: nn.Module, path: str | None, input_size: Sequence[int] | None) -> Headless:
     """Replace the classifier of any module by an identity, in place.
 
-    With a `path` to a Linear or Conv2d that module's input width is taken as it stands and no forward pass is
-    made; otherwise one example finds the classifier and shows that nothing comes after it.
+    One example finds the classifier, or shows that the one at `path` is the last to run. Where `path` names a
+    Linear or Conv2d and nothing says the size of an input, its width is taken as it stands, without a forward pass.
 
     Raises:
         ValueError: if there is no classifier to be found; the message lists the candidates.
@@ -86,6 +86,8 @@ def behead(model: nn.Module, path: str | None, input_size: Sequence[int] | None)
     if not found:
         raise ValueError(f"classifier='' is the whole model; {_candidates(model)}")
     num_classes = getattr(classifier, "out_features", getattr(classifier, "out_channels", None))
+    if path is not None and input_size is None:
+        input_size = _size_of_vectors(model)
     model.set_submodule(found, nn.Identity())
     named_layer = path is not None and isinstance(classifier, nn.Linear | nn.Conv2d)
     size = None if named_layer and input_size is None else tuple(example_image(model, input_size).shape[1:])
@@ -95,6 +97,19 @@ def behead(model: nn.Module, path: str | None, input_size: Sequence[int] | None)
         features = weight.new_zeros(1, weight.shape[1])
         return Headless(model, features, num_classes, removed)
     return Headless(model, _identity_features(model, found, size), num_classes, removed)
+
+
+def _size_of_vectors(model: nn.Module) -> tuple[int] | None:
+    """(width,) where the model's first layer is a Linear and the model runs on vectors of its width, else None."""
+    first = next((layer for layer in model.modules() if any(True for _ in layer.parameters(recurse=False))), None)
+    if not isinstance(first, nn.Linear):
+        return None
+    size = (first.in_features,)
+    try:
+        evaluated(model, example_image(model, size))
+    except ValueError:
+        return None
+    return size
 
 
 def _drop_auxiliary_heads(model: nn.Module) -> None:

@@ -28,7 +28,7 @@ class Normalize(nn.Module):
         std: likewise, positive.
 
     Raises:
-        ValueError: if the lengths differ or a standard deviation is not positive.
+        ValueError: if the lengths differ, a mean is not finite, or a standard deviation not positive and finite.
 
     Example:
         >>> Normalize([0.5], [0.25])(torch.ones(1, 1, 2, 2)).unique()
@@ -42,8 +42,10 @@ class Normalize(nn.Module):
         super().__init__()
         if len(mean) != len(std) or not len(mean):
             raise ValueError(f"mean and std need one number a channel each, got {mean} and {std}")
-        if not all(s > 0 for s in std):
-            raise ValueError(f"std must be positive in every channel, got {std}")
+        if not all(math.isfinite(m) for m in mean):
+            raise ValueError(f"mean must be finite in every channel, got {mean}")
+        if not all(0 < s < math.inf for s in std):
+            raise ValueError(f"std must be positive and finite in every channel, got {std}")
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1))
 

@@ -139,6 +139,11 @@ def _head_maker(
     num_classes = headless.num_classes if num_classes is None else num_classes
     if num_classes is None:
         raise ValueError("num_classes is required: the model does not say how many classes it tells apart")
+    taken = sorted({"in_features", "num_classes"} & set(head_args or {}))
+    if taken:
+        raise ValueError(
+            f"head_args holds {', '.join(taken)}: swap_head knows the width; pass num_classes to it itself"
+        )
     return partial(HEADS[head], num_classes=num_classes, **(head_args or {}))
 
 
@@ -160,6 +165,22 @@ def _new_parts(
     return [part.to(headless.features).train(headless.module.training) for part in parts]
 
 
+def _normed(norm: nn.Module, features: Tensor) -> Tensor:
+    """The norm's output for these features; a norm that does not take them is refused by name."""
+    shape = tuple(features.shape)
+    try:
+        normed = norm(features)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ValueError(
+            f"norm={type(norm).__name__} does not take the features (batch, {shape[1]}) before it ({error}): "
+            f"it must be built for width {shape[1]}, or pass project= with the width that it has"
+        ) from error
+    if not isinstance(normed, Tensor) or normed.ndim != 2:
+        got = tuple(normed.shape) if isinstance(normed, Tensor) else type(normed).__name__
+        raise ValueError(f"norm={type(norm).__name__} must give features (batch, dim), got {got}")
+    return normed
+
+
 def _try_out(features: Tensor, tail: list[nn.Module], head: nn.Module) -> tuple[Tensor, Tensor]:
     """Features that enter the head, and logits, of one example.
 
@@ -167,8 +188,9 @@ def _try_out(features: Tensor, tail: list[nn.Module], head: nn.Module) -> tuple[
         ValueError: if norm or head don't take these features, or logits are not (batch, classes).
     """
     with evaluating(*tail, head):
-        for part in tail:
+        for part in tail[:-1]:
             features = part(features)
+        features = _normed(tail[-1], features)
         width = getattr(head, "in_features", features.shape[1])
         if width != features.shape[1]:
             raise ValueError(
