@@ -168,7 +168,8 @@ class NeuralCollapse(Float64Metric):
         """All measures that the passes made so far give, as 0-d float64 tensors; every rank must call.
 
         Raises:
-            ValueError: no sample has been seen, or the second pass was not fed the samples of the first.
+            ValueError: no sample has been seen, the classifier is not finite, or the second pass was not fed the
+                samples of the first.
         """
         found = self._synced if self._is_synced and self._synced else self._reduce(_reduce.alone)
         self._warn_absent(found.shape.present)
