@@ -1,6 +1,5 @@
 """Runs that are stopped, killed or damaged go on and end bit-equal to the run that never was."""
 
-import json
 import os
 import random
 import signal
@@ -219,10 +218,9 @@ def test_sigkill_at_a_random_moment(whole, tmp_path, trial):
         if process.poll() is None:
             process.kill()
         error = process.communicate()[1]
-        if process.returncode == 0:
+        assert process.returncode in (0, -signal.SIGKILL), error
+        if any((path / "summary.json").exists() for path in tmp_path.iterdir()):  # a late kill finds the run finished
             break
-        assert process.returncode == -signal.SIGKILL, error
     ends = [path for path in tmp_path.iterdir() if (path / "summary.json").exists()]
     assert len(ends) == 1
-    assert json.loads((ends[0] / "summary.json").read_text())["epochs"] == 6
     same_end(whole, ends[0])
