@@ -1,0 +1,170 @@
+"""What every evaluation does first: check images, target, logits and mode; run the model; say how sure a share is."""
+
+from collections.abc import Callable
+from math import sqrt
+from numbers import Integral
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+# Images in [0, 1] (B, channels, H, W) to logits (B, C): a plain function, an nn.Module, a Classifier.
+Model = Callable[[Tensor], Tensor]
+
+_Z95 = 1.959963984540054  # the normal distribution's 97.5 % quantile
+
+
+def check_images(images: Tensor) -> Tensor:
+    """A non-empty batch of finite images (B, channels, H, W) in [0, 1].
+
+    Raises:
+        TypeError: no floating-point tensor.
+        ValueError: another number of axes, an empty batch, values that are not finite or outside [0, 1].
+    """
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images must be a tensor, got {type(images).__name__}")
+    if not images.is_floating_point():
+        raise TypeError(f"images must be floating-point in [0, 1], got {images.dtype}: images.float() / 255")
+    if images.ndim != 4:
+        raise ValueError(f"images must be (batch, channels, height, width), got shape {tuple(images.shape)}")
+    if images.numel() == 0:
+        raise ValueError(f"images is empty, shape {tuple(images.shape)}")
+    low, high = (float(v) for v in torch.aminmax(images.detach()))
+    if not (low >= 0 and high <= 1):  # not the other way round: NaN fails every comparison
+        hint = "normalise inside the model, and hand in the images as they are (ncreg.Normalize)"
+        raise ValueError(f"images must be finite and lie in [0, 1], got values from {low:.4g} to {high:.4g}: {hint}")
+    return images
+
+
+def check_target(target: Tensor, batch: Tensor, num_classes: int) -> Int[Tensor, " batch"]:
+    """One class index in [0, num_classes) for each row of `batch` (images or logits), as int64 on its device.
+
+    Raises:
+        TypeError: no integer tensor.
+        ValueError: another shape than (B,), or an index out of range.
+    """
+    if not isinstance(target, Tensor):
+        raise TypeError(f"target must be a tensor, got {type(target).__name__}")
+    if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
+        raise TypeError(f"target must hold integer class indices, got {target.dtype}: target.long(), or argmax(1)")
+    if target.shape != batch.shape[:1]:
+        raise ValueError(f"target must have shape ({len(batch)},), one class an image, got {tuple(target.shape)}")
+    low, high = (int(v) for v in torch.aminmax(target))
+    if low < 0 or high >= num_classes:
+        raise ValueError(f"target must lie in [0, {num_classes}) as the logits do, got classes from {low} to {high}")
+    return target.to(batch.device, torch.int64)
+
+
+def check_logits(logits: Tensor, images: Tensor | None = None) -> Tensor:
+    """Finite logits (B, C) with C >= 2, one row an image, that are not probabilities.
+
+    Raises:
+        TypeError: no floating-point tensor.
+        ValueError: another shape, C = 1, values that are not finite, or rows in [0, 1] that each sum to 1.
+    """
+    if not isinstance(logits, Tensor):
+        raise TypeError(f"model must return a tensor of logits, got {type(logits).__name__}: wrap it in a function")
+    if not logits.is_floating_point():
+        raise TypeError(f"model must return floating-point logits, got {logits.dtype}")
+    if logits.ndim != 2 or (images is not None and len(logits) != len(images)):
+        rows = "batch" if images is None else len(images)
+        raise ValueError(f"model must return logits of shape ({rows}, classes), got {tuple(logits.shape)}")
+    if logits.shape[1] < 2:
+        raise ValueError(
+            f"logits have {logits.shape[1]} column: a classifier needs at least 2 classes; "
+            "of a single sigmoid logit z make two, cat([-z, z], 1) / 2"
+        )
+    if not bool(logits.isfinite().all()):
+        bad = int((~logits.isfinite()).any(1).sum())
+        raise ValueError(f"logits are not finite (NaN or infinite) in {bad} of {len(logits)} rows: the model diverged")
+    if _are_probabilities(logits.detach()):
+        raise ValueError(
+            "the model returns probabilities (rows in [0, 1] that sum to 1): return logits, before softmax"
+        )
+    return logits
+
+
+def in_eval_mode(model: Model) -> Model:
+    """The model itself.
+
+    Raises:
+        TypeError: it cannot be called.
+        ValueError: it is a module with a submodule in training mode.
+    """
+    if not callable(model):
+        raise TypeError(f"model must be callable, images to logits, got {type(model).__name__}")
+    if isinstance(model, nn.Module):
+        training = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
+        if training:
+            shown = ", ".join(training[:3]) + (", ..." if len(training) > 3 else "")
+            raise ValueError(f"model is in training mode ({shown}): call model.eval() first")
+    return model
+
+
+def check_count(name: str, value: int, least: int = 1) -> int:
+    """An int of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name}={value} must be at least {least}")
+    return int(value)
+
+
+@torch.no_grad()
+def predict(
+    model: Model, images: Float[Tensor, "batch channels height width"], batch_size: int = 256
+) -> Float[Tensor, "batch classes"]:
+    """Logits of all images in order, at least float32, computed without gradients; every input and output is checked.
+
+    Raises:
+        TypeError: images or logits that are no floating-point tensors.
+        ValueError: images outside [0, 1], a model in training mode, logits that are not finite or are probabilities.
+
+    Example:
+        >>> predict(lambda x: x.flatten(1) * 3, torch.ones(5, 1, 1, 4), batch_size=2).shape
+        torch.Size([5, 4])
+    """
+    in_eval_mode(model)
+    check_images(images)
+    chunks = images.split(check_count("batch_size", batch_size))
+    rows = torch.cat([_checked_shape(model(chunk), chunk) for chunk in chunks])
+    return check_logits(rows, images)
+
+
+def binomial_interval(correct: int, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share of `correct` among `n` independent trials.
+
+    (p + z²/2n ± z·√(p(1−p)/n + z²/4n²)) / (1 + z²/n), z = 1.96 (Wilson, JASA 1927).
+
+    Raises:
+        TypeError: counts that are no ints.
+        ValueError: n < 1, or correct outside [0, n].
+
+    Example:
+        >>> [round(end, 3) for end in binomial_interval(90, 100)]
+        [0.826, 0.945]
+    """
+    n, correct = check_count("n", n), check_count("correct", correct, 0)
+    if correct > n:
+        raise ValueError(f"correct={correct} must be at most n={n}")
+    p, z2 = correct / n, _Z95**2 / n
+    centre, half = p + z2 / 2, sqrt(z2 * p * (1 - p) + z2**2 / 4)
+    low = 0.0 if correct == 0 else (centre - half) / (1 + z2)  # exact at the ends, where rounding shows
+    high = 1.0 if correct == n else (centre + half) / (1 + z2)
+    return low, high
+
+
+def _checked_shape(logits: Tensor, images: Tensor) -> Tensor:
+    """Rows that torch.cat can take; their values are checked once, all together."""
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
+        check_logits(logits, images)
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+def _are_probabilities(logits: Tensor) -> bool:
+    if logits.dtype in (torch.float16, torch.bfloat16):
+        tolerance, logits = 0.01, logits.float()
+    else:
+        tolerance = 1e-4
+    low, high = torch.aminmax(logits)
+    return bool(low >= 0) and bool(high <= 1) and bool(((logits.sum(1) - 1).abs() < tolerance).all())
