@@ -7,15 +7,16 @@ command line too (`--optim.lr 0.2`); an unknown key is an error.
 from __future__ import annotations
 
 import argparse
-import math
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import jsonargparse
 import yaml
+
+from recipes.rules import check
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -62,6 +63,8 @@ class DataConfig:
         val_share: share of the training part that is set aside for validation.
         batch_size: images a step; a partial last batch is dropped.
         label_noise: share of the training labels moved to another class drawn evenly with the seed.
+        imbalance: ratio of the largest to the smallest class of the training part, which is thinned along an
+            exponential profile, the order of the classes drawn with the seed; validation and test stay as they are.
     """
 
     name: str = "digits"
@@ -71,6 +74,7 @@ class DataConfig:
     val_share: float = 0.1
     batch_size: int = 128
     label_noise: float = 0.0
+    imbalance: float = 1.0
 
 
 @dataclass
@@ -103,17 +107,39 @@ class AugmentConfig:
 
 
 @dataclass
+class AdversarialConfig:
+    """Adversarial training: each batch is replaced by the worst images that an attack finds near it (PGD).
+
+    Args:
+        epsilon: radius around an image, in units of [0, 1]; 0 for none.
+        steps: of the attack.
+        step_size: length of one; null for 2.5 epsilon / steps.
+        norm: linf, the largest change of a pixel, or l2, the length of the change of an image.
+        phase: always, or terminal: clean images until zero error.
+    """
+
+    epsilon: float = 0.0
+    steps: int = 7
+    step_size: float | None = None
+    norm: Literal["linf", "l2"] = "linf"
+    phase: Literal["always", "terminal"] = "always"
+
+
+@dataclass
 class TermConfig:
     """One term of the loss.
 
     Args:
         weight: its factor.
         phase: always, fitting (fades out over tpt.ramp_epochs after zero error) or terminal (fades in).
+        class_weights: inverse weighs each image by one over the size of its class, effective by one over its
+            effective number (arXiv 1901.05555), both with mean 1 over the training images.
         args: further arguments of the loss, e.g. label_smoothing.
     """
 
     weight: float = 1.0
     phase: Literal["always", "fitting", "terminal"] = "always"
+    class_weights: Literal["none", "inverse", "effective"] = "none"
     args: dict[str, Any] = field(default_factory=dict)
 
 
@@ -193,6 +219,7 @@ class TrainConfig:
         model: the classifier.
         data: the images.
         augment: what happens to training images.
+        adversarial: adversarial training.
         optim: the optimizer.
         tpt: the terminal phase.
         measure_size: training images measured each epoch, a fixed subset by class shares (all at the onset and at
@@ -211,6 +238,7 @@ class TrainConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     tpt: TPTConfig = field(default_factory=TPTConfig)
     measure_size: int | None = 10_000
@@ -224,71 +252,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Refuse values out of range, by name."""
-        _refuse_null(self)
-        data, optim, augment, model = self.data, self.optim, self.augment, self.model
-        rules = {
-            "tpt.max_epochs": (self.tpt.max_epochs, self.tpt.max_epochs >= 1, "at least 1"),
-            "data.batch_size": (data.batch_size, data.batch_size >= 2, "at least 2: BatchNorm has no variance of one"),
-            "data.val_share": (data.val_share, 0 < data.val_share < 1, "a share in (0, 1)"),
-            "data.image_size": (data.image_size, data.image_size is None or data.image_size >= 1, "pixels, at least 1"),
-            "data.train_size": (data.train_size, data.train_size is None or data.train_size >= 1, "at least 1"),
-            "measure_size": (self.measure_size, self.measure_size is None or self.measure_size >= 1, "at least 1"),
-            "optim.lr": (optim.lr, 0 < optim.lr < math.inf, "a positive rate"),
-            "optim.momentum": (optim.momentum, 0 <= optim.momentum < 1, "in [0, 1)"),
-            "optim.weight_decay": (optim.weight_decay, 0 <= optim.weight_decay < math.inf, "not negative"),
-            "optim.warmup_epochs": (
-                optim.warmup_epochs,
-                0 <= optim.warmup_epochs < max(1, self.tpt.max_epochs),
-                f"not negative, and below tpt.max_epochs={self.tpt.max_epochs}",
-            ),
-            "optim.clip": (optim.clip, optim.clip is None or 0 < optim.clip < math.inf, "a positive norm, or null"),
-            "optim.accumulate": (
-                optim.accumulate,
-                optim.accumulate >= 1
-                and data.batch_size % optim.accumulate == 0
-                and data.batch_size > optim.accumulate,
-                f"a number of equal parts of data.batch_size={data.batch_size}, of two images at least",
-            ),
-            "optim.head_lr_factor": (optim.head_lr_factor, 0 < optim.head_lr_factor < math.inf, "a positive factor"),
-            "optim.ema": (optim.ema, optim.ema is None or 0 < optim.ema < 1, "a decay in (0, 1), or null"),
-            "model.freeze_epochs": (model.freeze_epochs, model.freeze_epochs >= 0, "not negative"),
-            "data.label_noise": (data.label_noise, 0 <= data.label_noise < 1, "a share in [0, 1)"),
-            "augment.crop": (augment.crop, augment.crop >= 0, "pixels, not negative"),
-            "augment.mixup": (augment.mixup, 0 <= augment.mixup < math.inf, "an alpha, 0 for none"),
-            "augment.cutmix": (augment.cutmix, 0 <= augment.cutmix < math.inf, "an alpha, 0 for none"),
-            "augment.smoothing": (augment.smoothing, 0 <= augment.smoothing < 1, "a share in [0, 1)"),
-            "data.batch_size with soft labels": (
-                data.batch_size,
-                data.batch_size % 2 == 0 or not augment.softens,
-                "even: timm's Mixup pairs images",
-            ),
-            "augment": (
-                "mixup or cutmix",
-                not (augment.mixes and model.head == "nearest_etf"),
-                "0 with head nearest_etf, which averages the features of each class",
-            ),
-            "seed": (self.seed, 0 <= self.seed < 2**63, "a whole number, not negative"),
-            "loss": (self.loss, bool(self.loss), "at least one term, e.g. {cross_entropy: {}}"),
-        }
-        for key, (value, holds, allowed) in rules.items():
-            if not holds:
-                raise ValueError(f"{key}={value}: must be {allowed}")
-        for name, term in self.loss.items():
-            if not math.isfinite(term.weight):
-                raise ValueError(f"loss.{name}.weight={term.weight}: must be finite")
-        acting = {term.phase for term in self.loss.values() if term.weight}
-        for phase in ("fitting", "terminal"):
-            if not acting & {"always", phase}:
-                raise ValueError(f"loss={', '.join(self.loss)}: no term acts in the {phase} phase; add one there")
-
-
-def _refuse_null(group: Any, prefix: str = "") -> None:
-    for item in fields(group):
-        value = getattr(group, item.name)
-        if value is None and "None" not in str(item.type):
-            raise ValueError(f"{prefix}{item.name}=null: needs a value; without the key the default holds")
-        if is_dataclass(value):
-            _refuse_null(value, f"{prefix}{item.name}.")
+        check(self)
 
 
 def recipes() -> dict[str, Path]:
@@ -325,7 +289,9 @@ def _parser() -> jsonargparse.ArgumentParser:
         help="show the learning rates for assumed epochs of zero error, and train nothing",
     )
     parser.add_class_arguments(TrainConfig)
-    parser.set_defaults({"loss": {"cross_entropy": {"weight": 1.0, "phase": "always", "args": {}}}})
+    parser.set_defaults(
+        {"loss": {"cross_entropy": {"weight": 1.0, "phase": "always", "class_weights": "none", "args": {}}}}
+    )
     return parser
 
 
@@ -357,7 +323,7 @@ def parse_command(argv: Sequence[str]) -> tuple[TrainConfig, str | None]:
     parser = _parser()
     try:
         parsed = parser.parse_args(args)
-        for group in ("model", "data", "augment", "optim", "tpt"):
+        for group in ("model", "data", "augment", "adversarial", "optim", "tpt"):
             if not isinstance(parsed[group], jsonargparse.Namespace):
                 raise UserError(f"{group}={parsed[group]}: expected keys and their values, such as {group}.KEY")
         values = parser.instantiate(parsed)

@@ -53,6 +53,10 @@ class Dataset:
         """The training images whose label is right."""
         return self.train if self.clean is None else self.train[self.clean]
 
+    def class_counts(self) -> Tensor:
+        """Training images of each class (C,), on the CPU."""
+        return torch.bincount(self.train.target.cpu(), minlength=len(self.class_names))
+
     def moments(self) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of each channel over the training images, in units of [0, 1]."""
         levels = torch.arange(256, dtype=torch.float64) / 255
@@ -83,6 +87,8 @@ def load(config: DataConfig, *, seed: int, image_size: Callable[[int | None], in
         train, test = _split(train, 0.2, seed=0, what="test part")
     train, val = _split(train, config.val_share, seed=seed, what="data.val_share")
     train = stratified(train, config.train_size, seed=seed, what="data.train_size")
+    if config.imbalance > 1:
+        train = long_tailed(train, config.imbalance, source.class_names, seed=seed)
     clean = None
     if config.label_noise:
         train, clean = mislabelled(train, config.label_noise, len(source.class_names), seed=seed)
@@ -96,6 +102,25 @@ def load(config: DataConfig, *, seed: int, image_size: Callable[[int | None], in
             "no full batch; lower --data.batch_size"
         )
     return Dataset(source.class_names, train, val, test, clean)
+
+
+def long_tailed(split: Split, ratio: float, class_names: tuple[str, ...], *, seed: int) -> Split:
+    """The split thinned so that the k-th class in an order drawn with the seed keeps n · ratio^(−k/(C−1)) images.
+
+    n is the largest number with which every class has the images that it is to keep.
+    """
+    draw, target = np.random.default_rng([seed, 3]), split.target.numpy()
+    rank = draw.permutation(len(class_names))
+    share = ratio ** -(rank / (len(class_names) - 1))
+    there = np.bincount(target, minlength=len(class_names))
+    kept = np.rint((there / share).min() * share).astype(int)
+    if not kept.all():
+        raise UserError(
+            f"data.imbalance={ratio:g} leaves no training image of class {class_names[int(kept.argmin())]}, "
+            f"with {there.max()} of the largest class; lower it, or raise --data.train_size"
+        )
+    rows = [draw.permutation(np.flatnonzero(target == label))[:count] for label, count in enumerate(kept)]
+    return split[torch.from_numpy(np.sort(np.concatenate(rows)))]
 
 
 def mislabelled(split: Split, share: float, num_classes: int, *, seed: int) -> tuple[Split, Tensor]:

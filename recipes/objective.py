@@ -12,8 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from ncreg import losses
+from ncreg.distributed import gather_batch
 from ncreg.models import Classifier
 from recipes.config import TermConfig, UserError
+
+WEIGHABLE = ("cross_entropy", "dot_regression", "ntce", "nonl", "mse_one_hot", "spectral_decoupling")
+"""Losses that take a weight for each class."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +39,19 @@ class Term:
         return self.loss(*(available[name] for name in self.consumes))
 
 
+class CrossEntropyLoss(nn.CrossEntropyLoss):
+    """torch's, whose weighted mean is taken over the batches of all ranks."""
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The loss of the batch."""
+        if self.weight is not None:
+            logits, target = gather_batch(logits, target)
+        return super().forward(logits, target)
+
+
 def _losses(num_classes: int, num_features: int) -> dict[str, Callable[..., nn.Module]]:
     return {
-        "cross_entropy": nn.CrossEntropyLoss,
+        "cross_entropy": CrossEntropyLoss,
         "dot_regression": losses.DotRegressionLoss,
         "ntce": losses.NTCELoss,
         "nonl": losses.NONLLoss,
@@ -51,22 +65,33 @@ def _losses(num_classes: int, num_features: int) -> dict[str, Callable[..., nn.M
 
 
 def build_terms(
-    config: Mapping[str, TermConfig], *, num_classes: int, num_features: int, device: torch.device | None = None
+    config: Mapping[str, TermConfig], *, class_counts: Tensor, num_features: int, device: torch.device | None = None
 ) -> list[Term]:
-    """The terms that a configuration names.
+    """The terms that a configuration names, for training images of the given number in each class.
 
     Raises:
         UserError: an unknown loss, or arguments that it does not take.
     """
-    known = _losses(num_classes, num_features)
+    known = _losses(len(class_counts), num_features)
     terms = []
     for name, asked in config.items():
         if name not in known:
             raise UserError(f"loss.{name} is unknown: one of {', '.join(known)}")
-        loss = _built(name, known[name], asked.args).to(device)
+        loss = _built(name, known[name], asked.args | weighing(name, asked, class_counts)).to(device)
         consumes = getattr(loss, "consumes", ("logits", "target"))  # torch's own losses
         terms.append(Term(name, loss, consumes, asked.weight, asked.phase))
     return terms
+
+
+def weighing(name: str, asked: TermConfig, class_counts: Tensor) -> dict[str, Any]:
+    """The arguments with which a loss weighs classes, the weights having mean 1 over the training images."""
+    if asked.class_weights == "none":
+        return {}
+    if name not in WEIGHABLE:
+        raise UserError(f"loss.{name}.class_weights={asked.class_weights}: only {', '.join(WEIGHABLE)} weigh classes")
+    weight = class_weights(class_counts, asked.class_weights)
+    weight = (weight * (class_counts.sum() / (weight * class_counts).sum())).to(torch.get_default_dtype())
+    return {"weight": weight} if name == "cross_entropy" else {"class_weight": weight, "gather": True}
 
 
 def try_out(terms: Sequence[Term], model: Classifier, *, soft: bool) -> None:

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ncreg.heads import NearestETFHead
 from ncreg.models import Classifier
+from recipes.adversary import Adversary
 from recipes.augment import batches
 from recipes.board import Board
 from recipes.build import (
@@ -80,8 +81,8 @@ def fit(
     size = None if config.measure_size is None else min(config.measure_size, len(judged))
     subset = stratified(judged, size, seed=config.seed, what="measure_size")
     model = build_model(config, data).to(device)
-    sizes = {"num_classes": model.num_classes, "num_features": model.head_hidden_size}
-    terms = build_terms(config.loss, **sizes, device=device)
+    counts = data.class_counts()
+    terms = build_terms(config.loss, class_counts=counts, num_features=model.head_hidden_size, device=device)
     try_out(terms, model, soft=config.augment.softens)
     optimizer = build_optimizer(config.optim, model)
     scheduler = build_scheduler(config, optimizer)
@@ -99,6 +100,7 @@ def fit(
     reads_weight = any("weight" in term.consumes for term in terms)
     steps = len(data.train) // config.data.batch_size
     wrapped = ranks.wrap(model, device, compiled=config.compile)
+    adversary = Adversary(config, model, ranks)
     bar = progress_bar(config, state, steps)
     board = Board(run, config.tensorboard and ranks.main, done=scheduler.epoch)
     state.clock.add("setup", began)
@@ -122,6 +124,8 @@ def fit(
             "num_classes": model.num_classes,
         }
         for batch in batches(data.train, turn.view(steps, -1), config.augment, ranks=ranks, **draws):
+            if adversary.acts(phase):
+                batch = adversary(batch, epoch=epoch, step=len(state.taken))
             optimizer.zero_grad(set_to_none=True)
             taken, seen = torch.zeros((), device=device), []
             for number, part in enumerate(batch.parts(config.optim.accumulate), start=1):
@@ -189,6 +193,7 @@ def fit(
         "backbone": config.model.backbone,
         "seed": config.seed,
         "parameters": sum(p.numel() for p in model.parameters()),
+        "class_counts": counts.tolist(),
         "onset_epoch": scheduler.onset_epoch,
         "epochs": scheduler.epoch,
         "regressions": scheduler.regressions,

@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 
 import recipes.data as data
 from recipes.config import DataConfig, UserError
-from recipes.data import load, stratified
+from recipes.data import load, long_tailed, stratified
 from recipes.split import Source, Split
 
 
@@ -248,3 +248,41 @@ def test_sets_of_torchvision_that_cannot_be_had_are_refused(name, words, tmp_pat
     monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", offline)
     with pytest.raises(UserError, match=words):
         load(DataConfig(name=name, root=tmp_path), seed=0, image_size=native(32))
+
+
+def balanced(count=100, classes=5):
+    return Split(
+        torch.arange(count * classes, dtype=torch.uint8).view(-1, 1, 1, 1), torch.arange(count * classes) % classes
+    )
+
+
+def test_a_long_tail_is_exponential_and_its_order_is_drawn_by_the_seed():
+    profile = [100, 32, 10, 3, 1]  # 100 · 100^(−k/4), rounded
+    orders = set()
+    for seed in range(6):
+        thin = long_tailed(balanced(), 100.0, tuple("abcde"), seed=seed)
+        counts = torch.bincount(thin.target, minlength=5).tolist()
+        assert sorted(counts, reverse=True) == profile
+        assert len({(int(x), int(y)) for x, y in zip(thin.images.flatten(), thin.target, strict=True)}) == sum(profile)
+        orders.add(tuple(counts))
+    assert len(orders) > 1
+    again = long_tailed(balanced(), 100.0, tuple("abcde"), seed=5)
+    assert torch.equal(again.images, thin.images)
+
+
+def test_a_long_tail_of_a_set_that_is_no_longer_balanced_keeps_the_ratio():
+    whole = balanced()
+    split = whole[torch.cat([torch.arange(500)[whole.target == c][: 100 - 15 * c] for c in range(5)])]
+    counts = torch.bincount(long_tailed(split, 10.0, tuple("abcde"), seed=1).target)
+    assert counts.max() / counts.min() == pytest.approx(10, rel=0.1)
+    assert (counts <= torch.bincount(split.target)).all()
+
+
+def test_a_run_with_a_long_tail_keeps_validation_and_test(tmp_path):
+    whole, tail = (load(DataConfig(imbalance=ratio), seed=3, image_size=native(8)) for ratio in (1.0, 20.0))
+    for part in ("val", "test"):
+        assert torch.equal(getattr(whole, part).images, getattr(tail, part).images)
+    counts = tail.class_counts()
+    assert counts.max() / counts.min() == pytest.approx(20, rel=0.1) and len(tail.train) == counts.sum()
+    with pytest.raises(UserError, match="data.imbalance=1000 leaves no training image of class"):
+        load(DataConfig(imbalance=1000.0), seed=3, image_size=native(8))

@@ -211,7 +211,7 @@ def test_terms_fade_with_the_ramp():
         "dot_regression": TermConfig(weight=3.0, phase="terminal"),
         "intra_class_cosine": TermConfig(weight=0.5),
     }
-    terms = build_terms(config, num_classes=4, num_features=6)
+    terms = build_terms(config, class_counts=torch.ones(4), num_features=6)
     assert [[term.weight(ramp) for term in terms] for ramp in (0, 0.25, 1)] == [
         [2, 0, 0.5],
         [1.5, 0.75, 0.5],
@@ -331,4 +331,4 @@ def test_a_config_out_of_range_is_refused_in_python_too():
     with pytest.raises(ValueError, match="seed=-1"):
         TrainConfig(seed=-1)
     with pytest.raises(UserError, match="loss.nothing is unknown"):
-        build_terms({"nothing": TermConfig()}, num_classes=3, num_features=2)
+        build_terms({"nothing": TermConfig()}, class_counts=torch.ones(3), num_features=2)

@@ -1,0 +1,273 @@
+"""The typed study file: a question, the arms that are compared, and the rules fixed before the runs."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import jsonargparse
+import numpy as np
+import yaml
+
+from recipes.config import UserError, recipes
+
+Overrides = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One contender.
+
+    Args:
+        recipe: name of a recipe card, or path of a YAML file of keys.
+        overrides: keys of recipes/train.py and their values, e.g. optim.lr: 0.05; they win over the study's.
+        grid: keys and values searched for this arm instead of the search's own; as many points.
+        label: name in tables and figures; null for the arm's own.
+    """
+
+    recipe: str
+    overrides: dict[str, Any] = field(default_factory=dict)
+    grid: dict[str, list[Any]] | None = None
+    label: str | None = None
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One number of a run that is compared.
+
+    Args:
+        path: where it stands in summary.json, e.g. at_end.test.accuracy, or in the evaluation's results.json after
+            the word robustness, e.g. robustness.adversarial.autoattack.accuracy.
+        minus: a second path whose value is subtracted, e.g. at_onset.test.accuracy for the gain since zero error.
+        better: larger or smaller; neither for what is described, not judged.
+        margin: least difference that matters, in the measure's own unit; null for any.
+        label: name in tables and figures; null for the path.
+        form: how values are written: percent (of 1), plain or scientific.
+    """
+
+    path: str
+    minus: str | None = None
+    better: Literal["larger", "smaller", "neither"] = "larger"
+    margin: float | None = None
+    label: str | None = None
+    form: Literal["percent", "plain", "scientific"] = "plain"
+
+    @property
+    def name(self) -> str:
+        """What identifies it within its study."""
+        return self.path if self.minus is None else f"{self.path} - {self.minus}"
+
+    @property
+    def title(self) -> str:
+        """What a reader sees."""
+        return self.label or self.name
+
+
+@dataclass(frozen=True)
+class Search:
+    """Equal tuning for every arm, on validation images alone.
+
+    Args:
+        grid: keys and the values to try; every combination is a point.
+        measure: validation measure that chooses, at_end.val... or at_onset.val...
+        better: larger or smaller.
+        seeds: of the searching runs.
+        budget: points tried, drawn evenly from the grid, the same for every arm; null for all.
+        overrides: keys that hold while searching only, e.g. fewer epochs.
+    """
+
+    grid: dict[str, list[Any]]
+    measure: str = "at_end.val.accuracy"
+    better: Literal["larger", "smaller"] = "larger"
+    seeds: list[int] = field(default_factory=lambda: [100])
+    budget: int | None = None
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Evaluations:
+    """What recipes/robustness.py measures on every finished run.
+
+    Args:
+        preset: quick or full.
+        parts: which, e.g. adversarial, corruptions; empty for all.
+        args: further words of its command line.
+    """
+
+    preset: str = "quick"
+    parts: list[str] = field(default_factory=list)
+    args: list[str] = field(default_factory=list)
+
+    def argv(self) -> list[str]:
+        """The words of the command line."""
+        parts = ["--parts", ",".join(self.parts)] if self.parts else []
+        return ["--preset", self.preset, *parts, *self.args]
+
+
+MEASURES = (
+    Measure("at_end.test.accuracy", label="test accuracy", form="percent"),
+    Measure("at_end.test.loss", better="smaller", label="test cross-entropy"),
+    Measure(
+        "at_end.test.accuracy",
+        minus="at_onset.test.accuracy",
+        label="test accuracy, end minus zero error",
+        form="percent",
+    ),
+    Measure("at_end.train.nc1", better="neither", label="NC1", form="scientific"),
+    Measure("at_end.train.nc3", better="neither", label="NC3", form="scientific"),
+)
+
+
+@dataclass(frozen=True)
+class Study:
+    """A comparison.
+
+    Args:
+        question: what is to be found out.
+        arms: the contenders by name.
+        baseline: the arm that the others are held against; null for the first.
+        seeds: of split, initial weights and batch order, shared by all arms.
+        measures: what is compared.
+        overrides: keys of recipes/train.py that hold for every arm.
+        data: settings by name, each a set of keys; every arm runs on each. Verdicts are given for each on its own.
+        search: tuning on validation images before the comparison; null for none.
+        evaluations: of every finished run by recipes/robustness.py; null for none.
+        min_seeds: pairs below which the verdict is "too few seeds".
+        notes: what else a reader of the report must know: rules, limits.
+    """
+
+    question: str
+    arms: dict[str, Arm]
+    seeds: list[int]
+    baseline: str | None = None
+    measures: list[Measure] = field(default_factory=lambda: list(MEASURES))
+    overrides: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, dict[str, Any]] = field(default_factory=dict)
+    search: Search | None = None
+    evaluations: Evaluations | None = None
+    min_seeds: int = 3
+    notes: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be compared, by name."""
+        _check(self)
+
+    @property
+    def base(self) -> str:
+        """The baseline arm's name."""
+        return self.baseline if self.baseline is not None else next(iter(self.arms))
+
+    @property
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """The data settings by name; one without a name of its own where the study gives none."""
+        return self.data or {str(self.overrides.get("data.name", "data")): {}}
+
+    def points(self, arm: str) -> list[dict[str, Any]]:
+        """What is tried for an arm before the comparison: one empty point without a search."""
+        return [{}] if self.search is None else _points(self.search, self.arms[arm])
+
+
+def _points(search: Search, arm: Arm) -> list[dict[str, Any]]:
+    grid = search.grid if arm.grid is None else arm.grid
+    points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    if search.budget is None or search.budget >= len(points):
+        return points
+    chosen = np.random.default_rng(0).permutation(len(points))[: search.budget]
+    return [points[index] for index in sorted(chosen)]
+
+
+def _check(study: Study) -> None:
+    if not study.arms:
+        raise ValueError("arms={}: name at least one")
+    if study.base not in study.arms:
+        raise ValueError(f"baseline={study.base!r} is no arm: one of {', '.join(study.arms)}")
+    if not study.measures:
+        raise ValueError("measures=[]: name at least one, e.g. {path: at_end.test.accuracy}")
+    _refuse_twice("measures", [measure.name for measure in study.measures])
+    groups = {"seeds": study.seeds} | ({} if study.search is None else {"search.seeds": study.search.seeds})
+    for key, seeds in groups.items():
+        if not seeds:
+            raise ValueError(f"{key}=[]: give at least one, e.g. [0, 1, 2]")
+        _refuse_twice(key, seeds)
+        if min(seeds) < 0:
+            raise ValueError(f"{key}={seeds}: whole numbers, not negative")
+    for measure in study.measures:
+        if measure.margin is not None and not 0 <= measure.margin < float("inf"):
+            raise ValueError(f"margin={measure.margin} of {measure.name}: a finite number, not negative")
+    if study.min_seeds < 2:
+        raise ValueError(f"min_seeds={study.min_seeds}: an interval needs at least 2")
+    for name, arm in study.arms.items():
+        if arm.recipe not in recipes() and not Path(arm.recipe).is_file():
+            raise ValueError(f"arms.{name}.recipe={arm.recipe!r}: one of {', '.join(recipes())}, or a YAML file")
+    for keys in (study.overrides, *study.data.values(), *(arm.overrides for arm in study.arms.values())):
+        _refuse_fixed(keys)
+    if study.search is not None:
+        _check_search(study, study.search)
+    elif any(arm.grid for arm in study.arms.values()):
+        raise ValueError("an arm has a grid, but the study has no search")
+
+
+def _check_search(study: Study, search: Search) -> None:
+    if not search.measure.startswith(("at_end.val.", "at_onset.val.")):
+        raise ValueError(f"search.measure={search.measure!r}: at_end.val... or at_onset.val..., never test images")
+    if search.budget is not None and search.budget < 1:
+        raise ValueError(f"search.budget={search.budget}: at least 1")
+    for name, grid in [("search", search.grid), *((f"arms.{n}", a.grid) for n, a in study.arms.items() if a.grid)]:
+        if not grid or not all(grid.values()):
+            raise ValueError(f"{name}.grid={grid}: keys, each with its values, e.g. optim.lr: [0.03, 0.1]")
+        _refuse_fixed(grid)
+    counts = {name: len(study.points(name)) for name in study.arms}
+    if len(set(counts.values())) > 1:
+        shown = ", ".join(f"{name} {count}" for name, count in counts.items())
+        raise ValueError(f"search: the arms would try different numbers of points ({shown}); make them equal")
+
+
+def _refuse_twice(key: str, values: Sequence[Any]) -> None:
+    twice = {value for value in values if list(values).count(value) > 1}
+    if twice:
+        raise ValueError(f"{key}: {', '.join(map(str, sorted(twice)))} is named twice")
+
+
+def _refuse_fixed(keys: Overrides) -> None:
+    for key in ("seed", "out", "recipe", "quiet"):
+        if key in keys:
+            raise ValueError(f"overrides.{key}: the study sets it itself (seeds for seed, --runs for out)")
+
+
+def read_study(path: Path) -> Study:
+    """The study of a YAML file.
+
+    Raises:
+        UserError: no such file, an unknown key, a value of the wrong type, a rule broken.
+    """
+    try:
+        return study_from(yaml.safe_load(path.read_text()))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UserError) as error:
+        raise UserError(f"{path}: {' '.join(str(error).split())}") from None
+
+
+def study_from(content: Any) -> Study:
+    """The study out of plain values.
+
+    Raises:
+        UserError: an unknown key, a value of the wrong type, a rule broken.
+    """
+    if not isinstance(content, dict):
+        raise UserError("a study file is a mapping with question, arms and seeds")
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Study)
+    try:
+        values = parser.instantiate(parser.parse_object(content))
+        return Study(**{item.name: values[item.name] for item in fields(Study)})
+    except (jsonargparse.ArgumentError, ValueError, TypeError) as error:
+        raise UserError(" ".join(str(error).replace("Parser key ", "").split())) from None
+
+
+def plain(study: Study) -> dict[str, Any]:
+    """The study as values that `study_from` reads back."""
+    return asdict(study)
