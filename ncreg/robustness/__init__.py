@@ -16,22 +16,54 @@ from ncreg.robustness.calibration import (
     risk_coverage,
     temperature_scaling,
 )
+from ncreg.robustness.detection import (
+    Detection,
+    evaluate_detection,
+)
+from ncreg.robustness.ood import (
+    OODReport,
+    evaluate_ood,
+    noise_images,
+)
+from ncreg.robustness.ood_scores import (
+    energy_score,
+    knn_score,
+    mahalanobis_score,
+    max_logit_score,
+    msp_score,
+    neco_score,
+    ood_orthogonality,
+    vim_score,
+)
 
 __all__ = [
     "CalibrationReport",
     "CalibrationScores",
+    "Detection",
     "Model",
+    "OODReport",
     "ReliabilityBins",
     "RiskCoverage",
     "adaptive_calibration_error",
     "binomial_interval",
     "brier_score",
     "classwise_calibration_error",
+    "energy_score",
     "evaluate_calibration",
+    "evaluate_detection",
+    "evaluate_ood",
     "expected_calibration_error",
+    "knn_score",
+    "mahalanobis_score",
+    "max_logit_score",
+    "msp_score",
+    "neco_score",
     "negative_log_likelihood",
+    "noise_images",
+    "ood_orthogonality",
     "predict",
     "reliability_bins",
     "risk_coverage",
     "temperature_scaling",
+    "vim_score",
 ]

@@ -1,0 +1,91 @@
+"""What the evaluations on stored features check first: features, labels, class predictions."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def check_features(name: str, features: Tensor, dim: int | None = None) -> Float[Tensor, "rows dim"]:
+    """A non-empty matrix of finite numbers with `dim` columns, as float64 on the CPU, without a gradient.
+
+    Raises:
+        TypeError: no floating-point tensor.
+        ValueError: another shape, no row, NaN or infinite entries.
+    """
+    if not isinstance(features, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(features).__name__}")
+    if not features.is_floating_point():
+        raise TypeError(f"{name} must hold floating-point numbers, got {features.dtype}")
+    if features.ndim != 2:
+        raise ValueError(f"{name} must have shape (samples, features), got {tuple(features.shape)}: pool or flatten")
+    if 0 in features.shape:
+        raise ValueError(f"{name} is empty, shape {tuple(features.shape)}")
+    if dim is not None and features.shape[1] != dim:
+        raise ValueError(f"{name} has {features.shape[1]} columns where the training features have {dim}")
+    bad = ~features.isfinite().all(1)
+    if bad.any():
+        raise ValueError(f"{name} holds NaN or infinite values in {int(bad.sum())} of {len(bad)} rows")
+    return features.detach().to("cpu", torch.float64)
+
+
+def check_varied(name: str, features: Float[Tensor, "rows dim"]) -> None:
+    """Rows that are not all the same.
+
+    Raises:
+        ValueError: they are.
+    """
+    if bool((features == features[0]).all()):
+        raise ValueError(f"{name} are the same vector in all {len(features)} rows: the model tells nothing apart")
+
+
+def check_indices(name: str, indices: Tensor, rows: int, num_classes: int | None = None) -> Int[Tensor, " rows"]:
+    """Class indices (rows,) in [0, num_classes), as int64 on the CPU.
+
+    Raises:
+        TypeError: no integer tensor.
+        ValueError: another shape, or an index out of range.
+    """
+    if not isinstance(indices, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(indices).__name__}")
+    if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
+        way_out = "of logits take argmax(1)" if indices.ndim == 2 else "use .long()"
+        raise TypeError(f"{name} must hold integer class indices, got {indices.dtype}: {way_out}")
+    if indices.shape != (rows,):
+        raise ValueError(f"{name} must have shape ({rows},), one class a sample, got {tuple(indices.shape)}")
+    if rows == 0:
+        raise ValueError(f"{name} is empty")
+    low, high = (int(end) for end in torch.aminmax(indices))
+    if low < 0 or (num_classes is not None and high >= num_classes):
+        allowed = "not be negative" if num_classes is None else f"lie in [0, {num_classes})"
+        raise ValueError(f"{name} must {allowed}, got classes from {low} to {high}")
+    return indices.detach().to("cpu", torch.int64)
+
+
+def check_all_present(name: str, target: Int[Tensor, " rows"], num_classes: int) -> Int[Tensor, " classes"]:
+    """The number of samples of each class, none of them zero.
+
+    Raises:
+        ValueError: a class has no sample.
+    """
+    counts = torch.bincount(target, minlength=num_classes)
+    absent = (counts == 0).nonzero().flatten().tolist()
+    if absent:
+        shown = ", ".join(map(str, absent[:5])) + (", ..." if len(absent) > 5 else "")
+        raise ValueError(f"{name} has no sample of class {shown} ({num_classes} classes): draw a subset that keeps all")
+    return counts
+
+
+def class_means(
+    features: Float[Tensor, "rows dim"], target: Int[Tensor, " rows"], counts: Int[Tensor, " classes"]
+) -> Float[Tensor, "classes dim"]:
+    """Mean of each class's rows, around the mean of all, so that an offset costs no digits."""
+    anchor = features.mean(0)
+    sums = features.new_zeros(len(counts), features.shape[1]).index_add(0, target, features - anchor)
+    return anchor + sums / counts[:, None]
+
+
+def feature_scale(features: Float[Tensor, "rows dim"]) -> Float[Tensor, " dim"]:
+    """Standard deviation of each feature; 1 where it is constant but for float32's rounding."""
+    deviation = features.std(0, correction=0)
+    rounding = torch.finfo(torch.float32).eps * features.abs().amax(0)
+    return torch.where(deviation > rounding, deviation, 1.0)
