@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from recipes.config import TrainConfig, parse, recipes
+from recipes.config import TermConfig, TrainConfig, parse, recipes
 from recipes.study.study import Study
 
-GROUPS = ("model", "data", "augment", "optim", "tpt")
+GROUPS = tuple(item.name for item in fields(TrainConfig) if is_dataclass(getattr(TrainConfig(), item.name)))
 IDLE = ("out", "quiet", "tensorboard", "recipe")
 """Keys that change nothing in a run's numbers."""
 
@@ -96,7 +96,8 @@ def dotted(config: TrainConfig) -> dict[str, Any]:
 
 def identity(config: Mapping[str, Any]) -> str:
     """A hash of a configuration by dotted key; one that lacks newer keys counts as having their defaults."""
-    text = json.dumps(dotted(TrainConfig()) | dict(config), sort_keys=True, allow_nan=False)
+    terms = {name: asdict(TermConfig()) | term for name, term in config.get("loss", {}).items()}
+    text = json.dumps(dotted(TrainConfig()) | dict(config) | {"loss": terms}, sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -209,20 +209,20 @@ def run_all(
     return not stop.asked
 
 
-def run_on_ray(
-    cells: Sequence[Cell], runs: Path, asked: Evaluations | None, *, address: str, report: Report
-) -> bool:
+def run_on_ray(cells: Sequence[Cell], runs: Path, asked: Evaluations | None, *, address: str, report: Report) -> bool:
     """The same on a Ray cluster whose machines share the folder of runs."""
     try:
-        import ray
+        import ray  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
         raise UserError("--ray needs the package: pip install ray, or ncreg[cluster]") from None
     ray.init(address=address, ignore_reinit_error=True)
-    remote = ray.remote(num_cpus=1)(run_cell)
-    waiting = {
-        remote.remote(item, runs.resolve(), None if item.searching else asked, Processes()): item for item in cells
-    }
+    remote = ray.remote(num_cpus=1)(_run_cell_there)
+    waiting = {remote.remote(item, runs.resolve(), None if item.searching else asked): item for item in cells}
     while waiting:
         (ended, *_), _ = ray.wait(list(waiting))
         report(waiting.pop(ended), ray.get(ended))
     return True
+
+
+def _run_cell_there(item: Cell, runs: Path, asked: Evaluations | None) -> Outcome:
+    return run_cell(item, runs, asked, Processes())

@@ -1,0 +1,264 @@
+"""results.json: what a study found, complete enough to go on from it and to make every table again without the runs.
+
+Beside it lie timing.json (seconds and memory, which no two days share) and curves.json (histories, for the figures).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from recipes.config import TrainConfig, UserError
+from recipes.study.cells import Cell, differences, dotted, identity
+from recipes.study.jobs import evaluated, run_folder
+from recipes.study.study import Evaluations, Study, plain
+
+SCHEMA = 1
+CURVES = ("train_accuracy", "val_accuracy", "train_loss", "lr")
+COLLAPSE_CURVES = ("nc1", "nc2_equiangularity", "nc3", "intra_cosine_gap", "inter_cosine_gap")
+RUN_KEYS = {"status", "commit", "environment", "config", "command", "evaluation", "summary", "robustness", "error"}
+KEYS = {"schema", "name", "command", "study", "defaults", "environments", "search", "cells", "runs", "statistics"}
+
+
+@dataclass
+class Found:
+    """What is known of the runs, by key.
+
+    Attributes:
+        runs: records as results.json holds them; `config` complete, `environment` in full.
+        timing: seconds, images/s and memory.
+        curves: histories, shortened.
+    """
+
+    runs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    timing: dict[str, dict[str, Any]] = field(default_factory=dict)
+    curves: dict[str, dict[str, list[float | None]]] = field(default_factory=dict)
+
+    def done(self, cell: Cell, asked: Evaluations | None) -> bool:
+        """Whether nothing is left to run for a cell."""
+        record = self.runs.get(cell.key)
+        if record is None or record["status"] != "done":
+            return False
+        return cell.searching or asked is None or record["evaluation"] == asked.argv()
+
+    def failed(self, cell: Cell) -> bool:
+        """Whether the cell's run ended in an error."""
+        return self.runs.get(cell.key, {}).get("status") == "failed"
+
+    def take(self, cell: Cell, runs: Path, asked: Evaluations | None) -> None:
+        """Read what a cell's folder holds: a finished run, or how it failed."""
+        folder = runs / cell.key
+        run, failure = run_folder(folder), folder / "failure.json"
+        asked = None if cell.searching else asked
+        command = " ".join(["python recipes/train.py", *cell.argv])
+        common = {"config": cell.config, "command": command, "evaluation": None, "summary": None, "robustness": None}
+        if failure.exists():
+            text = json.loads(failure.read_text())["error"].replace(str(folder), "RUN")
+            made = {} if run is None else json.loads((run / "environment.json").read_text())
+            self.runs[cell.key] = common | {"status": "failed", "error": text, **_made_by(made)}
+        elif run is not None and (run / "summary.json").exists() and evaluated(run, asked):
+            made = json.loads((run / "environment.json").read_text())
+            report = run / "robustness" / "results.json"
+            self.runs[cell.key] = (
+                common
+                | {"status": "done", "error": None, "summary": json.loads((run / "summary.json").read_text())}
+                | _made_by(made)
+                | ({} if asked is None else {"evaluation": asked.argv(), "robustness": _scalars(_read(report))})
+            )
+            self.timing[cell.key] = _timing(run)
+            self.curves[cell.key] = _curves(run)
+
+
+def _made_by(environment: Mapping[str, Any]) -> dict[str, Any]:
+    packages = dict(environment.get("packages", {}))
+    commit = environment.get("git_commit") or f"ncreg {packages.get('ncreg', 'unknown')}, not under version control"
+    return {
+        "commit": commit,
+        "environment": {"python": environment.get("python"), "platform": environment.get("platform")} | packages,
+    }
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _scalars(value: Any) -> Any:
+    """Numbers, words and their names; lists stay while they are short, images and scores of single samples go."""
+    if isinstance(value, Mapping):
+        return {key: _scalars(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_scalars(item) for item in value] if len(value) <= 32 else None
+    return value
+
+
+def _timing(run: Path) -> dict[str, Any]:
+    timing, memory = _read(run / "timing.json"), _read(run / "memory.json")
+    evaluation = _read(run / "robustness" / "asked.json")
+    return {
+        "train_seconds": sum(timing["seconds"].values()),
+        "evaluation_seconds": evaluation.get("seconds", 0.0),
+        "train_images_per_second": timing["train_images_per_second"],
+        "peak_bytes": memory.get("peak_bytes", 0),
+    }
+
+
+def _curves(run: Path) -> dict[str, list[float | None]]:
+    rows = [json.loads(row) for row in (run / "history.jsonl").read_text().splitlines()]
+    return {name: [_short(row[name]) for row in rows] for name in CURVES} | {
+        name: [_short(row["measures"].get(name)) for row in rows] for name in COLLAPSE_CURVES
+    }
+
+
+def _short(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(f"{value:.5g}")
+
+
+def lookup(record: Mapping[str, Any], path: str) -> float | None:
+    """The number at a dotted path of a run's summary, or of its evaluation after the word robustness.
+
+    Raises:
+        UserError: the path names nothing; None stands for what was not reached, as at_onset without zero error.
+    """
+    value: Any = record["summary"]
+    words = path.split(".")
+    if words[0] == "robustness":
+        value, words = record["robustness"], words[1:]
+    for position, word in enumerate(words):
+        if value is None:
+            return None
+        if not isinstance(value, Mapping) or word not in value:
+            known = ", ".join(value) if isinstance(value, Mapping) else "a number"
+            raise UserError(f"measure {path}: no {word!r} in {'.'.join(words[:position]) or 'the run'}, only {known}")
+        value = value[word]
+    if value is None or isinstance(value, int | float):
+        return None if value is None else float(value)
+    raise UserError(f"measure {path} is no number but {type(value).__name__}")
+
+
+def assemble(
+    study: Study,
+    found: Found,
+    cells: Iterable[Cell],
+    *,
+    name: str,
+    command: str,
+    search: list[dict[str, Any]],
+    statistics: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """results.json: the same to the last bit for the same study, commit and machine type."""
+    cells = list(cells)
+    used = {cell.key: found.runs[cell.key] for cell in cells if cell.key in found.runs}
+    environments: list[dict[str, Any]] = []
+    runs = {}
+    defaults = dotted(TrainConfig())
+    for key, record in used.items():
+        if record["environment"] not in environments:
+            environments.append(record["environment"])
+        runs[key] = record | {
+            "environment": environments.index(record["environment"]),
+            "config": differences(record["config"], defaults),
+        }
+    return {
+        "schema": SCHEMA,
+        "name": name,
+        "command": command,
+        "study": plain(study),
+        "defaults": defaults,
+        "environments": environments,
+        "search": search,
+        "cells": [
+            {"data": cell.data, "arm": cell.arm, "seed": cell.seed, "point": cell.point, "key": cell.key}
+            for cell in cells
+            if not cell.searching
+        ],
+        "runs": runs,
+        "statistics": statistics,
+    }
+
+
+def write(out: Path, results: Mapping[str, Any], found: Found) -> None:
+    """The three files; entries a line each, so that a diff shows what was added."""
+    out.mkdir(parents=True, exist_ok=True)
+    keys = list(results["runs"])
+    _replace(out / "results.json", _lines(results))
+    for name, values in (("timing", found.timing), ("curves", found.curves)):
+        _replace(out / f"{name}.json", _lines({key: values[key] for key in keys if key in values}))
+
+
+def _lines(content: Mapping[str, Any]) -> str:
+    """JSON with one line for each entry of the top level and of the collections in it."""
+
+    def row(value: Any) -> str:
+        return json.dumps(value, allow_nan=False)
+
+    parts = []
+    for key, value in content.items():
+        if isinstance(value, Mapping) and value and all(isinstance(item, Mapping) for item in value.values()):
+            inner = ",\n  ".join(f"{row(name)}: {row(item)}" for name, item in value.items())
+            parts.append(f"{row(key)}: {{\n  {inner}\n }}")
+        elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+            inner = ",\n  ".join(map(row, value))
+            parts.append(f"{row(key)}: [\n  {inner}\n ]")
+        else:
+            parts.append(f"{row(key)}: {row(value)}")
+    return "{\n " + ",\n ".join(parts) + "\n}\n"
+
+
+def _replace(path: Path, text: str) -> None:
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.write_text(text)
+    os.replace(unfinished, path)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A results.json.
+
+    Raises:
+        UserError: it is none, of another version, or has a run whose commit is not named.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is no results.json: {error}") from None
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        raise UserError(f"{path} is no results.json of schema {SCHEMA}")
+    if set(content) != KEYS:
+        raise UserError(f"{path}: {', '.join(sorted(set(content) ^ KEYS))} missing or unknown")
+    for key, record in content["runs"].items():
+        if set(record) != RUN_KEYS:
+            raise UserError(f"{path}: run {key}: {', '.join(sorted(set(record) ^ RUN_KEYS))} missing or unknown")
+        if not record["commit"] and record["status"] == "done":
+            raise UserError(f"{path}: run {key} does not name the commit that made it; no table is made from it")
+    return content
+
+
+def known(folder: Path) -> Found:
+    """The runs of an earlier results.json in a folder, by the key that their configuration has today."""
+    found = Found()
+    if not (folder / "results.json").exists():
+        return found
+    content = read(folder / "results.json")
+    timing, curves = _read(folder / "timing.json"), _read(folder / "curves.json")
+    for old, record in content["runs"].items():
+        config = content["defaults"] | record["config"]
+        key = identity(config)
+        found.runs[key] = record | {"config": config, "environment": content["environments"][record["environment"]]}
+        if old in timing:
+            found.timing[key] = timing[old]
+        if old in curves:
+            found.curves[key] = curves[old]
+    return found
+
+
+def as_study_file(study: Study) -> str:
+    """The study as YAML that `read_study` reads back."""
+    return yaml.safe_dump(plain(study), sort_keys=False, allow_unicode=True)
