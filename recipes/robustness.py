@@ -1,0 +1,197 @@
+"""Evaluate finished runs: adversarial, corruptions, out of distribution, calibration, transfer, long tail, noise.
+
+    python recipes/robustness.py --quick                    # the newest finished run under runs/
+    python recipes/robustness.py RUN RUN ... [--parts adversarial,calibration] [--checkpoint onset]
+
+Writes RUN/robustness/results.json and figures, prints a table. A part that is there already is not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from fractions import Fraction
+from pathlib import Path
+
+if __package__ in (None, ""):  # run as a script: import from the project's root, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from tqdm import tqdm
+
+from recipes.assess.figures import draw
+from recipes.assess.parts import PARTS, NotHere, Settings
+from recipes.assess.presets import PRESETS
+from recipes.assess.result import About, Result, digest, plain
+from recipes.assess.subject import Subject
+from recipes.assess.table import table
+from recipes.config import UserError
+from recipes.run_folder import environment
+
+
+def assess(
+    run: Path,
+    settings: Settings,
+    *,
+    parts: Sequence[str] = tuple(PARTS),
+    checkpoint: str = "last",
+    out: str | None = None,
+    device: str = "auto",
+    fresh: bool = False,
+    command: Sequence[str] = (),
+    quiet: bool = False,
+) -> tuple[Result, Path]:
+    """Evaluate one run part by part, each saved as soon as it is done; the result and its folder.
+
+    Raises:
+        UserError: no finished run, a result of other settings in the way, or a part that could not be done.
+    """
+    subject = Subject.open(run, checkpoint=checkpoint, device=device, seed=settings.seed)
+    folder = run / (out or ("robustness" if checkpoint == "last" else f"robustness-{checkpoint}"))
+    result = begun(folder, about(subject, settings), fresh=fresh)
+    result.environment = environment(command)
+    bar = tqdm(parts, unit="part", disable=True if quiet else None)
+    for name in bar:
+        bar.set_description(name)
+        if name in result.parts:
+            continue
+        start = time.perf_counter()
+        result.skipped.pop(name, None)
+        try:
+            found, warnings = PARTS[name](subject, settings)
+        except NotHere as reason:
+            result.skipped[name] = str(reason)
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise UserError(f"{run}, part {name}: {' '.join(str(error).split())}") from None
+        else:
+            result.parts[name] = plain(found, name)
+            result.warnings += [f"{name}: {warning}" for warning in warnings]
+        result.write(folder)
+        if bar.disable and not quiet:
+            print(f"{name:<14}{time.perf_counter() - start:6.0f} s", flush=True)
+    result.write(folder)
+    draw(folder / "figures", result, title=run.name)
+    return result, folder
+
+
+def about(subject: Subject, settings: Settings) -> About:
+    """What is evaluated, and how."""
+    config = subject.config
+    return About(
+        run=subject.run.name,
+        recipe=config.recipe,
+        data=config.data.name,
+        backbone=config.model.backbone,
+        run_seed=config.seed,
+        checkpoint=subject.checkpoint,
+        checkpoint_sha256=digest(subject.run / "checkpoints" / f"{subject.checkpoint}.pt"),
+        preset=settings.preset.name,
+        epsilon=settings.epsilon,
+        norm=settings.norm,
+        seed=settings.seed,
+        sets=settings.sets,
+    )
+
+
+def begun(folder: Path, what: About, *, fresh: bool) -> Result:
+    """The result in `folder` to go on with, or a new one.
+
+    Raises:
+        UserError: there is one of another checkpoint or other settings.
+    """
+    path = folder / "results.json"
+    if fresh or not path.exists():
+        return Result(what, {})
+    found = Result.read(path)
+    for key, value in asdict(what).items():
+        was = getattr(found.about, key)
+        if was != value and key != "run":
+            raise UserError(
+                f"{path} was made with {key}={was!r}, now it is {value!r}: --out NAME keeps both, --fresh replaces it"
+            )
+    return found
+
+
+def newest(out: Path) -> Path:
+    """The newest finished run.
+
+    Raises:
+        UserError: there is none.
+    """
+    finished = [path.parent for path in out.glob("*/summary.json")]
+    if not finished:
+        raise UserError(f"no finished run in {out}: give a run folder, or make one with `python recipes/train.py etf`")
+    return max(finished, key=lambda path: (path / "summary.json").stat().st_mtime_ns)
+
+
+def number(text: str) -> float:
+    """A number, also written as a fraction: 8/255."""
+    return float(Fraction(text)) if "/" in text else float(text)
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="robustness.py", description=(__doc__ or "").splitlines()[0], allow_abbrev=False
+    )
+    parser.add_argument("runs", nargs="*", type=Path, help="run folders; default: the newest finished one under runs/")
+    parser.add_argument("--preset", choices=tuple(PRESETS), default="full", help="default: full")
+    parser.add_argument("--quick", action="store_const", const="quick", dest="preset", help="the same as --preset quick")
+    parser.add_argument("--parts", default=",".join(PARTS), help="a comma between them; default: %(default)s")
+    parser.add_argument("--checkpoint", default="last", help="last, onset, best or previous; default: last")
+    parser.add_argument("--epsilon", type=number, default=None, help="radius of the attacks, e.g. 8/255; default: "
+                        "4/255 for linf, 0.5 for l2, in units of [0, 1]")  # fmt: skip
+    parser.add_argument("--norm", choices=("linf", "l2"), default="linf", help="of the attacks; default: linf")
+    parser.add_argument("--sets", help="image sets for OOD and transfer, a comma between them, torchvision.NAME too; "
+                        "default: those at hand")  # fmt: skip
+    parser.add_argument("--root", type=Path, default=Path("data"), help="where those sets lie; default: data")
+    parser.add_argument("--seed", type=int, default=0, help="of every draw; default: 0")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, ...; default: auto")
+    parser.add_argument("--out", help="name of the folder inside the run; default: robustness, or robustness-CHECKPOINT")
+    parser.add_argument("--fresh", action="store_true", help="do all parts anew")
+    parser.add_argument("--quiet", action="store_true", help="print the table alone")
+    args = parser.parse_args(argv)
+    args.parts = [part.strip() for part in args.parts.split(",")]
+    unknown = [part for part in args.parts if part not in PARTS]
+    if unknown:
+        raise UserError(f"--parts {unknown[0]} is unknown: one of {', '.join(PARTS)}")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line: 0, or 2 with one line when something is to be put right."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        args = parse(argv)
+        settings = Settings.made(
+            PRESETS[args.preset],
+            norm=args.norm,
+            epsilon=args.epsilon,
+            seed=args.seed,
+            sets=None if args.sets is None else tuple(args.sets.split(",")),
+            root=args.root,
+        )
+        for run in args.runs or [newest(Path("runs"))]:
+            result, folder = assess(
+                run,
+                settings,
+                parts=args.parts,
+                checkpoint=args.checkpoint,
+                out=args.out,
+                device=args.device,
+                fresh=args.fresh,
+                command=["recipes/robustness.py", *argv],
+                quiet=args.quiet,
+            )
+            print(table(result))
+            print(f"all of it: {folder / 'results.json'} (docs/robustness.md explains the numbers)\n")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
