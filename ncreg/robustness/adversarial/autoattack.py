@@ -1,0 +1,211 @@
+"""AutoAttack (Croce & Hein 2020) through the package pyautoattack, one attack after the other on what is left."""
+
+import logging
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Integer
+from torch import Tensor
+
+from ncreg.robustness._inputs import Model, binomial_interval, check_count
+from ncreg.robustness.adversarial._ascent import (
+    Norm,
+    check_epsilon,
+    frozen,
+    lift,
+    logit_margin,
+    project,
+)
+from ncreg.robustness.adversarial.attacks import clean_logits, keep_lower, scored
+
+Version = Literal["standard", "apgd"]
+_ATTACKS = {"standard": ("apgd-ce", "apgd-t", "fab-t", "square"), "apgd": ("apgd-ce", "apgd-t")}
+
+
+@dataclass(frozen=True, eq=False)
+class AutoAttackResult:
+    """What each attack of the ensemble left, in the order in which they ran.
+
+    Attributes:
+        version: "standard" or "apgd".
+        norm: "linf" or "l2".
+        epsilon: radius of the ball, in units of images in [0, 1].
+        images: for each image the attacked one of lowest margin; wrongly classified ones as they came.
+        clean_correct: (B,) classified rightly before the attack.
+        robust: (B,) classified rightly before and after every attack.
+        after: name of each attack to the mask (B,) of what was left once it had run.
+        target_classes: how many rival classes the targeted attacks aimed at: min(9, C − 1).
+        note: what differs from AutoAttack as published, "" for nothing.
+    """
+
+    version: Version
+    norm: Norm
+    epsilon: float
+    images: Float[Tensor, "batch channels height width"]
+    clean_correct: Bool[Tensor, " batch"]
+    robust: Bool[Tensor, " batch"]
+    after: dict[str, Bool[Tensor, " batch"]]
+    target_classes: int
+    note: str
+
+    @property
+    def accuracy(self) -> float:
+        """Robust accuracy, in [0, 1]."""
+        return float(self.robust.double().mean())
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval of the robust accuracy."""
+        return binomial_interval(int(self.robust.sum()), len(self.robust))
+
+
+def autoattack(
+    model: Model,
+    images: Float[Tensor, "batch channels height width"],
+    target: Integer[Tensor, " batch"],
+    *,
+    epsilon: float,
+    norm: Norm = "linf",
+    version: Version = "standard",
+    steps: int = 100,
+    queries: int = 5000,
+    survivors: Bool[Tensor, " batch"] | None = None,
+    seed: int = 0,
+    batch_size: int = 256,
+) -> AutoAttackResult:
+    """AutoAttack: APGD on cross-entropy, targeted APGD on DLR, targeted FAB, Square (arXiv 2003.01690).
+
+    Each attack sees only what the ones before it left, so the accuracy is at most that of any of them. The targeted
+    attacks aim at the 9 likeliest rivals, at all C − 1 when C < 10. The targeted DLR loss needs four classes: with two
+    or three, targeted APGD raises the margin z_t − z_y in its place, and the result's `note` says so. Square in L2
+    needs images of at least 5 pixels a side. Attacked images are put back into the ball exactly and looked at afresh.
+
+    Args:
+        model: images in [0, 1] (B, channels, H, W) to logits (B, C); a module must be in eval mode.
+        images: in [0, 1]; attacked in float32.
+        target: class indices (B,).
+        epsilon: radius, in units of images in [0, 1].
+        norm: "linf" or "l2".
+        version: "standard" runs all four, "apgd" the first two, a fraction of the cost.
+        steps: gradients a run of APGD and FAB (published: 100).
+        queries: forward passes an image of Square (published: 5000).
+        survivors: attack these alone, and count the others as broken: what earlier attacks left.
+        seed: of every attack; the global generators are left as they were.
+        batch_size: images at once; APGD's draws depend on it.
+
+    Raises:
+        ImportError: the package pyautoattack is missing.
+        TypeError: arguments of the wrong kind.
+        ValueError: as in `pgd`, an unknown version, survivors of another shape.
+    """
+    epsilon, count = check_epsilon(epsilon, norm), check_count("batch_size", batch_size)
+    if version not in _ATTACKS:
+        raise ValueError(f"version must be 'standard' or 'apgd', got {version!r}")
+    clean, target = clean_logits(model, images, target, count)
+    attacked, correct = images.clone(), clean.argmax(1) == target
+    lowest = logit_margin(clean, target).double()
+    alive = correct if survivors is None else correct & _mask(survivors, images)
+    suite, note = _suite(
+        model,
+        clean.shape[1],
+        images,
+        epsilon,
+        norm,
+        version,
+        check_count("steps", steps),
+        check_count("queries", queries),
+    )
+    after: dict[str, Tensor] = {}
+    devices = [images.device] if images.device.type == "cuda" else []
+    with frozen(model), torch.random.fork_rng(devices=devices), torch.inference_mode(False):
+        for name, attack in suite.items():
+            attack.seed = seed
+            for chosen in alive.nonzero().squeeze(1).split(count) if epsilon > 0 else ():
+                x, y = images[chosen].clone(), target[chosen].clone()
+                found = attack.perturb(x.float(), y).to(x.dtype)
+                radius = torch.full((len(x),), epsilon, dtype=torch.float64, device=x.device)
+                found = project(found, x, radius, norm)
+                with torch.no_grad():
+                    keep_lower(attacked, lowest, chosen, found, logit_margin(lift(model(found)), y).double())
+            alive = alive & scored(model, name, norm, epsilon, attacked, target, correct, count).robust
+            after[name] = alive
+    return AutoAttackResult(version, norm, epsilon, attacked, correct, alive, after, _targets(clean.shape[1]), note)
+
+
+def _targets(num_classes: int) -> int:
+    return min(9, num_classes - 1)
+
+
+def _mask(survivors: Tensor, images: Tensor) -> Tensor:
+    if survivors.dtype != torch.bool or survivors.shape != images.shape[:1]:
+        raise ValueError(
+            f"survivors must be bool of shape ({len(images)},), got {survivors.dtype} {tuple(survivors.shape)}"
+        )
+    return survivors.to(images.device)
+
+
+def _suite(
+    model: Model,
+    num_classes: int,
+    images: Tensor,
+    epsilon: float,
+    norm: Norm,
+    version: Version,
+    steps: int,
+    queries: int,
+) -> tuple[dict[str, Any], str]:
+    """The attacks by name, and what is not as published."""
+    try:
+        apgd, fab, square = (import_module(f"pyautoattack.{name}") for name in ("autopgd_base", "fab_pt", "square"))
+    except ImportError as error:
+        raise ImportError(f"autoattack needs the package pyautoattack: pip install 'ncreg[robust]' ({error})") from None
+    silent = logging.Logger("silent", logging.CRITICAL + 1)
+    common = {"eps": epsilon, "norm": {"linf": "Linf", "l2": "L2"}[norm], "device": images.device}
+    targets, notes = _targets(num_classes), []
+    logits = _Logits(model, images.dtype)
+
+    suite: dict[str, Any] = {"apgd-ce": apgd.APGDAttack(logits, n_iter=steps, loss="ce", logger=silent, **common)}
+    suite["apgd-t"] = apgd.APGDAttack_targeted(logits, n_iter=steps, n_target_classes=targets, logger=silent, **common)
+    if num_classes < 4:
+        suite["apgd-t"].dlr_loss_targeted = lambda z, y: _targeted_margin(z, y, suite["apgd-t"].y_target)
+        notes.append(f"C={num_classes}: targeted APGD raises the margin, the targeted DLR loss needs 4 classes")
+    if version == "standard":
+        fab_t = fab.FABAttack_PT(logits, n_iter=steps, n_target_classes=targets, targeted=True, **common)
+        fab_t.get_diff_logits_grads_batch_targeted = lambda *given: _difference(logits, *given)
+        suite["fab-t"] = fab_t
+        if norm == "l2" and min(images.shape[2:]) < 5:
+            notes.append("Square left out: in L2 it needs images of at least 5 pixels a side")
+        else:
+            suite["square"] = square.SquareAttack(logits, n_queries=queries, resc_schedule=False, **common)
+    return suite, "; ".join(notes)
+
+
+class _Logits:
+    """The model as pyautoattack needs it: float32 in and out, a tensor of its own, always differentiable."""
+
+    def __init__(self, model: Model, dtype: torch.dtype) -> None:
+        self.model, self.dtype = model, dtype
+
+    def __call__(self, x: Tensor) -> Tensor:
+        # Flattened and back, because its gradient must be contiguous; plus nothing times x, for models without one.
+        x = x.flatten(1).unflatten(1, x.shape[1:])
+        return self.model(x.to(self.dtype)).float() + 0 * x.flatten(1).sum(1, keepdim=True)
+
+
+def _targeted_margin(logits: Tensor, target: Tensor, rival: Tensor) -> Tensor:
+    """z_t − z_y over the row's spread, held constant."""
+    difference = logits.gather(1, rival[:, None]) - logits.gather(1, target[:, None])
+    spread = (logits.amax(1) - logits.amin(1)).detach()
+    return difference.squeeze(1) / torch.where(spread > 0, spread, 1)
+
+
+def _difference(logits: _Logits, images: Tensor, target: Tensor, rival: Tensor) -> tuple[Tensor, Tensor]:
+    """FAB's z_t − z_y and its gradient with respect to the images alone: its own fills the parameters' gradients."""
+    with torch.enable_grad():
+        x = images.detach().clone().requires_grad_()
+        z = logits(x)
+        difference = (z.gather(1, rival[:, None]) - z.gather(1, target[:, None])).squeeze(1)
+        (grad,) = torch.autograd.grad(difference.sum(), x)
+    return difference.detach()[:, None], grad[:, None]

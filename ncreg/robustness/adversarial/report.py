@@ -1,0 +1,190 @@
+"""One adversarial evaluation: attacks side by side, AutoAttack as the headline, and what makes it suspect."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from jaxtyping import Bool, Float, Integer
+from torch import Tensor
+
+from ncreg.robustness._inputs import Model, binomial_interval
+from ncreg.robustness.adversarial._ascent import Norm
+from ncreg.robustness.adversarial.attacks import AttackResult, clean_logits, fgsm, pgd, random_search
+from ncreg.robustness.adversarial.autoattack import autoattack as run_autoattack
+from ncreg.robustness.adversarial.suspicion import Finding, find_suspicions
+
+Preset = Literal["quick", "full"]
+_STEPS = {"quick": 20, "full": 40}
+_RESTARTS = {"quick": 1, "full": 5}
+_QUERIES = {"quick": 100, "full": 1000}
+
+
+@dataclass(frozen=True, eq=False)
+class AttackRow:
+    """A line of the table.
+
+    Attributes:
+        name: which attack, with its settings; "clean" is none.
+        robust: (B,) classified rightly before and after it.
+        correct: how many that are.
+        accuracy: their share, in [0, 1].
+        low: lower end of Wilson's 95 % interval.
+        high: upper end.
+    """
+
+    name: str
+    robust: Bool[Tensor, " batch"]
+    correct: int
+    accuracy: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, eq=False)
+class AdversarialReport:
+    """Attacks on one model at one radius; print it whole: no row means much without the findings.
+
+    Attributes:
+        norm: "linf" or "l2".
+        epsilon: radius of the ball, in units of images in [0, 1].
+        images: how many were attacked.
+        seed: of every attack.
+        preset: "quick" or "full".
+        rows: clean, FGSM, PGD on cross-entropy and on the margin, random search, then each attack of AutoAttack. These
+            last run on what all rows above left, so each is at most every row before it.
+        headline: AutoAttack's row; without AutoAttack the images that every attack left, and then flagged.
+        findings: the checks, flagged or not.
+        note: what differs from AutoAttack as published, "" for nothing.
+    """
+
+    norm: Norm
+    epsilon: float
+    images: int
+    seed: int
+    preset: Preset
+    rows: tuple[AttackRow, ...]
+    headline: AttackRow
+    findings: tuple[Finding, ...]
+    note: str
+
+    @property
+    def flagged(self) -> bool:
+        """Whether any finding is: then no row but perhaps the headline is to be believed."""
+        return any(finding.flagged for finding in self.findings)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain numbers and strings, for JSON; masks are left out."""
+        rows = [_plain(row) for row in self.rows]
+        return {
+            "norm": self.norm,
+            "epsilon": self.epsilon,
+            "images": self.images,
+            "seed": self.seed,
+            "preset": self.preset,
+            "rows": rows,
+            "headline": _plain(self.headline),
+            "findings": [asdict(finding) for finding in self.findings],
+            "flagged": self.flagged,
+            "note": self.note,
+        }
+
+    def __str__(self) -> str:
+        """The table with its findings."""
+        lines = [f"{self.norm}, epsilon {self.epsilon:.4g}, {self.images} images, seed {self.seed}, {self.preset}"]
+        lines += [_line(row) for row in (*self.rows, self.headline)]
+        lines += [f"note: {self.note}"] if self.note else []
+        for finding in self.findings:
+            mark = "FLAGGED" if finding.flagged else "ok"
+            lines.append(f"{mark:<8}{finding.name:<20}{finding.value:>9.4g}  (at most {finding.threshold:g})")
+            lines += [f"        {finding.explanation}"] if finding.flagged else []
+        return "\n".join(lines)
+
+
+def evaluate_adversarial(
+    model: Model,
+    images: Float[Tensor, "batch channels height width"],
+    target: Integer[Tensor, " batch"],
+    *,
+    epsilon: float,
+    norm: Norm = "linf",
+    preset: Preset = "quick",
+    seed: int = 0,
+    autoattack: bool = True,
+    batch_size: int = 256,
+) -> AdversarialReport:
+    """Attacks side by side, with AutoAttack as the headline, and every reason to distrust them.
+
+    An image counts where it is classified rightly before and after the attack. Attacks on cross-entropy stand beside
+    those on the margin, always. "quick": PGD of 20 steps, 100 queries of random search, AutoAttack's two APGD attacks
+    (100 steps). "full": PGD of 40 steps and 5 restarts, 1000 queries, the standard AutoAttack. AutoAttack runs on what
+    the other attacks left: the headline is at most every row.
+
+    Args:
+        model: images in [0, 1] (B, channels, H, W) to logits (B, C); a module must be in eval mode.
+        images: in [0, 1].
+        target: class indices (B,).
+        epsilon: radius, in units of images in [0, 1].
+        norm: "linf" or "l2".
+        preset: "quick" or "full".
+        seed: of every attack.
+        autoattack: run it (needs the extra `robust`); without it the report is flagged.
+        batch_size: images at once.
+
+    Raises:
+        ImportError: autoattack without the package pyautoattack.
+        TypeError: arguments of the wrong kind.
+        ValueError: images outside [0, 1], a target out of range, a model in training mode or one that returns
+            probabilities or no finite logits, epsilon < 0, an unknown preset.
+
+    Example:
+        >>> import torch
+        >>> model = lambda x: 10 * torch.stack([x.sum((1, 2, 3)), torch.full((len(x),), 1.0)], 1)
+        >>> images = torch.tensor([0.3, 0.5]).reshape(2, 1, 1, 1).expand(2, 1, 2, 2)
+        >>> report = evaluate_adversarial(model, images, torch.tensor([0, 0]), epsilon=0.1, autoattack=False)
+        >>> report.headline.accuracy, report.flagged, [finding.name for finding in report.findings if finding.flagged]
+        (0.5, True, ['no_ensemble'])
+    """
+    if preset not in _STEPS:
+        raise ValueError(f"preset must be 'quick' or 'full', got {preset!r}")
+    common: dict[str, Any] = {"epsilon": epsilon, "norm": norm, "batch_size": batch_size}
+    clean, target = clean_logits(model, images, target, batch_size)
+    again: dict[str, Any] = common | {"steps": _STEPS[preset], "restarts": _RESTARTS[preset], "seed": seed}
+    step = fgsm(model, images, target, **common)
+    cross_entropy = pgd(model, images, target, loss="cross_entropy", **again)
+    margin = pgd(model, images, target, loss="margin", **again)
+    black_box = random_search(model, images, target, queries=_QUERIES[preset], seed=seed, **common)
+    attacks: tuple[AttackResult, ...] = (step, cross_entropy, margin, black_box)
+    rows = [_row("clean", clean.argmax(1) == target), *(_row(attack.name, attack.robust) for attack in attacks)]
+    survivors, note = rows[0].robust, ""
+    for attack in attacks:
+        survivors = survivors & attack.robust
+    name = "every attack above"
+    if autoattack:
+        version: Literal["standard", "apgd"] = "standard" if preset == "full" else "apgd"
+        ensemble = run_autoattack(model, images, target, version=version, survivors=survivors, seed=seed, **common)
+        rows += [_row(attack, mask) for attack, mask in ensemble.after.items()]
+        survivors, note, name = ensemble.robust, ensemble.note, f"AutoAttack ({version})"
+    findings = find_suspicions(
+        model,
+        images,
+        target,
+        cross_entropy=cross_entropy.robust,
+        margin=margin.robust,
+        black_box=black_box.robust,
+        ensemble=survivors if autoattack else None,
+        batch_size=batch_size,
+    )
+    headline = _row(name, survivors)
+    return AdversarialReport(norm, float(epsilon), len(images), seed, preset, tuple(rows), headline, findings, note)
+
+
+def _row(name: str, robust: Tensor) -> AttackRow:
+    correct = int(robust.sum())
+    return AttackRow(name, robust, correct, correct / len(robust), *binomial_interval(correct, len(robust)))
+
+
+def _plain(row: AttackRow) -> dict[str, Any]:
+    return {key: getattr(row, key) for key in ("name", "correct", "accuracy", "low", "high")}
+
+
+def _line(row: AttackRow) -> str:
+    return f"{row.name:<24}{100 * row.accuracy:6.1f} %  [{100 * row.low:.1f}, {100 * row.high:.1f}]"

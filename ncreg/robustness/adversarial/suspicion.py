@@ -1,0 +1,180 @@
+"""What makes an adversarial evaluation suspect: vanishing gradients, large logits, chance, attacks that disagree."""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Integer
+from torch import Tensor, nn
+
+from ncreg.robustness._inputs import Model, check_images, check_logits, check_target
+from ncreg.robustness.adversarial._ascent import frozen, gradient, lift, logit_margin, loss_of
+
+# Above these a result is flagged. Shares of images, but for what says otherwise.
+ZERO_GRADIENT = 0.01
+LOGIT_SCALE = 20.0  # margin; at 17 float32 rounds the probability 1 - e^-17 to 1
+GAP = 0.05  # between two attacks of about one strength; on adversarially trained nets it is 1 to 4 points
+BLACK_BOX = 0.005
+CHANGE = 1e-3  # of the logits, in units of their spread; rounding on a GPU stays far below
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One reason to believe a robust accuracy, or not to.
+
+    Attributes:
+        name: which check.
+        value: what was measured.
+        threshold: above which the result is flagged.
+        flagged: value > threshold.
+        explanation: what was measured, and what it means when flagged.
+    """
+
+    name: str
+    value: float
+    threshold: float
+    flagged: bool
+    explanation: str
+
+
+def find_suspicions(
+    model: Model,
+    images: Float[Tensor, "batch channels height width"],
+    target: Integer[Tensor, " batch"],
+    *,
+    cross_entropy: Bool[Tensor, " batch"] | None = None,
+    margin: Bool[Tensor, " batch"] | None = None,
+    black_box: Bool[Tensor, " batch"] | None = None,
+    ensemble: Bool[Tensor, " batch"] | None = None,
+    batch_size: int = 256,
+) -> tuple[Finding, ...]:
+    """Checks of the model itself, and of the masks (B,) of images that each kind of attack left standing.
+
+    After the self-checks of AutoAttack (Croce & Hein 2020) and the list of Carlini et al. 2019 (arXiv 1902.06705).
+    A mask that is not given leaves its checks out, but for `ensemble`, whose absence is a finding of its own.
+
+    Args:
+        model: images in [0, 1] (B, channels, H, W) to logits (B, C). In training mode it is a finding, not an error.
+        images: in [0, 1].
+        target: class indices (B,).
+        cross_entropy: what PGD on cross-entropy left.
+        margin: what PGD on the margin left.
+        black_box: what an attack without gradients left.
+        ensemble: what AutoAttack, or APGD on cross-entropy with targeted APGD, left.
+        batch_size: images at once.
+
+    Raises:
+        TypeError: arguments of the wrong kind.
+        ValueError: images outside [0, 1], a target out of range, probabilities or logits that are not finite.
+
+    Example:
+        >>> model = lambda x: 1000 * torch.stack([x.sum((1, 2, 3)), -x.sum((1, 2, 3))], 1)
+        >>> images, target = torch.full((1, 1, 2, 2), 0.5), torch.tensor([0])
+        >>> [finding.name for finding in find_suspicions(model, images, target) if finding.flagged]
+        ['zero_gradient', 'logit_scale', 'no_ensemble']
+    """
+    check_images(images)
+    model, training = _untouched(model)
+    with torch.no_grad():
+        first = lift(torch.cat([model(part) for part in images.split(batch_size)]))
+        again = lift(torch.cat([model(part) for part in images.split(batch_size)]))
+        alone = lift(torch.cat([model(part) for part in images.split(max(1, min(batch_size, len(images)) // 2))]))
+    target = check_target(target, check_logits(first, images), first.shape[1])
+    findings = [
+        _zero_gradient(model, images, target, batch_size),
+        _finding(
+            "logit_scale",
+            float(logit_margin(first, target).abs().median()),
+            LOGIT_SCALE,
+            "median |margin| of the clean logits: when large, cross-entropy is flat in float32",
+        ),
+        _finding(
+            "random_model",
+            _change(first, again),
+            CHANGE,
+            "largest change of a logit between two passes over the same images: randomness hides the gradient",
+        ),
+        _finding(
+            "batch_dependence",
+            _change(first, alone),
+            CHANGE,
+            "largest change of a logit in a batch of half the size: batch statistics are in use, as in training mode",
+        ),
+        _finding("training_mode", float(training), 0, "submodules in training mode: call model.eval()"),
+    ]
+    return (*findings, *_disagreements(cross_entropy, margin, black_box, ensemble))
+
+
+def _disagreements(
+    cross_entropy: Tensor | None, margin: Tensor | None, black_box: Tensor | None, ensemble: Tensor | None
+) -> list[Finding]:
+    findings = []
+    if cross_entropy is not None and margin is not None:
+        findings.append(
+            _finding(
+                "cross_entropy_gap",
+                _share(cross_entropy) - _share(margin),
+                GAP,
+                "accuracy under PGD on cross-entropy above that on the margin: cross-entropy gradients are masked",
+            )
+        )
+    white_boxes = [mask for mask in (cross_entropy, margin) if mask is not None]
+    if black_box is not None and white_boxes:
+        findings.append(
+            _finding(
+                "black_box",
+                max(_share(mask) for mask in white_boxes) - _share(black_box),
+                BLACK_BOX,
+                "accuracy under a PGD attack above that under an attack without gradients: gradients mislead",
+            )
+        )
+    if ensemble is None:
+        text = "AutoAttack did not run: a robust accuracy from PGD alone carries no claim"
+        return [*findings, _finding("no_ensemble", 1.0, 0, text)]
+    if margin is not None:
+        findings.append(
+            _finding(
+                "margin_gap",
+                _share(margin) - _share(ensemble),
+                GAP,
+                "accuracy under PGD on the margin above that under AutoAttack: imaginary robustness, seen by PGD alone",
+            )
+        )
+    return findings
+
+
+def _zero_gradient(model: Model, images: Tensor, target: Tensor, batch_size: int) -> Finding:
+    objective, zero = loss_of("cross_entropy"), 0
+    with frozen(model):
+        for part, classes in zip(images.split(batch_size), target.split(batch_size), strict=True):
+            grad, _ = gradient(model, part, lambda z, classes=classes: objective(z, classes))  # type: ignore[misc]
+            zero += int((grad.flatten(1) == 0).all(1).sum())
+    return _finding(
+        "zero_gradient",
+        zero / len(images),
+        ZERO_GRADIENT,
+        "share of images whose cross-entropy gradient is exactly zero (or not finite): such attacks stand still",
+    )
+
+
+def _untouched(model: Model) -> tuple[Model, int]:
+    """The model and how many of its submodules train; a copy if any does, for each pass changes its statistics."""
+    if not isinstance(model, nn.Module):
+        return model, 0
+    training = sum(module.training for module in model.modules())
+    return (copy.deepcopy(model) if training else model), training
+
+
+def _finding(name: str, value: float, threshold: float, explanation: str) -> Finding:
+    return Finding(name, value, threshold, value > threshold, explanation)
+
+
+def _share(mask: Tensor) -> float:
+    return float(mask.double().mean())
+
+
+def _change(first: Tensor, second: Tensor) -> float:
+    """Largest difference of two logits, in units of the largest spread of a row."""
+    spread = float((first.amax(1) - first.amin(1)).max())
+    change = float((first - second).abs().max())
+    return change / spread if spread > 0 else change
