@@ -1,0 +1,171 @@
+"""Linear filters of images, as sums of shifted copies: every image's bits are the same in any batch.
+
+A matrix product or a convolution may add in another order for another batch size. Here each product and each sum is an
+operation of its own, which IEEE arithmetic rounds in one way only.
+"""
+
+import functools
+from math import ceil, exp
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+Border = Literal["nearest", "reflect", "mirror"]  # aaa|abc, cba|abc, dcb|abcd: scipy's names
+
+
+def inside(index: Tensor, size: int, border: Border) -> Tensor:
+    """Indices of any size, brought into [0, size) as the border says."""
+    if border == "nearest" or size == 1:
+        return index.clamp(0, size - 1)
+    period = 2 * size if border == "reflect" else 2 * size - 2
+    index = index.remainder(period)
+    return torch.minimum(index, period - 1 - index if border == "reflect" else period - index)
+
+
+def _sparse(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Column and weight of each row's entries that are not zero: two (rows, taps), padded with weight 0."""
+    used = matrix != 0
+    taps = int(used.sum(1).max())
+    column = used.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :taps]
+    return column, matrix.gather(1, column)
+
+
+@functools.lru_cache(maxsize=256)
+def gaussian_rows(size: int, sigma: float, truncate: float, border: Border) -> tuple[Tensor, Tensor]:
+    """Rows of a Gaussian blur cut off at `truncate` sigmas."""
+    radius = int(truncate * sigma + 0.5)
+    offset = torch.arange(-radius, radius + 1)
+    weight = torch.tensor([exp(-0.5 * (k / sigma) ** 2) for k in range(-radius, radius + 1)], dtype=torch.float64)
+    column = inside(torch.arange(size)[:, None] + offset, size, border)
+    weight = (weight / weight.sum()).expand(size, -1)
+    return _sparse(torch.zeros(size, size, dtype=torch.float64).scatter_add_(1, column, weight))
+
+
+@functools.lru_cache(maxsize=256)
+def zoom_rows(size: int, factor: float) -> tuple[Tensor, Tensor]:
+    """Rows that enlarge the middle ceil(size/factor) samples by `factor`, linearly, ends on ends, cut to `size`."""
+    kept = ceil(size / factor)
+    start, grown = (size - kept) // 2, round(kept * factor)
+    place = torch.arange(size, dtype=torch.float64) + (grown - size) // 2
+    place = (place * ((kept - 1) / max(grown - 1, 1))).clamp(0, kept - 1)
+    low = place.floor().long().clamp_max(max(kept - 2, 0))
+    share = place - low
+    matrix = torch.zeros(size, size, dtype=torch.float64)
+    matrix.scatter_add_(1, start + low[:, None], 1 - share[:, None])
+    matrix.scatter_add_(1, start + (low[:, None] + 1).clamp_max(kept - 1), share[:, None])
+    return _sparse(matrix)
+
+
+@functools.lru_cache(maxsize=256)
+def box_rows(size: int, wanted: int) -> tuple[Tensor, Tensor]:
+    """Rows that resize to `wanted` samples, each the mean of the samples whose middles it covers."""
+    scale = size / wanted
+    reach = max(scale, 1.0)
+    middle = (torch.arange(wanted, dtype=torch.float64) + 0.5) * scale
+    place = (torch.arange(size, dtype=torch.float64) + 0.5 - middle[:, None]) / reach
+    matrix = ((place > -0.5) & (place <= 0.5)).double()
+    return _sparse(matrix / matrix.sum(1, keepdim=True))
+
+
+def apply_rows(x: Tensor, rows: tuple[Tensor, Tensor], dim: int) -> Tensor:
+    """Σ_t weight[:, t]·x[column[:, t]] along one axis."""
+    column, weight = rows[0].to(x.device), rows[1].to(x)
+    shape = [1] * x.ndim
+    shape[dim] = -1
+    total = None
+    for tap in range(column.shape[1]):
+        part = x.index_select(dim, column[:, tap]).mul_(weight[:, tap].view(shape))
+        total = part if total is None else total.add_(part)
+    assert total is not None  # every row has an entry
+    return total
+
+
+def both_axes(
+    x: Tensor, vertical: tuple[Tensor, Tensor], horizontal: tuple[Tensor, Tensor]
+) -> Float[Tensor, "*rest height width"]:
+    """Rows applied to the last two axes."""
+    return apply_rows(apply_rows(x, vertical, x.ndim - 2), horizontal, x.ndim - 1)
+
+
+def gaussian(x: Tensor, sigma: float, *, truncate: float = 4.0, border: Border = "nearest") -> Tensor:
+    """Gaussian blur of the last two axes."""
+    height, width = x.shape[-2:]
+    return both_axes(x, gaussian_rows(height, sigma, truncate, border), gaussian_rows(width, sigma, truncate, border))
+
+
+def stencil(x: Tensor, kernel: Float[Tensor, "rows columns"], border: Border) -> Tensor:
+    """Correlation of the last two axes with a kernel of odd sides."""
+    (height, width), (rows, columns) = x.shape[-2:], kernel.shape
+    for dim, size, side in ((x.ndim - 2, height, rows), (x.ndim - 1, width, columns)):
+        place = torch.arange(-(side // 2), size + side // 2, device=x.device)
+        x = x.index_select(dim, inside(place, size, border))
+    total = None
+    for row in range(rows):
+        for column in range(columns):
+            if (weight := float(kernel[row, column])) != 0:
+                part = x[..., row : row + height, column : column + width] * weight
+                total = part if total is None else total.add_(part)
+    assert total is not None  # the kernel sums to 1
+    return total
+
+
+def pick(
+    x: Float[Tensor, "batch channels height width"],
+    row: Int[Tensor, "batch h w"],
+    column: Int[Tensor, "batch h w"],
+) -> Float[Tensor, "batch channels h w"]:
+    """The image at one place a pixel, the same in every channel."""
+    place = (row * x.shape[-1] + column).flatten(1)[:, None].expand(-1, x.shape[1], -1)
+    return x.flatten(2).gather(2, place).view(*x.shape[:2], *row.shape[1:])
+
+
+def bilinear(
+    x: Float[Tensor, "batch channels height width"],
+    y_at: Float[Tensor, "batch height width"],
+    x_at: Float[Tensor, "batch height width"],
+    border: Border,
+) -> Float[Tensor, "batch channels height width"]:
+    """The image between its pixels, at coordinates in pixels."""
+    height, width = x.shape[-2:]
+    top, left = y_at.floor(), x_at.floor()
+    down, right = (y_at - top)[:, None], (x_at - left)[:, None]
+    rows = [inside(top.long() + k, height, border) for k in (0, 1)]
+    columns = [inside(left.long() + k, width, border) for k in (0, 1)]
+    upper, lower = (pick(x, row, columns[0]) * (1 - right) + pick(x, row, columns[1]) * right for row in rows)
+    return upper * (1 - down) + lower * down
+
+
+@functools.lru_cache(maxsize=64)
+def _motion(radius: int, sigma: float, low: float, high: float) -> tuple[Tensor, Tensor]:
+    """Offsets (1024 angles, taps, 2) of a one-sided Gaussian streak, and the taps' weights."""
+    taps = 2 * radius + 1
+    weight = torch.tensor([exp(-0.5 * (k / sigma) ** 2) for k in range(taps)], dtype=torch.float64)
+    weight = weight / weight.sum()
+    weight = weight[weight > 1e-9]  # those are below float32's rounding
+    angle = torch.deg2rad(low + (high - low) * (torch.arange(1024, dtype=torch.float64) + 0.5) / 1024)
+    step = torch.arange(len(weight), dtype=torch.float64)[:, None]
+    along = torch.stack([angle.sin(), angle.cos()], 1)[:, None] * step
+    return (along - 0.5).ceil().long(), weight
+
+
+def motion(
+    x: Float[Tensor, "batch channels height width"],
+    choice: Int[Tensor, " batch"],
+    radius: int,
+    sigma: float,
+    low: float,
+    high: float,
+) -> Float[Tensor, "batch channels height width"]:
+    """Each image smeared along a line, at one of 1024 angles between `low` and `high` degrees; edges are repeated."""
+    height, width = x.shape[-2:]
+    offsets, weight = _motion(radius, sigma, low, high)
+    offset = offsets.to(x.device)[choice]
+    total = torch.zeros_like(x)
+    for tap, share in enumerate(weight.tolist()):
+        row = torch.arange(height, device=x.device) + offset[:, tap, :1]
+        column = torch.arange(width, device=x.device) + offset[:, tap, 1:]
+        place = row.clamp_(0, height - 1)[:, :, None], column.clamp_(0, width - 1)[:, None, :]
+        total += pick(x, *torch.broadcast_tensors(*place)).mul_(share)
+    return total
