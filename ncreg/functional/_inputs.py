@@ -34,6 +34,15 @@ def check_positive(name: str, value: float) -> float:
     return float(value)
 
 
+def check_number(name: str, value: float) -> float:
+    """A finite number."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not isfinite(value):
+        raise ValueError(f"{name}={value} must be finite")
+    return float(value)
+
+
 def check_share(name: str, value: float) -> float:
     """A number in [0, 1]."""
     if not 0 <= value <= 1:

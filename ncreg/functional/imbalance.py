@@ -1,0 +1,121 @@
+"""Losses and weights for classes of unequal size."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from ncreg.functional._inputs import Reduction, average, check_number, check_rows, full_precision
+from ncreg.functional._targets import Target, _wait_for, check_labels, check_soft, is_soft, sample_weights
+
+Counts = Sequence[int] | Shaped[Tensor, " classes"]
+
+
+def logit_adjusted_cross_entropy(
+    logits: Float[Tensor, "batch classes"],
+    target: Target,
+    class_counts: Counts,
+    *,
+    tau: float = 1.0,
+    class_weight: Float[Tensor, " classes"] | None = None,
+    reduction: Reduction = "mean",
+) -> Float[Tensor, ""] | Float[Tensor, " batch"]:
+    """Cross-entropy of z + τ·ln π, π_c = n_c/Σn: trained with it, argmax z aims at balanced accuracy.
+
+    A rare class must lead by a wider margin in training; at test time the logits stay as they are. τ = 1 is balanced
+    softmax, −ln(n_y e^{z_y} / Σ_c n_c e^{z_c}); τ = 0 cross-entropy.
+
+    Source: Menon et al., "Long-tail learning via logit adjustment", ICLR 2021 (arXiv 2007.07314); Ren et al., "Balanced
+    Meta-Softmax for Long-Tailed Visual Recognition", NeurIPS 2020 (arXiv 2007.10740).
+
+    Args:
+        logits: z.
+        target: class indices in [0, C), or soft labels.
+        class_counts: n, training samples of each class, all above 0; only their shares matter.
+        tau: τ.
+        class_weight: weight of a class's samples; the mean is then the weighted mean.
+        reduction: "mean", "sum" or "none" (one value a sample).
+
+    Raises:
+        ValueError: shapes, labels, counts, tau or reduction that do not fit.
+        TypeError: logits that are not floating-point, labels that are not integers, a tau that is no number.
+
+    Example:
+        >>> logit_adjusted_cross_entropy(torch.zeros(1, 2), torch.tensor([1]), [3, 1])  # -ln(1/4)
+        tensor(1.3863)
+    """
+    check_rows("logits", logits)
+    check_number("tau", tau)
+    classes = logits.shape[1]
+    target = check_soft(target, logits, classes) if is_soft(target) else check_labels(target, logits, classes)
+    counts = check_counts(class_counts, classes).to(logits.device)
+    lifted = full_precision(logits)
+    adjusted = lifted + tau * (counts / counts.sum()).log().to(lifted)
+    losses = F.cross_entropy(adjusted, target.to(lifted) if is_soft(target) else target, reduction="none")
+    return average(losses, reduction, sample_weights(class_weight, target, classes))
+
+
+def class_weights(
+    class_counts: Counts, scheme: Literal["inverse", "effective"] = "inverse", *, beta: float = 0.999
+) -> Float[Tensor, " classes"]:
+    """Weights of classes for `class_weight=`, summing to C: w_c ∝ 1/n_c, or ∝ (1 − β)/(1 − β^{n_c}).
+
+    The latter is one over the effective number of samples, which saturates at 1/(1 − β): β = 0 weighs all classes
+    alike, β → 1 is the inverse count.
+
+    Source: Cui et al., "Class-Balanced Loss Based on Effective Number of Samples", CVPR 2019 (arXiv 1901.05555).
+
+    Args:
+        class_counts: n, training samples of each class, all above 0.
+        scheme: "inverse" or "effective".
+        beta: β in [0, 1), for "effective" alone; theirs are 0.9, 0.99, 0.999 and 0.9999.
+
+    Raises:
+        ValueError: an unknown scheme, counts or beta out of range.
+
+    Example:
+        >>> class_weights([30, 10])
+        tensor([0.5000, 1.5000])
+        >>> class_weights([2, 1], "effective", beta=0.5)  # effective numbers 1.5 and 1
+        tensor([0.8000, 1.2000])
+    """
+    counts = check_counts(class_counts)
+    if scheme == "inverse":
+        weight = 1 / counts
+    elif scheme == "effective":
+        if not 0 <= beta < 1:
+            raise ValueError(f"beta={beta} must be in [0, 1)")
+        # 1 − β^n without its cancellation near β = 1.
+        weight = -1 / torch.expm1(counts * torch.tensor(beta, dtype=counts.dtype, device=counts.device).log())
+    else:
+        raise ValueError(f"scheme={scheme!r} is unknown: 'inverse' or 'effective'")
+    return (weight * (len(counts) / weight.sum())).to(torch.get_default_dtype())
+
+
+def check_counts(class_counts: Counts, classes: int | None = None) -> Float[Tensor, " classes"]:
+    """Samples of each class, finite and above 0, as float64 (float32 where the device has no other).
+
+    On an accelerator the values are asserted without waiting for the device.
+    """
+    try:
+        counts = torch.as_tensor(class_counts)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"class_counts must hold one number a class, got {class_counts!r}") from None
+    if counts.ndim != 1 or len(counts) < 2 or (classes is not None and len(counts) != classes):
+        wanted = "one number a class, two or more" if classes is None else f"shape ({classes},), one number a class"
+        raise ValueError(f"class_counts must have {wanted}, got shape {tuple(counts.shape)}")
+    if counts.dtype == torch.bool or counts.is_complex():
+        raise TypeError(f"class_counts must hold numbers, got {counts.dtype}")
+    valid = (counts > 0) & (counts < torch.inf)
+    if not _wait_for(counts):
+        torch._assert_async(valid.all(), "class_counts must be finite and above 0")
+    elif not bool(valid.all()):
+        first = int((~valid).nonzero()[0])
+        raise ValueError(
+            f"class_counts[{first}]={counts[first].item()}: every class needs a training sample; "
+            "leave classes without one out of the problem"
+        )
+    return counts.to(torch.float32 if counts.device.type == "mps" else torch.float64)
