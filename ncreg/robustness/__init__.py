@@ -32,6 +32,7 @@ from ncreg.robustness.calibration import (
     risk_coverage,
     temperature_scaling,
 )
+from ncreg.robustness.deepfool import DeepFoolResult, deepfool
 from ncreg.robustness.detection import (
     Detection,
     evaluate_detection,
@@ -52,6 +53,7 @@ from ncreg.robustness.long_tail import (
     minority_angles,
     minority_collapse,
 )
+from ncreg.robustness.minimum_norm import MinimumNormResult, minimum_norm
 from ncreg.robustness.ood import (
     OODReport,
     evaluate_ood,
@@ -85,6 +87,7 @@ __all__ = [
     "AutoAttackResult",
     "CalibrationReport",
     "CalibrationScores",
+    "DeepFoolResult",
     "Detection",
     "FewShotResult",
     "Finding",
@@ -92,6 +95,7 @@ __all__ = [
     "LinearProbe",
     "LongTailAccuracy",
     "Memorization",
+    "MinimumNormResult",
     "MinorityCollapse",
     "Model",
     "OODReport",
@@ -106,6 +110,7 @@ __all__ = [
     "brier_score",
     "class_groups",
     "classwise_calibration_error",
+    "deepfool",
     "energy_score",
     "evaluate_adversarial",
     "evaluate_calibration",
@@ -124,6 +129,7 @@ __all__ = [
     "mahalanobis_score",
     "max_logit_score",
     "memorization",
+    "minimum_norm",
     "minority_angles",
     "minority_collapse",
     "msp_score",

@@ -104,6 +104,11 @@ def length(rows: Tensor) -> Scalars:
     return torch.linalg.vector_norm(rows.flatten(1).double(), dim=1)
 
 
+def size_in(norm: Norm, delta: Tensor) -> Scalars:
+    """How far each image was moved, in float64."""
+    return length(delta) if norm == "l2" else delta.flatten(1).double().abs().amax(1)
+
+
 def steepest(grad: Images, norm: Norm) -> Images:
     """The unit step that raises the objective most: its sign, or the gradient over its own length; 0 stays 0."""
     if norm == "linf":
