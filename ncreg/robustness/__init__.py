@@ -32,6 +32,14 @@ from ncreg.robustness.calibration import (
     risk_coverage,
     temperature_scaling,
 )
+from ncreg.robustness.corruptions import (
+    CORRUPTION_GROUPS,
+    CORRUPTIONS,
+    CorruptionReport,
+    corrupt,
+    corruption_accuracy,
+    mean_corruption_error,
+)
 from ncreg.robustness.deepfool import DeepFoolResult, deepfool
 from ncreg.robustness.detection import (
     Detection,
@@ -85,8 +93,11 @@ __all__ = [
     "AttackResult",
     "AttackRow",
     "AutoAttackResult",
+    "CORRUPTIONS",
+    "CORRUPTION_GROUPS",
     "CalibrationReport",
     "CalibrationScores",
+    "CorruptionReport",
     "DeepFoolResult",
     "Detection",
     "FewShotResult",
@@ -110,6 +121,8 @@ __all__ = [
     "brier_score",
     "class_groups",
     "classwise_calibration_error",
+    "corrupt",
+    "corruption_accuracy",
     "deepfool",
     "energy_score",
     "evaluate_adversarial",
@@ -128,6 +141,7 @@ __all__ = [
     "long_tail_accuracy",
     "mahalanobis_score",
     "max_logit_score",
+    "mean_corruption_error",
     "memorization",
     "minimum_norm",
     "minority_angles",

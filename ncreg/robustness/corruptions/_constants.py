@@ -31,6 +31,7 @@ SMALL: dict[str, tuple[Any, ...]] = {
     "fog": ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75)),  # strength, decay of the roughness
     "brightness": (0.05, 0.1, 0.15, 0.2, 0.3),  # added to the value
     "contrast": (0.75, 0.5, 0.4, 0.3, 0.15),  # kept share
+    # Displacement, its smoothing, and the reach of the affine map.
     "elastic_transform": ((0, 0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05), (0.1, 0.03, 0.03)),
     "pixelate": (0.95, 0.9, 0.85, 0.75, 0.65),  # size of the coarse image
     "jpeg_compression": (80, 65, 58, 50, 40),  # quality
@@ -57,10 +58,8 @@ IMAGENET: dict[str, tuple[Any, ...]] = {
     "fog": ((1.5, 2), (2, 2), (2.5, 1.7), (2.5, 1.5), (3, 1.4)),
     "brightness": (0.1, 0.2, 0.3, 0.4, 0.5),
     "contrast": (0.4, 0.3, 0.2, 0.1, 0.05),
-    "elastic_transform": tuple(  # of 224 pixels; the 244 is the original's
-        (244 * a / 224, 244 * s / 224, 244 * m / 224)
-        for a, s, m in ((2, 0.7, 0.1), (2, 0.08, 0.2), (0.05, 0.01, 0.02), (0.07, 0.01, 0.02), (0.12, 0.01, 0.02))
-    ),
+    # Of any size, after Michaelis et al. 2019 (arXiv 1907.07484): the original's, for 224 pixels, are out of order.
+    "elastic_transform": ((0.0625, 0.01, 0), (0.08125, 0.01, 0), (0.10625, 0.01, 0), (0.125, 0.01, 0), (0.15, 0.01, 0)),
     "pixelate": (0.6, 0.5, 0.4, 0.3, 0.25),
     "jpeg_compression": (25, 18, 15, 10, 7),
     "speckle_noise": (0.15, 0.2, 0.35, 0.45, 0.6),

@@ -89,7 +89,7 @@ def corrupt(
     table = TABLES[constants or ("small" if min(images.shape[2:]) <= _LARGEST_SMALL else "imagenet")]
     level: Any = table[name][severity - 1]
     rng = draws(seed, name, severity, index)
-    x = images.float() if images.dtype in (torch.float16, torch.bfloat16) else images
+    x = (images.float() if images.dtype in (torch.float16, torch.bfloat16) else images).contiguous()
     size = max(1, _BLOCK // x[0].numel())
     parts = [
         _FUNCTIONS[name](block, level, type(rng)(keys)).clamp_(0, 1)

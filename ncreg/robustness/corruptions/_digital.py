@@ -49,7 +49,8 @@ def elastic_transform(x: Tensor, constants: tuple[float, float, float], rng: Dra
     strength, sigma, spread = (c * side for c in constants)
     grid_y = torch.arange(height, dtype=x.dtype, device=x.device)[:, None]
     grid_x = torch.arange(width, dtype=x.dtype, device=x.device)
-    x = bilinear(x, *_affine(x, spread, rng, grid_y, grid_x), "mirror")
+    if spread > 0:
+        x = bilinear(x, *_affine(x, spread, rng, grid_y, grid_x), "mirror")
     if strength == 0:
         return x
     noise = rng.uniform(1, 2, height, width).to(x) * 2 - 1
