@@ -1,0 +1,203 @@
+"""How far probabilities are from the frequencies they stand for."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ncreg.robustness._inputs import check_count
+from ncreg.robustness.calibration._inputs import checked, top
+
+
+@dataclass(frozen=True)
+class ReliabilityBins:
+    """What a reliability diagram shows, a bin an entry; means of empty bins are NaN.
+
+    Attributes:
+        edges: the bins' ends (bins + 1,); bin m holds confidences in (edges[m], edges[m + 1]].
+        count: samples in a bin.
+        confidence: mean confidence of the bin's samples, in [0, 1].
+        accuracy: share of the bin's samples that are right, in [0, 1].
+    """
+
+    edges: Float[Tensor, " ends"]
+    count: Int[Tensor, " bins"]
+    confidence: Float[Tensor, " bins"]
+    accuracy: Float[Tensor, " bins"]
+
+
+def reliability_bins(
+    probabilities: Float[Tensor, "batch classes"], target: Int[Tensor, " batch"], *, bins: int = 15
+) -> ReliabilityBins:
+    """Confidence max_c p_c and accuracy in equal-width bins ((m−1)/M, m/M].
+
+    Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017 (arXiv 1706.04599). Ties of the largest
+    probability go to the first class, as in argmax.
+
+    Args:
+        probabilities: softmax of the logits, rows that sum to 1.
+        target: class indices.
+        bins: M.
+
+    Raises:
+        ValueError: rows that are no probabilities, C = 1, no samples, NaN, classes out of range, bins < 1.
+        TypeError: no tensors, or of another kind.
+
+    Example:
+        >>> reliability_bins(torch.tensor([[0.9, 0.1], [0.3, 0.7]]), torch.tensor([0, 0]), bins=2).accuracy
+        tensor([   nan, 0.5000], dtype=torch.float64)
+    """
+    bins = check_count("bins", bins)
+    confidence, correct = top(*checked(probabilities, target))
+    return binned(confidence, correct, bins)
+
+
+def expected_calibration_error(
+    probabilities: Float[Tensor, "batch classes"], target: Int[Tensor, " batch"], *, bins: int = 15
+) -> float:
+    """ECE = Σ_m (n_m/n)·|accuracy_m − confidence_m| over equal-width bins, in [0, 1].
+
+    Source: Naeini et al., "Obtaining Well Calibrated Probabilities Using Bayesian Binning", AAAI 2015; Guo et al. 2017
+    (arXiv 1706.04599). It is biased upwards by about √(bins/n) and depends on the bins: compare at the same of both.
+
+    Args:
+        probabilities: softmax of the logits, rows that sum to 1.
+        target: class indices.
+        bins: number of bins.
+
+    Raises:
+        ValueError: rows that are no probabilities, C = 1, no samples, NaN, classes out of range, bins < 1.
+        TypeError: no tensors, or of another kind.
+
+    Example:
+        >>> round(expected_calibration_error(torch.tensor([[0.9, 0.1], [0.3, 0.7]]), torch.tensor([0, 0])), 4)
+        0.4
+    """
+    bins = check_count("bins", bins)
+    confidence, correct = top(*checked(probabilities, target))
+    return gap_of(binned(confidence, correct, bins))
+
+
+def adaptive_calibration_error(
+    probabilities: Float[Tensor, "batch classes"], target: Int[Tensor, " batch"], *, bins: int = 15
+) -> float:
+    """ECE over bins that hold n/M samples each, in order of confidence.
+
+    Source: Nguyen & O'Connor, "Posterior calibration and exploratory analysis for natural language processing models",
+    EMNLP 2015 (arXiv 1508.05154). Samples of equal confidence share their mean accuracy, so that their order plays no
+    part where a bin's end falls among them. Of n < M samples each is a bin of its own.
+
+    Args:
+        probabilities: softmax of the logits, rows that sum to 1.
+        target: class indices.
+        bins: number of bins.
+
+    Raises:
+        ValueError: rows that are no probabilities, C = 1, no samples, NaN, classes out of range, bins < 1.
+        TypeError: no tensors, or of another kind.
+
+    Example:
+        >>> round(adaptive_calibration_error(torch.tensor([[0.9, 0.1], [0.3, 0.7]]), torch.tensor([0, 0]), bins=2), 4)
+        0.4
+    """
+    bins = check_count("bins", bins)
+    return adaptive_gap(*top(*checked(probabilities, target)), bins)
+
+
+def classwise_calibration_error(
+    probabilities: Float[Tensor, "batch classes"], target: Int[Tensor, " batch"], *, bins: int = 15
+) -> float:
+    """Mean over classes c of the ECE of p_c as a forecast of [y = c].
+
+    Source: Kull et al., "Beyond temperature scaling", NeurIPS 2019 (arXiv 1910.12656); bins of equal width.
+
+    Args:
+        probabilities: softmax of the logits, rows that sum to 1.
+        target: class indices.
+        bins: number of bins.
+
+    Raises:
+        ValueError: rows that are no probabilities, C = 1, no samples, NaN, classes out of range, bins < 1.
+        TypeError: no tensors, or of another kind.
+
+    Example:
+        >>> round(classwise_calibration_error(torch.tensor([[0.9, 0.1], [0.3, 0.7]]), torch.tensor([0, 0])), 4)
+        0.4
+    """
+    bins = check_count("bins", bins)
+    return classwise_gap(*checked(probabilities, target), bins)
+
+
+def brier_score(probabilities: Float[Tensor, "batch classes"], target: Int[Tensor, " batch"]) -> float:
+    """Mean over samples of Σ_c (p_c − [y = c])², in [0, 2] (Brier, Monthly Weather Review 1950).
+
+    Args:
+        probabilities: softmax of the logits, rows that sum to 1.
+        target: class indices.
+
+    Raises:
+        ValueError: rows that are no probabilities, C = 1, no samples, NaN, classes out of range.
+        TypeError: no tensors, or of another kind.
+
+    Example:
+        >>> brier_score(torch.tensor([[0.5, 0.5]]), torch.tensor([0]))
+        0.5
+    """
+    return brier(*checked(probabilities, target))
+
+
+def negative_log_likelihood(probabilities: Float[Tensor, "batch classes"], target: Int[Tensor, " batch"]) -> float:
+    """Mean over samples of −log p_y, in nats; infinite where a p_y has become 0.
+
+    Args:
+        probabilities: softmax of the logits, rows that sum to 1.
+        target: class indices.
+
+    Raises:
+        ValueError: rows that are no probabilities, C = 1, no samples, NaN, classes out of range.
+        TypeError: no tensors, or of another kind.
+
+    Example:
+        >>> round(negative_log_likelihood(torch.tensor([[0.5, 0.5]]), torch.tensor([0])), 4)
+        0.6931
+    """
+    p, target = checked(probabilities, target)
+    return float(-p.gather(1, target[:, None]).log().mean())
+
+
+def binned(confidence: Tensor, correct: Tensor, bins: int) -> ReliabilityBins:
+    edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)
+    index = torch.bucketize(confidence, edges[1:-1])  # a confidence on an edge belongs below it
+    count = torch.bincount(index, minlength=bins)
+    total = confidence.new_zeros(2, bins).index_add(1, index, torch.stack([confidence, correct]))
+    mean = total / count  # 0/0 of an empty bin is NaN
+    return ReliabilityBins(edges, count, mean[0], mean[1])
+
+
+def gap_of(found: ReliabilityBins) -> float:
+    share = found.count / found.count.sum()
+    return float((share * (found.accuracy - found.confidence).abs()).nansum())
+
+
+def adaptive_gap(confidence: Tensor, correct: Tensor, bins: int) -> float:
+    group, size = ties(confidence)
+    shared = correct.new_zeros(len(size)).index_add(0, group, correct) / size
+    order = confidence.argsort()
+    gap = (shared[group] - confidence)[order]
+    return float(sum(part.sum().abs() for part in gap.tensor_split(bins)) / len(gap))
+
+
+def classwise_gap(p: Tensor, target: Tensor, bins: int) -> float:
+    hits = torch.nn.functional.one_hot(target, p.shape[1]).double()
+    return sum(gap_of(binned(p[:, c].contiguous(), hits[:, c], bins)) for c in range(p.shape[1])) / p.shape[1]
+
+
+def brier(p: Tensor, target: Tensor) -> float:
+    return float((p - torch.nn.functional.one_hot(target, p.shape[1])).square().sum(1).mean())
+
+
+def ties(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Group of equal values that each sample belongs to, in ascending order, and the groups' sizes."""
+    _, group, size = values.unique(return_inverse=True, return_counts=True)
+    return group, size

@@ -1,0 +1,83 @@
+"""One temperature for all logits, fitted on validation data."""
+
+import warnings
+from math import exp, log
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ncreg.robustness.calibration._inputs import checked_logits
+
+# How far from the logits' own size 1/T may go: softmax of logits with root mean square 1e3 is one-hot or a tie.
+SHARPEST = 1e3
+
+
+def temperature_scaling(logits: Float[Tensor, "batch classes"], target: Int[Tensor, " batch"]) -> float:
+    """The T that minimises the mean of −log softmax(z/T)_y, in units of the logits; fit it on validation data.
+
+    Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017 (arXiv 1706.04599). The likelihood is
+    convex in 1/T, so the minimum is unique; safeguarded Newton steps in log T find it in float64. T is sought within
+    a factor `SHARPEST` = 1000 of the logits' own size (the root mean square about each row's mean), so that
+    temperature_scaling(k·z) = k·temperature_scaling(z).
+
+    Args:
+        logits: z, before softmax.
+        target: class indices.
+
+    Returns:
+        T > 0. Where there is no minimum (all samples right: T → 0; logits worse than none: T → ∞) the bound comes back,
+        with a UserWarning; where all logits of every row are equal, 1.
+
+    Raises:
+        ValueError: probabilities, C = 1, no samples, NaN, classes out of range.
+        TypeError: no tensors, or of another kind.
+
+    Example:
+        >>> import torch
+        >>> z = torch.tensor([[2.0, 0.0]] * 4)
+        >>> round(temperature_scaling(z, torch.tensor([0, 0, 0, 1])), 4)    # 2 / log 3
+        1.8205
+    """
+    temperature, at_bound = fit_temperature(*checked_logits(logits, target))
+    if at_bound is not None:
+        why = {
+            "lower": "every sample is right or nearly, so that the likelihood only grows as T falls",
+            "upper": "the logits tell the classes apart no better than chance",
+            "flat": "all logits are equal",
+        }[at_bound]
+        warnings.warn(f"the data do not determine a temperature ({why}): T={temperature:.4g}", stacklevel=2)
+    return temperature
+
+
+def fit_temperature(z: Tensor, target: Tensor) -> tuple[float, str | None]:
+    """The best T and, where there is none, the bound it ran into."""
+    z = z - z.mean(1, keepdim=True)
+    largest = float(z.abs().max())
+    if largest == 0:
+        return 1.0, "flat"
+    z = z / largest  # squares of huge logits overflow
+    size = float(z.square().mean().sqrt())
+    z, unit = z / size, size * largest
+    own = z.gather(1, target[:, None]).mean()
+
+    def slope(u: float) -> tuple[float, float]:
+        """First and second derivative of the mean loss in u = log(1/T)."""
+        p = (exp(u) * z).softmax(1)
+        mean = (p * z).sum(1, keepdim=True)
+        first = exp(u) * float(mean.mean() - own)
+        return first, first + exp(2 * u) * float((p * (z - mean).square()).sum(1).mean())
+
+    low, high = -log(SHARPEST), log(SHARPEST)
+    if slope(low)[0] >= 0:
+        return unit * SHARPEST, "upper"
+    if slope(high)[0] <= 0:
+        return unit / SHARPEST, "lower"
+    u = 0.0
+    for _ in range(200):
+        first, second = slope(u)
+        low, high = (u, high) if first < 0 else (low, u)
+        step = first / second if second > 0 else high - low
+        if abs(step) < 1e-13:
+            break
+        u = u - step if low < u - step < high else (low + high) / 2
+    return unit * exp(-u), None
