@@ -89,7 +89,7 @@ def _auroc(inside: Tensor, outside: Tensor) -> tuple[float, tuple[float, float]]
     beating = 2 * m - torch.searchsorted(inside, outside) - torch.searchsorted(inside, outside, right=True)
     auroc = int(beaten.sum()) / (2 * m * n)
     if min(m, n) > 1:
-        variance = float((beaten / (2 * n)).var() / m + (beating / (2 * m)).var() / n)
+        variance = float((beaten.double() / (2 * n)).var() / m + (beating.double() / (2 * m)).var() / n)
         if variance > 0 and 0 < auroc < 1:
             centre, half = log(auroc / (1 - auroc)), _Z95 * sqrt(variance) / (auroc * (1 - auroc))
             low, high = (1 / (1 + exp(-max(-700.0, end))) for end in (centre - half, centre + half))

@@ -2,9 +2,10 @@
 
 Features and logits come from one forward pass in eval mode, training features from clean training images. All is
 computed in float64 on the CPU. MSP, max-logit, energy and kNN are pytorch-ood's, with its sign turned (there, higher
-is more out-of-distribution). Two of its detectors are not used: its `Mahalanobis` inverts a float32 sum of squares
-plus a fixed 1e-6, which on few samples or collapsed features gave negative squared distances, and its `ViM`
-recomputes the logits as Wh + b, which is not what a head that normalises or scales its features does.
+is more out-of-distribution). Two of its detectors are not used. Its `Mahalanobis` inverts a float32 sum of squares
+plus a fixed 1e-6, which on fewer samples than features gives negative squared distances. Its `ViM` recomputes the
+logits as Wh + b, which is not what a head that normalises or scales its features does, and finds the residual in
+float32, below whose rounding the residual of collapsed features lies.
 """
 
 from importlib import import_module
@@ -25,7 +26,7 @@ from ncreg.robustness._features import (
 )
 from ncreg.robustness._inputs import check_count, check_logits
 
-FLOOR = 1e-6
+FLOOR = 1e-9
 """Share of the mean variance of the training features that keeps singular covariances and residuals off zero."""
 
 
@@ -117,9 +118,9 @@ def mahalanobis_score(
     train_features: Float[Tensor, "train dim"],
     train_target: Integer[Tensor, " train"],
 ) -> Float[Tensor, " batch"]:
-    """−min_c (h − μ_c)ᵀ Σ⁻¹ (h − μ_c), μ_c the class means and Σ = Σ_W + 1e-6·(tr Σ_T/d)·I.
+    """−min_c (h − μ_c)ᵀ Σ⁻¹ (h − μ_c), μ_c the class means and Σ = Σ_W + 1e-9·(tr Σ_T/d)·I.
 
-    Σ_W is the within-class covariance that all classes share, Σ_T the total one. Its millionth part keeps Σ regular on
+    Σ_W is the within-class covariance that all classes share, Σ_T the total one. That addition keeps Σ regular on
     collapsed features (Σ_W → 0: the score becomes that of the nearest class mean), dead units and fewer samples than
     features; the score does not change with the features' scale.
 
@@ -157,7 +158,7 @@ def vim_score(
 
     R projects out the `dim` principal directions of the training features around o = −W⁺b, the point where all logits
     are 0 (the origin for a head without bias); α brings the mean virtual logit of training images to their mean largest
-    logit, the mean length taken as at least √1e-6 of the features' own.
+    logit, the mean length taken as at least √1e-9 of the features' own.
 
     Source: Wang et al., "ViM: Out-Of-Distribution with Virtual-logit Matching", CVPR 2022 (arXiv 2203.10807).
 
