@@ -96,8 +96,7 @@ class NearestClassCenter(Float64Metric):
             self._frame = self._make_frame(dtype)
         flat = new_second(classes, dim, self.home)
         sums = view_second(flat, classes, dim)
-        for rows, labels in _reduce.blocks([features], [target]):
-            self._frame.add(sums, rows, labels)
+        self._frame.add(sums, _reduce.blocks([features], [target]))
         found = torch.stack([sums.counts, sums.nearest, sums.correct, sums.disagree], dim=1)
         self.counts = self.counts + found.to(self.counts)
 

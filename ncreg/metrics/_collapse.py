@@ -159,10 +159,9 @@ class NeuralCollapse(Float64Metric):
         if self._frame is None or self._frame.asked != dtype:
             self._frame = self._make_frame(_reduce.shape_of(self.reference[0]), dtype)
         sums = view_second(self.second[-1], self.num_classes, self.num_features)
-        for rows, labels in _reduce.blocks([features], [target]):
-            margins = self._frame.add(sums, rows, labels)
-            if margins is not None:
-                self.margins.append(margins)
+        margins = self._frame.add(sums, _reduce.blocks([features], [target]))
+        if margins is not None:
+            self.margins.append(margins)
 
     def compute(self) -> dict[str, Tensor]:
         """All measures that the passes made so far give, as 0-d float64 tensors; every rank must call.

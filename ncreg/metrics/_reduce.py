@@ -12,7 +12,7 @@ from ncreg.metrics import _moments
 from ncreg.metrics._geometry import Geometry, geometry
 from ncreg.metrics._second import Frame, SecondPass, new_second, view_second
 
-_BLOCK = 2**18  # entries of a block on a CPU: its float64 copies are to stay in the cache
+_BLOCK = 2**17  # entries of a block on a CPU: its float64 copies are to stay in the cache
 
 Gather = Callable[[Tensor], list[Tensor]]
 
@@ -38,18 +38,16 @@ def add_up(tensor: Tensor, gather: Gather) -> Tensor:
 
 
 def blocks(features: Sequence[Tensor], target: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Regroup batches into blocks whose float64 copies stay in a processor's cache, or fill a GPU."""
+    """Cut long batches and join short ones: a block's float64 copies are to stay in a CPU's cache, or fill a GPU."""
     first = 0
     while first < len(features):
-        _, dim = features[first].shape
+        rows, dim = features[first].shape
         size = max(128, (_BLOCK if features[first].device.type == "cpu" else 2**25) // dim)
-        last, rows = first, 0
-        while last < len(features) and rows < size:
+        last = first + 1
+        while last < len(features) and rows + len(features[last]) <= size:
             rows, last = rows + len(features[last]), last + 1
-        grouped = [
-            torch.cat(list(part[first:last])) if last - first > 1 else part[first] for part in (features, target)
-        ]
-        yield from zip(*(part.split(size) for part in grouped), strict=True)
+        joined = [torch.cat(list(part[first:last])) if last > first + 1 else part[first] for part in (features, target)]
+        yield from zip(*(part.split(size) for part in joined), strict=True)
         first = last
 
 
@@ -97,10 +95,10 @@ def cached(
     flat = new_second(classes, dim, shape.mean.device)
     sums = view_second(flat, classes, dim)
     gram = shape.mean.new_zeros(dim, dim) if scatter else None
-    margins = [frame.add(sums, rows, labels, gram, shift=False) for rows, labels in blocks(features, target)]
+    margins = frame.add(sums, blocks(features, target), gram, shift=False)
     second = view_second(add_up(flat, gather), classes, dim)
     gram = _moments.symmetric(add_up(gram, gather)) if gram is not None else None
-    decided = None if frame.classifier is None else _all_margins(margins, shape.mean, gather)
+    decided = None if frame.classifier is None else _all_margins([margins], shape.mean, gather)
     return Statistics(shape, second.trace, gram, second, decided)
 
 
