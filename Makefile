@@ -30,11 +30,11 @@ $(PY):
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.train: pyproject.toml | $(PY)
-	$(PY) -m pip install --quiet -e ".[recipes]"
+	$(PY) -m pip install --quiet -e ".[recipes,robust]"
 	touch $@
 
 $(VENV)/.dev: pyproject.toml | $(PY)
-	$(PY) -m pip install --quiet -e ".[recipes,dev]"
+	$(PY) -m pip install --quiet -e ".[recipes,robust,data,dev]"
 	touch $@
 
 clean:

@@ -1,6 +1,6 @@
 """Neural collapse on purpose: heads, norms, losses, measures and a terminal-phase scheduler."""
 
-from ncreg import frames, functional, losses, metrics, theory
+from ncreg import frames, functional, losses, metrics, robustness, theory
 from ncreg.checkpoint import load_checkpoint, load_classifier, save_checkpoint
 from ncreg.frames import (
     etf_distance,
@@ -20,6 +20,7 @@ from ncreg.losses import (
     DotRegressionLoss,
     InterClassCosineLoss,
     IntraClassCosineLoss,
+    LogitAdjustedLoss,
     NONLLoss,
     NTCELoss,
     OneHotMSELoss,
@@ -49,6 +50,7 @@ __all__ = [
     "LastBatchNorm",
     "LayerwiseCollapse",
     "LinearHead",
+    "LogitAdjustedLoss",
     "NONLLoss",
     "NTCELoss",
     "NearestClassCenter",
@@ -75,6 +77,7 @@ __all__ = [
     "one_vs_rest_distance",
     "orthoplex",
     "param_groups",
+    "robustness",
     "save_checkpoint",
     "simplex_etf",
     "softmax_code",

@@ -229,8 +229,7 @@ def _conclude(asked: Asked, found: results.Found, search_cells: list[Cell]) -> i
     print("\n".join(closing_lines(content, total=total, out=asked.out)))
     if any(record["status"] == "failed" for record in content["runs"].values()):
         return 1
-    finished = sum(found.done(item, study.evaluations) for item in cells)
-    return 0 if finished == total else EXIT_CODE
+    return EXIT_CODE if results.outstanding(content) else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from ncreg import losses
 from ncreg.distributed import gather_batch
+from ncreg.functional.imbalance import class_weights
 from ncreg.models import Classifier
 from recipes.config import TermConfig, UserError
 
-WEIGHABLE = ("cross_entropy", "dot_regression", "ntce", "nonl", "mse_one_hot", "spectral_decoupling")
+WEIGHABLE = ("cross_entropy", "dot_regression", "ntce", "nonl", "mse_one_hot", "spectral_decoupling", "logit_adjusted")
 """Losses that take a weight for each class."""
 
 
@@ -49,7 +50,8 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
         return super().forward(logits, target)
 
 
-def _losses(num_classes: int, num_features: int) -> dict[str, Callable[..., nn.Module]]:
+def _losses(class_counts: Tensor, num_features: int) -> dict[str, Callable[..., nn.Module]]:
+    num_classes = len(class_counts)
     return {
         "cross_entropy": CrossEntropyLoss,
         "dot_regression": losses.DotRegressionLoss,
@@ -59,6 +61,7 @@ def _losses(num_classes: int, num_features: int) -> dict[str, Callable[..., nn.M
         "mse_one_hot": losses.OneHotMSELoss,
         "spectral_decoupling": losses.SpectralDecouplingLoss,
         "center": partial(losses.CenterLoss, num_classes, num_features),
+        "logit_adjusted": partial(losses.LogitAdjustedLoss, class_counts),
         "intra_class_cosine": losses.IntraClassCosineLoss,
         "inter_class_cosine": partial(losses.InterClassCosineLoss, num_classes),
     }
@@ -72,7 +75,7 @@ def build_terms(
     Raises:
         UserError: an unknown loss, or arguments that it does not take.
     """
-    known = _losses(len(class_counts), num_features)
+    known = _losses(class_counts, num_features)
     terms = []
     for name, asked in config.items():
         if name not in known:

@@ -138,7 +138,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("runs", nargs="*", type=Path, help="run folders; default: the newest finished one under runs/")
     parser.add_argument("--preset", choices=tuple(PRESETS), default="full", help="default: full")
-    parser.add_argument("--quick", action="store_const", const="quick", dest="preset", help="the same as --preset quick")
+    parser.add_argument(
+        "--quick", action="store_const", const="quick", dest="preset", help="the same as --preset quick"
+    )
     parser.add_argument("--parts", default=",".join(PARTS), help="a comma between them; default: %(default)s")
     parser.add_argument("--checkpoint", default="last", help="last, onset, best or previous; default: last")
     parser.add_argument("--epsilon", type=number, default=None, help="radius of the attacks, e.g. 8/255; default: "
@@ -149,7 +151,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--root", type=Path, default=Path("data"), help="where those sets lie; default: data")
     parser.add_argument("--seed", type=int, default=0, help="of every draw; default: 0")
     parser.add_argument("--device", default="auto", help="cpu, cuda, ...; default: auto")
-    parser.add_argument("--out", help="name of the folder inside the run; default: robustness, or robustness-CHECKPOINT")
+    parser.add_argument(
+        "--out", help="name of the folder inside the run; default: robustness, or robustness-CHECKPOINT"
+    )
     parser.add_argument("--fresh", action="store_true", help="do all parts anew")
     parser.add_argument("--quiet", action="store_true", help="print the table alone")
     args = parser.parse_args(argv)

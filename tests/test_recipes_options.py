@@ -14,8 +14,9 @@ import recipes.train as training
 from ncreg.checkpoint import load_checkpoint, load_classifier
 from recipes.augment import batches, moved
 from recipes.build import build_model, build_optimizer, freeze
-from recipes.config import AugmentConfig, parse
+from recipes.config import AugmentConfig, TermConfig, parse
 from recipes.data import load
+from recipes.objective import build_terms
 from recipes.plan import curves, rates
 from recipes.ranks import Ranks
 from recipes.run_folder import RunFolder
@@ -345,3 +346,32 @@ def test_a_compiled_model_trains_the_same(tmp_path):
     one, two = (run(tmp_path, "--compile", value) for value in ("false", "true"))
     for first, second in zip(last(one)["history"], last(two)["history"], strict=True):
         assert second["loss"] == pytest.approx(first["loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "dot_regression", "mse_one_hot"])
+def test_class_weights_make_the_weighted_mean_over_the_batch(name):
+    counts = torch.tensor([90, 9, 1])
+    plain, weighted = (
+        build_terms({name: TermConfig(class_weights=kind)}, class_counts=counts, num_features=5)[0]
+        for kind in ("none", "inverse")
+    )
+    generator = torch.Generator().manual_seed(0)
+    target = torch.tensor([0, 0, 1, 2, 0, 2])
+    available = {
+        "logits": torch.randn(6, 3, generator=generator),
+        "features": torch.randn(6, 5, generator=generator),
+        "weight": torch.randn(3, 5, generator=generator),
+        "target": target,
+    }
+    single = [plain({k: v if k == "weight" else v[i : i + 1] for k, v in available.items()}) for i in range(6)]
+    share = 1 / counts[target].double()
+    expected = (torch.stack(single).double() * share).sum() / share.sum()
+    assert float(weighted(available)) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_class_weights_have_mean_one_over_the_training_images():
+    counts = torch.tensor([500, 40, 3])
+    for kind in ("inverse", "effective"):
+        term = build_terms({"cross_entropy": TermConfig(class_weights=kind)}, class_counts=counts, num_features=5)[0]
+        assert float((term.loss.weight * counts).sum() / counts.sum()) == pytest.approx(1, rel=1e-6)
+        assert (term.loss.weight.diff() > 0).all()

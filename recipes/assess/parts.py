@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from ncreg import robustness
 from recipes.assess.presets import Preset
 from recipes.assess.subject import Subject
 from recipes.config import UserError
+from recipes.data import load, stratified
 from recipes.split import Split
 
 
@@ -124,6 +126,136 @@ def ood(subject: Subject, settings: Settings) -> Found:
     return found, []
 
 
+def adversarial(subject: Subject, settings: Settings) -> Found:
+    """Every attack at the radius asked for, AutoAttack last, and margin-PGD over a range of radii."""
+    images, target = subject.images(subject.drawn("test", settings.preset.attacked))
+    asked: dict[str, Any] = {"norm": settings.norm, "seed": settings.seed}
+    kind: Any = settings.preset.name
+    there = importlib.util.find_spec("pyautoattack") is not None
+    report = robustness.evaluate_adversarial(
+        subject.model, images, target, epsilon=settings.epsilon, preset=kind, autoattack=there, **asked
+    )
+    few, classes = subject.images(subject.drawn("test", settings.preset.curve))
+    radii = [settings.epsilon * share for share in (0.25, 0.5, 1.0, 2.0, 4.0)]
+    curve = robustness.robustness_curve(subject.model, few, classes, [0.0, *radii], **asked)
+    found = report.as_dict() | {
+        "autoattack": report.headline.accuracy if there else None,
+        "curve": {
+            "epsilons": curve.epsilons,
+            "accuracy": curve.accuracy,
+            "intervals": curve.intervals,
+            "images": len(few),
+        },
+        "margins": _histogram_of(subject, images, target),
+    }
+    return found, [f"{finding.name}: {finding.explanation}" for finding in report.findings if finding.flagged]
+
+
+def _histogram_of(subject: Subject, images: Tensor, target: Tensor) -> dict[str, Any]:
+    """Clean margins in units of the logits' spread, which no scale of the logits changes: 40 bins over [-1, 1]."""
+    logits = robustness.predict(subject.model, images).double()
+    own = logits.gather(1, target[:, None]).squeeze(1)
+    margin = own - logits.scatter(1, target[:, None], -torch.inf).amax(1)
+    relative = margin / (logits.amax(1) - logits.amin(1)).clamp_min(1e-300)
+    return {"ends": [-1.0, 1.0], "counts": _histogram(relative, -1.0, 1.0), "median": float(relative.median())}
+
+
+def distances(subject: Subject, settings: Settings) -> Found:
+    """How far the nearest other class is: DeepFool's relative distance, after Papyan, Han & Donoho 2020."""
+    images, _ = subject.images(subject.drawn("test", settings.preset.distances))
+    found = robustness.deepfool(subject.model, images)
+    crossed = found.distance[found.crossed]
+    median = {"l2": float(crossed.median()) if len(crossed) else None}
+    share = {"rho": found.rho if len(crossed) else None, "failures": found.failures, "images": len(images)}
+    warnings = [f"DeepFool did not bring {found.failures} of {len(images)} images across"] if found.failures else []
+    return share | {"median": median}, warnings
+
+
+def corruptions(subject: Subject, settings: Settings) -> Found:
+    """Accuracy under every type and severity."""
+    images, target = subject.images(subject.drawn("test", settings.preset.corrupted))
+    report = robustness.corruption_accuracy(subject.model, images, target, seed=settings.seed)
+    return vars(report) | {"mean_error": 1 - report.mean_accuracy}, []
+
+
+def transfer(subject: Subject, settings: Settings) -> Found:
+    """Probes of the frozen features on other sets at hand, and on the quarter turns of the run's own images."""
+    size, found = settings.preset.features, {}
+    tasks = {name: (data.train, data.test) for name, data in subject.others(settings.sets, settings.root).items()}
+    tasks["quarter_turns"] = tuple(
+        turned(subject.drawn(part, size), settings.seed + number) for number, part in enumerate(("train", "test"))
+    )
+    for name, (train, test) in tasks.items():
+        if size is not None and len(train) > size:
+            train = stratified(train, size, seed=settings.seed, what=name)
+        known, asked = subject.outputs(train), subject.outputs(test)
+        task = (known.features, known.target, asked.features, asked.target)
+        shots = min(5, int(torch.bincount(known.target).min()))
+        found[name] = {
+            "classes": int(known.target.max()) + 1,
+            "linear": robustness.linear_probe(*task, seed=settings.seed),
+            "knn": robustness.knn_probe(*task, seed=settings.seed),
+            "few_shot": robustness.few_shot(*task, shots=shots, draws=settings.preset.draws, seed=settings.seed),
+        }
+    means = {probe: sum(row[probe].accuracy for row in found.values()) / len(found) for probe in ("linear", "knn")}
+    return {"tasks": found, "mean": means}, []
+
+
+def turned(split: Split, seed: int) -> Split:
+    """Every image by a quarter turn drawn evenly, 0 to 3 of them, which is its class: what features keep of a view."""
+    turns = torch.arange(len(split))[torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))] % 4
+    images = split.images.cpu()
+    rows = torch.empty_like(images)
+    for count in range(4):
+        rows[turns == count] = images[turns == count].rot90(count, (2, 3))
+    return Split(rows, turns)
+
+
+def long_tail(subject: Subject, settings: Settings) -> Found:
+    """Accuracy of many-, medium- and few-shot classes, and the angles between classes beside the theory's threshold."""
+    counts = subject.data.class_counts()
+    if counts.max() < 2 * counts.min():
+        raise NotHere(f"the training classes are of about one size ({counts.min()} to {counts.max()} images)")
+    train, test, config = subject.of_part("train"), subject.of_part("test"), subject.config
+    groups = robustness.class_groups(counts)
+    scheme: Any = "counts" if sum(bool(classes) for classes in groups.values()) > 1 or len(counts) < 3 else "thirds"
+    groups = robustness.class_groups(counts, scheme)
+    means = torch.stack([train.features[train.target == label].mean(0) for label in range(len(counts))])
+    vectors = _plain(getattr(subject.model.head, "weight", None))
+    decay = config.optim.weight_decay
+    bounded = config.model.norm == "batch" and config.optim.name == "sgd" and decay > 0
+    return {
+        "scheme": scheme,
+        "class_counts": counts,
+        "test": robustness.long_tail_accuracy(test.logits.argmax(1), test.target, counts, scheme=scheme),
+        "mean_angles": robustness.minority_angles(means, groups, centre=True),
+        "vector_angles": None if vectors is None else robustness.minority_angles(vectors, groups),
+        "minority_collapse": robustness.minority_collapse(counts, weight_decay=decay, gamma_decay=decay)
+        if bounded
+        else None,
+    }, []
+
+
+def label_noise(subject: Subject, settings: Settings) -> Found:
+    """What became of the training images whose label the run was given wrong."""
+    asked = subject.config.data
+    if not asked.label_noise:
+        raise NotHere("the run was trained on the labels as they are (data.label_noise=0)")
+    true = load(replace(asked, label_noise=0.0), seed=subject.config.seed, image_size=lambda native: subject.shape[-1])
+    train = subject.of_part("train")
+    found = robustness.memorization(train.logits.argmax(1), train.target, true.train.target)
+    return vars(found) | {"asked": asked.label_noise}, []
+
+
+def terminal_phase(subject: Subject, settings: Settings) -> Found:
+    """The checkpoint at zero error against this one, on the same test images."""
+    if subject.checkpoint == "onset" or not (subject.run / "checkpoints" / "onset.pt").is_file():
+        raise NotHere("there is no earlier checkpoint of zero error to compare with")
+    before = Subject.open(subject.run, checkpoint="onset", device=str(subject.device)).of_part("test")
+    after = subject.of_part("test")
+    return robustness.paired_accuracy(before.logits.argmax(1), after.logits.argmax(1), after.target), []
+
+
 def _plain(tensor: Any) -> Tensor | None:
     return tensor.detach().double().cpu() if isinstance(tensor, Tensor) else None
 
@@ -159,5 +291,12 @@ def _means(detections: Any, groups: dict[str, str]) -> dict[str, dict[str, float
 PARTS: dict[str, Callable[[Subject, Settings], Found]] = {
     "calibration": calibration,
     "ood": ood,
+    "transfer": transfer,
+    "long_tail": long_tail,
+    "label_noise": label_noise,
+    "terminal_phase": terminal_phase,
+    "corruptions": corruptions,
+    "distances": distances,
+    "adversarial": adversarial,
 }
-"""Every part by its name, in the order in which they are done."""
+"""Every part by its name, in the order in which they are done: the dearest last."""

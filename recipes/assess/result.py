@@ -37,7 +37,7 @@ class About:
     epsilon: float
     norm: str
     seed: int
-    sets: tuple[str, ...]
+    sets: tuple[str, ...] | None
 
 
 @dataclass
@@ -77,13 +77,16 @@ class Result:
             raise UserError(f"{path} cannot be read: {error}") from None
         version = found.pop("schema", None) if isinstance(found, dict) else None
         if version != SCHEMA:
-            raise UserError(f"{path} has schema {version!r}, this version reads {SCHEMA}: move it away to evaluate anew")
+            raise UserError(
+                f"{path} has schema {version!r}, this version reads {SCHEMA}: move it away to evaluate anew"
+            )
         about = found.pop("about", None)
         for made, values in ((About, about), (cls, {"about": about, **found})):
             known = {item.name for item in fields(made)}
             if not isinstance(values, dict) or set(values) != known:
                 raise UserError(f"{path}: {made.__name__} needs the keys {', '.join(sorted(known))}")
-        return cls(About(**about | {"sets": tuple(about["sets"])}), **found)
+        sets = about["sets"]
+        return cls(About(**about | {"sets": None if sets is None else tuple(sets)}), **found)
 
 
 def digest(path: Path) -> str:

@@ -114,8 +114,8 @@ def run_folder(folder: Path) -> Path | None:
 
 def evaluated(run: Path, asked: Evaluations | None) -> bool:
     """Whether the run has the evaluation asked for."""
-    note = run / "robustness" / "asked.json"
-    return asked is None or (note.exists() and json.loads(note.read_text())["argv"] == asked.argv())
+    note = run / "evaluated.json"
+    return asked is None or (note.exists() and json.loads(note.read_text())["words"] == asked.words)
 
 
 def run_cell(item: Cell, runs: Path, asked: Evaluations | None, launch: Launch) -> Outcome:
@@ -138,11 +138,14 @@ def run_cell(item: Cell, runs: Path, asked: Evaluations | None, launch: Launch) 
             _write(run / "memory.json", {"peak_bytes": ended.memory})
         if not evaluated(run, asked) and asked is not None:
             began = time.perf_counter()
-            ended = launch("recipes/robustness.py", [str(run), *asked.argv()], log, lock)
-            if ended.code:
-                return _note_end(ended, "recipes/robustness.py", log, failure)
+            for checkpoint in asked.checkpoints:
+                if not (run / "checkpoints" / f"{checkpoint}.pt").exists():
+                    continue
+                ended = launch("recipes/robustness.py", [str(run), *asked.argv(checkpoint)], log, lock)
+                if ended.code:
+                    return _note_end(ended, "recipes/robustness.py", log, failure)
             seconds = time.perf_counter() - began
-            _write(run / "robustness" / "asked.json", {"argv": asked.argv(), "seconds": seconds})
+            _write(run / "evaluated.json", {"words": asked.words, "seconds": seconds})
     return "done"
 
 

@@ -1,9 +1,252 @@
-"""stub."""
+"""The report of a study: one HTML file that needs nothing else, and the same as Markdown, from results.json alone."""
 
 from __future__ import annotations
 
+import re
+import statistics
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from recipes.study import figures
+from recipes.study.progress import words
+from recipes.study.results import lookup, outstanding, read, read_beside
+from recipes.study.study import Measure, Study, study_from
+from recipes.study.tables import shown, unit
+
+SIGNS = {
+    "better": "▲",
+    "worse": "▼",
+    "higher": "↑",
+    "lower": "↓",
+    "no difference shown": "=",
+    "too few seeds": "?",
+    "baseline": "·",
+}
 
 
 def write_report(out: Path) -> None:
-    """Stub."""
+    """report.html, report.md and figures/*.svg beside results.json.
+
+    Raises:
+        UserError: the results cannot be read, or do not name the commit that made them.
+    """
+    content = read(out / "results.json")
+    view = view_of(content, read_beside(out, "timing"), read_beside(out, "curves"))
+    env = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=lambda name: bool(name and name.startswith("report.html")),
+    )
+    env.filters["cell"] = lambda text: str(text).replace("|", "\\|").replace("\n", " ")
+    (out / "figures").mkdir(exist_ok=True)
+    for stale in (out / "figures").glob("*.svg"):
+        stale.unlink()
+    for figure in view["figures"]:
+        (out / "figures" / f"{figure.name}.svg").write_text('<?xml version="1.0" encoding="utf-8"?>\n' + figure.svg)
+    for name in ("report.html", "report.md"):
+        (out / name).write_text(env.get_template(f"{name}.jinja").render(view).rstrip() + "\n")
+
+
+def view_of(content: Mapping[str, Any], timing: Mapping[str, Any], curves: Mapping[str, Any]) -> dict[str, Any]:
+    """What both templates show."""
+    study = study_from(content["study"])
+    arms = {name: arm.label or name for name, arm in study.arms.items()}
+    sections = [_section(content, study, arms, data, index, curves) for index, data in enumerate(study.settings)]
+    done = [record for record in content["runs"].values() if record["status"] == "done"]
+    commits = sorted({record["commit"] for record in done})
+    return {
+        "name": content["name"],
+        "command": content["command"],
+        "study": study,
+        "arms": arms,
+        "base": arms[study.base],
+        "signs": SIGNS,
+        "sections": sections,
+        "figures": [figure for section in sections for figure in section["figures"]],
+        "overrides": {
+            arms[name]: [f"{key} = {value}" for key, value in arm.overrides.items()] for name, arm in study.arms.items()
+        },
+        "search": [_searched(entry, arms) for entry in content["search"]],
+        "failed": _failures(content),
+        "missing": outstanding(content),
+        "cost": _costs(content, study, arms, timing),
+        "total": words(sum(timing[key]["train_seconds"] + timing[key]["evaluation_seconds"] for key in timing)),
+        "commits": commits,
+        "dirty": [commit for commit in commits if commit.endswith("-dirty")],
+        "environments": content["environments"],
+        "runs": len(done),
+        "examples": _commands(content, study, arms),
+    }
+
+
+def _section(
+    content: Mapping[str, Any],
+    study: Study,
+    arms: Mapping[str, str],
+    data: str,
+    index: int,
+    curves: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Tables and figures of one data setting."""
+    tables = [table for table in content["statistics"] if table["data"] == data]
+    measures = {measure.name: measure for measure in study.measures}
+    keys = [(cell["arm"], cell["key"]) for cell in content["cells"] if cell["data"] == data]
+    runs = [(arm, key, content["runs"][key]) for arm, key in keys if _is_done(content, key)]
+    points = [
+        {
+            "arm": arm,
+            "nc1": lookup(record, "at_end.train.nc1"),
+            "accuracy": lookup(record, "at_end.test.accuracy"),
+        }
+        for arm, _, record in runs
+    ]
+    onsets: dict[str, list[int]] = {arm: [] for arm in arms}
+    for arm, _, record in runs:
+        if record["summary"]["onset_epoch"] is not None:
+            onsets[arm].append(record["summary"]["onset_epoch"])
+    histories = {name: [curves[key] for arm, key, _ in runs if arm == name and key in curves] for name in arms}
+    prefix = f"s{index}"
+    drawn = [
+        figures.dots(table, measures[table["measure"]], arms, study.base, f"{prefix}-measure{number}")
+        for number, table in enumerate(tables)
+    ]
+    more = [
+        figures.scatter(points, arms, data, f"{prefix}-collapse-accuracy"),
+        figures.curves(histories, onsets, arms, data, f"{prefix}-curves"),
+    ]
+    shown_tables = [
+        _table(table, measures[table["measure"]], arms, figure) for table, figure in zip(tables, drawn, strict=True)
+    ]
+    return {
+        "data": data,
+        "slug": re.sub(r"[^a-z0-9]+", "-", data.lower()).strip("-") or prefix,
+        "overview": _overview(shown_tables, arms),
+        "tables": shown_tables,
+        "more": [figure for figure in more if figure is not None],
+        "figures": [figure for figure in [*drawn, *more] if figure is not None],
+    }
+
+
+def _is_done(content: Mapping[str, Any], key: str) -> bool:
+    return key in content["runs"] and content["runs"][key]["status"] == "done"
+
+
+def _table(
+    table: Mapping[str, Any], measure: Measure, arms: Mapping[str, str], figure: figures.Figure | None
+) -> dict[str, Any]:
+    rows = []
+    for entry in table["arms"]:
+        paired = entry["verdict"] != "baseline" and entry["pairs"] > 0
+
+        def signed(key: str, entry: Mapping[str, Any] = entry) -> str:
+            return shown(entry[key], measure.form, signed=True)
+
+        enough = paired and entry["difference_low"] is not None
+        rows.append(
+            {
+                "arm": arms[entry["arm"]],
+                "mean": shown(entry["mean"], measure.form),
+                "sd": shown(entry["sd"], measure.form),
+                "n": entry["n"],
+                "low": shown(entry["low"], measure.form),
+                "high": shown(entry["high"], measure.form),
+                "difference": signed("difference") if paired else "",
+                "t": f"[{signed('difference_low')}, {signed('difference_high')}]" if enough else "",
+                "bootstrap": f"[{signed('bootstrap_low')}, {signed('bootstrap_high')}]" if enough else "",
+                "p": "" if not enough else "< 0.001" if entry["p_holm"] < 0.001 else f"{entry['p_holm']:.3f}",
+                "verdict": entry["verdict"],
+            }
+        )
+    wish = {"larger": "larger is better", "smaller": "smaller is better", "neither": "described, not judged"}
+    margin = "" if measure.margin is None else f"; margin {shown(measure.margin, measure.form)}{unit(measure)}"
+    return {
+        "title": measure.title,
+        "unit": unit(measure),
+        "note": wish[measure.better] + margin,
+        "path": measure.name,
+        "judged": measure.better != "neither",
+        "rows": rows,
+        "figure": figure,
+    }
+
+
+def _overview(tables: list[dict[str, Any]], arms: Mapping[str, str]) -> list[dict[str, Any]]:
+    """A row an arm: for each measure its mean and verdict, losses beside wins."""
+    rows = []
+    for position, label in enumerate(arms.values()):
+        entries = [table["rows"][position] for table in tables]
+        rows.append({"arm": label, "entries": entries})
+    return rows
+
+
+def _searched(entry: Mapping[str, Any], arms: Mapping[str, str]) -> dict[str, Any]:
+    def said(point: Mapping[str, Any]) -> str:
+        return ", ".join(f"{key} = {value}" for key, value in point.items())
+
+    points = [
+        {
+            "point": said(point["point"]),
+            "mean": "failed" if point["error"] else "–" if point["mean"] is None else f"{point['mean']:.4f}",
+            "chosen": point["point"] == entry["chosen"],
+        }
+        for point in entry["points"]
+    ]
+    return {"data": entry["data"], "arm": arms[entry["arm"]], "measure": entry["measure"], "points": points}
+
+
+def _failures(content: Mapping[str, Any]) -> list[dict[str, str]]:
+    return [
+        {"run": record["command"], "error": record["error"]}
+        for record in content["runs"].values()
+        if record["status"] == "failed"
+    ]
+
+
+def _costs(
+    content: Mapping[str, Any], study: Study, arms: Mapping[str, str], timing: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """A row a data setting and arm: medians over seeds."""
+    rows = []
+    for data in study.settings:
+        for name, label in arms.items():
+            keys = [cell["key"] for cell in content["cells"] if (cell["data"], cell["arm"]) == (data, name)]
+            keys = [key for key in keys if _is_done(content, key) and key in timing]
+            if not keys:
+                continue
+            summaries = [content["runs"][key]["summary"] for key in keys]
+            onsets = [s["onset_epoch"] for s in summaries if s["onset_epoch"] is not None]
+
+            def middle(field: str, keys: list[str] = keys) -> float:
+                return statistics.median(timing[key][field] for key in keys)
+
+            memory = middle("peak_bytes")
+            rows.append(
+                {
+                    "data": data,
+                    "arm": label,
+                    "seconds": words(middle("train_seconds")),
+                    "evaluation": words(middle("evaluation_seconds")) if middle("evaluation_seconds") else "–",
+                    "speed": f"{middle('train_images_per_second'):,.0f}".replace(",", " "),
+                    "memory": f"{memory / 2**20:.0f} MiB" if memory else "–",
+                    "parameters": f"{summaries[0]['parameters']:,}".replace(",", " "),
+                    "epochs": f"{statistics.median(s['epochs'] for s in summaries):g}",
+                    "onset": f"{statistics.median(onsets):g}" if onsets else "not reached",
+                    "reached": f"{len(onsets)} of {len(summaries)}",
+                }
+            )
+    return rows
+
+
+def _commands(content: Mapping[str, Any], study: Study, arms: Mapping[str, str]) -> list[dict[str, str]]:
+    """The command of the first seed of each arm and setting; other seeds differ in --seed alone."""
+    found = []
+    for cell in content["cells"]:
+        if cell["seed"] == study.seeds[0] and cell["key"] in content["runs"]:
+            command = content["runs"][cell["key"]]["command"]
+            found.append({"arm": arms[cell["arm"]], "data": cell["data"], "command": command})
+    return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ from recipes.study.study import Evaluations, Study, plain
 SCHEMA = 1
 CURVES = ("train_accuracy", "val_accuracy", "train_loss", "lr")
 COLLAPSE_CURVES = ("nc1", "nc2_equiangularity", "nc3", "intra_cosine_gap", "inter_cosine_gap")
+EVALUATED = {"robustness": "last", "robustness_onset": "onset"}
 RUN_KEYS = {"status", "commit", "environment", "config", "command", "evaluation", "summary", "robustness", "error"}
 KEYS = {"schema", "name", "command", "study", "defaults", "environments", "search", "cells", "runs", "statistics"}
 
@@ -46,7 +48,7 @@ class Found:
         record = self.runs.get(cell.key)
         if record is None or record["status"] != "done":
             return False
-        return cell.searching or asked is None or record["evaluation"] == asked.argv()
+        return cell.searching or asked is None or record["evaluation"] == asked.words
 
     def failed(self, cell: Cell) -> bool:
         """Whether the cell's run ended in an error."""
@@ -57,7 +59,7 @@ class Found:
         folder = runs / cell.key
         run, failure = run_folder(folder), folder / "failure.json"
         asked = None if cell.searching else asked
-        command = " ".join(["python recipes/train.py", *cell.argv])
+        command = shlex.join(["python", "recipes/train.py", *cell.argv])
         common = {"config": cell.config, "command": command, "evaluation": None, "summary": None, "robustness": None}
         if failure.exists():
             text = json.loads(failure.read_text())["error"].replace(str(folder), "RUN")
@@ -65,12 +67,11 @@ class Found:
             self.runs[cell.key] = common | {"status": "failed", "error": text, **_made_by(made)}
         elif run is not None and (run / "summary.json").exists() and evaluated(run, asked):
             made = json.loads((run / "environment.json").read_text())
-            report = run / "robustness" / "results.json"
             self.runs[cell.key] = (
                 common
                 | {"status": "done", "error": None, "summary": json.loads((run / "summary.json").read_text())}
                 | _made_by(made)
-                | ({} if asked is None else {"evaluation": asked.argv(), "robustness": _scalars(_read(report))})
+                | ({} if asked is None else {"evaluation": asked.words, "robustness": _evaluation(run, asked)})
             )
             self.timing[cell.key] = _timing(run)
             self.curves[cell.key] = _curves(run)
@@ -83,6 +84,17 @@ def _made_by(environment: Mapping[str, Any]) -> dict[str, Any]:
         "commit": commit,
         "environment": {"python": environment.get("python"), "platform": environment.get("platform")} | packages,
     }
+
+
+def _evaluation(run: Path, asked: Evaluations) -> dict[str, Any]:
+    """By checkpoint: parts, warnings and what was skipped; not the path of the run, which no two machines share."""
+    found: dict[str, Any] = {}
+    for checkpoint in asked.checkpoints:
+        content = _read(run / ("robustness" if checkpoint == "last" else f"robustness-{checkpoint}") / "results.json")
+        found[checkpoint] = (
+            _scalars({key: content[key] for key in ("parts", "warnings", "skipped")}) if content else None
+        )
+    return found
 
 
 def _read(path: Path) -> Any:
@@ -100,7 +112,7 @@ def _scalars(value: Any) -> Any:
 
 def _timing(run: Path) -> dict[str, Any]:
     timing, memory = _read(run / "timing.json"), _read(run / "memory.json")
-    evaluation = _read(run / "robustness" / "asked.json")
+    evaluation = _read(run / "evaluated.json")
     return {
         "train_seconds": sum(timing["seconds"].values()),
         "evaluation_seconds": evaluation.get("seconds", 0.0),
@@ -128,8 +140,14 @@ def lookup(record: Mapping[str, Any], path: str) -> float | None:
     """
     value: Any = record["summary"]
     words = path.split(".")
-    if words[0] == "robustness":
-        value, words = record["robustness"], words[1:]
+    if words[0] in EVALUATED:
+        checkpoint, words = EVALUATED[words[0]], words[1:]
+        if checkpoint not in (record["robustness"] or {}):
+            raise UserError(f"measure {path}: the study's evaluations do not look at the {checkpoint} checkpoint")
+        report = record["robustness"][checkpoint]
+        if report is None or words[0] in report["skipped"]:  # no zero error, or a part that this run cannot have
+            return None
+        value = report["parts"]
     for position, word in enumerate(words):
         if value is None:
             return None
@@ -192,6 +210,15 @@ def write(out: Path, results: Mapping[str, Any], found: Found) -> None:
         _replace(out / f"{name}.json", _lines({key: values[key] for key in keys if key in values}))
 
 
+def outstanding(content: Mapping[str, Any]) -> int:
+    """Runs of the comparison that are still to come; not those that failed, or whose search found nothing."""
+    study = content["study"]
+    settings = max(1, len(study["data"]))
+    hopeless = sum(not entry["missing"] and entry["chosen"] is None for entry in content["search"])
+    planned = (settings * len(study["arms"]) - hopeless) * len(study["seeds"])
+    return planned - sum(cell["key"] in content["runs"] for cell in content["cells"])
+
+
 def _lines(content: Mapping[str, Any]) -> str:
     """JSON with one line for each entry of the top level and of the collections in it."""
 
@@ -241,13 +268,18 @@ def read(path: Path) -> dict[str, Any]:
     return content
 
 
+def read_beside(folder: Path, name: str) -> dict[str, Any]:
+    """timing.json or curves.json beside a results.json; empty where it is not there."""
+    return dict(_read(folder / f"{name}.json"))
+
+
 def known(folder: Path) -> Found:
     """The runs of an earlier results.json in a folder, by the key that their configuration has today."""
     found = Found()
     if not (folder / "results.json").exists():
         return found
     content = read(folder / "results.json")
-    timing, curves = _read(folder / "timing.json"), _read(folder / "curves.json")
+    timing, curves = read_beside(folder, "timing"), read_beside(folder, "curves")
     for old, record in content["runs"].items():
         config = content["defaults"] | record["config"]
         key = identity(config)

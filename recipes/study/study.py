@@ -39,8 +39,8 @@ class Measure:
     """One number of a run that is compared.
 
     Args:
-        path: where it stands in summary.json, e.g. at_end.test.accuracy, or in the evaluation's results.json after
-            the word robustness, e.g. robustness.adversarial.autoattack.accuracy.
+        path: where it stands in summary.json, e.g. at_end.test.accuracy, or in the evaluation's parts after the word
+            robustness (last checkpoint) or robustness_onset, e.g. robustness.adversarial.headline.accuracy.
         minus: a second path whose value is subtracted, e.g. at_onset.test.accuracy for the gain since zero error.
         better: larger or smaller; neither for what is described, not judged.
         margin: least difference that matters, in the measure's own unit; null for any.
@@ -94,17 +94,24 @@ class Evaluations:
     Args:
         preset: quick or full.
         parts: which, e.g. adversarial, corruptions; empty for all.
+        checkpoints: last, onset or both; a run that did not reach zero error has no onset.
         args: further words of its command line.
     """
 
-    preset: str = "quick"
+    preset: Literal["quick", "full"] = "quick"
     parts: list[str] = field(default_factory=list)
+    checkpoints: list[Literal["last", "onset"]] = field(default_factory=lambda: ["last"])
     args: list[str] = field(default_factory=list)
 
-    def argv(self) -> list[str]:
-        """The words of the command line."""
+    def argv(self, checkpoint: str) -> list[str]:
+        """The words of the command line for one checkpoint."""
         parts = ["--parts", ",".join(self.parts)] if self.parts else []
-        return ["--preset", self.preset, *parts, *self.args]
+        return ["--preset", self.preset, "--checkpoint", checkpoint, *parts, *self.args]
+
+    @property
+    def words(self) -> list[str]:
+        """All that was asked for: evaluations are the same where these are."""
+        return [word for checkpoint in self.checkpoints for word in self.argv(checkpoint)]
 
 
 MEASURES = (

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.study.cells import Cell
-from recipes.study.results import Found, lookup
+from recipes.study.results import Found, lookup, outstanding
 from recipes.study.statistics import compare
 from recipes.study.study import Measure, Study
 
@@ -72,13 +72,21 @@ def closing_lines(content: Mapping[str, Any], *, total: int, out: Path) -> list[
                 difference = ""
             spread = f"{shown(entry['mean'], measure.form):>9} ± {shown(entry['sd'], measure.form):<8} n={entry['n']}"
             lines.append(f"  {entry['arm']:<22}{spread:<30}{difference:<32}{entry['verdict']}")
-    failed = {key: record for key, record in content["runs"].items() if record["status"] == "failed"}
-    for key, record in failed.items():
-        places = [f"{cell['arm']} seed {cell['seed']}" for cell in content["cells"] if cell["key"] == key]
-        lines.append(f"FAILED {', '.join(places) or record['command']}: {record['error']}")
+    lines.append("")
+    for key, record in content["runs"].items():
+        if record["status"] == "failed":
+            places = [
+                f"{cell['data']} {cell['arm']} seed {cell['seed']}" for cell in content["cells"] if cell["key"] == key
+            ]
+            lines.append(f"FAILED {', '.join(places) or record['command']}: {record['error']}")
+    for entry in content["search"]:
+        if not entry["missing"] and entry["chosen"] is None:
+            lines.append(
+                f"{entry['data']} {entry['arm']}: no point of the search came to its end, so it is not compared"
+            )
     done = sum(content["runs"].get(cell["key"], {}).get("status") == "done" for cell in content["cells"])
-    lines += ["", f"{done} of {total} runs of the comparison are there; report: {out / 'report.html'}"]
-    if done + len(failed) < total:
+    lines += [f"{done} of {total} runs of the comparison are there; report: {out / 'report.html'}"]
+    if outstanding(content):
         lines.append("the same command goes on with the rest")
     return lines
 
