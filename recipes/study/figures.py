@@ -1,0 +1,235 @@
+"""The figures of a study as SVG with words as text: readable at any size, searchable, the same to the last byte."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+import numpy as np  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.figure import Figure as Canvas  # noqa: E402
+from matplotlib.ticker import MaxNLocator  # noqa: E402
+from scipy import stats  # noqa: E402
+
+from recipes.study.study import Measure  # noqa: E402
+from recipes.study.tables import shown, unit  # noqa: E402
+
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B07C00", "#3D3D3D", "#56B4E9")
+"""Okabe & Ito's colours, safe for the colour-blind; their yellow darkened to be seen on white."""
+MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "p", "h", "*")
+GRAY = "#666666"
+MOST_CURVES = 7
+
+STYLE: Any = {
+    "font.size": 10,
+    "font.family": "sans-serif",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "ncreg",
+    "axes.unicode_minus": True,
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure: its file's name, its title, the picture, what it shows in words, and the line under it."""
+
+    name: str
+    title: str
+    svg: str
+    alt: str
+    caption: str
+
+
+def look(arms: Sequence[str], arm: str) -> dict[str, Any]:
+    """Colour and marker of an arm: no two arms share both, up to 84."""
+    index = list(arms).index(arm)
+    return {"color": COLORS[index % len(COLORS)], "marker": MARKERS[index % len(MARKERS)]}
+
+
+def finished(canvas: Canvas, name: str, title: str, alt: str, caption: str) -> Figure:
+    """The canvas as a figure whose ids no other figure on the page has."""
+    buffer = io.StringIO()
+    canvas.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    plt.close(canvas)
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
+    svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", svg)
+    svg = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', svg)
+    return Figure(name, title, svg, alt, caption)
+
+
+def dots(table: Mapping[str, Any], measure: Measure, arms: Mapping[str, str], base: str, name: str) -> Figure | None:
+    """Every seed of every arm, and the paired differences to the baseline with their 95 % intervals."""
+    entries = [entry for entry in table["arms"] if entry["n"]]
+    if not entries:
+        return None
+    factor = 100.0 if measure.form == "percent" else 1.0
+    logs = measure.form == "scientific" and all(v > 0 for entry in entries for v in entry["by_seed"].values())
+    with plt.rc_context(STYLE):
+        canvas, (left, right) = plt.subplots(
+            1, 2, figsize=(8.4, 1.25 + 0.34 * len(entries)), sharey=True, layout="constrained", width_ratios=(1, 1)
+        )
+        order = list(arms)
+        for row, entry in enumerate(entries):
+            style = look(order, entry["arm"])
+            values = [factor * value for value in entry["by_seed"].values()]
+            left.plot(values, [row] * len(values), linestyle="", alpha=0.75, markersize=5, **style)
+            left.plot([factor * entry["mean"]] * 2, [row - 0.28, row + 0.28], color=style["color"], linewidth=2)
+            if entry["arm"] != base and entry["pairs"]:
+                _difference(right, row, entry, table, base, factor, style)
+        for seed in entries[0]["by_seed"]:
+            there = [
+                (factor * entry["by_seed"][seed], row) for row, entry in enumerate(entries) if seed in entry["by_seed"]
+            ]
+            left.plot(*zip(*there, strict=True), color=GRAY, linewidth=0.5, alpha=0.35, zorder=0)
+        right.axvline(0, color=GRAY, linewidth=1)
+        if measure.margin:
+            right.axvspan(-factor * measure.margin, factor * measure.margin, color=GRAY, alpha=0.12, linewidth=0)
+        left.set_yticks(range(len(entries)), [arms[entry["arm"]] for entry in entries])
+        left.invert_yaxis()
+        left.set(xlabel=f"{measure.title}{unit(measure)}", xscale="log" if logs else "linear")
+        right.set(xlabel=f"difference to {arms[base]}" + (" (points)" if measure.form == "percent" else ""))
+        for panel in (left, right):
+            panel.grid(axis="x", alpha=0.25)
+            if panel.get_xscale() == "linear":
+                panel.xaxis.set_major_locator(MaxNLocator(5))
+        return finished(canvas, name, measure.title, *_dots_words(table, measure, arms, base, entries))
+
+
+def _difference(
+    panel: Axes,
+    row: int,
+    entry: Mapping[str, Any],
+    table: Mapping[str, Any],
+    base: str,
+    factor: float,
+    style: Mapping[str, Any],
+) -> None:
+    theirs = next(other for other in table["arms"] if other["arm"] == base)["by_seed"]
+    each = [factor * (value - theirs[seed]) for seed, value in entry["by_seed"].items() if seed in theirs]
+    panel.plot(each, [row + 0.18] * len(each), linestyle="", alpha=0.45, markersize=3.5, **style)
+    if entry["difference_low"] is not None:
+        ends = [factor * entry["difference_low"], factor * entry["difference_high"]]
+        panel.plot(ends, [row - 0.1] * 2, color=style["color"], linewidth=2)
+    panel.plot([factor * entry["difference"]], [row - 0.1], linestyle="", markersize=6, **style)
+
+
+def _dots_words(
+    table: Mapping[str, Any], measure: Measure, arms: Mapping[str, str], base: str, entries: Sequence[Mapping[str, Any]]
+) -> tuple[str, str]:
+    said = "; ".join(
+        f"{arms[entry['arm']]} {shown(entry['mean'], measure.form)}"
+        + ("" if entry["arm"] == base else f" ({entry['verdict']})")
+        for entry in entries
+    )
+    band = " The gray band is the margin." if measure.margin else ""
+    return (
+        f"{measure.title}{unit(measure)} on {table['data']}, mean over seeds: {said}.",
+        "Left: every seed, the same seed joined by a line, the mean as a bar. Right: paired differences to "
+        f"{arms[base]}, each seed small, mean and 95 % t interval large.{band}",
+    )
+
+
+def scatter(rows: Sequence[Mapping[str, Any]], arms: Mapping[str, str], data: str, name: str) -> Figure | None:
+    """NC1 of the training features against test accuracy at the end; a point a run."""
+    rows = [row for row in rows if row["nc1"] and row["nc1"] > 0 and row["accuracy"] is not None]
+    if len(rows) < 2:
+        return None
+    with plt.rc_context(STYLE):
+        canvas, panel = plt.subplots(figsize=(7, 4), layout="constrained")
+        for arm, label in arms.items():
+            own = [row for row in rows if row["arm"] == arm]
+            x, y = [row["nc1"] for row in own], [100 * row["accuracy"] for row in own]
+            panel.plot(x, y, linestyle="", alpha=0.8, markersize=6, label=label, **look(list(arms), arm))
+        panel.set(xscale="log", xlabel="NC1 of the training features at the end (left: more collapsed)")
+        panel.set(ylabel="test accuracy (%)")
+        panel.grid(alpha=0.25)
+        canvas.legend(loc="outside right upper", frameon=False, fontsize=9)
+        found = stats.spearmanr([row["nc1"] for row in rows], [row["accuracy"] for row in rows]).statistic
+        rank = f"rank correlation {found:+.2f}"
+        return finished(
+            canvas,
+            name,
+            "Collapse against accuracy",
+            f"NC1 against test accuracy of {len(rows)} runs on {data}: {rank}.",
+            f"A point a run; {rank} over all runs, which mixes what arms and seeds do: a description, not a cause.",
+        )
+
+
+PANELS = (
+    ("train_accuracy", "training error (%)"),
+    ("val_accuracy", "validation accuracy (%)"),
+    ("nc1", "NC1"),
+    ("nc3", "NC3"),
+)
+
+
+def curves(
+    histories: Mapping[str, Sequence[Mapping[str, list[float | None]]]],
+    onsets: Mapping[str, Sequence[int]],
+    arms: Mapping[str, str],
+    data: str,
+    name: str,
+) -> Figure | None:
+    """The course of training: the median over seeds of each arm, with the median epoch of zero error marked."""
+    drawn = [arm for arm in arms if histories.get(arm)][:MOST_CURVES]
+    if not drawn:
+        return None
+    with plt.rc_context(STYLE):
+        canvas, panels = plt.subplots(2, 2, figsize=(8.4, 5.6), sharex=True, layout="constrained")
+        for panel, (key, label) in zip(panels.flat, PANELS, strict=True):
+            for arm in drawn:
+                _curve(panel, key, histories[arm], onsets.get(arm, ()), arms, arm)
+            panel.set(ylabel=label)
+            if key == "train_accuracy":  # down to zero error, where a logarithm ends
+                panel.set_yscale("symlog", linthresh=0.1)
+                panel.set_ylim(bottom=0)
+            elif key != "val_accuracy":
+                panel.set_yscale("log")
+            panel.grid(alpha=0.25)
+        for panel in panels[1]:
+            panel.set(xlabel="epoch")
+        handles, labels = panels[0, 0].get_legend_handles_labels()
+        canvas.legend(handles, labels, loc="outside lower center", ncols=min(4, len(drawn)), frameon=False, fontsize=9)
+        left_out = f" The first {MOST_CURVES} of {len(arms)} arms." if len(arms) > len(drawn) == MOST_CURVES else ""
+        when = "; ".join(
+            f"{arms[arm]} reaches zero error at epoch {int(np.median(onsets[arm]))}"
+            if onsets.get(arm)
+            else f"{arms[arm]} does not reach zero error"
+            for arm in drawn
+        )
+        return finished(
+            canvas,
+            name,
+            "Through the terminal phase",
+            f"Course of training on {data}: training error, validation accuracy, NC1 and NC3 by epoch. {when}.",
+            f"Median over seeds; the marker is the median epoch of zero error: the terminal phase begins.{left_out}",
+        )
+
+
+def _curve(
+    panel: Axes,
+    key: str,
+    runs: Sequence[Mapping[str, list[float | None]]],
+    onsets: Sequence[int],
+    arms: Mapping[str, str],
+    arm: str,
+) -> None:
+    length = min(len(run[key]) for run in runs)
+    values = np.array([[np.nan if v is None else v for v in run[key][:length]] for run in runs], dtype=np.float64)
+    values = {"train_accuracy": 100 * (1 - values), "val_accuracy": 100 * values}.get(key, values)
+    middle = np.median(values, axis=0)
+    style = look(list(arms), arm)
+    at = [] if not onsets else [min(length, int(np.median(onsets))) - 1]
+    panel.plot(range(1, length + 1), middle, label=arms[arm], markevery=at, markersize=7, linewidth=1.5, **style)
