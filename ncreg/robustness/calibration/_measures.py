@@ -176,7 +176,7 @@ def binned(confidence: Tensor, correct: Tensor, bins: int) -> ReliabilityBins:
 
 
 def gap_of(found: ReliabilityBins) -> float:
-    share = found.count / found.count.sum()
+    share = found.count.double() / found.count.sum()
     return float((share * (found.accuracy - found.confidence).abs()).nansum())
 
 

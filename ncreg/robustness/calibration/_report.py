@@ -92,9 +92,7 @@ def evaluate_calibration(
     test, target_test = checked_logits(logits_test, target_test)
     val, target_val = checked_logits(logits_val, target_val)
     if test.shape[1] != val.shape[1]:
-        raise ValueError(
-            f"logits_test have {test.shape[1]} classes and logits_val {val.shape[1]}: pass the same model's"
-        )
+        raise ValueError(f"logits_test have {test.shape[1]} classes and logits_val {val.shape[1]}: use one model")
     temperature, at_bound = fit_temperature(val, target_val)
     confidence, correct = top(test.softmax(1), target_test)
     return CalibrationReport(
