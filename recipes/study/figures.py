@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,7 +75,6 @@ def dots(table: Mapping[str, Any], measure: Measure, arms: Mapping[str, str], ba
     if not entries:
         return None
     factor = 100.0 if measure.form == "percent" else 1.0
-    logs = measure.form == "scientific" and all(v > 0 for entry in entries for v in entry["by_seed"].values())
     with plt.rc_context(STYLE):
         canvas, (left, right) = plt.subplots(
             1, 2, figsize=(8.4, 1.25 + 0.34 * len(entries)), sharey=True, layout="constrained", width_ratios=(1, 1)
@@ -98,7 +97,9 @@ def dots(table: Mapping[str, Any], measure: Measure, arms: Mapping[str, str], ba
             right.axvspan(-factor * measure.margin, factor * measure.margin, color=GRAY, alpha=0.12, linewidth=0)
         left.set_yticks(range(len(entries)), [arms[entry["arm"]] for entry in entries])
         left.invert_yaxis()
-        left.set(xlabel=f"{measure.title}{unit(measure)}", xscale="log" if logs else "linear")
+        left.set(xlabel=f"{measure.title}{unit(measure)}")
+        if measure.form == "scientific":
+            left.set_xscale(scale_for(value for entry in entries for value in entry["by_seed"].values()))
         right.set(xlabel=f"difference to {arms[base]}" + (" (points)" if measure.form == "percent" else ""))
         for panel in (left, right):
             panel.grid(axis="x", alpha=0.25)
@@ -141,19 +142,27 @@ def _dots_words(
     )
 
 
+def scale_for(values: Iterable[float]) -> str:
+    """A logarithmic axis where positive values span a decade; a linear one says more about fewer."""
+    seen = [value for value in values if np.isfinite(value)]
+    return "log" if seen and min(seen) > 0 and max(seen) >= 10 * min(seen) else "linear"
+
+
 def scatter(rows: Sequence[Mapping[str, Any]], arms: Mapping[str, str], data: str, name: str) -> Figure | None:
     """NC1 of the training features against test accuracy at the end; a point a run."""
     rows = [row for row in rows if row["nc1"] and row["nc1"] > 0 and row["accuracy"] is not None]
     if len(rows) < 2:
         return None
     with plt.rc_context(STYLE):
-        canvas, panel = plt.subplots(figsize=(7, 4), layout="constrained")
+        canvas, panel = plt.subplots(figsize=(8.4, 3.4), layout="constrained")
         for arm, label in arms.items():
             own = [row for row in rows if row["arm"] == arm]
+            if not own:
+                continue
             x, y = [row["nc1"] for row in own], [100 * row["accuracy"] for row in own]
             panel.plot(x, y, linestyle="", alpha=0.8, markersize=6, label=label, **look(list(arms), arm))
-        panel.set(xscale="log", xlabel="NC1 of the training features at the end (left: more collapsed)")
-        panel.set(ylabel="test accuracy (%)")
+        panel.set(xlabel="NC1 of the training features at the end (left: more collapsed)", ylabel="test accuracy (%)")
+        panel.set_xscale(scale_for(row["nc1"] for row in rows))
         panel.grid(alpha=0.25)
         canvas.legend(loc="outside right upper", frameon=False, fontsize=9)
         found = stats.spearmanr([row["nc1"] for row in rows], [row["accuracy"] for row in rows]).statistic
@@ -196,7 +205,7 @@ def curves(
                 panel.set_yscale("symlog", linthresh=0.1)
                 panel.set_ylim(bottom=0)
             elif key != "val_accuracy":
-                panel.set_yscale("log")
+                panel.set_yscale(scale_for(value for line in panel.lines for value in np.asarray(line.get_ydata())))
             panel.grid(alpha=0.25)
         for panel in panels[1]:
             panel.set(xlabel="epoch")

@@ -10,7 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from recipes.study import figures
+from recipes.study import figures, robustness_figures
 from recipes.study.progress import words
 from recipes.study.results import lookup, outstanding, read, read_beside
 from recipes.study.study import Measure, Study, study_from
@@ -77,6 +77,7 @@ def view_of(content: Mapping[str, Any], timing: Mapping[str, Any], curves: Mappi
         "cost": _costs(content, study, arms, timing),
         "total": words(sum(timing[key]["train_seconds"] + timing[key]["evaluation_seconds"] for key in timing)),
         "commits": commits,
+        "warnings": _warnings(content),
         "dirty": [commit for commit in commits if commit.endswith("-dirty")],
         "environments": content["environments"],
         "runs": len(done),
@@ -110,6 +111,14 @@ def _section(
         if record["summary"]["onset_epoch"] is not None:
             onsets[arm].append(record["summary"]["onset_epoch"])
     histories = {name: [curves[key] for arm, key, _ in runs if arm == name and key in curves] for name in arms}
+    reports = {
+        name: [
+            r["robustness"]["last"]["parts"]
+            for arm, _, r in runs
+            if arm == name and (r["robustness"] or {}).get("last")
+        ]
+        for name in arms
+    }
     prefix = f"s{index}"
     drawn = [
         figures.dots(table, measures[table["measure"]], arms, study.base, f"{prefix}-measure{number}")
@@ -118,6 +127,8 @@ def _section(
     more = [
         figures.scatter(points, arms, data, f"{prefix}-collapse-accuracy"),
         figures.curves(histories, onsets, arms, data, f"{prefix}-curves"),
+        robustness_figures.attacked(reports, arms, data, f"{prefix}-adversarial"),
+        robustness_figures.corrupted(reports, arms, data, f"{prefix}-corruptions"),
     ]
     shown_tables = [
         _table(table, measures[table["measure"]], arms, figure) for table, figure in zip(tables, drawn, strict=True)
@@ -163,13 +174,13 @@ def _table(
             }
         )
     wish = {"larger": "larger is better", "smaller": "smaller is better", "neither": "described, not judged"}
-    margin = "" if measure.margin is None else f"; margin {shown(measure.margin, measure.form)}{unit(measure)}"
+    points = " points" if measure.form == "percent" else ""
+    margin = "" if measure.margin is None else f"; margin {shown(measure.margin, measure.form)}{points}"
     return {
         "title": measure.title,
         "unit": unit(measure),
         "note": wish[measure.better] + margin,
         "path": measure.name,
-        "judged": measure.better != "neither",
         "rows": rows,
         "figure": figure,
     }
@@ -205,6 +216,16 @@ def _failures(content: Mapping[str, Any]) -> list[dict[str, str]]:
         for record in content["runs"].values()
         if record["status"] == "failed"
     ]
+
+
+def _warnings(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What the evaluations found suspicious, with the number of runs that say so."""
+    counts: dict[str, int] = {}
+    for record in content["runs"].values():
+        for report in (record["robustness"] or {}).values():
+            for warning in (report or {}).get("warnings", []):
+                counts[warning] = counts.get(warning, 0) + 1
+    return [{"warning": warning, "runs": count} for warning, count in sorted(counts.items())]
 
 
 def _costs(

@@ -1,0 +1,76 @@
+"""Figures of what the evaluations found: accuracy against the attack's radius, and under corruptions, arm by arm."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from recipes.study.figures import STYLE, Figure, finished, look
+
+Reports = Mapping[str, Sequence[Mapping[str, Any]]]
+"""For each arm, the parts of every seed's evaluation."""
+
+
+def attacked(reports: Reports, arms: Mapping[str, str], data: str, name: str) -> Figure | None:
+    """Mean accuracy over seeds against the radius under margin-PGD, and the headline attack at its own radius."""
+    found = {arm: [part["adversarial"] for part in parts if part.get("adversarial")] for arm, parts in reports.items()}
+    found = {arm: parts for arm, parts in found.items() if parts}
+    if not found:
+        return None
+    first = next(iter(found.values()))[0]
+    with plt.rc_context(STYLE):
+        canvas, panel = plt.subplots(figsize=(8.4, 4), layout="constrained")
+        said = []
+        for place, (arm, parts) in enumerate(found.items()):
+            style = look(list(arms), arm)
+            curve = 100 * np.mean([part["curve"]["accuracy"] for part in parts], axis=0)
+            panel.plot(parts[0]["curve"]["epsilons"], curve, linewidth=1.2, markersize=4, label=arms[arm], **style)
+            heads = [100 * part["headline"]["accuracy"] for part in parts]
+            shift = parts[0]["epsilon"] * (1 + 0.012 * (place - len(found) / 2))  # side by side, not on top of it
+            panel.plot([shift] * len(heads), heads, linestyle="", markersize=7, markerfacecolor="none", **style)
+            said.append(f"{arms[arm]} {np.mean(heads):.1f} %")
+        headline = first["headline"]["name"]
+        panel.set(xlabel=f"radius ({first['norm']}, images in [0, 1])", ylabel="accuracy (%)", ylim=(-3, 103))
+        panel.grid(alpha=0.25)
+        canvas.legend(loc="outside right upper", frameon=False, fontsize=9)
+        return finished(
+            canvas,
+            name,
+            "Adversarial accuracy",
+            f"Accuracy on {data} by radius of the attack; {headline} at {first['epsilon']:.4g}: {'; '.join(said)}.",
+            f"Lines: margin-PGD, an upper bound, mean over seeds, {first['curve']['images']} images a run. Hollow: "
+            f"{headline}, each seed, {first['images']} images; claims rest on it alone.",
+        )
+
+
+def corrupted(reports: Reports, arms: Mapping[str, str], data: str, name: str) -> Figure | None:
+    """Mean accuracy over seeds and severities, arm by corruption."""
+    found = {arm: [part["corruptions"] for part in parts if part.get("corruptions")] for arm, parts in reports.items()}
+    found = {arm: parts for arm, parts in found.items() if parts}
+    if not found:
+        return None
+    names = [word.replace("_", " ") for word in next(iter(found.values()))[0]["names"]]
+    table = np.array(
+        [100 * np.mean([np.mean(part["accuracy"], axis=1) for part in parts], axis=0) for parts in found.values()]
+    )
+    with plt.rc_context(STYLE):
+        canvas, panel = plt.subplots(figsize=(8.4, 0.34 * len(names) + 1.6), layout="constrained")
+        shown = panel.imshow(table.T, vmin=0, vmax=100, cmap="cividis", aspect="auto")
+        for (column, row), value in np.ndenumerate(table):
+            panel.text(
+                column, row, f"{value:.0f}", ha="center", va="center", color="k" if value > 55 else "w", fontsize=8
+            )
+        panel.set_xticks(range(len(found)), [arms[arm] for arm in found], rotation=30, ha="right")
+        panel.set_yticks(range(len(names)), names)
+        canvas.colorbar(shown, label="accuracy (%)")
+        said = "; ".join(f"{arms[arm]} {row.mean():.1f} %" for arm, row in zip(found, table, strict=True))
+        return finished(
+            canvas,
+            name,
+            "Accuracy under corruptions",
+            f"Accuracy on corrupted test images of {data}, mean over seeds and severities. Over all types: {said}.",
+            "Mean over seeds and the five severities of each type.",
+        )
