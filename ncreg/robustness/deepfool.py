@@ -41,6 +41,7 @@ class DeepFoolResult:
         return float(self.ratio[self.crossed].mean())
 
 
+@torch.inference_mode(False)
 def deepfool(
     model: Model,
     images: Float[Tensor, "batch channels height width"],
@@ -131,7 +132,7 @@ def _descend(
 
 def _differences(model: Model, x: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
     """Logits, and for each rival the gradient of its logit less the predicted class's: (K, B, channels, H, W)."""
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.enable_grad():
         x = x.detach().clone().requires_grad_()
         logits = lift(model(x))
         ranked = logits.gather(1, order)

@@ -51,6 +51,7 @@ class MinimumNormResult:
         return float((self.distance > check_epsilon(epsilon, self.norm)).double().mean())
 
 
+@torch.inference_mode(False)
 def minimum_norm(
     model: Model,
     images: Float[Tensor, "batch channels height width"],

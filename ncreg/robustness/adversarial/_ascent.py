@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from ncreg.robustness._inputs import Model, check_logits
@@ -85,7 +85,7 @@ def lift(logits: Tensor) -> Tensor:
 
 def gradient(model: Model, images: Images, objective: Callable[[Rows], Scalars]) -> tuple[Images, Rows]:
     """Gradient with respect to the images, and the logits; zero where there is none, or one that is not finite."""
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.enable_grad():
         x = images.detach().clone().requires_grad_()
         logits = lift(model(x))
         total = objective(logits).sum()
@@ -94,7 +94,7 @@ def gradient(model: Model, images: Images, objective: Callable[[Rows], Scalars])
     return grad, logits.detach()
 
 
-def per_image(values: Scalars) -> Float[Tensor, "batch 1 1 1"]:
+def per_image(values: Shaped[Tensor, " batch"]) -> Shaped[Tensor, "batch 1 1 1"]:
     """One number an image, to go with images."""
     return values[:, None, None, None]
 
@@ -120,7 +120,7 @@ def steepest(grad: Images, norm: Norm) -> Images:
 def project(x: Images, centre: Images, radius: Scalars, norm: Norm) -> Images:
     """The point of the ball around `centre`, cut with [0, 1], next to x: within it exactly, also after rounding.
 
-    For L2 the radius is shortened by four units of rounding, so that its length measured in x's own precision agrees.
+    For L2 the radius is shortened by 16 units of rounding, so that its length measured in x's own precision agrees.
     """
     anchor = centre.double()
     delta = x.double() - anchor
@@ -128,11 +128,10 @@ def project(x: Images, centre: Images, radius: Scalars, norm: Norm) -> Images:
     if norm == "linf":
         delta = torch.minimum(torch.maximum(delta, -per_image(limit)), per_image(limit))
     else:
-        limit = limit * (1 - 4 * torch.finfo(x.dtype).eps)
+        limit = limit * (1 - 16 * torch.finfo(x.dtype).eps)
         size = length(delta)
         delta = delta * per_image(torch.where(size > limit, limit / torch.where(size > 0, size, 1), 1))
-    delta = (anchor + delta).clamp(0, 1) - anchor
-    near = (anchor + delta).to(x.dtype)
+    near = (anchor + delta).clamp(0, 1).to(x.dtype)
     beyond = (near.double() - anchor).abs() > delta.abs()
     return torch.where(beyond, torch.nextafter(near, centre), near)
 

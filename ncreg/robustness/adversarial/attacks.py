@@ -62,6 +62,7 @@ class AttackResult:
         return binomial_interval(int(self.robust.sum()), len(self.robust))
 
 
+@torch.inference_mode(False)
 def pgd(
     model: Model,
     images: Float[Tensor, "batch channels height width"],
@@ -136,6 +137,7 @@ def pgd(
     )
 
 
+@torch.inference_mode(False)
 def fgsm(
     model: Model,
     images: Float[Tensor, "batch channels height width"],
@@ -215,6 +217,7 @@ def _attack(
     return scored(model, name, norm, epsilon, attacked, target, correct, batch_size)
 
 
+@torch.inference_mode(False)
 def random_search(
     model: Model,
     images: Float[Tensor, "batch channels height width"],
@@ -283,7 +286,7 @@ def clean_logits(model: Model, images: Tensor, target: Tensor, batch_size: int) 
     """Logits of the images as they are, and the target; everything checked before the first gradient."""
     check_images(images)
     logits = predict(model, images, check_count("batch_size", batch_size))
-    return logits, check_target(target, logits, logits.shape[1])
+    return logits, check_target(target, logits, logits.shape[1]).clone()  # a clone of an inference tensor is none
 
 
 def keep_lower(attacked: Tensor, lowest: Tensor, chosen: Tensor, found: Tensor, margin: Tensor) -> None:

@@ -61,6 +61,7 @@ class AutoAttackResult:
         return binomial_interval(int(self.robust.sum()), len(self.robust))
 
 
+@torch.inference_mode(False)
 def autoattack(
     model: Model,
     images: Float[Tensor, "batch channels height width"],
@@ -119,12 +120,12 @@ def autoattack(
     )
     after: dict[str, Tensor] = {}
     devices = [images.device] if images.device.type == "cuda" else []
-    with frozen(model), torch.random.fork_rng(devices=devices), torch.inference_mode(False):
+    with frozen(model), torch.random.fork_rng(devices=devices):
         for name, attack in suite.items():
             attack.seed = seed
             for chosen in alive.nonzero().squeeze(1).split(count) if epsilon > 0 else ():
-                x, y = images[chosen].clone(), target[chosen].clone()
-                found = attack.perturb(x.float(), y).to(x.dtype)
+                x, y = images[chosen].contiguous(), target[chosen]  # its views want contiguous memory
+                found = attack.perturb(x.float().clone(), y.clone()).to(x.dtype)
                 radius = torch.full((len(x),), epsilon, dtype=torch.float64, device=x.device)
                 found = project(found, x, radius, norm)
                 with torch.no_grad():
@@ -189,8 +190,7 @@ class _Logits:
         self.model, self.dtype = model, dtype
 
     def __call__(self, x: Tensor) -> Tensor:
-        # Flattened and back, because its gradient must be contiguous; plus nothing times x, for models without one.
-        x = x.flatten(1).unflatten(1, x.shape[1:])
+        # Plus nothing times x: a model that gives no gradient then gives a zero one.
         return self.model(x.to(self.dtype)).float() + 0 * x.flatten(1).sum(1, keepdim=True)
 
 

@@ -31,6 +31,7 @@ class RobustnessCurve:
     robust: Bool[Tensor, "epsilons batch"]
 
 
+@torch.inference_mode(False)
 def robustness_curve(
     model: Model,
     images: Float[Tensor, "batch channels height width"],

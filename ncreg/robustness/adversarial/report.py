@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
@@ -99,6 +100,7 @@ class AdversarialReport:
         return "\n".join(lines)
 
 
+@torch.inference_mode(False)
 def evaluate_adversarial(
     model: Model,
     images: Float[Tensor, "batch channels height width"],
@@ -136,7 +138,6 @@ def evaluate_adversarial(
             probabilities or no finite logits, epsilon < 0, an unknown preset.
 
     Example:
-        >>> import torch
         >>> model = lambda x: 10 * torch.stack([x.sum((1, 2, 3)), torch.full((len(x),), 1.0)], 1)
         >>> images = torch.tensor([0.3, 0.5]).reshape(2, 1, 1, 1).expand(2, 1, 2, 2)
         >>> report = evaluate_adversarial(model, images, torch.tensor([0, 0]), epsilon=0.1, autoattack=False)
