@@ -60,12 +60,15 @@ def zoom_rows(size: int, factor: float) -> tuple[Tensor, Tensor]:
 
 @functools.lru_cache(maxsize=256)
 def box_rows(size: int, wanted: int) -> tuple[Tensor, Tensor]:
-    """Rows that resize to `wanted` samples, each the mean of the samples whose middles it covers."""
+    """Rows that resize to `wanted` samples, each the mean of the samples whose middles it covers, as in Pillow."""
     scale = size / wanted
     reach = max(scale, 1.0)
-    middle = (torch.arange(wanted, dtype=torch.float64) + 0.5) * scale
-    place = (torch.arange(size, dtype=torch.float64) + 0.5 - middle[:, None]) / reach
-    matrix = ((place > -0.5) & (place <= 0.5)).double()
+    middle = ((torch.arange(wanted, dtype=torch.float64) + 0.5) * scale)[:, None]
+    sample = torch.arange(size, dtype=torch.float64)
+    # Middles that fall on an end are common, and Pillow's own rounding decides them.
+    place = (sample - middle + 0.5) * (1 / reach)
+    inner = (sample >= (middle - 0.5 * reach + 0.5).floor()) & (sample < (middle + 0.5 * reach + 0.5).floor())
+    matrix = (inner & (place > -0.5) & (place <= 0.5)).double()
     return _sparse(matrix / matrix.sum(1, keepdim=True))
 
 
