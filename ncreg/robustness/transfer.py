@@ -17,7 +17,7 @@ from ncreg.functional._inputs import check_positive
 from ncreg.robustness._features import check_all_present, check_features, check_indices, feature_scale
 from ncreg.robustness._inputs import binomial_interval, check_count
 
-L2_GRID = tuple(10.0**power for power in range(-6, 3))
+L2_GRID = tuple(10.0**power for power in range(-5, 3))
 NEIGHBOURS_GRID = (1, 3, 5, 10, 20, 50, 100)
 
 
@@ -119,10 +119,11 @@ def fit_linear_probe(
     check_positive("l2", l2)
     mean, scale = rows.mean(0), feature_scale(rows)
     rows = (rows - mean) / scale
-    weight = rows.new_zeros(classes, rows.shape[1]) if start is None else start.weight.clone()
-    bias = rows.new_zeros(classes) if start is None else start.bias.clone()
-    with torch.enable_grad():
-        converged = _minimise(rows, labels, l2, weight.requires_grad_(), bias.requires_grad_())
+    weight = rows.new_zeros(classes, rows.shape[1]) if start is None else start.weight
+    bias = rows.new_zeros(classes) if start is None else start.bias
+    with torch.inference_mode(False), torch.enable_grad():  # clones outside it can take gradients
+        weight, bias = weight.clone().requires_grad_(), bias.clone().requires_grad_()
+        converged = _minimise(rows.clone(), labels.clone(), l2, weight, bias)
     bias = bias.detach() - bias.detach().mean()  # any shift is as good: this one is scikit-learn's
     return LinearProbe(weight.detach(), bias, mean, scale, float(l2), converged)
 
@@ -304,7 +305,7 @@ def _minimise(rows: Tensor, labels: Tensor, l2: float, weight: Tensor, bias: Ten
         [weight, bias],
         max_iter=1000,
         max_eval=2000,
-        tolerance_grad=1e-8,
+        tolerance_grad=max(1e-10, min(1e-8, 1e-6 * l2)),  # an error of the weights is at most the gradient over l2
         tolerance_change=1e-16,
         history_size=20,
         line_search_fn="strong_wolfe",
