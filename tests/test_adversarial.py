@@ -530,7 +530,7 @@ class TestSuspicion:
         assert flags(cross_entropy=mask(34)) == {"cross_entropy_gap"}
         assert flags(cross_entropy=mask(33)) == set()  # 5 points are allowed, not more
         assert flags(black_box=mask(29)) == {"black_box"}
-        assert flags(ensemble=mask(26)) == {"margin_gap"}
+        assert flags(ensemble=mask(25)) == {"margin_gap"}
         assert flags(ensemble=None) == {"no_ensemble"}
 
 
