@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +64,13 @@ def cell(study: Study, data: str, arm: str, seed: int, point: Mapping[str, Any],
             merged.pop(key, None)  # a later layer's key comes last, after what it may refine
             merged[key] = value
     argv += [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in merged.items()]
-    argv.append(f"--seed={seed}")
-    config = dotted(parse(argv))
-    return Cell(data, arm, seed, dict(point), searching, tuple(argv), config, identity(config))
+    config = _resolved(tuple(argv)) | {"seed": seed}
+    return Cell(data, arm, seed, dict(point), searching, (*argv, f"--seed={seed}"), config, identity(config))
+
+
+@cache
+def _resolved(argv: tuple[str, ...]) -> dict[str, Any]:
+    return dotted(parse(argv))
 
 
 def flat(layer: Mapping[str, Any]) -> list[tuple[str, Any]]:

@@ -82,7 +82,11 @@ class Progress:
         return f"[{self.ended}/{len(self.todo)}] {cell.name}: {said[outcome]()}{more}"
 
     def _result(self, cell: Cell) -> str:
+        record = self.found.runs[cell.key]
         path = self.study.search.measure if cell.searching and self.study.search else self.study.measures[0].path
-        value = lookup(self.found.runs[cell.key], path)
+        for measure in self.study.measures:  # a path misspelt is better known after one run than after all
+            if not measure.path.startswith("robustness"):
+                lookup(record, measure.path)
+        value = lookup(record, path)
         taken = self.found.timing[cell.key]["train_seconds"]
         return f"{path} {'not reached' if value is None else f'{value:.4g}'} in {words(taken)}"

@@ -132,11 +132,18 @@ def _short(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else float(f"{value:.5g}")
 
 
+class Absent(UserError):
+    """A run has nothing at a measure's path."""
+
+
 def lookup(record: Mapping[str, Any], path: str) -> float | None:
     """The number at a dotted path of a run's summary, or of its evaluation after the word robustness.
 
+    None stands for what was not reached, as at_onset without zero error.
+
     Raises:
-        UserError: the path names nothing; None stands for what was not reached, as at_onset without zero error.
+        Absent: the path names nothing in this run.
+        UserError: it names something that is no number, or an evaluation that the study has not asked for.
     """
     value: Any = record["summary"]
     words = path.split(".")
@@ -153,7 +160,7 @@ def lookup(record: Mapping[str, Any], path: str) -> float | None:
             return None
         if not isinstance(value, Mapping) or word not in value:
             known = ", ".join(value) if isinstance(value, Mapping) else "a number"
-            raise UserError(f"measure {path}: no {word!r} in {'.'.join(words[:position]) or 'the run'}, only {known}")
+            raise Absent(f"measure {path}: no {word!r} in {'.'.join(words[:position]) or 'the run'}, only {known}")
         value = value[word]
     if value is None or isinstance(value, int | float):
         return None if value is None else float(value)

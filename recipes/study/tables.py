@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.study.cells import Cell
-from recipes.study.results import Found, lookup, outstanding
+from recipes.study.results import Absent, Found, lookup, outstanding
 from recipes.study.statistics import compare
 from recipes.study.study import Measure, Study
 
@@ -22,14 +22,22 @@ def value_of(record: Mapping[str, Any], measure: Measure) -> float | None:
 
 
 def tabulate(study: Study, found: Found, cells: Sequence[Cell]) -> list[dict[str, Any]]:
-    """For each data setting and measure, the values by seed and the comparison of every arm with the baseline."""
+    """For each data setting and measure, the values by seed and the comparison of every arm with the baseline.
+
+    Raises:
+        UserError: no run has the measure at all; where only some have it, the others count as missing.
+    """
+    _refuse_unknown(study, found, cells)
     tables = []
     for data in study.settings:
         for measure in study.measures:
             values: dict[str, dict[int, float]] = {arm: {} for arm in study.arms}
             for cell in cells:
                 if cell.data == data and found.done(cell, study.evaluations):
-                    value = value_of(found.runs[cell.key], measure)
+                    try:
+                        value = value_of(found.runs[cell.key], measure)
+                    except Absent:
+                        continue
                     if value is not None:
                         values[cell.arm][cell.seed] = value
             entries = compare(measure, values, base=study.base, min_seeds=study.min_seeds)
@@ -37,6 +45,19 @@ def tabulate(study: Study, found: Found, cells: Sequence[Cell]) -> list[dict[str
                 entry["by_seed"] = {str(seed): value for seed, value in sorted(values[entry["arm"]].items())}
             tables.append({"data": data, "measure": measure.name, "arms": entries})
     return tables
+
+
+def _refuse_unknown(study: Study, found: Found, cells: Sequence[Cell]) -> None:
+    done = [found.runs[cell.key] for cell in cells if found.done(cell, study.evaluations)]
+    for measure in study.measures:
+        absent: list[Absent] = []
+        for record in done:
+            try:
+                value_of(record, measure)
+            except Absent as error:
+                absent.append(error)
+        if done and len(absent) == len(done):
+            raise absent[0]
 
 
 def shown(value: float | None, form: str, *, signed: bool = False) -> str:

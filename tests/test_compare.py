@@ -1,0 +1,581 @@
+"""Studies end to end, small and real: pairing, the bits of results.json, resuming, locks, failures, the report."""
+
+import functools
+import json
+import os
+import re
+import signal
+import sys
+import threading
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from recipes import compare
+from recipes.build import build_model, image_size
+from recipes.config import TrainConfig, UserError, parse, recipes
+from recipes.data import load
+from recipes.signals import EXIT_CODE
+from recipes.study import jobs, results
+from recipes.study.cells import cell, dotted, grid, identity, share
+from recipes.study.jobs import Ended, Processes, locked, run_cell
+from recipes.study.search import chosen, tried
+from recipes.study.study import Evaluations, plain, read_study, study_from
+from recipes.train import order
+
+STUDIES = sorted((Path(__file__).parents[1] / "benchmarks" / "studies").glob("*.yaml"))
+TINY = {
+    "data.train_size": 128,
+    "data.batch_size": 64,
+    "tpt.max_epochs": 2,
+    "tpt.min_terminal": 1,
+    "tpt.threshold": 0.05,
+    "optim.lr": 0.05,
+    "device": "cpu",
+}
+MINIATURE = {
+    "question": "Does the same study give the same bits?",
+    "arms": {"baseline": {"recipe": "baseline"}, "etf": {"recipe": "etf", "label": "fixed simplex"}},
+    "seeds": [0, 1],
+    "overrides": TINY,
+}
+
+
+def write_study(folder, **changes):
+    folder.mkdir(exist_ok=True)
+    path = folder / "miniature.yaml"
+    path.write_text(yaml.safe_dump(MINIATURE | changes))
+    return path
+
+
+def run(path, *more):
+    return compare.main([str(path), "--workers", "0", "--runs", str(path.parent / "runs"), *more])
+
+
+@pytest.fixture(scope="module")
+def miniature(tmp_path_factory):
+    """The miniature study, run in a folder of its own."""
+    path = write_study(tmp_path_factory.mktemp("first"))
+    assert run(path) == 0
+    return path
+
+
+def content(path):
+    return results.read(path.parent / path.stem / "results.json")
+
+
+# Pairing
+
+
+@functools.cache
+def start(name, seed):
+    """A recipe's backbone before the first step, its data, and its first batch orders."""
+    config = parse([name, f"--seed={seed}", *(f"--{key}={value}" for key, value in TINY.items())])
+    config.model.pretrained = False
+    data = load(config.data, seed=config.seed, image_size=lambda native: image_size(config, native))
+    return build_model(config, data).backbone.state_dict(), data, [order(config.seed, e, 128) for e in (1, 2)]
+
+
+@pytest.mark.parametrize("name", [name for name in recipes() if name not in ("baseline", "finetune")])
+def test_recipes_of_one_seed_start_alike(name):
+    """Backbone weights, split and batch order equal the baseline's to the last bit, so that differences are paired."""
+    (ours, data, turns), (theirs, base, base_turns) = start(name, 3), start("baseline", 3)
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+    for part in ("train", "val", "test"):
+        assert torch.equal(getattr(data, part).images, getattr(base, part).images)
+        assert torch.equal(getattr(data, part).target, getattr(base, part).target)
+    assert all(torch.equal(*pair) for pair in zip(turns, base_turns, strict=True))
+
+
+def test_another_seed_starts_otherwise_but_tests_on_the_same_images():
+    (ours, data, turns), (theirs, base, base_turns) = start("etf", 3), start("etf", 4)
+    assert any(not torch.equal(ours[key], theirs[key]) for key in ours)
+    assert not torch.equal(data.train.images, base.train.images) and not torch.equal(turns[0], base_turns[0])
+    assert torch.equal(data.test.images, base.test.images)
+
+
+# The same bits, another day
+
+
+def test_results_are_bit_equal_in_another_folder(miniature, tmp_path):
+    path = write_study(tmp_path / "second")
+    assert run(path) == 0
+    for name in ("results.json", "curves.json", "report.md"):
+        texts = [(p.parent / p.stem / name).read_text() for p in (miniature, path)]
+        if name == "report.md":  # all but the times
+            texts = [re.sub(r"## Cost.*?## Commands", "", text, flags=re.DOTALL) for text in texts]
+        assert texts[0] == texts[1]
+
+
+def test_results_hold_the_runs_numbers_exactly(miniature):
+    found = content(miniature)
+    assert [(c["arm"], c["seed"]) for c in found["cells"]] == [
+        ("baseline", 0),
+        ("etf", 0),
+        ("baseline", 1),
+        ("etf", 1),
+    ]
+    for place in found["cells"]:
+        (summary,) = (miniature.parent / "runs" / place["key"]).glob("*/summary.json")
+        record = found["runs"][place["key"]]
+        assert record["summary"] == json.loads(summary.read_text())
+        assert record["summary"]["recipe"] == place["arm"] and record["summary"]["seed"] == place["seed"]
+        assert record["commit"] and record["status"] == "done"
+    (table,) = [t for t in found["statistics"] if t["measure"] == "at_end.test.accuracy"]
+    by_hand = [
+        found["runs"][place["key"]]["summary"]["at_end"]["test"]["accuracy"]
+        for place in found["cells"]
+        if place["arm"] == "etf"
+    ]
+    assert table["arms"][1]["mean"] == pytest.approx(sum(by_hand) / 2, rel=1e-12)
+    assert [entry["verdict"] for entry in table["arms"]] == ["baseline", "too few seeds"]
+
+
+def test_a_finished_study_runs_nothing_even_without_its_runs(miniature, tmp_path, monkeypatch):
+    """On a fresh machine the committed results.json is enough to go on."""
+    path = write_study(tmp_path / "fresh")
+    (path.parent / path.stem).mkdir()
+    for name in ("results.json", "timing.json", "curves.json"):
+        (path.parent / path.stem / name).write_bytes((miniature.parent / miniature.stem / name).read_bytes())
+    launched = []
+    monkeypatch.setattr(compare, "run_all", lambda cells, *args, **more: launched.extend(cells) or True)
+    assert run(path) == 0 and launched == []
+    assert (path.parent / path.stem / "results.json").read_bytes() == (
+        miniature.parent / miniature.stem / "results.json"
+    ).read_bytes()
+    path = write_study(tmp_path / "fresh", seeds=[0, 1, 2])
+    assert run(path) == EXIT_CODE  # nothing was run here, so that it is not complete
+    assert [(item.arm, item.seed) for item in launched] == [("baseline", 2), ("etf", 2)]
+
+
+def test_a_configuration_from_before_a_new_key_is_the_one_with_its_default():
+    config = dotted(parse(["etf"]))
+    old = {key: value for key, value in config.items() if key not in ("data.imbalance", "optim.ema")}
+    old["loss"] = {"cross_entropy": {"weight": 1.0, "phase": "always", "args": {}}}
+    assert identity(old) == identity(config)
+    assert identity(config | {"data.imbalance": 10.0}) != identity(config)
+
+
+def test_what_changes_no_number_changes_no_identity():
+    def of(*more):
+        return identity(dotted(parse(["etf", *more])))
+
+    assert of() == of("--out=elsewhere", "--quiet=true", "--tensorboard=true", "--data.root=/there")
+    assert len({of(), of("--seed=1"), of("--optim.lr=0.2"), of("--data.train_size=100")}) == 4
+    folder = ["--data.name=folder", "--data.root"]
+    assert of(*folder, "a") != of(*folder, "b")
+
+
+# Jobs
+
+
+def study_of(**changes):
+    return study_from(MINIATURE | changes)
+
+
+def cells_of(study):
+    return grid(study, chosen(study, results.Found()))
+
+
+def test_shards_part_the_runs_and_a_shared_run_goes_to_one_job():
+    study = study_of(arms={name: {"recipe": "etf" if name == "twin" else name} for name in ("baseline", "etf", "twin")})
+    cells = cells_of(study)
+    parts = [{item.key for item in share(cells, (index, 3))} for index in (1, 2, 3)]
+    assert set.union(*parts) == {item.key for item in cells} and sum(map(len, parts)) == 4  # etf and twin are one run
+    assert share(cells, (1, 1)) == [item for item in cells if item.arm != "twin"]
+
+
+def leave_run(folder, *, finished):
+    """What recipes/train.py would leave, as little of it as a study looks at."""
+    path = folder / "run"
+    (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+    (path / "config.yaml").touch()
+    (path / "checkpoints" / "last.pt").touch()
+    if finished:
+        (path / "summary.json").write_text("{}")
+
+
+def test_two_jobs_never_run_one_cell_at_once(tmp_path):
+    item = cells_of(study_of())[0]
+    begun, go_on = threading.Event(), threading.Event()
+    count = []
+
+    def launch(script, words, log, lock):
+        count.append(script)
+        begun.set()
+        assert go_on.wait(10)
+        leave_run(log.parent, finished=True)
+        return Ended(0)
+
+    first = threading.Thread(target=run_cell, args=(item, tmp_path, None, launch))
+    first.start()
+    assert begun.wait(10)
+    assert run_cell(item, tmp_path, None, launch) == "elsewhere"
+    go_on.set()
+    first.join()
+    assert run_cell(item, tmp_path, None, launch) == "done" and count == ["recipes/train.py"]
+
+
+def test_the_lock_of_a_killed_job_is_free_but_its_orphan_keeps_it(tmp_path):
+    parent, child = os.pipe()
+    pid = os.fork()
+    if pid == 0:  # a job that is killed while its own child, which has the lock too, lives on
+        with locked(tmp_path):
+            if os.fork() == 0:
+                os.read(parent, 1)
+                os._exit(0)
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(pid, 0)
+    with locked(tmp_path) as lock:
+        assert lock is None
+    os.write(child, b"x")
+    for _ in range(500):
+        with locked(tmp_path) as lock:
+            if lock is not None:
+                break
+        threading.Event().wait(0.01)
+    assert lock is not None
+    os.close(parent)
+    os.close(child)
+
+
+def test_a_stopped_cell_is_resumed_and_an_evaluation_done_once(tmp_path):
+    item, asked = cells_of(study_of())[0], Evaluations(parts=["calibration"], checkpoints=["last", "onset"])
+    heard = []
+
+    def launch(script, words, log, lock):
+        heard.append((script, words[0] if script.endswith("train.py") else words[words.index("--checkpoint") + 1]))
+        if len(heard) == 1:
+            leave_run(log.parent, finished=False)
+            return Ended(EXIT_CODE)
+        leave_run(log.parent, finished=True)
+        return Ended(0, memory=7)
+
+    assert run_cell(item, tmp_path, asked, launch) == "stopped"
+    assert run_cell(item, tmp_path, asked, launch) == "done"
+    assert run_cell(item, tmp_path, asked, launch) == "done"
+    assert heard == [  # no onset checkpoint, so that one is not evaluated
+        ("recipes/train.py", "baseline"),
+        ("recipes/train.py", "--resume"),
+        ("recipes/robustness.py", "last"),
+    ]
+    assert json.loads((tmp_path / item.key / "run" / "memory.json").read_text()) == {"peak_bytes": 7}
+
+
+def script_at(tmp_path, text):
+    path = tmp_path / "script.py"
+    path.write_text(text)
+    return str(path)
+
+
+def test_a_process_that_dies_ends_alone(tmp_path):
+    item = cells_of(study_of())[0]
+    crash = script_at(tmp_path, "import os, signal\nprint('about to go', flush=True)\nos.kill(os.getpid(), 9)\n")
+    processes = Processes()
+    outcome = run_cell(item, tmp_path, None, lambda script, *rest: processes(crash, *rest))
+    assert outcome == "failed" and not processes.running
+    error = json.loads((tmp_path / item.key / "failure.json").read_text())["error"]
+    assert error == "recipes/train.py: about to go (signal 9)"
+    assert processes(script_at(tmp_path, "x = bytearray(2**24)"), [], tmp_path / "log", 1).memory > 2**24
+
+
+def test_processes_are_asked_to_stop_and_no_more_are_begun(tmp_path):
+    ready = tmp_path / "ready"
+    text = "import signal, sys, time\nsignal.signal(15, lambda *a: sys.exit(75))\n"
+    waits = script_at(tmp_path, f"{text}open({str(ready)!r}, 'w')\ntime.sleep(60)")
+    processes, ended = Processes(), []
+    thread = threading.Thread(target=lambda: ended.append(processes(waits, [], tmp_path / "log", 1)))
+    thread.start()
+    while not ready.exists():
+        threading.Event().wait(0.01)
+    processes.stop()
+    thread.join(20)
+    assert ended[0].code == EXIT_CODE and processes(waits, [], tmp_path / "log", 1) == Ended(EXIT_CODE)
+
+
+def test_a_failed_cell_is_shown_and_the_others_go_on(tmp_path, capsys):
+    arms = {"baseline": {"recipe": "baseline"}, "broken": {"recipe": "etf", "overrides": {"model.head_args.scale": -1}}}
+    path = write_study(tmp_path, arms=arms, seeds=[0])
+    assert run(path) == 1
+    said = capsys.readouterr().out
+    assert re.search(r"FAILED digits broken seed 0|FAILED data broken seed 0", said) and "scale=-1" in said
+    found = content(path)
+    states = {place["arm"]: found["runs"][place["key"]]["status"] for place in found["cells"]}
+    assert states == {"baseline": "done", "broken": "failed"}
+    report = (path.parent / path.stem / "report.html").read_text()
+    assert "1 run failed" in report and "scale=-1" in report
+    assert str(tmp_path) not in (path.parent / path.stem / "results.json").read_text()
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_and_the_same_command_ends_with_the_same_bits(miniature, tmp_path):
+    """Real worker processes, a real SIGINT."""
+    import subprocess
+
+    path = write_study(tmp_path / "stopped", overrides=TINY | {"tpt.max_epochs": 60, "tpt.threshold": 0.999})
+    whole = write_study(tmp_path / "whole", overrides=TINY | {"tpt.max_epochs": 60, "tpt.threshold": 0.999})
+    command = [sys.executable, str(Path(compare.__file__)), str(path), "--workers", "2"]
+    command += ["--runs", str(path.parent / "runs")]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as job:
+        while not list((path.parent / "runs").glob("*/*/history.jsonl")):
+            threading.Event().wait(0.1)
+        job.send_signal(signal.SIGINT)
+        assert job.wait(120) == EXIT_CODE
+    assert subprocess.run(command, stdout=subprocess.DEVNULL).returncode == 0
+    other = [word.replace("stopped", "whole") for word in command]
+    assert subprocess.run(other, stdout=subprocess.DEVNULL).returncode == 0
+    assert (path.parent / "miniature/results.json").read_bytes() == (
+        whole.parent / "miniature/results.json"
+    ).read_bytes()
+
+
+def test_ray_runs_the_same_function(tmp_path):
+    pytest.importorskip("ray")
+    item, ended = cells_of(study_of(seeds=[0]))[0], []
+    assert jobs.run_on_ray([item], tmp_path, None, address="local", report=lambda *said: ended.append(said))
+    assert ended == [(item, "done")]
+
+
+# Search
+
+
+def known(study, values):
+    """Finished search runs whose validation accuracy is what `values` gives by arm and point."""
+    found = results.Found()
+    for arm, numbers in values.items():
+        for point, number in zip(study.points(arm), numbers, strict=True):
+            item = cell(study, "data", arm, 100, point, searching=True)
+            state = "failed" if number is None else "done"
+            summary = {"at_end": {"val": {"accuracy": number}}}
+            found.runs[item.key] = {"status": state, "summary": summary, "evaluation": None, "error": "diverged"}
+    return found
+
+
+def test_validation_images_choose_and_the_search_is_recorded():
+    study = study_of(search={"grid": {"optim.lr": [0.1, 0.2, 0.3]}, "seeds": [100], "overrides": {"tpt.max_epochs": 1}})
+    found = known(study, {"baseline": [0.5, 0.9, 0.9], "etf": [None, 0.4, 0.3]})
+    assert chosen(study, found) == {("data", "baseline"): {"optim.lr": 0.2}, ("data", "etf"): {"optim.lr": 0.2}}
+    entry = tried(study, found)[1]
+    assert [point["mean"] for point in entry["points"]] == [None, 0.4, 0.3]
+    assert entry["points"][0]["error"] == "diverged" and entry["missing"] == 0
+    item = grid(study, chosen(study, found))[0]
+    assert item.config["optim.lr"] == 0.2 and item.config["tpt.max_epochs"] == 2  # the search's own keys are gone
+
+
+def test_an_arm_waits_for_its_whole_search():
+    study = study_of(search={"grid": {"optim.lr": [0.1, 0.2]}})
+    found = known(study, {"baseline": [0.5, 0.9], "etf": [0.4, 0.3]})
+    missing = cell(study, "data", "etf", 100, {"optim.lr": 0.2}, searching=True)
+    del found.runs[missing.key]
+    assert set(chosen(study, found)) == {("data", "baseline")}
+    assert tried(study, found)[1]["missing"] == 1
+
+
+def test_every_arm_has_the_same_budget():
+    search = {"grid": {"optim.lr": [0.1, 0.2, 0.3], "optim.weight_decay": [0.0, 0.1]}, "budget": 4}
+    study = study_of(search=search)
+    assert study.points("baseline") == study.points("etf") and len(study.points("etf")) == 4
+    arms = {"baseline": {"recipe": "baseline"}, "etf": {"recipe": "etf", "grid": {"model.head_args.scale": [1, 2]}}}
+    with pytest.raises(UserError, match="different numbers of points .baseline 4, etf 2"):
+        study_of(arms=arms, search=search)
+
+
+# Study files
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_committed_studies_resolve(path):
+    study = read_study(path)
+    cells = [
+        cell(study, data, arm, 0, study.points(arm)[0], searching=False)
+        for data in study.settings
+        for arm in study.arms
+    ]
+    assert len({item.key for item in cells}) == len(cells), "two arms are the same run"
+    assert study_from(yaml.safe_load(yaml.safe_dump(plain(study)))) == study
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"arms": {}}, "arms"),
+        ({"arms": {"a": {"recipe": "none_such"}}}, "none_such"),
+        ({"arms": {"a": {"recipe": "etf", "overides": {"optim.lr": 1}}}}, "overides"),
+        ({"seeds": []}, "seeds"),
+        ({"seeds": [1, 1]}, "1 is named twice"),
+        ({"seeds": [-1]}, "seeds"),
+        ({"seeds": 3}, "seeds"),
+        ({"sed": [1]}, "sed"),
+        ({"baseline": "mse"}, "baseline='mse'"),
+        ({"measures": []}, "measures"),
+        ({"measures": [{"path": "a"}, {"path": "a"}]}, "a is named twice"),
+        ({"measures": [{"path": "a", "better": "bigger"}]}, "bigger"),
+        ({"measures": [{"path": "a", "margin": -1.0}]}, "margin=-1.0"),
+        ({"min_seeds": 1}, "min_seeds"),
+        ({"overrides": {"seed": 3}}, "overrides.seed"),
+        ({"data": {"a": {"out": "x"}}}, "overrides.out"),
+        ({"search": {"grid": {}}}, "grid"),
+        ({"search": {"grid": {"optim.lr": []}}}, "grid"),
+        ({"search": {"grid": {"optim.lr": [1.0]}, "measure": "at_end.test.accuracy"}}, "never test images"),
+        ({"search": {"grid": {"optim.lr": [1.0]}, "budget": 0}}, "budget"),
+        ({"search": {"grid": {"seed": [1]}}}, "overrides.seed"),
+        ({"evaluations": {"preset": "slow"}}, "slow"),
+        ({"arms": {"a": {"recipe": "etf", "grid": {"optim.lr": [1.0]}}}}, "no search"),
+    ],
+)
+def test_a_wrong_study_is_refused_by_name(changes, word):
+    with pytest.raises(UserError, match=re.escape(word)):
+        study_from(MINIATURE | changes)
+
+
+@pytest.mark.parametrize(
+    ("argv", "word"),
+    [
+        ([], "name a study file"),
+        (["none_such.yaml"], "none_such.yaml"),
+        (["etf", "none_such"], "none_such"),
+        (["etf", "etf"], "twice"),
+        (["etf", "--seeds", "x"], "--seeds x"),
+        (["etf", "--seeds", "0"], "seeds=[]"),
+        (["etf", "--shard", "3/2"], "--shard 3/2"),
+        (["etf", "--workers", "-1"], "--workers -1"),
+        (["etf", "--workers", "many"], "--workers"),
+        (["etf", "--optim.lr"], "--optim.lr needs a value"),
+        (["etf", "--optim.lrr", "1", "--plan"], "optim.lrr"),
+        (["etf", "--seed", "1"], "overrides.seed"),
+        (["etf", "-x"], "-x is unknown"),
+        ([str(STUDIES[0]), "--optim.lr", "1"], "--optim.lr: a study file says everything"),
+        ([str(STUDIES[0]), "--seeds", "9"], "--seeds: a study file says everything"),
+    ],
+)
+def test_a_wrong_command_is_one_line(argv, word, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert compare.main(argv) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1 and word in said
+
+
+def test_a_measure_that_no_run_has_is_refused_with_what_there_is(miniature, tmp_path, capsys):
+    path = write_study(tmp_path, measures=[{"path": "at_end.test.acuracy"}])
+    command = [str(path), "--runs", str(miniature.parent / "runs"), "--report-only"]
+    assert compare.main(command) == 2
+    said = capsys.readouterr().err
+    assert "no 'acuracy' in at_end.test" in said and "accuracy" in said
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (lambda found: found.update(schema=2), "schema 1"),
+        (lambda found: found.pop("search"), "search"),
+        (lambda found: found.update(more=1), "more"),
+        (lambda found: next(iter(found["runs"].values())).update(commit=""), "does not name the commit"),
+        (lambda found: next(iter(found["runs"].values())).pop("commit"), "commit missing or unknown"),
+    ],
+)
+def test_no_table_from_results_that_do_not_say_what_made_them(miniature, tmp_path, change, word):
+    found = content(miniature)
+    change(found)
+    (tmp_path / "results.json").write_text(json.dumps(found))
+    with pytest.raises(UserError, match=word):
+        results.read(tmp_path / "results.json")
+
+
+def test_the_plan_runs_nothing_and_knows_the_time(miniature, capsys):
+    assert run(miniature, "--plan") == 0
+    assert "4 cells, 0 to run" in capsys.readouterr().out
+    path = write_study(miniature.parent, seeds=[0, 1, 7])
+    try:
+        assert run(path, "--plan") == 0
+    finally:
+        write_study(miniature.parent)
+    said = capsys.readouterr().out
+    assert "6 cells, 2 to run, about" in said and said.count("done") == 4
+    assert len(list((miniature.parent / "runs").iterdir())) == 4
+
+
+def test_a_folder_of_images_with_one_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for shade, name in ((60, "dark"), (200, "light")):
+        (tmp_path / "my_images" / name).mkdir(parents=True)
+        for number in range(20):
+            Image.new("RGB", (28, 28), (shade + number, shade, shade)).save(tmp_path / f"my_images/{name}/{number}.png")
+    command = ["baseline", "etf", "--data.name", "folder", "--data.root", "my_images", "--seeds", "2", "--workers=0"]
+    more = ["--data.batch_size=8", "--data.image_size=28", "--tpt.max_epochs=1", "--device", "cpu"]
+    assert compare.main([*command, *more]) == 0
+    out = tmp_path / "runs" / "compare-folder-baseline-etf"
+    assert "Which does better, baseline or etf?" in (out / "report.html").read_text()
+    found = results.read(out / "results.json")
+    assert [place["seed"] for place in found["cells"]] == [0, 0, 1, 1]
+    assert "--data.name=folder" in found["command"] and "--seeds 2" in found["command"]
+    assert "4 of 4 runs" in capsys.readouterr().out
+
+
+# The report
+
+
+class Page(HTMLParser):
+    """Checks as it reads: tags close in turn, ids are one of a kind; keeps what the tests ask for."""
+
+    VOID = {"meta", "link", "br", "img", "input", "hr"}
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.ids, self.found = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs), list(self.open)))
+        self.ids += [value for key, value in attrs if key == "id"]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.found.append((tag, dict(attrs), list(self.open)))
+        self.ids += [value for key, value in attrs if key == "id"]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def of(self, tag):
+        return [attrs for name, attrs, _ in self.found if name == tag]
+
+
+def test_the_html_stands_alone_and_can_be_read_by_all(miniature):
+    text = (miniature.parent / miniature.stem / "report.html").read_text()
+    page = Page()
+    page.feed(text)
+    assert not page.open and len(page.ids) == len(set(page.ids))
+    assert page.of("html")[0]["lang"] == "en" and page.of("title") and page.of("main") and page.of("meta")
+    for tag in ("script", "link", "img", "iframe"):
+        assert not page.of(tag)
+    without_names = re.sub(r'xmlns(:\w+)?="[^"]*"', "", text)
+    assert not re.search(r"(src|href)=\"(?!#)", without_names) and "@import" not in text and "url(http" not in text
+    targets = re.findall(r'href="#([^"]+)"', text) + re.findall(r"url\(#([^)]+)\)", text)
+    assert targets and set(targets) <= set(page.ids)
+    assert text.count("<table>") == text.count("<caption>") == len(re.findall(r'<div class="scroll"', text))
+    assert all(attrs.get("scope") in ("col", "row") for attrs in page.of("th"))
+    cards = [attrs for attrs in page.of("div") if attrs.get("role") == "img"]
+    assert len(cards) == len(page.of("svg")) >= 5 and all(len(card["aria-label"]) > 20 for card in cards)
+    assert "prefers-color-scheme: dark" in text and "width=device-width" in text
+    assert "fixed simplex" in text and "too few seeds" in text
+
+
+def test_the_markdown_says_the_same_as_the_html(miniature):
+    out = miniature.parent / miniature.stem
+    html, markdown = (out / "report.html").read_text(), (out / "report.md").read_text()
+    rows = [line for line in markdown.splitlines() if line.startswith("| fixed simplex")]
+    assert len(rows) >= 6
+    for value in re.findall(r"\d+\.\d+(?:e[-+]\d+)?", " ".join(rows)):
+        assert value in html
+    for picture in re.findall(r"\]\((figures/[^)]+)\)", markdown):
+        assert (out / picture).read_text().startswith("<?xml")
+
+
+def test_the_config_of_a_study_cell_is_what_train_resolves():
+    item = cells_of(study_of())[1]
+    assert item.argv[0] == "etf" and item.config == dotted(parse(list(item.argv)))
+    assert set(item.config) == set(dotted(TrainConfig()))

@@ -1,0 +1,134 @@
+"""The statistics of a study against oracles written another way, and every verdict word against its rule."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from recipes.study.statistics import bootstrap_interval, compare, holm, paired_p, spread, subtract, t_interval, verdict
+from recipes.study.study import Measure
+
+ACCURACY = Measure("at_end.test.accuracy")
+
+
+def test_the_t_interval_and_p_are_those_of_the_paired_t_test():
+    draw = np.random.default_rng(0)
+    ours, theirs = draw.normal(0.9, 0.02, 7), draw.normal(0.88, 0.02, 7)
+    oracle = stats.ttest_rel(ours, theirs)
+    entries = compare(
+        ACCURACY,
+        {"base": dict(enumerate(theirs)), "arm": dict(enumerate(ours))},
+        base="base",
+        min_seeds=3,
+    )
+    entry = entries[1]
+    assert entry["p"] == pytest.approx(oracle.pvalue, rel=1e-9)
+    low, high = oracle.confidence_interval(0.95)
+    assert (entry["difference_low"], entry["difference_high"]) == pytest.approx((low, high), rel=1e-9)
+    assert entry["difference"] == pytest.approx(ours.mean() - theirs.mean(), rel=1e-9)
+
+
+def test_mean_and_sd_by_hand():
+    found = spread([1.0, 2.0, 4.0])
+    assert found["n"] == 3 and found["mean"] == pytest.approx(7 / 3)
+    assert found["sd"] == pytest.approx(((16 + 1 + 25) / 9 / 2) ** 0.5)  # deviations -4/3, -1/3, 5/3
+    half = 4.302652729911275 * found["sd"] / 3**0.5  # t of two degrees of freedom at 0.975, from tables
+    assert (found["low"], found["high"]) == pytest.approx((7 / 3 - half, 7 / 3 + half))
+    assert spread([]) == {"n": 0, "mean": None, "sd": None, "low": None, "high": None}
+    assert spread([5.0])["sd"] is None and spread([5.0])["low"] is None
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
+def test_holm_is_closed_testing_with_bonferroni(values):
+    """Holm's adjusted p of a hypothesis: the largest Bonferroni p over all intersections that hold it."""
+    named = {str(index): value for index, value in enumerate(values)}
+    adjusted = holm(named)
+    for name in named:
+        others = [other for other in named if other != name]
+        oracle = max(
+            min(1.0, (len(subset) + 1) * min([named[name], *(named[other] for other in subset)]))
+            for size in range(len(others) + 1)
+            for subset in itertools.combinations(others, size)
+        )
+        assert adjusted[name] == pytest.approx(oracle, abs=1e-12)
+
+
+def test_only_seeds_that_both_have_are_paired():
+    values = {"base": {0: 0.5, 1: 0.6, 2: 0.7}, "arm": {1: 0.7, 2: 0.9, 3: 0.1}}
+    entry = compare(ACCURACY, values, base="base", min_seeds=3)[1]
+    assert entry["n"] == 3 and entry["pairs"] == 2
+    assert entry["difference"] == pytest.approx(0.15) and entry["verdict"] == "too few seeds"
+
+
+def test_equal_differences_are_judged_by_the_sign_test():
+    """No spread leaves t without meaning: 0.8 - 0.7 and 0.9 - 0.8 differ by rounding alone."""
+    differences = subtract([0.8, 0.9, 0.3], [0.7, 0.8, 0.2])
+    assert np.ptp(differences) == 0
+    assert paired_p(differences) == pytest.approx(0.25)
+    assert paired_p(np.zeros(4)) == 1.0
+    values = {"base": {s: 0.1 * s for s in range(6)}, "arm": {s: 0.1 * s + 0.05 for s in range(6)}}
+    entry = compare(ACCURACY, values, base="base", min_seeds=3)[1]
+    assert entry["p"] == pytest.approx(2 / 64) and entry["verdict"] == "better"
+    same = compare(ACCURACY, {"base": values["base"], "arm": values["base"]}, base="base", min_seeds=3)[1]
+    assert same["verdict"] == "no difference shown" and same["difference"] == 0
+
+
+@settings(max_examples=5, deadline=None)
+@given(st.integers(0, 10_000), st.integers(-4, 4))
+def test_the_bootstrap_scales_with_the_data_and_repeats_itself(seed, power):
+    data = np.random.default_rng(seed).normal(size=6)
+    low, high = bootstrap_interval(data)
+    assert bootstrap_interval(data) == (low, high)
+    scaled = bootstrap_interval(data * 2.0**power)  # exact in floating point, so that no tie is broken otherwise
+    assert scaled == pytest.approx((low * 2.0**power, high * 2.0**power), rel=1e-12)
+    assert data.min() <= low < data.mean() < high <= data.max()
+
+
+def test_the_bootstrap_of_many_values_agrees_with_t():
+    data = np.random.default_rng(1).normal(3, 1, 400)
+    assert bootstrap_interval(data) == pytest.approx(t_interval(data), abs=0.02)
+    assert bootstrap_interval(np.array([1.0])) == (None, None)
+    assert bootstrap_interval(np.array([2.0, 2.0])) == (2.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "p", "pairs", "better", "margin", "word"),
+    [
+        (0.01, 0.03, 0.01, 5, "larger", None, "better"),
+        (0.01, 0.03, 0.01, 5, "smaller", None, "worse"),
+        (0.01, 0.03, 0.01, 5, "neither", None, "higher"),
+        (-0.03, -0.01, 0.01, 5, "larger", None, "worse"),
+        (-0.03, -0.01, 0.01, 5, "smaller", None, "better"),
+        (-0.03, -0.01, 0.01, 5, "neither", None, "lower"),
+        (0.01, 0.03, 0.01, 5, "larger", 0.01, "no difference shown"),
+        (0.011, 0.03, 0.01, 5, "larger", 0.01, "better"),
+        (-0.03, -0.011, 0.01, 5, "larger", 0.01, "worse"),
+        (-0.03, -0.005, 0.01, 5, "larger", 0.01, "no difference shown"),
+        (0.01, 0.03, 0.05, 5, "larger", None, "no difference shown"),
+        (-0.01, 0.03, 0.3, 5, "larger", None, "no difference shown"),
+        (0.01, 0.03, 0.01, 2, "larger", None, "too few seeds"),
+        (None, None, None, 1, "larger", None, "too few seeds"),
+        (None, None, None, 0, "larger", None, "too few seeds"),
+    ],
+)
+def test_every_word_follows_its_rule(low, high, p, pairs, better, margin, word):
+    entry = {"difference_low": low, "difference_high": high, "p_holm": p, "pairs": pairs}
+    assert verdict(Measure("x", better=better, margin=margin), entry, min_seeds=3) == word
+
+
+def test_holm_takes_a_verdict_back():
+    """Three arms at p = 0.03 each: alone better, together nothing shown."""
+    draw = np.random.default_rng(3)
+    noise = draw.normal(size=6)
+    noise = (noise - noise.mean()) / noise.std(ddof=1)
+    target = stats.t.ppf(1 - 0.03 / 2, 5) / 6**0.5
+    base = dict.fromkeys(range(6), 0.0)
+    arm = {seed: float(target + noise[seed]) for seed in range(6)}
+    alone = compare(ACCURACY, {"base": base, "a": arm}, base="base", min_seeds=3)
+    assert alone[1]["p"] == pytest.approx(0.03) and alone[1]["verdict"] == "better"
+    crowd = compare(ACCURACY, {"base": base, "a": arm, "b": arm, "c": arm}, base="base", min_seeds=3)
+    assert [entry["verdict"] for entry in crowd] == ["baseline"] + ["no difference shown"] * 3
+    assert crowd[1]["p_holm"] == pytest.approx(0.09)
