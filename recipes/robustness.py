@@ -50,8 +50,8 @@ def assess(
     """
     subject = Subject.open(run, checkpoint=checkpoint, device=device, seed=settings.seed)
     folder = run / (out or ("robustness" if checkpoint == "last" else f"robustness-{checkpoint}"))
-    result = begun(folder, about(subject, settings), fresh=fresh)
-    result.environment = environment(command)
+    result = begun(folder, about(subject, settings), fresh=parts if fresh else ())
+    made_by = environment(command)
     bar = tqdm(parts, unit="part", disable=True if quiet else None)
     for name in bar:
         bar.set_description(name)
@@ -66,12 +66,12 @@ def assess(
         except (ValueError, TypeError, RuntimeError) as error:
             raise UserError(f"{run}, part {name}: {' '.join(str(error).split())}") from None
         else:
-            result.parts[name] = plain(found, name)
+            result.parts[name], result.commits[name] = plain(found, name), made_by["git_commit"]
+            result.environment = made_by
             result.warnings += [f"{name}: {warning}" for warning in warnings]
         result.write(folder)
         if bar.disable and not quiet:
             print(f"{name:<14}{time.perf_counter() - start:6.0f} s", flush=True)
-    result.write(folder)
     draw(folder / "figures", result, title=run.name)
     return result, folder
 
@@ -95,22 +95,27 @@ def about(subject: Subject, settings: Settings) -> About:
     )
 
 
-def begun(folder: Path, what: About, *, fresh: bool) -> Result:
-    """The result in `folder` to go on with, or a new one.
+def begun(folder: Path, what: About, *, fresh: Sequence[str] = ()) -> Result:
+    """The result in `folder` to go on with, less the parts to be done afresh, or a new one.
 
     Raises:
-        UserError: there is one of another checkpoint or other settings.
+        UserError: there is one of another checkpoint or other settings, and nothing is to be done afresh.
     """
     path = folder / "results.json"
-    if fresh or not path.exists():
+    if not path.exists():
         return Result(what, {})
     found = Result.read(path)
     for key, value in asdict(what).items():
         was = getattr(found.about, key)
         if was != value and key != "run":
+            if fresh:
+                return Result(what, {})
             raise UserError(
                 f"{path} was made with {key}={was!r}, now it is {value!r}: --out NAME keeps both, --fresh replaces it"
             )
+    for part in fresh:
+        found.parts.pop(part, None)
+        found.warnings = [warning for warning in found.warnings if not warning.startswith(f"{part}: ")]
     return found
 
 
@@ -154,7 +159,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--out", help="name of the folder inside the run; default: robustness, or robustness-CHECKPOINT"
     )
-    parser.add_argument("--fresh", action="store_true", help="do all parts anew")
+    parser.add_argument("--fresh", action="store_true", help="do the parts anew; with other settings, all is replaced")
     parser.add_argument("--quiet", action="store_true", help="print the table alone")
     args = parser.parse_args(argv)
     args.parts = [part.strip() for part in args.parts.split(",")]

@@ -46,8 +46,9 @@ class Result:
 
     Attributes:
         about: what was evaluated, and how.
-        environment: packages, commit and command of the last call.
+        environment: packages and command of the call that added the last part.
         parts: the outcome of each part, plain numbers, strings, lists and dicts.
+        commits: the commit that made each part; null outside a repository.
         warnings: what was found suspicious, each with the part that says so.
         skipped: parts that could not be had here, with the reason.
     """
@@ -55,6 +56,7 @@ class Result:
     about: About
     environment: dict[str, Any]
     parts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    commits: dict[str, str | None] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
 

@@ -1,0 +1,231 @@
+"""recipes/robustness.py on small runs: parts held against direct computations, files, resuming, refusals."""
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+import recipes.assess.subject as subject_module
+from ncreg.checkpoint import load_classifier
+from recipes.assess.parts import PARTS, NotHere, Settings, label_noise, long_tail, turned
+from recipes.assess.presets import Preset
+from recipes.assess.result import SCHEMA, Result, plain
+from recipes.assess.subject import Subject
+from recipes.assess.table import table
+from recipes.config import UserError, parse
+from recipes.data import load
+from recipes.robustness import assess, main, newest, number
+from recipes.split import Split, as_floats
+from recipes.train import train
+
+TINY = Preset("quick", attacked=12, curve=12, distances=12, corrupted=12, features=150, outside=40, draws=2)
+SETTINGS = Settings(TINY, epsilon=0.05, sets=())
+SHORT = ["--data.train_size", "256", "--data.batch_size", "64", "--quiet", "true", "--tpt.min_terminal", "2"]
+
+
+def run_in(out, *more):
+    return train(parse(["etf", *SHORT, "--tpt.max_epochs", "4", "--tpt.threshold", "0.2", "--out", str(out), *more]))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return run_in(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def result(run):
+    return assess(run, SETTINGS, quiet=True)
+
+
+def test_parts_agree_with_what_the_classifier_says(run, result):
+    found, folder = result
+    config = parse(["--config", str(run / "config.yaml")])
+    data, model = load(config.data, seed=0, image_size=lambda native: 28), load_classifier(run)
+    with torch.no_grad():
+        logits = model(as_floats(data.test.images))
+    right = (logits.argmax(1) == data.test.target).double().mean()
+    summary = json.loads((run / "summary.json").read_text())
+    assert found.parts["calibration"]["accuracy"] == pytest.approx(float(right), abs=1e-12)
+    assert found.parts["calibration"]["accuracy"] == pytest.approx(summary["at_end"]["test"]["accuracy"], abs=1e-12)
+    assert found.parts["terminal_phase"]["before"] == pytest.approx(summary["at_onset"]["test"]["accuracy"], abs=1e-12)
+    nll = torch.nn.functional.cross_entropy(logits.double(), data.test.target)
+    assert found.parts["calibration"]["before"]["nll"] == pytest.approx(float(nll), rel=1e-6)
+    rows = found.parts["adversarial"]["rows"]
+    assert rows[0]["name"] == "clean" and found.parts["adversarial"]["headline"]["accuracy"] <= min(
+        row["accuracy"] for row in rows
+    )
+    assert found.parts["adversarial"]["curve"]["accuracy"][0] == rows[0]["accuracy"]
+    assert set(found.parts["ood"]["groups"]) == {"uniform", "gaussian", "shuffle"}
+    assert set(found.parts["transfer"]["tasks"]) == {"quarter_turns"}
+    assert set(found.skipped) == {"long_tail", "label_noise"}
+    assert {path.stem for path in (folder / "figures").glob("*.png")} == {
+        *("adversarial", "adversarial-margins", "calibration", "corruptions", "ood")
+    }
+
+
+def test_the_file_reads_back_and_the_table_shows_every_part(result):
+    found, folder = result
+    assert Result.read(folder / "results.json") == found
+    text = table(found)
+    assert "ROBUST ACCURACY" in text and "not done" in text and f"ε = {SETTINGS.epsilon:.4g}" in text
+    for name, value in zip(found.parts["corruptions"]["names"], found.parts["corruptions"]["accuracy"], strict=True):
+        (line,) = [line for line in text.splitlines() if line.split()[:1] == [name]]
+        assert line.split()[1:] == [f"{100 * share:.1f}" for share in value]
+
+
+def test_the_same_again_does_nothing_and_elsewhere_gives_the_same_bits(run, result, tmp_path):
+    _, folder = result
+    before = (folder / "results.json").read_bytes()
+    assess(run, SETTINGS, quiet=True)
+    assert (folder / "results.json").read_bytes() == before
+    copy = tmp_path / run.name
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("robustness"))
+    again, _ = assess(copy, SETTINGS, quiet=True, parts=["ood", "adversarial", "corruptions", "transfer", "distances"])
+    assert {name: result[0].parts[name] for name in again.parts} == again.parts
+
+
+def test_parts_are_done_one_by_one_and_what_is_there_stays(run, monkeypatch):
+    calls = []
+    for name in PARTS:
+        monkeypatch.setitem(PARTS, name, lambda s, t, name=name: (calls.append(name), ({"n": len(calls)}, ["odd"]))[1])
+    monkeypatch.setattr("recipes.robustness.draw", lambda *_, **__: None)
+    first, _ = assess(run, SETTINGS, parts=["ood"], out="one-by-one", quiet=True)
+    both, _ = assess(run, SETTINGS, parts=["ood", "calibration"], out="one-by-one", quiet=True)
+    assert calls == ["ood", "calibration"] and both.parts["ood"] == first.parts["ood"]
+    assert both.warnings == ["ood: odd", "calibration: odd"]
+    third, _ = assess(run, SETTINGS, parts=["ood"], out="one-by-one", quiet=True, fresh=True)
+    assert calls == ["ood", "calibration", "ood"] and third.parts == {"calibration": {"n": 2}, "ood": {"n": 3}}
+    assert sorted(third.warnings) == ["calibration: odd", "ood: odd"]
+    other, _ = assess(run, Settings(TINY, epsilon=0.3), parts=["ood"], out="one-by-one", quiet=True, fresh=True)
+    assert set(other.parts) == {"ood"}
+
+
+def test_a_part_that_fails_is_one_line_and_keeps_the_parts_before(run, monkeypatch):
+    def broken(subject, settings):
+        raise ValueError("the model returns\nprobabilities")
+
+    monkeypatch.setitem(PARTS, "ood", broken)
+    monkeypatch.setattr("recipes.robustness.draw", lambda *_, **__: None)
+    with pytest.raises(UserError, match="part ood: the model returns probabilities"):
+        assess(run, SETTINGS, parts=["calibration", "ood"], out="failing", quiet=True)
+    assert set(Result.read(run / "failing" / "results.json").parts) == {"calibration"}
+
+
+def test_other_settings_never_overwrite(run, result):
+    other = Settings(TINY, epsilon=0.1, sets=())
+    with pytest.raises(UserError, match=r"epsilon=0.05, now it is 0.1: --out NAME keeps both"):
+        assess(run, other, quiet=True)
+    with pytest.raises(UserError, match="has no checkpoint 'nothing'; there: best, last, onset, previous"):
+        assess(run, SETTINGS, checkpoint="nothing", quiet=True)
+
+
+def test_the_onset_goes_into_a_folder_of_its_own(run):
+    found, folder = assess(run, SETTINGS, checkpoint="onset", parts=["calibration", "terminal_phase"], quiet=True)
+    assert folder.name == "robustness-onset" and set(found.skipped) == {"terminal_phase"}
+    summary = json.loads((run / "summary.json").read_text())
+    assert found.parts["calibration"]["accuracy"] == pytest.approx(summary["at_onset"]["test"]["accuracy"], abs=1e-12)
+
+
+def test_a_damaged_or_foreign_result_is_refused(tmp_path):
+    path = tmp_path / "results.json"
+    for text, said in (
+        ("{", "cannot be read"),
+        (json.dumps({"schema": SCHEMA + 1}), "has schema"),
+        (json.dumps({"schema": SCHEMA, "about": {}, "parts": {}}), "needs the keys"),
+    ):
+        path.write_text(text)
+        with pytest.raises(UserError, match=said):
+            Result.read(path)
+
+
+def test_long_tailed_and_mislabelled_runs_get_their_parts(tmp_path):
+    path = run_in(tmp_path, "--data.imbalance", "8", "--data.train_size", "900", "--data.label_noise", "0.25")
+    subject = Subject.open(path)
+    found, _ = long_tail(subject, SETTINGS)
+    counts = subject.data.class_counts()
+    test = subject.of_part("test")
+    right = test.logits.argmax(1) == test.target
+    per_class = [float(right[test.target == label].double().mean()) for label in range(10)]
+    assert found["test"].per_class == pytest.approx(per_class)
+    assert found["test"].imbalance == pytest.approx(float(counts.max() / counts.min()))
+    assert found["minority_collapse"].threshold == pytest.approx(int(counts.sum()) * 5e-4 * 5e-4)
+    noise, _ = label_noise(subject, SETTINGS)
+    assert noise["num_wrong"] == round(0.25 * len(subject.data.train))
+    assert noise["num_wrong"] == int((~subject.data.clean).sum())
+    assert noise["label_accuracy"] == pytest.approx(
+        float((subject.of_part("train").logits.argmax(1) == subject.data.train.target).double().mean())
+    )
+
+
+def test_a_run_on_clean_balanced_data_has_neither(run):
+    subject = Subject.open(run)
+    for part in (long_tail, label_noise):
+        with pytest.raises(NotHere):
+            part(subject, SETTINGS)
+
+
+def test_quarter_turns_are_numpys():
+    images = torch.randint(0, 256, (11, 3, 5, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    found = turned(Split(images, torch.zeros(11, dtype=torch.long)), seed=4)
+    for before, after, turns in zip(images.numpy(), found.images.numpy(), found.target.tolist(), strict=True):
+        np.testing.assert_array_equal(after, np.rot90(before, turns, (1, 2)))
+    assert torch.bincount(found.target, minlength=4).tolist() == [3, 3, 3, 2]
+
+
+def test_other_sets_get_the_channels_and_size_of_the_run(run):
+    subject = Subject.open(run)
+    gray = Split(torch.arange(48, dtype=torch.uint8).view(1, 3, 4, 4), torch.zeros(1, dtype=torch.long))
+    weights = torch.tensor([0.299, 0.587, 0.114])  # ITU-R BT.601
+    expected = (gray.images[0].float() * weights[:, None, None]).sum(0)
+    assert (subject.fitted(gray).images[0, 0].float() - expected).abs().max() <= 1
+    assert subject.other("digits", run).test.images.shape[1:] == (1, 28, 28)
+
+
+def test_sets_of_the_runs_own_classes_are_not_out_of_distribution(run, monkeypatch):
+    monkeypatch.setattr(subject_module, "SETS", ("digits",))
+    assert Subject.open(run).others(None, run) == {}
+    found, _ = PARTS["ood"](Subject.open(run), Settings(TINY, sets=("digits",)))
+    assert set(found["groups"]) == {"uniform", "gaussian", "shuffle"}
+
+
+def test_results_hold_plain_values_only():
+    assert plain({"a": (1, math.nan, torch.tensor([0.5, math.inf]))}) == {"a": [1, None, [0.5, None]]}
+    with pytest.raises(TypeError, match=r"x\.y is a set"):
+        plain({"y": {1}}, "x")
+    with pytest.raises(TypeError, match="keep a summary"):
+        plain(torch.zeros(100_001))
+
+
+def test_fractions_are_numbers():
+    assert number("8/255") == 8 / 255 and number("0.5") == 0.5
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--parts", "nothing"], "--parts nothing is unknown: one of calibration"),
+        (["--epsilon=-1/255"], "--epsilon -0.0039"),
+        (["--epsilon", "nan"], "--epsilon nan"),
+        (["--sets", "nothing"], "data.name='nothing' is unknown"),
+        (["--checkpoint", "third"], "no checkpoint 'third'"),
+    ],
+)
+def test_wrong_commands_are_one_line(run, words, said, capsys):
+    assert main([str(run), "--quick", "--quiet", "--out", "wrong", *words]) == 2
+    printed = capsys.readouterr()
+    assert said in printed.err and printed.err.count("\n") == 1
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path, monkeypatch, capsys):
+    assert main([str(tmp_path), "--quick"]) == 2
+    assert "is no run folder" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    assert main(["--quick"]) == 2
+    assert "no finished run in runs" in capsys.readouterr().err
+
+
+def test_without_a_run_the_newest_finished_one_is_taken(run):
+    assert newest(run.parent) == run
