@@ -33,17 +33,6 @@ def _sparse(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @functools.lru_cache(maxsize=256)
-def gaussian_rows(size: int, sigma: float, truncate: float, border: Border) -> tuple[Tensor, Tensor]:
-    """Rows of a Gaussian blur cut off at `truncate` sigmas."""
-    radius = int(truncate * sigma + 0.5)
-    offset = torch.arange(-radius, radius + 1)
-    weight = torch.tensor([exp(-0.5 * (k / sigma) ** 2) for k in range(-radius, radius + 1)], dtype=torch.float64)
-    column = inside(torch.arange(size)[:, None] + offset, size, border)
-    weight = (weight / weight.sum()).expand(size, -1)
-    return _sparse(torch.zeros(size, size, dtype=torch.float64).scatter_add_(1, column, weight))
-
-
-@functools.lru_cache(maxsize=256)
 def zoom_rows(size: int, factor: float) -> tuple[Tensor, Tensor]:
     """Rows that enlarge the middle ceil(size/factor) samples by `factor`, linearly, ends on ends, cut to `size`."""
     kept = ceil(size / factor)
@@ -92,18 +81,30 @@ def both_axes(
     return apply_rows(apply_rows(x, vertical, x.ndim - 2), horizontal, x.ndim - 1)
 
 
+def _padded(x: Tensor, dim: int, margin: int, border: Border) -> Tensor:
+    """The image with a border of `margin` at both ends of one axis."""
+    size = x.shape[dim]
+    return x.index_select(dim, inside(torch.arange(-margin, size + margin, device=x.device), size, border))
+
+
 def gaussian(x: Tensor, sigma: float, *, truncate: float = 4.0, border: Border = "nearest") -> Tensor:
-    """Gaussian blur of the last two axes."""
-    height, width = x.shape[-2:]
-    return both_axes(x, gaussian_rows(height, sigma, truncate, border), gaussian_rows(width, sigma, truncate, border))
+    """Gaussian blur of the last two axes, cut off at `truncate` sigmas."""
+    radius = int(truncate * sigma + 0.5)
+    weight = [exp(-0.5 * (k / sigma) ** 2) for k in range(radius + 1)]
+    norm = 2 * sum(weight) - weight[0]
+    for dim in (x.ndim - 2, x.ndim - 1):
+        size, wide = x.shape[dim], _padded(x, dim, radius, border)
+        x = x * (weight[0] / norm)
+        for k in range(1, radius + 1):
+            both = wide.narrow(dim, radius - k, size) + wide.narrow(dim, radius + k, size)
+            x += both.mul_(weight[k] / norm)
+    return x
 
 
 def stencil(x: Tensor, kernel: Float[Tensor, "rows columns"], border: Border) -> Tensor:
     """Correlation of the last two axes with a kernel of odd sides."""
     (height, width), (rows, columns) = x.shape[-2:], kernel.shape
-    for dim, size, side in ((x.ndim - 2, height, rows), (x.ndim - 1, width, columns)):
-        place = torch.arange(-(side // 2), size + side // 2, device=x.device)
-        x = x.index_select(dim, inside(place, size, border))
+    x = _padded(_padded(x, x.ndim - 2, rows // 2, border), x.ndim - 1, columns // 2, border)
     total = None
     for row in range(rows):
         for column in range(columns):
