@@ -56,7 +56,7 @@ class ProbeResult:
         interval: its Wilson 95 % interval.
         chosen: the L2 weight, or the number of neighbours.
         validation: validation accuracy of every setting tried.
-        at_edge: whether the setting chosen ends the grid, so that a wider one may do better.
+        at_edge: whether the best settings end the grid, so that a wider one may do better.
         num_train: training samples, validation part included.
         num_test: test samples.
     """
@@ -87,13 +87,7 @@ class FewShotResult:
     draws: tuple[float, ...]
 
 
-def fit_linear_probe(
-    features: Float[Tensor, "train dim"],
-    target: Integer[Tensor, " train"],
-    l2: float,
-    *,
-    start: LinearProbe | None = None,
-) -> LinearProbe:
+def fit_linear_probe(features: Float[Tensor, "train dim"], target: Integer[Tensor, " train"], l2: float) -> LinearProbe:
     """Multinomial logistic regression: min over W, b of the mean cross-entropy + (l2/2)‖W‖², by L-BFGS.
 
     The features are standardised first, so that l2 means the same whatever their scale. Equal to scikit-learn's
@@ -104,7 +98,6 @@ def fit_linear_probe(
         features: of the training samples.
         target: their classes, each of 0 … C−1 present.
         l2: weight of the penalty, above 0.
-        start: a probe of the same samples to start from.
 
     Raises:
         TypeError: no tensors of the right kind.
@@ -117,13 +110,20 @@ def fit_linear_probe(
     """
     rows, labels, classes = _checked("features", features, "target", target)
     check_positive("l2", l2)
+    # An error of the weights is at most the gradient over l2.
+    return _fitted(rows, labels, classes, l2, tolerance=max(1e-10, min(1e-8, 1e-6 * l2)))
+
+
+def _fitted(
+    rows: Tensor, labels: Tensor, classes: int, l2: float, *, tolerance: float, start: LinearProbe | None = None
+) -> LinearProbe:
     mean, scale = rows.mean(0), feature_scale(rows)
     rows = (rows - mean) / scale
     weight = rows.new_zeros(classes, rows.shape[1]) if start is None else start.weight
     bias = rows.new_zeros(classes) if start is None else start.bias
     with torch.inference_mode(False), torch.enable_grad():  # clones outside it can take gradients
         weight, bias = weight.clone().requires_grad_(), bias.clone().requires_grad_()
-        converged = _minimise(rows.clone(), labels.clone(), l2, weight, bias)
+        converged = _minimise(rows.clone(), labels.clone(), l2, weight, bias, tolerance)
     bias = bias.detach() - bias.detach().mean()  # any shift is as good: this one is scikit-learn's
     return LinearProbe(weight.detach(), bias, mean, scale, float(l2), converged)
 
@@ -165,7 +165,7 @@ def linear_probe(
     validation: dict[float, float] = {}
     probe = None
     for l2 in grid:
-        probe = fit_linear_probe(rows[fit], labels[fit], l2, start=probe)
+        probe = _fitted(rows[fit], labels[fit], classes, l2, tolerance=1e-6, start=probe)  # enough to rank them
         validation[l2] = _accuracy(probe(rows[held]).argmax(1), labels[held])
     return _result(
         validation,
@@ -300,12 +300,12 @@ def t_quantile(degrees: int) -> float:
     return sqrt(degrees) * float(angle[place + 1].tan())
 
 
-def _minimise(rows: Tensor, labels: Tensor, l2: float, weight: Tensor, bias: Tensor) -> bool:
+def _minimise(rows: Tensor, labels: Tensor, l2: float, weight: Tensor, bias: Tensor, tolerance: float) -> bool:
     optimizer = torch.optim.LBFGS(
         [weight, bias],
         max_iter=1000,
         max_eval=2000,
-        tolerance_grad=max(1e-10, min(1e-8, 1e-6 * l2)),  # an error of the weights is at most the gradient over l2
+        tolerance_grad=tolerance,
         tolerance_change=1e-16,
         history_size=20,
         line_search_fn="strong_wolfe",
@@ -355,7 +355,7 @@ def _result(
         interval=binomial_interval(correct, len(wanted)),
         chosen=chosen,
         validation=validation,
-        at_edge=chosen in edges,
+        at_edge=all(setting in edges for setting, value in validation.items() if value == validation[chosen]),
         num_train=len(train[0]),
         num_test=len(wanted),
     )
