@@ -104,6 +104,7 @@ def calibration(part: Part) -> Figure:
     top.set(ylabel="accuracy", ylim=(-0.03, 1.03), xlim=(-0.02, 1.02))
     top.legend(frameon=False, fontsize=8)
     below.set(xlabel="confidence", ylabel=f"images of {part['samples']}", yscale="symlog")
+    below.set_ylim(bottom=0)
     return figure
 
 

@@ -49,9 +49,9 @@ def calibration(part: Part) -> list[str]:
     lines.append(row("test accuracy", share(part["accuracy"], part["interval"])))
     names = {"ece": "ECE, 15 bins", "adaptive_ece": "adaptive ECE", "brier": "Brier score", "nll": "NLL in nats"}
     for key, label in names.items():
-        lines.append(row(f"{label}, softmax(z), softmax(z/T)", f"{part['before'][key]:.4f}  {part['after'][key]:.4f}"))
+        lines.append(row(label, f"{part['before'][key]:.4f}, scaled by 1/T: {part['after'][key]:.4f}"))
     ranking = part["risk_coverage"]
-    lines.append(row("area of risk over coverage, its excess", f"{ranking['aurc']:.5f}  {ranking['excess_aurc']:.5f}"))
+    lines.append(row("AURC, excess over perfect ranking", f"{ranking['aurc']:.5f}, {ranking['excess_aurc']:.5f}"))
     return lines
 
 
