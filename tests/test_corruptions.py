@@ -131,6 +131,13 @@ def test_black_and_white_images_are_no_trouble(name, value):
         assert bool(co.corrupt(x, name, severity, constants=table).isfinite().all())
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_numpys_integers_are_taken():
+    x = pictures(2, 8, 8, 1)
+    numpys = co.corrupt(x, "fog", np.int64(2), seed=np.int64(3), first_index=np.int64(1))
+    assert torch.equal(numpys, co.corrupt(x, "fog", 2, seed=3, first_index=torch.tensor([1, 2], dtype=torch.int32)))
+
+
 def test_the_table_follows_the_size():
     small, large = pictures(1, 64, 80), pictures(1, 65, 80)
     for x, table in ((small, "small"), (large, "imagenet")):

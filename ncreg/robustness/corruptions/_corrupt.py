@@ -88,7 +88,7 @@ def corrupt(
     index = _indices(first_index, images)
     table = TABLES[constants or ("small" if min(images.shape[2:]) <= _LARGEST_SMALL else "imagenet")]
     level: Any = table[name][severity - 1]
-    rng = draws(seed, name, severity, index)
+    rng = draws(int(seed), name, int(severity), index)  # numpy's integers overflow
     x = (images.float() if images.dtype in (torch.float16, torch.bfloat16) else images).contiguous()
     size = max(1, _BLOCK // x[0].numel())
     parts = [
