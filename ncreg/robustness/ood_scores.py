@@ -27,7 +27,7 @@ from ncreg.robustness._features import (
 from ncreg.robustness._inputs import check_count, check_logits
 
 FLOOR = 1e-9
-"""Share of the mean variance of the training features that keeps singular covariances and residuals off zero."""
+"""Share of the training features' mean variance that is added to the variance in every direction (Mahalanobis)."""
 
 
 class NotDefined(ValueError):
@@ -158,7 +158,7 @@ def vim_score(
 
     R projects out the `dim` principal directions of the training features around o = −W⁺b, the point where all logits
     are 0 (the origin for a head without bias); α brings the mean virtual logit of training images to their mean largest
-    logit, the mean length taken as at least √1e-9 of the features' own.
+    logit, the mean length taken as at least float32's rounding, 1.2e-7 of the features' own.
 
     Source: Wang et al., "ViM: Out-Of-Distribution with Virtual-logit Matching", CVPR 2022 (arXiv 2203.10807).
 
@@ -195,7 +195,7 @@ def vim_score(
             "virtual logit (log-probabilities instead of logits?)"
         )
     length = float((around @ rest).norm(dim=1).mean())
-    length = max(length, float((FLOOR * around.square().sum(1).mean()).sqrt()))
+    length = max(length, torch.finfo(torch.float32).eps * float(around.square().sum(1).mean().sqrt()))
     return z.logsumexp(1) - level / length * ((rows - origin) @ rest).norm(dim=1)
 
 
