@@ -1,0 +1,157 @@
+"""Large logits fake robustness: against cross-entropy attacks always, and with dot regression against margin-PGD too.
+
+    python benchmarks/studies/logit_scale.py [--images 150] [--epsilon 5] [--runs runs/logit_scale]
+
+First: one net trained with cross-entropy, its logits times k. PGD on cross-entropy finds ever less as k grows, for its
+gradient rounds to zero; PGD on the margin does not see k. Then: that net beside one with a fixed simplex-ETF head and
+dot regression, on which PGD on the margin is fooled as well and targeted APGD is not.
+
+Trains two small nets on digits through the recipes (minutes; finished runs in --runs are used again), writes benchmarks/results/logit_scale-cpu.json and docs/figures/logit_scale.png.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[0] = str(ROOT)  # run as a script: import from the project's root, not from this folder
+
+import matplotlib  # noqa: E402
+import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from benchmarks import harness  # noqa: E402
+from ncreg.checkpoint import load_classifier  # noqa: E402
+from ncreg.models import Classifier  # noqa: E402
+from ncreg.robustness import autoattack, binomial_interval, find_suspicions, pgd  # noqa: E402
+from recipes.config import parse  # noqa: E402
+from recipes.data import load  # noqa: E402
+from recipes.train import train  # noqa: E402
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+RECIPES = {"baseline": "linear head, cross-entropy", "etf_dr": "simplex-ETF head, dot regression"}
+SETTINGS = ["--data.name", "digits", "--model.norm", "none", "--tpt.max_epochs", "60", "--tpt.min_terminal", "20"]
+SETTINGS += ["--measure_size", "500", "--quiet", "true"]
+SCALES = (1, 3, 10, 30, 100, 300, 1000)
+
+
+def trained(recipe: str, runs: Path) -> Classifier:
+    """The net of that recipe; trained, if there is no finished run of it in the folder."""
+    finished = sorted((runs / recipe).glob("*/summary.json"))
+    asked = [recipe, *SETTINGS, "--out", str(runs / recipe)]
+    return load_classifier(finished[-1].parent if finished else train(parse(asked)))
+
+
+def share(robust: Tensor) -> dict[str, float]:
+    """Accuracy with its interval."""
+    low, high = binomial_interval(int(robust.sum()), len(robust))
+    return {"accuracy": float(robust.double().mean()), "low": low, "high": high}
+
+
+def scaled(model: Classifier, images: Tensor, target: Tensor, epsilon: float, seed: int, k: float) -> dict[str, Any]:
+    """What PGD leaves of the net when its logits are multiplied by k."""
+
+    def louder(x: Tensor) -> Tensor:
+        return k * model(x)
+
+    row: dict[str, Any] = {"part": "scale", "k": k}
+    for loss in ("cross_entropy", "margin"):
+        row[loss] = share(pgd(louder, images, target, epsilon=epsilon, loss=loss, seed=seed).robust)
+    found = {finding.name: finding.value for finding in find_suspicions(louder, images, target)}
+    return row | {name: found[name] for name in ("zero_gradient", "logit_scale")}
+
+
+def compared(model: Classifier, images: Tensor, target: Tensor, epsilon: float, seed: int) -> dict[str, Any]:
+    """Every attack on its own on one net, and APGD on cross-entropy followed by targeted APGD."""
+    asked: dict[str, Any] = {"epsilon": epsilon, "seed": seed}
+    masks = {loss: pgd(model, images, target, loss=loss, **asked).robust for loss in ("cross_entropy", "margin", "dlr")}
+    strong = autoattack(model, images, target, version="apgd", **asked)
+    masks |= {"clean": strong.clean_correct, **strong.after}
+    seen = {"cross_entropy": masks["cross_entropy"], "margin": masks["margin"], "ensemble": strong.robust}
+    findings = find_suspicions(model, images, target, **seen)
+    return {
+        **{name: share(mask) for name, mask in masks.items()},
+        "findings": {finding.name: finding.value for finding in findings},
+        "flagged": [finding.name for finding in findings if finding.flagged],
+    }
+
+
+def draw(rows: list[dict[str, Any]], caption: str, path: Path) -> None:
+    """Left: accuracy and zero gradients against k. Right: the two nets under each attack."""
+    left, right = plt.subplots(1, 2, figsize=(10.5, 4.3), width_ratios=(1.05, 1))[1]
+    ks = [row["k"] for row in rows if row["part"] == "scale"]
+    lines = [row for row in rows if row["part"] == "scale"]
+    for key, label, colour in (
+        ("cross_entropy", "PGD-20 on cross-entropy", "C3"),
+        ("margin", "PGD-20 on the margin", "C0"),
+    ):
+        left.plot(ks, [100 * row[key]["accuracy"] for row in lines], "o-", color=colour, label=label)
+        ends = [[100 * row[key][end] for row in lines] for end in ("low", "high")]
+        left.fill_between(ks, *ends, color=colour, alpha=0.15, linewidth=0)
+    zero = [100 * row["zero_gradient"] for row in lines]
+    left.plot(ks, zero, "s:", color="0.45", label="images with zero gradient")
+    left.set(xscale="log", ylim=(0, 100), xlabel="factor k on the logits", ylabel="per cent of images")
+    left.set_title("One net, logits × k", fontsize=11)
+    left.legend(fontsize=8.5, loc="lower right" if zero[-1] < 50 else "center left")
+    nets = [row for row in rows if row["part"] == "nets"]
+    bars = {
+        "clean": "clean",
+        "cross_entropy": "PGD-20\ncross-entr.",
+        "margin": "PGD-20\nmargin",
+        "dlr": "PGD-20\nDLR",
+        "apgd-ce": "APGD-CE",
+        "apgd-t": "APGD-CE\n+ APGD-T",
+    }
+    for number, net in enumerate(nets):
+        places = [place + 0.4 * number - 0.2 for place in range(len(bars))]
+        heights = [100 * net[key]["accuracy"] for key in bars]
+        below = [100 * (net[key]["accuracy"] - net[key]["low"]) for key in bars]
+        above = [100 * (net[key]["high"] - net[key]["accuracy"]) for key in bars]
+        right.bar(places, heights, 0.38, yerr=(below, above), capsize=2, label=net["net"], color=f"C{2 * number}")
+        for place, height in zip(places, heights, strict=True):
+            right.text(place, 2, f"{height:.0f}", ha="center", fontsize=8, color="white")
+    right.set_xticks(range(len(bars)), bars.values(), fontsize=8)
+    right.set(ylim=(0, 100), ylabel="robust accuracy, per cent")
+    right.set_title("Two nets, each attack", fontsize=11)
+    right.legend(fontsize=8.5, loc="upper right")
+    right.figure.text(0.5, 0.015, caption, ha="center", fontsize=8)
+    right.figure.tight_layout(rect=(0, 0.05, 1, 1))
+    right.figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    """Train, attack, save, draw."""
+    parser = harness.parser("Large logits fake robustness.", rounds=1)
+    parser.add_argument("--images", type=int, default=150, help="test images attacked")
+    parser.add_argument("--epsilon", type=float, default=5.0, help="L-infinity radius, in 255ths")
+    parser.add_argument("--seed", type=int, default=0, help="of every attack")
+    parser.add_argument("--runs", type=Path, default=Path("runs/logit_scale"), help="where the two nets are, or go")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    nets = {recipe: trained(recipe, args.runs) for recipe in RECIPES}
+    data = load(parse(["baseline", *SETTINGS]).data, seed=0, image_size=lambda native: 28)
+    images, target = data.test.images[: args.images].float() / 255, data.test.target[: args.images]
+    epsilon, n = args.epsilon / 255, {"images": len(images), "epsilon_255ths": args.epsilon, "seed": args.seed}
+    rows = [n | scaled(nets["baseline"], images, target, epsilon, args.seed, k) for k in SCALES]
+    for recipe, name in RECIPES.items():
+        row = compared(nets[recipe], images, target, epsilon, args.seed)
+        rows.append(n | {"part": "nets", "recipe": recipe, "net": name} | row)
+    goals = [
+        "PGD on cross-entropy: accuracy rises with the scale of the logits; PGD on the margin: unchanged",
+        "ETF + dot regression: PGD on the margin overrates robustness, targeted APGD does not",
+    ]
+    print(harness.save("logit_scale", rows, goals=goals, device=args.device, out=args.out))
+    caption = (
+        f"digits, test_resnet without a last norm, 60 epochs (recipes baseline and etf_dr, one seed); {len(images)} test "
+        f"images,\nL∞ radius {args.epsilon:g}/255, attack seed {args.seed}; bands and bars: Wilson 95 % intervals of "
+        "the sampling of images"
+    )
+    draw(rows, caption, ROOT / "docs" / "figures" / "logit_scale.png")
+
+
+if __name__ == "__main__":
+    main()
