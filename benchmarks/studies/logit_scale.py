@@ -6,7 +6,8 @@ First: one net trained with cross-entropy, its logits times k. PGD on cross-entr
 gradient rounds to zero; PGD on the margin does not see k. Then: that net beside one with a fixed simplex-ETF head and
 dot regression, on which PGD on the margin is fooled as well and targeted APGD is not.
 
-Trains two small nets on digits through the recipes (minutes; finished runs in --runs are used again), writes benchmarks/results/logit_scale-cpu.json and docs/figures/logit_scale.png.
+Trains two small nets on digits through the recipes (minutes; finished runs in --runs are used again). Writes
+benchmarks/results/studies/logit_scale-cpu.json and docs/figures/logit_scale.png.
 """
 
 from __future__ import annotations
@@ -144,11 +145,12 @@ def main() -> None:
         "PGD on cross-entropy: accuracy rises with the scale of the logits; PGD on the margin: unchanged",
         "ETF + dot regression: PGD on the margin overrates robustness, targeted APGD does not",
     ]
-    print(harness.save("logit_scale", rows, goals=goals, device=args.device, out=args.out))
+    (args.out / "studies").mkdir(parents=True, exist_ok=True)
+    print(harness.save("studies/logit_scale", rows, goals=goals, device=args.device, out=args.out))
     caption = (
-        f"digits, test_resnet without a last norm, 60 epochs (recipes baseline and etf_dr, one seed); {len(images)} test "
-        f"images,\nL∞ radius {args.epsilon:g}/255, attack seed {args.seed}; bands and bars: Wilson 95 % intervals of "
-        "the sampling of images"
+        "digits, test_resnet without a last norm, 60 epochs (recipes baseline and etf_dr, one seed); "
+        f"{len(images)} test images,\nL∞ radius {args.epsilon:g}/255, attack seed {args.seed}; "
+        "bands and bars: Wilson 95 % intervals of the sampling of images"
     )
     draw(rows, caption, ROOT / "docs" / "figures" / "logit_scale.png")
 
