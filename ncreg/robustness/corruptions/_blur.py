@@ -25,6 +25,7 @@ def _disk(radius: float, smoothing: float) -> Tensor:
     rim = rim / rim.sum()
     disk = stencil(disk / disk.sum(), rim[:, None] * rim, "mirror")
     disk[disk < 1e-9] = 0
+    disk = disk.float()  # equal weights are then equal to the bit
     margin = int((disk.sum(1) > 0).double().argmax())  # empty rows and columns around it
     return disk[margin : len(disk) - margin, margin : len(disk) - margin]
 

@@ -106,11 +106,15 @@ def stencil(x: Tensor, kernel: Float[Tensor, "rows columns"], border: Border) ->
     (height, width), (rows, columns) = x.shape[-2:], kernel.shape
     x = _padded(_padded(x, x.ndim - 2, rows // 2, border), x.ndim - 1, columns // 2, border)
     total = None
-    for row in range(rows):
-        for column in range(columns):
-            if (weight := float(kernel[row, column])) != 0:
-                part = x[..., row : row + height, column : column + width] * weight
-                total = part if total is None else total.add_(part)
+    for weight in kernel.unique().tolist():  # taps of equal weight are added first and weighted once
+        if weight == 0:
+            continue
+        same = None
+        for row, column in (kernel == weight).nonzero().tolist():
+            part = x[..., row : row + height, column : column + width]
+            same = part.clone() if same is None else same.add_(part)
+        assert same is not None  # the weight is one of the kernel's
+        total = same.mul_(weight) if total is None else total.add_(same.mul_(weight))
     assert total is not None  # the kernel sums to 1
     return total
 
