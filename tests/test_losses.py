@@ -27,6 +27,7 @@ MODULES = {
     "supcon": lambda: losses.SupConLoss(temperature=1 / 64),
     "mse": lambda: losses.OneHotMSELoss(),
     "spectral decoupling": lambda: losses.SpectralDecouplingLoss(),
+    "logit adjusted": lambda: losses.LogitAdjustedLoss([9, 5, 2, 1]),
 }
 
 
@@ -76,7 +77,7 @@ def test_a_module_passes_its_hyperparameters_on():
             torch.testing.assert_close(again(*(at_hand[name] for name in again.consumes)), wanted)
 
 
-@pytest.mark.parametrize("name", ["dot regression", "ntce", "mse", "spectral decoupling"])
+@pytest.mark.parametrize("name", ["dot regression", "ntce", "mse", "spectral decoupling", "logit adjusted"])
 def test_modules_take_the_soft_labels_of_their_function(name):
     """One-hot rows as soft labels are the labels themselves; a smoothed row is not."""
     module, at_hand = MODULES[name](), batch()

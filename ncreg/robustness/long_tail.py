@@ -220,8 +220,8 @@ def minority_collapse(
     """Which classes are at or below n_B = N²·λ_W·λ_H, where free class vectors and features of minorities merge.
 
     A last BatchNorm whose γ decays with λ_γ has (λ_γ/2)‖γ‖² = (λ_γ/2N)‖H‖²: a feature decay of λ_γ/N, hence a threshold
-    of N·λ_W·λ_γ. A network is not free to place every feature, and its BatchNorm also centres them: read the threshold
-    as an order of magnitude. It concerns learned heads; a fixed frame cannot merge.
+    of N·λ_W·λ_γ (with a scalar γ pass λ_γ/d). A network is not free to place every feature, and its BatchNorm also
+    centres them: read the threshold as an order of magnitude. It concerns learned heads; a fixed frame cannot merge.
 
     Args:
         class_counts: training images of each class.
