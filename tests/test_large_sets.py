@@ -14,9 +14,9 @@ import torchvision
 from PIL import Image
 from test_data import cifar, native
 from test_faults import Killed, same_end
+from test_recipes_distributed import ending, launch
 
 import recipes.data as data
-from ncreg.checkpoint import load_checkpoint
 from recipes import evaluate, unread
 from recipes.config import DataConfig, UserError, parse
 from recipes.data import load
@@ -87,3 +87,142 @@ def test_a_run_with_workers_that_was_killed_goes_on_bit_equal(args, in_memory, t
         train(config)
     monkeypatch.undo()
     same_end(in_memory, train(config, resume=RunFolder.unfinished(config)))
+
+
+def test_a_stopped_process_group_finishes_its_step_and_goes_on_bit_equal(args, in_memory, tmp_path):
+    """SIGTERM to every process of the job, workers too, as Slurm sends it."""
+    command = [sys.executable, str(ROOT / "recipes" / "train.py"), *args, *ON_DISK, "--data.workers", "2"]
+    command += ["--out", str(tmp_path)]
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while process.poll() is None and not list(tmp_path.glob("*/history.jsonl")):
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGTERM)
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == EXIT_CODE and "stopped at step" in said, said
+    (path,) = tmp_path.iterdir()
+    assert main(["--resume", str(path)]) == 0
+    same_end(in_memory, path)
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_an_image_that_a_worker_cannot_read_is_one_line_that_names_it(tmp_path, capsys, workers):
+    draw = np.random.default_rng(0)
+    for name in "ab":
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for number in range(30):
+            Image.fromarray(draw.integers(0, 256, (28, 28, 3), dtype=np.uint8)).save(
+                tmp_path / "images" / name / f"{number}.png"
+            )
+    short = ["cosine", "--data.name", "folder", "--data.root", str(tmp_path / "images"), "--data.batch_size", "8"]
+    short += ["--data.image_size", "28", *ON_DISK, "--data.workers", workers, "--tpt.max_epochs", "1"]
+    bad = tmp_path / "images" / "b" / "7.png"
+    bad.write_bytes(bad.read_bytes()[:200])
+    assert main([*short, "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {bad} is not a readable image (") and said.count("\n") == 1
+    bad.unlink()
+    assert main([*short, "--out", str(tmp_path / "out"), "--quiet", "true"]) == 0
+
+
+def dying(number):
+    if number == 20:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return torch.zeros(3, 4, 4, dtype=torch.uint8)
+
+
+def test_a_lost_worker_is_one_line():
+    images = Unread(dying, torch.arange(64), (3, 4, 4), workers=1)
+    with pytest.raises(UserError, match=r"a process that reads images was lost .*--data.workers") as caught:
+        list(Split(images, torch.zeros(64, dtype=torch.long)).in_turn(8))
+    assert "\n" not in str(caught.value)
+
+
+def numbered(number):
+    return torch.full((3, 4, 4), number, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_come_in_the_order_asked_for_whatever_part_of_the_set_is_taken(workers):
+    target = torch.arange(100) % 7
+    split = Split(Unread(numbered, torch.arange(100), (3, 4, 4), workers), target)
+    held, turn = split.held(), torch.randperm(50, generator=torch.Generator().manual_seed(0)).view(5, 10)
+    assert split.images.shape == held.images.shape and split.images.nbytes == held.images.nbytes == 4800
+    before = torch.get_rng_state()
+    for part in (torch.arange(99, 0, -2), torch.arange(100) % 2 == 1):
+        for (images, labels), (expected, right) in zip(
+            split[part].batches(turn), held[part].batches(turn), strict=True
+        ):
+            assert torch.equal(images, expected) and images.stride() == expected.stride()
+            assert torch.equal(labels, right)
+        numbers = part.nonzero().flatten() if part.dtype == torch.bool else part
+        assert torch.equal(torch.cat([labels for _, labels in split[part].in_turn(8)]), target[numbers])
+    assert torch.equal(before, torch.get_rng_state())
+    assert not list(split[torch.arange(0)].in_turn(8))
+
+
+def test_mean_and_deviation_of_a_set_on_disk_are_those_of_evenly_spaced_images(monkeypatch):
+    split = Split(Unread(numbered, torch.arange(200), (3, 4, 4), 0), torch.zeros(200, dtype=torch.long))
+    mean, std = data.Dataset(("a",), split, split, split).moments()
+    np.testing.assert_allclose(mean, [99.5 / 255] * 3, rtol=1e-12)
+    monkeypatch.setattr(data, "LOOKED_AT", 50)
+    mean, std = data.Dataset(("a",), split, split, split).moments()
+    np.testing.assert_allclose(mean, [np.arange(0, 200, 4).mean() / 255] * 3, rtol=1e-12)
+    np.testing.assert_allclose(std, [np.arange(0, 200, 4).std() / 255] * 3, rtol=1e-9)
+
+
+def test_the_limit_is_on_the_whole_set_and_reads_only_what_is_drawn(folder, monkeypatch):
+    whole, drawn, opened, real = 162 + 18 + 54, 84 + 18 + 54, [], data.read_image
+    monkeypatch.setattr(data, "read_image", lambda *given: opened.append(0) or real(*given))
+    image = 3 * 28 * 28 / 2**30
+    for size, limit, held in ((None, whole, True), (None, whole - 1, False), (84, drawn, True)):
+        opened.clear()
+        asked = DataConfig("folder", folder, batch_size=8, train_size=size, memory_limit=limit * image)
+        found = load(asked, seed=0, image_size=native(28))
+        parts = (found.train, found.val, found.test)
+        assert {isinstance(part.images, torch.Tensor) for part in parts} == {held}
+        assert len(opened) == (sum(map(len, parts)) if held else 0)
+
+
+def test_evaluation_reads_from_files_too(args, in_memory, tmp_path):
+    results = [
+        evaluate.evaluate(in_memory, part="test", overrides=more, device="cpu")
+        for more in ([], ["--data.memory_limit=0", "--data.workers=1"])
+    ]
+    assert results[0] == results[1] and results[0]["images"] == 54
+
+
+def test_a_set_of_torchvision_stays_in_its_files_where_it_is_too_large(tmp_path, monkeypatch):
+    rows = cifar(tmp_path)
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "_check_integrity", lambda self: True)
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *args: True)
+    config = DataConfig(name="torchvision.CIFAR10", root=tmp_path, batch_size=8, memory_limit=0, workers=1)
+    parts = load(config, seed=0, image_size=native(32))
+    assert isinstance(parts.train.images, Unread)
+    ((images, target),) = parts.test.in_turn(40)
+    np.testing.assert_array_equal((images * 255).round().numpy().reshape(40, -1), rows["test_batch"])
+    assert target.tolist() == list(range(10)) * 4
+
+
+def test_workers_default_to_the_cores_shared_among_the_ranks_of_a_node(monkeypatch):
+    assert reading_processes(0) == 0 and reading_processes(5) == 5
+    for cores, ranks, expected in ((64, 1, 8), (16, 4, 4), (2, 1, 2), (2, 4, 1)):
+        monkeypatch.setattr(unread.os, "sched_getaffinity", lambda who, cores=cores: set(range(cores)), raising=False)
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+        assert reading_processes(None) == expected
+
+
+@pytest.mark.slow
+def test_ranks_read_their_own_share_and_train_the_same_run_as_one_process(folder, tmp_path):
+    more = ["--data.name", "folder", "--data.root", str(folder), "--data.train_size", "141", "--augment.mixup", "0.5"]
+    more += ["--loss", "{cross_entropy: {}}"]
+    ends = []
+    for name, ranks, where in (("one", 1, []), ("two", 2, [*ON_DISK, "--data.workers", "1"])):
+        done = launch(tmp_path / name, ranks, *more, *where)
+        assert done.returncode == 0, done.stderr
+        ends.append(ending(tmp_path / name))
+    for name, value in ends[0][0]["model"].items():
+        torch.testing.assert_close(ends[1][0]["model"][name], value, rtol=1e-9, atol=1e-9)
+    for first, second in zip(ends[0][1], ends[1][1], strict=True):
+        assert first["train_accuracy"] == second["train_accuracy"]
+        assert second["loss"] == pytest.approx(first["loss"], rel=1e-9)
