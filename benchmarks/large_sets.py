@@ -1,4 +1,4 @@
-"""Training images a second out of files, read by 0, 1 and 2 workers, in units of the same images held in memory.
+"""Time of an epoch whose images are read from files by 0, 1 and 2 workers, against the same images held in memory.
 
 Photographs of sorts are made anew (320 x 240 pixels, JPEG and PNG), brought to 64 pixels, and trained on for an epoch:
 forward, backward, step. Every contender gives the same batches bit for bit; decoding comes on top of the step, or
@@ -9,9 +9,11 @@ beside it. The decoding alone, without a step, is timed too: a step that takes l
 
 from __future__ import annotations
 
+import argparse
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -27,7 +29,7 @@ from recipes.config import parse
 from recipes.data import load
 from recipes.split import Split
 
-GOALS = ["with workers, reading images from files costs the training step nothing that cores to spare can do beside it"]
+GOALS = ["with a core to spare, workers hide the decoding behind the training step wherever the step takes longer"]
 
 
 def photographs(root: Path, count: int, kind: str) -> None:
@@ -49,6 +51,26 @@ def epoch(split: Split, batch: int, step: Callable[[torch.Tensor, torch.Tensor],
         step(images, target)
 
 
+def contenders(words: list[str], args: argparse.Namespace) -> dict[str, Callable[[], None]]:
+    """An epoch of the same batches out of memory and out of files."""
+    device = torch.device(args.device)
+    limits = {"in memory": []} | {f"{n} workers": ["--data.memory_limit=0", f"--data.workers={n}"] for n in range(3)}
+    splits, config = {}, parse(["baseline", *words])
+    for name, more in limits.items():
+        made = load(parse(["baseline", *words, *more]).data, seed=0, image_size=lambda own: args.side)
+        splits[name] = made.to(device).train
+    model = build_model(config, made).to(device).train()
+    optimizer = build_optimizer(config.optim, model)
+
+    def step(images: torch.Tensor, target: torch.Tensor) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        F.cross_entropy(model(images), target).backward()
+        optimizer.step()
+
+    runs = {name: partial(epoch, split, args.batch, step) for name, split in splits.items()}
+    return runs | {"0 workers, no step": partial(epoch, splits["0 workers"], args.batch, lambda *batch: None)}
+
+
 def main() -> None:
     """Race, print, save."""
     arguments = parser((__doc__ or "").splitlines()[0], rounds=5)
@@ -58,49 +80,24 @@ def main() -> None:
     arguments.add_argument("--backbone", default="test_resnet")
     args = arguments.parse_args()
     torch.set_num_threads(args.threads)
-    settings, device = [], torch.device(args.device)
+    settings = []
     for kind in ("jpg", "png"):
         with tempfile.TemporaryDirectory() as root:
             photographs(Path(root), args.images, kind)
-            asked = {
-                "data.name": "folder",
-                "data.root": root,
-                "data.image_size": args.side,
-                "data.batch_size": args.batch,
-                "model.backbone": args.backbone,
-            }
-            words = [word for key, value in asked.items() for word in (f"--{key}", str(value))]
-            limits = {
-                "in memory": [],
-                **{f"{n} workers": ["--data.memory_limit=0", f"--data.workers={n}"] for n in range(3)},
-            }
-            splits, config = {}, parse(["baseline", *words])
-            for name, more in limits.items():
-                made = load(parse(["baseline", *words, *more]).data, seed=0, image_size=lambda own: args.side)
-                splits[name] = made.to(device).train
-            model = build_model(config, made).to(device).train()
-            optimizer = build_optimizer(config.optim, model)
-
-            def step(images: torch.Tensor, target: torch.Tensor) -> None:
-                optimizer.zero_grad(set_to_none=True)
-                F.cross_entropy(model(images), target).backward()
-                optimizer.step()
-
-            runs = {name: (lambda split=split: epoch(split, args.batch, step)) for name, split in splits.items()}
-            runs["0 workers, no step"] = lambda: epoch(splits["0 workers"], args.batch, lambda *batch: None)
-            found = race(runs, baseline="in memory", rounds=args.rounds, warmup=1, device=args.device)
-            count = len(splits["in memory"]) // args.batch * args.batch
-            for name, row in found.items():
-                row["images_per_second"] = count / row["seconds"]["median"]
-                ratio = row["ratio"]
-                print(
-                    f"{kind}  {name:<20}{row['images_per_second']:>8.0f} images/s   seconds in units of those in memory "
-                    f"{ratio['median']:.2f} [{ratio['q1']:.2f}, {ratio['q3']:.2f}]",
-                    flush=True,
-                )
-            settings.append(
-                {"kind": kind, "images": count, "side": args.side, "backbone": args.backbone, "contenders": found}
+            words = ["--data.name", "folder", "--data.root", root, "--data.image_size", str(args.side)]
+            words += ["--data.batch_size", str(args.batch), "--model.backbone", args.backbone]
+            found = race(
+                contenders(words, args), baseline="in memory", rounds=args.rounds, warmup=1, device=args.device
             )
+        for name, row in found.items():
+            ratio = row["ratio"]
+            print(
+                f"{kind}  {name:<20}{row['seconds']['median']:>7.2f} s   in units of those in memory "
+                f"{ratio['median']:.2f} [{ratio['q1']:.2f}, {ratio['q3']:.2f}]",
+                flush=True,
+            )
+        kept = {"kind": kind, "images": args.images, "side": args.side, "backbone": args.backbone}
+        settings.append({**kept, "contenders": found})
     print(save("large_sets", settings, goals=GOALS, device=args.device, out=args.out))
 
 
