@@ -68,7 +68,7 @@ class Unread:
         Workers read whole batches and timm's PrefetchLoader brings them to the device while the one before is used.
 
         Raises:
-            UserError: an image cannot be read, or a worker is lost.
+            UserError: an image cannot be read.
         """
         positions = torch.arange(len(self.numbers))
         wanted = [positions[index.cpu() if isinstance(index, Tensor) else index].tolist() for index in indices]
@@ -108,15 +108,14 @@ def _together(items: list[Any]) -> Any:
 
 
 def _good(loader: Iterable[Any]) -> Any:
-    with readers():
-        for batch in loader:
-            if isinstance(batch, UserError):
-                raise batch
-            yield batch
+    for batch in loader:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
 
 
 @contextmanager
-def readers() -> Iterator[None]:
+def lost_workers_told() -> Iterator[None]:
     """Turn torch's word on a lost worker, which can come at any step, into one line for the user."""
     try:
         yield
