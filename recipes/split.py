@@ -34,9 +34,13 @@ class Split:
         """The same images on a device."""
         return Split(self.images.to(device), self.target.to(device))
 
+    def read(self) -> Tensor:
+        """All images as bytes, out of their files where they are not in memory."""
+        return self.images.whole() if isinstance(self.images, Unread) else self.images
+
     def held(self) -> Split:
         """The same images in memory."""
-        return Split(self.images.whole(), self.target) if isinstance(self.images, Unread) else self
+        return Split(self.read(), self.target)
 
     def batches(self, indices: Iterable[Tensor | slice]) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches (images in [0, 1], classes) of the given indices."""

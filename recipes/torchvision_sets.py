@@ -49,8 +49,8 @@ def torchvision_set(config: DataConfig, image_size: Callable[[int | None], int])
             f"data.name={config.name}: neither in data.root={config.root} nor to be downloaded "
             f"({' '.join(str(error).split())[:200]}); put its files there as torchvision lays them out"
         ) from None
-    first = _item(train, 0, config.name)[0]
-    side, mode = image_size(min(first.size)), "L" if first.mode in ("1", "L") else "RGB"
+    seen = [_item(train, number, config.name)[0] for number in _some(train)]
+    side, mode = image_size(min(seen[0].size)), "L" if all(image.mode in ("1", "L") for image in seen) else "RGB"
     channels, workers = 1 if mode == "L" else 3, reading_processes(config.workers)
     parts = []
     for found in (train, test):
@@ -85,6 +85,11 @@ class Pictures:
         return resized(pil_to_tensor(image if image.mode == self.mode else image.convert(self.mode)), self.side)
 
 
+def _some(found: Any) -> range:
+    """A few images, evenly spaced, that stand for all."""
+    return range(0, len(found), max(1, len(found) // 8))
+
+
 def _item(found: Any, number: int, name: str) -> tuple[Image.Image, Any]:
     """An image, decoded, and its label."""
     try:
@@ -98,7 +103,7 @@ def _item(found: Any, number: int, name: str) -> tuple[Image.Image, Any]:
 
 def _labels(found: Any, name: str) -> Tensor:
     """The class of every image, without a look at the images where the set has a list that says the same of some."""
-    tried = range(0, len(found), max(1, len(found) // 8))
+    tried = _some(found)
     some = {number: _item(found, number, name)[1] for number in tried}
     strange = next((label for label in some.values() if not isinstance(label, int | np.integer)), None)
     if strange is not None:

@@ -60,7 +60,7 @@ class Unread:
         images = torch.empty(self.shape, dtype=torch.uint8)
         for position, number in enumerate(self.numbers.tolist()):
             images[position] = self.read(number)
-        return images
+        return images.to(self.device)
 
     def batches(self, indices: Iterable[Tensor | slice]) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches (images in [0, 1], positions) of the given indices, in their order.

@@ -18,11 +18,12 @@ from test_recipes_distributed import ending, launch
 
 import recipes.data as data
 from recipes import evaluate, unread
-from recipes.config import DataConfig, parse
+from recipes.config import DataConfig, UserError, parse
 from recipes.data import load
 from recipes.run_folder import RunFolder
 from recipes.signals import EXIT_CODE
 from recipes.split import Split
+from recipes.torchvision_sets import torchvision_set
 from recipes.train import main, train
 from recipes.unread import Unread, reading_processes
 
@@ -230,3 +231,51 @@ def test_ranks_read_their_own_share_and_train_the_same_run_as_one_process(folder
     for first, second in zip(ends[0][1], ends[1][1], strict=True):
         assert first["train_accuracy"] == second["train_accuracy"]
         assert second["loss"] == pytest.approx(first["loss"], rel=1e-9)
+
+
+def test_imagenet_is_read_from_where_torchvision_lays_it_out(tmp_path):
+    draw, wnids = np.random.default_rng(0), {"n01": ("tench", "Tinca tinca"), "n02": ("goldfish",)}
+    torch.save((wnids, []), tmp_path / "meta.bin")
+    pixels = {}
+    for part, count in (("train", 10), ("val", 3)):
+        for wnid in wnids:
+            (tmp_path / part / wnid).mkdir(parents=True)
+            for number in range(count):
+                pixels[part, wnid, number] = draw.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+                Image.fromarray(pixels[part, wnid, number]).save(tmp_path / part / wnid / f"{number}.png")
+    config = DataConfig(name="torchvision.ImageNet", root=tmp_path, batch_size=2, memory_limit=0, workers=0)
+    found = load(config, seed=0, image_size=native(8))
+    assert found.class_names == ("tench, Tinca tinca", "goldfish") and found.test.target.tolist() == [0] * 3 + [1] * 3
+    expected = [pixels["val", wnid, number].transpose(2, 0, 1) for wnid in wnids for number in range(3)]
+    np.testing.assert_array_equal(found.test.read().numpy(), expected)
+    (tmp_path / "train" / "n02" / "4.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"torchvision.ImageNet: its image 14 is not readable .*4\.png"):
+        torchvision_set(config, native(8)).train.read()
+
+
+class Pets:
+    """A set that calls its training part trainval, keeps a list of labels, and mixes gray images with coloured ones."""
+
+    def __init__(self, root, split="trainval", download=False):
+        if split not in ("trainval", "test"):
+            raise ValueError(f"Unknown value '{split}' for argument split.")
+        self.looked_at, self._labels = 0, [number % 3 for number in range(60)]
+
+    def __len__(self):
+        return len(self._labels)
+
+    def __getitem__(self, number):
+        self.looked_at += 1
+        image = Image.new("L", (4, 4), number)
+        return (image if number % 7 == 0 else image.convert("RGB")), self._labels[number]
+
+
+def test_labels_are_taken_from_a_sets_list_and_gray_images_become_coloured(monkeypatch):
+    monkeypatch.setattr(torchvision.datasets, "OxfordIIITPet", Pets)
+    source = torchvision_set(DataConfig(name="torchvision.OxfordIIITPet"), native(4))
+    assert source.train.target.tolist() == [number % 3 for number in range(60)]
+    assert source.train.images.read.found.looked_at < 20
+    assert torch.equal(source.train.read()[:, :, 0, 0], torch.arange(60, dtype=torch.uint8)[:, None].expand(60, 3))
+    monkeypatch.setattr(Pets, "labels", [0] * 60, raising=False)  # a list that says something else is passed over
+    source = torchvision_set(DataConfig(name="torchvision.OxfordIIITPet"), native(4))
+    assert source.train.target.tolist() == [number % 3 for number in range(60)]
