@@ -58,7 +58,10 @@ def torchvision_set(config: DataConfig, image_size: Callable[[int | None], int])
         images = Unread(read, torch.arange(len(found)), (channels, side, side), workers)
         parts.append(Split(images, _labels(found, config.name)))
     names = getattr(train, "classes", None) or range(int(parts[0].target.max()) + 1)
-    return Source(tuple(", ".join(name) if isinstance(name, tuple) else str(name) for name in names), *parts)
+    plain = [", ".join(name) if isinstance(name, tuple) else str(name) for name in names]
+    # ImageNet has two cranes
+    once = (name if plain.count(name) == 1 else f"{name} ({number})" for number, name in enumerate(plain))
+    return Source(tuple(once), *parts)
 
 
 def _part(made: Any, root: str, key: str, names: tuple[Any, ...], download: dict[str, bool]) -> Any:
