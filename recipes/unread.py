@@ -132,7 +132,7 @@ def lost_workers_told() -> Iterator[None]:
 def _outlive_signals(worker: int) -> None:
     """Keep reading after a signal to the whole job: the run finishes its step and saves, then ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(60))  # but not for long
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(600))  # measures may take long; but not for ever
 
 
 def reading_processes(asked: int | None) -> int:
