@@ -129,6 +129,7 @@ def test_an_image_that_a_worker_cannot_read_is_one_line_that_names_it(tmp_path, 
     assert main([*short, "--out", str(tmp_path / "out"), "--quiet", "true"]) == 0
 
 
+@pytest.mark.usefixtures("unchecked")  # the loss can be told anywhere, inside a check too
 def test_a_lost_worker_is_one_line(args, tmp_path, monkeypatch, capsys):
     parent, real = os.getpid(), data.read_image
 
