@@ -105,6 +105,12 @@ def _commit() -> str:
     return subprocess.run(asked, capture_output=True, text=True).stdout.strip() or "unknown"
 
 
+def _told(words: list[str]) -> list[str]:
+    """The command line without --out: where a result lies says nothing about it."""
+    after_out = [False, *(word == "--out" for word in words)]
+    return [w for w, skip in zip(words, after_out, strict=False) if not skip and w.split("=")[0] != "--out"]
+
+
 def save(
     name: str, settings: list[dict[str, Any]], *, goals: list[str], device: str = "cpu", out: Path = RESULTS
 ) -> Path:
@@ -113,7 +119,7 @@ def save(
         "schema": SCHEMA,
         "benchmark": name,
         "goals": goals,
-        "command": " ".join(["python", f"benchmarks/{name}.py", *sys.argv[1:]]),
+        "command": " ".join(["python", f"benchmarks/{name}.py", *_told(sys.argv[1:])]),
         "date": datetime.now(UTC).date().isoformat(),
         "commit": _commit(),
         "machine": machine(device),

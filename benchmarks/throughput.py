@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 import random
 import sys
 import tempfile
@@ -178,6 +179,7 @@ def main() -> None:
     arguments.add_argument("--epochs", type=int, default=1, help="of recipes/train.py a round")
     args = arguments.parse_args()
     torch.set_num_threads(args.threads)
+    logging.getLogger("timm.scheduler").setLevel(logging.ERROR)  # that a cosine of one epoch anneals nothing
     settings, device = [], torch.device(args.device)
     with tempfile.TemporaryDirectory() as out:
         for name in args.models.split(","):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from recipes.config import AugmentConfig
 from recipes.ranks import Ranks
-from recipes.split import Split, as_floats
+from recipes.split import Split
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,11 @@ def batches(
     """
     share = turn.shape[1] // ranks.size
     own = slice(ranks.rank * share, (ranks.rank + 1) * share)
-    for step in range(done, len(turn)):
-        rows = slice(None) if asked.mixes else own  # a partner in mixing may be another rank's image
-        index = turn[step][rows].to(split.target.device)
-        images, labels = split.images[index], split.target[index]
+    rows = slice(None) if asked.mixes else own  # a partner in mixing may be another rank's image
+    for step, (pixels, labels) in enumerate(split.batches(turn[done:, rows]), start=done):
         drawn = np.random.SeedSequence([seed, epoch, step, 1]).generate_state(2, np.uint64)
         if asked.crop or asked.flip:
-            images = moved(images, *displacements(int(drawn[0]) >> 1, turn.shape[1], rows, asked))
-        pixels = as_floats(images)
+            pixels = moved(pixels, *displacements(int(drawn[0]) >> 1, turn.shape[1], rows, asked))
         target = labels
         if asked.softens:
             target = softened(pixels, labels, asked, num_classes, int(drawn[1]) >> 32).to(dtype)

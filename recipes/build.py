@@ -50,7 +50,7 @@ def image_size(config: TrainConfig, native: int | None) -> int:
 def build_model(config: TrainConfig, data: Dataset) -> Classifier:
     """The classifier, with the normalisation of its images inside."""
     torch.manual_seed(config.seed)
-    asked, sample = config.model, data.train.images[:2].float().div(255)
+    asked, (sample, _) = config.model, next(data.train[torch.arange(2)].in_turn(2))
     check_backbone(asked)
     how = build_args(config, data)
     try:

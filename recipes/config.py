@@ -65,6 +65,8 @@ class DataConfig:
         label_noise: share of the training labels moved to another class drawn evenly with the seed.
         imbalance: ratio of the largest to the smallest class of the training part, which is thinned along an
             exponential profile, the order of the classes drawn with the seed; validation and test stay as they are.
+        memory_limit: GiB of images held on the device at most; a larger set is read from its files at every epoch.
+        workers: processes that read such a set; null takes one a core, 8 at most, 0 reads in the training process.
     """
 
     name: str = "digits"
@@ -75,6 +77,8 @@ class DataConfig:
     batch_size: int = 128
     label_noise: float = 0.0
     imbalance: float = 1.0
+    memory_limit: float = 8.0
+    workers: int | None = None
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Image sets as uint8 tensors in memory, split into train, validation and test.
+"""Image sets, as uint8 tensors in memory or read from their files at need, split into train, validation and test.
 
 The test part is the set's own, or a fixed draw that no seed changes; the seed draws validation and `train_size`.
 """
@@ -6,6 +6,7 @@ The test part is the set's own, or a fixed draw that no seed changes; the seed d
 from __future__ import annotations
 
 import gzip
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +24,13 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from recipes.config import DataConfig, UserError
 from recipes.split import Source, Split, resized
 from recipes.torchvision_sets import torchvision_set
+from recipes.unread import Unread, reading_processes
 
 SMALLEST = 28
 """Side in pixels to which smaller images are brought: below it, timm's backbones have nothing left to look at."""
 
-MEMORY_LIMIT = 8 * 2**30
-"""Bytes of images that are held in memory at most."""
+LOOKED_AT = 10_000
+"""Training images from which mean and standard deviation are taken where the set is not held in memory."""
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package dataset-fashion-mnist puts the four files of the set."""
@@ -58,12 +60,20 @@ class Dataset:
         return torch.bincount(self.train.target.cpu(), minlength=len(self.class_names))
 
     def moments(self) -> tuple[list[float], list[float]]:
-        """Mean and standard deviation of each channel over the training images, in units of [0, 1]."""
+        """Mean and standard deviation of each channel over the training images, in units of [0, 1].
+
+        Of a set that is not held in memory, over LOOKED_AT of them, evenly spaced, where there are more.
+        """
+        count, channels = self.train.images.shape[:2]
+        part = self.train
+        if isinstance(part.images, Unread) and count > LOOKED_AT:
+            part = part[torch.arange(LOOKED_AT) * count // LOOKED_AT]
         levels = torch.arange(256, dtype=torch.float64) / 255
-        channels = self.train.images.cpu().transpose(0, 1).flatten(1)
-        shares = (
-            torch.stack([torch.bincount(channel, minlength=256) for channel in channels]).double() / channels.shape[1]
-        )
+        counts = torch.zeros(channels * 256, dtype=torch.long)
+        for images, _ in part.in_turn(512):
+            codes = (images * 255).round_().long() + 256 * torch.arange(channels, device=images.device)[:, None, None]
+            counts += torch.bincount(codes.flatten(), minlength=len(counts)).cpu()
+        shares = counts.view(channels, 256) / (counts.sum().double() / channels)
         mean = shares @ levels
         return mean.tolist(), (shares @ levels**2 - mean**2).clamp_min(1e-8).sqrt().tolist()
 
@@ -101,6 +111,8 @@ def load(config: DataConfig, *, seed: int, image_size: Callable[[int | None], in
             f"{len(train)} training images are fewer than data.batch_size={config.batch_size}: "
             "no full batch; lower --data.batch_size"
         )
+    if sum(part.images.nbytes for part in (train, val, test)) <= config.memory_limit * 2**30:
+        train, val, test = train.held(), val.held(), test.held()
     return Dataset(source.class_names, train, val, test, clean)
 
 
@@ -216,15 +228,15 @@ def _folder(config: DataConfig, image_size: Callable[[int | None], int]) -> Sour
     names = tuple(sorted(path.name for path in train.iterdir() if path.is_dir()))
     if len(names) < 2:
         raise UserError(f"{train} has {len(names)} class folders: a classifier needs at least 2")
-    side = image_size(None)
+    side, workers = image_size(None), reading_processes(config.workers)
     test = None
     if train != config.root:
         held_out = next((config.root / part for part in ("test", "val") if (config.root / part).is_dir()), None)
-        test = None if held_out is None else _read_folder(held_out, names, side)
-    return Source(names, _read_folder(train, names, side), test)
+        test = None if held_out is None else _list_folder(held_out, names, side, workers)
+    return Source(names, _list_folder(train, names, side, workers), test)
 
 
-def _read_folder(folder: Path, names: tuple[str, ...], side: int) -> Split:
+def _list_folder(folder: Path, names: tuple[str, ...], side: int, workers: int) -> Split:
     unknown = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name not in names)
     if unknown:
         raise UserError(f"{folder} has classes without training images: {', '.join(unknown)}")
@@ -240,15 +252,21 @@ def _read_folder(folder: Path, names: tuple[str, ...], side: int) -> Split:
     absent = [name for index, name in enumerate(names) if index not in present]
     if absent:
         raise UserError(f"no image of class {', '.join(absent)} in {folder}: add some, or remove the folder")
-    if len(files) * 3 * side**2 > MEMORY_LIMIT:
-        raise UserError(
-            f"{len(files)} images of {side} pixels in {folder} need more than {MEMORY_LIMIT / 2**30:.0f} GiB of "
-            "memory: lower --data.image_size"
-        )
-    images = torch.empty(len(files), 3, side, side, dtype=torch.uint8)
-    for position, (path, _) in enumerate(files):
-        images[position] = read_image(path, side)
+    read = Files(np.array([os.fsencode(path) for path, _ in files]), side)
+    images = Unread(read, torch.arange(len(files)), (3, side, side), workers)
     return Split(images, torch.tensor([index for _, index in files]))
+
+
+@dataclass(frozen=True)
+class Files:
+    """Image files by their number; the paths (N,) in one array, which a worker is handed without a copy."""
+
+    paths: np.ndarray
+    side: int
+
+    def __call__(self, number: int) -> Tensor:
+        """An image as uint8 (3, side, side)."""
+        return read_image(Path(os.fsdecode(self.paths[number])), self.side)
 
 
 def read_image(path: Path, side: int, channels: int = 3) -> Tensor:

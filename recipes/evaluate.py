@@ -27,6 +27,7 @@ from recipes.data import load
 from recipes.measure import BATCH, measure
 from recipes.run_folder import RunFolder
 from recipes.split import Split
+from recipes.unread import lost_workers_told
 
 
 @torch.inference_mode()
@@ -117,7 +118,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if strange:
             raise UserError(f"{strange[0]} is unknown: besides --part and --device, --data.KEY names other data")
         folder = folder_of(args.run)
-        result = evaluate(args.run, part=args.part, overrides=overrides, device=args.device)
+        with lost_workers_told():
+            result = evaluate(args.run, part=args.part, overrides=overrides, device=args.device)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

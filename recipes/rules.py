@@ -45,6 +45,8 @@ def check(config: TrainConfig) -> None:
         "model.freeze_epochs": (model.freeze_epochs, model.freeze_epochs >= 0, "not negative"),
         "data.label_noise": (data.label_noise, 0 <= data.label_noise < 1, "a share in [0, 1)"),
         "data.imbalance": (data.imbalance, 1 <= data.imbalance < math.inf, "a ratio of at least 1"),
+        "data.memory_limit": (data.memory_limit, data.memory_limit >= 0, "GiB, not negative"),
+        "data.workers": (data.workers, data.workers is None or data.workers >= 0, "not negative, or null"),
         "adversarial.epsilon": (attack.epsilon, 0 <= attack.epsilon < math.inf, "a radius, 0 for none"),
         "adversarial.steps": (attack.steps, attack.steps >= 1, "at least 1"),
         "adversarial.step_size": (

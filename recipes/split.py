@@ -1,4 +1,4 @@
-"""Images in memory: bytes on a device, made floats a batch at a time."""
+"""Images in memory, bytes on a device, or still in their files; made floats a batch at a time."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import center_crop, resize
+
+from recipes.unread import Unread
 
 
 def as_floats(images: Tensor) -> Tensor:
@@ -19,7 +21,7 @@ def as_floats(images: Tensor) -> Tensor:
 class Split:
     """Images (N, channels, side, side) as uint8, and their classes (N,)."""
 
-    images: Tensor
+    images: Tensor | Unread
     target: Tensor
 
     def __len__(self) -> int:
@@ -32,8 +34,19 @@ class Split:
         """The same images on a device."""
         return Split(self.images.to(device), self.target.to(device))
 
+    def read(self) -> Tensor:
+        """All images as bytes, out of their files where they are not in memory."""
+        return self.images.whole() if isinstance(self.images, Unread) else self.images
+
+    def held(self) -> Split:
+        """The same images in memory."""
+        return Split(self.read(), self.target)
+
     def batches(self, indices: Iterable[Tensor | slice]) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches (images in [0, 1], classes) of the given indices."""
+        if isinstance(self.images, Unread):
+            yield from ((images, self.target[index]) for images, index in self.images.batches(indices))
+            return
         for index in indices:
             index = index.to(self.target.device) if isinstance(index, Tensor) else index
             yield as_floats(self.images[index]), self.target[index]

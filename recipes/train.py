@@ -52,6 +52,7 @@ from recipes.run_folder import RunFolder
 from recipes.signals import EXIT_CODE, Stopped, StopRequest
 from recipes.split import Split
 from recipes.state import TrainState
+from recipes.unread import lost_workers_told
 
 
 def train(config: TrainConfig, command: Sequence[str] = (), *, resume: RunFolder | None = None) -> Path:
@@ -62,7 +63,7 @@ def train(config: TrainConfig, command: Sequence[str] = (), *, resume: RunFolder
         Stopped: SIGTERM or SIGINT came; the run is saved.
     """
     device = pick_device(config.device)
-    with joined(device) as ranks, StopRequest() as stop:
+    with joined(device) as ranks, StopRequest() as stop, lost_workers_told():
         return fit(config, command, resume, device, ranks, stop)
 
 

@@ -204,7 +204,7 @@ def transfer(subject: Subject, settings: Settings) -> Found:
 def turned(split: Split, seed: int) -> Split:
     """Every image by a quarter turn drawn evenly, 0 to 3 of them, which is its class: what features keep of a view."""
     turns = torch.arange(len(split))[torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))] % 4
-    images = split.images.cpu()
+    images = split.read().cpu()
     rows = torch.empty_like(images)
     for count in range(4):
         rows[turns == count] = images[turns == count].rot90(count, (2, 3))

@@ -86,7 +86,7 @@ class Subject:
     def images(self, split: Split) -> tuple[Tensor, Tensor]:
         """Images in [0, 1] and their classes, on the classifier's device."""
         there = split.to(self.device)
-        return as_floats(there.images).contiguous(), there.target
+        return as_floats(there.read()).contiguous(), there.target
 
     @torch.no_grad()
     def outputs(self, split: Split) -> Outputs:
@@ -111,7 +111,7 @@ class Subject:
 
     def fitted(self, split: Split) -> Split:
         """Other images with this run's number of channels; their size was set on loading."""
-        channels, images = self.shape[0], split.images
+        channels, images = self.shape[0], split.read()
         if images.shape[1] == 3 and channels == 1:
             images = rgb_to_grayscale(images)
         elif images.shape[1] == 1 and channels > 1:

@@ -1,0 +1,105 @@
+"""Time of an epoch whose images are read from files by 0, 1 and 2 workers, against the same images held in memory.
+
+Photographs of sorts are made anew (320 x 240 pixels, JPEG and PNG), brought to 64 pixels, and trained on for an epoch:
+forward, backward, step. Every contender gives the same batches bit for bit; decoding comes on top of the step, or
+beside it. The decoding alone, without a step, is timed too: a step that takes longer hides it.
+
+    python benchmarks/large_sets.py [--rounds 5] [--images 1024] [--backbone test_resnet] [--threads 1]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from benchmarks.harness import parser, race, save
+from recipes.build import build_model, build_optimizer
+from recipes.config import parse
+from recipes.data import load
+from recipes.split import Split
+
+GOALS = ["with a core to spare, workers hide the decoding behind the training step wherever the step takes longer"]
+
+
+def photographs(root: Path, count: int, kind: str) -> None:
+    """Smooth colours with a little grain, in ten classes."""
+    draw = np.random.default_rng(0)
+    for number in range(count):
+        coarse = Image.fromarray(draw.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((320, 240), Image.BICUBIC)
+        grain = draw.integers(-8, 9, (240, 320, 1))
+        pixels = (np.asarray(coarse) + grain).clip(0, 255).astype(np.uint8)
+        folder = root / str(number % 10)
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / f"{number}.{kind}", quality=90)
+
+
+def epoch(split: Split, batch: int, step: Callable[[torch.Tensor, torch.Tensor], None]) -> None:
+    """One pass over whole batches in a fixed shuffled order."""
+    turn = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
+    for images, target in split.batches(turn[: len(split) // batch * batch].view(-1, batch)):
+        step(images, target)
+
+
+def contenders(words: list[str], args: argparse.Namespace) -> dict[str, Callable[[], None]]:
+    """An epoch of the same batches out of memory and out of files."""
+    device = torch.device(args.device)
+    limits = {"in memory": []} | {f"{n} workers": ["--data.memory_limit=0", f"--data.workers={n}"] for n in range(3)}
+    splits, config = {}, parse(["baseline", *words])
+    for name, more in limits.items():
+        made = load(parse(["baseline", *words, *more]).data, seed=0, image_size=lambda own: args.side)
+        splits[name] = made.to(device).train
+    model = build_model(config, made).to(device).train()
+    optimizer = build_optimizer(config.optim, model)
+
+    def step(images: torch.Tensor, target: torch.Tensor) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        F.cross_entropy(model(images), target).backward()
+        optimizer.step()
+
+    runs = {name: partial(epoch, split, args.batch, step) for name, split in splits.items()}
+    return runs | {"0 workers, no step": partial(epoch, splits["0 workers"], args.batch, lambda *batch: None)}
+
+
+def main() -> None:
+    """Race, print, save."""
+    arguments = parser((__doc__ or "").splitlines()[0], rounds=5)
+    arguments.add_argument("--images", type=int, default=1024)
+    arguments.add_argument("--batch", type=int, default=64)
+    arguments.add_argument("--side", type=int, default=64)
+    arguments.add_argument("--backbone", default="test_resnet")
+    args = arguments.parse_args()
+    torch.set_num_threads(args.threads)
+    settings = []
+    for kind in ("jpg", "png"):
+        with tempfile.TemporaryDirectory() as root:
+            photographs(Path(root), args.images, kind)
+            words = ["--data.name", "folder", "--data.root", root, "--data.image_size", str(args.side)]
+            words += ["--data.batch_size", str(args.batch), "--model.backbone", args.backbone]
+            found = race(
+                contenders(words, args), baseline="in memory", rounds=args.rounds, warmup=1, device=args.device
+            )
+        for name, row in found.items():
+            ratio = row["ratio"]
+            print(
+                f"{kind}  {name:<20}{row['seconds']['median']:>7.2f} s   in units of those in memory "
+                f"{ratio['median']:.2f} [{ratio['q1']:.2f}, {ratio['q3']:.2f}]",
+                flush=True,
+            )
+        kept = {"kind": kind, "images": args.images, "side": args.side, "backbone": args.backbone}
+        settings.append({**kept, "contenders": found})
+    print(save("large_sets", settings, goals=GOALS, device=args.device, out=args.out))
+
+
+if __name__ == "__main__":
+    main()
