@@ -3,7 +3,7 @@
     python recipes/draw_collapse.py RUN [RUN ...] [--part train] [--images 600]
 
 Features of the untrained model and of every checkpoint are stored in RUN/collapse/features-PART.npz; the figure
-RUN/collapse/simplex-PART.png (and .svg) is made from them. Docs: docs/compare.md.
+RUN/collapse/simplex-PART.png (and .svg) is made from them, its points are in view-PART.json. Docs: docs/compare.md.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from recipes.build import build_model, class_vectors, image_size
 from recipes.config import TrainConfig, UserError, parse
 from recipes.data import Dataset, load, stratified
 from recipes.measure import BATCH
+from recipes.run_folder import RunFolder
 from recipes.split import Split
-from recipes.study.simplex_view import Snapshot, draw, save, stored
+from recipes.study.simplex_view import Snapshot, draw, project, save, stored
 
 WORDS = {"onset": "zero error", "best": "best validation", "last": "end"}
 
@@ -97,10 +98,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         for run in args.runs:
             found, names = snapshots(run, part=args.part, images=args.images)
-            canvas, words = draw(found, names, title=run.name)
+            views = [project(item) for item in found]
+            canvas, words = draw(views, names, title=run.name)
             for kind in ("png", "svg"):
                 canvas.savefig(run / "collapse" / f"simplex-{args.part}.{kind}", dpi=130)
             plt.close(canvas)
+            content = {"class_names": names, "views": [view.plain() for view in views]}
+            RunFolder(run / "collapse").write(f"view-{args.part}.json", content)
             print(f"{run / 'collapse' / f'simplex-{args.part}.png'}\n{words}")
     except (UserError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

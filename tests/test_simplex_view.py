@@ -1,5 +1,7 @@
 """The view of collapse: exact simplices land on their corners, C = 3 loses nothing, and stored features are enough."""
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 
 from recipes import draw_collapse
 from recipes.config import UserError, parse
-from recipes.study.simplex_view import Snapshot, corners, draw, project, save, stored
+from recipes.study.simplex_view import Snapshot, View, corners, draw, project, save, stored
 from recipes.train import train
 
 
@@ -78,7 +80,10 @@ def test_what_is_stored_draws_the_same_picture(tmp_path):
     again = stored(tmp_path / "features.npz")
     assert [item.title for item in again] == ["epoch 0", "epoch 9"]
     assert all(np.array_equal(a.features, b.features) for a, b in zip(snapshots, again, strict=True))
-    assert draw(snapshots, "abc")[1] == draw(again, "abc")[1]
+    views = [[project(item) for item in items] for items in (snapshots, again)]
+    assert draw(views[0], "abc")[1] == draw(views[1], "abc")[1]
+    read = View.read(json.loads(json.dumps(views[0][1].plain())))
+    assert read.title == "epoch 9" and np.allclose(read.samples, views[0][1].samples, atol=6e-4)
     (tmp_path / "features.npz").write_text("no archive")
     with pytest.raises(UserError, match="holds no stored features"):
         stored(tmp_path / "features.npz")
@@ -98,6 +103,7 @@ def test_a_run_is_drawn_from_its_first_to_its_last_epoch(tmp_path, capsys, monke
     assert "epoch 0:" in said and "epoch 1 (zero error)" in said and "epoch 3 (end)" in said
     figure = run / "collapse" / "simplex-train.png"
     figure.unlink()
+    assert len(json.loads((run / "collapse" / "view-train.json").read_text())["views"]) >= 3
     monkeypatch.setattr(draw_collapse, "load_classifier", None)  # stored features are enough
     assert draw_collapse.main([str(run), "--images", "60"]) == 0 and figure.exists()
     assert draw_collapse.main([str(tmp_path)]) == 2

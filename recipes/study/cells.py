@@ -26,6 +26,7 @@ class Cell:
         data, arm, seed: its place in the table.
         point: the searched keys and their values.
         searching: whether it serves the search, not the comparison.
+        pictured: whether its features are drawn on the simplex.
         argv: the words after recipes/train.py, --out aside.
         config: what they resolve to, by dotted key.
         key: identifies `config`; cells of the same key are the same run.
@@ -36,6 +37,7 @@ class Cell:
     seed: int
     point: dict[str, Any]
     searching: bool
+    pictured: bool
     argv: tuple[str, ...]
     config: dict[str, Any]
     key: str
@@ -65,7 +67,8 @@ def cell(study: Study, data: str, arm: str, seed: int, point: Mapping[str, Any],
             merged[key] = value
     argv += [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in merged.items()]
     config = _resolved(tuple(argv)) | {"seed": seed}
-    return Cell(data, arm, seed, dict(point), searching, (*argv, f"--seed={seed}"), config, identity(config))
+    pictured = study.collapse and not searching and seed == study.seeds[0]
+    return Cell(data, arm, seed, dict(point), searching, pictured, (*argv, f"--seed={seed}"), config, identity(config))
 
 
 @cache

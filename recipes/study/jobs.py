@@ -119,7 +119,7 @@ def evaluated(run: Path, asked: Evaluations | None) -> bool:
 
 
 def run_cell(item: Cell, runs: Path, asked: Evaluations | None, launch: Launch) -> Outcome:
-    """Train what is not trained, evaluate what is not evaluated, and leave the folder runs/KEY."""
+    """Train what is not trained, evaluate what is not evaluated, draw what is to be drawn, in the folder runs/KEY."""
     folder = runs / item.key
     with locked(folder) as lock:
         if lock is None:
@@ -146,6 +146,8 @@ def run_cell(item: Cell, runs: Path, asked: Evaluations | None, launch: Launch) 
                     return _note_end(ended, "recipes/robustness.py", log, failure)
             seconds = time.perf_counter() - began
             _write(run / "evaluated.json", {"words": asked.words, "seconds": seconds})
+        if item.pictured and not (run / "collapse" / "view-train.json").exists():
+            launch("recipes/draw_collapse.py", [str(run), "--images", "200"], log, lock)  # a figure may be missing
     return "done"
 
 

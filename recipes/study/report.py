@@ -10,9 +10,9 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from recipes.study import figures, robustness_figures
+from recipes.study import figures, robustness_figures, simplex_view
 from recipes.study.progress import words
-from recipes.study.results import lookup, outstanding, read, read_beside
+from recipes.study.results import BESIDE, lookup, outstanding, read, read_beside
 from recipes.study.study import Measure, Study, study_from
 from recipes.study.tables import shown, unit
 
@@ -34,7 +34,7 @@ def write_report(out: Path) -> None:
         UserError: the results cannot be read, or do not name the commit that made them.
     """
     content = read(out / "results.json")
-    view = view_of(content, read_beside(out, "timing"), read_beside(out, "curves"))
+    view = view_of(content, *(read_beside(out, name) for name in BESIDE))
     env = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         undefined=StrictUndefined,
@@ -52,11 +52,15 @@ def write_report(out: Path) -> None:
         (out / name).write_text(env.get_template(f"{name}.jinja").render(view).rstrip() + "\n")
 
 
-def view_of(content: Mapping[str, Any], timing: Mapping[str, Any], curves: Mapping[str, Any]) -> dict[str, Any]:
+def view_of(
+    content: Mapping[str, Any], timing: Mapping[str, Any], curves: Mapping[str, Any], collapse: Mapping[str, Any]
+) -> dict[str, Any]:
     """What both templates show."""
     study = study_from(content["study"])
     arms = {name: arm.label or name for name, arm in study.arms.items()}
-    sections = [_section(content, study, arms, data, index, curves) for index, data in enumerate(study.settings)]
+    sections = [
+        _section(content, study, arms, data, index, curves, collapse) for index, data in enumerate(study.settings)
+    ]
     done = [record for record in content["runs"].values() if record["status"] == "done"]
     commits = sorted({record["commit"] for record in done})
     return {
@@ -92,6 +96,7 @@ def _section(
     data: str,
     index: int,
     curves: Mapping[str, Any],
+    collapse: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Tables and figures of one data setting."""
     tables = [table for table in content["statistics"] if table["data"] == data]
@@ -129,6 +134,11 @@ def _section(
         figures.curves(histories, onsets, arms, data, f"{prefix}-curves"),
         robustness_figures.attacked(reports, arms, data, f"{prefix}-adversarial"),
         robustness_figures.corrupted(reports, arms, data, f"{prefix}-corruptions"),
+        *(
+            _collapse(collapse[key], arms[arm], f"{prefix}-simplex{number}")
+            for number, (arm, key, _) in enumerate(runs)
+            if key in collapse
+        ),
     ]
     shown_tables = [
         _table(table, measures[table["measure"]], arms, figure) for table, figure in zip(tables, drawn, strict=True)
@@ -141,6 +151,17 @@ def _section(
         "more": [figure for figure in more if figure is not None],
         "figures": [figure for figure in [*drawn, *more] if figure is not None],
     }
+
+
+def _collapse(content: Mapping[str, Any], label: str, name: str) -> figures.Figure:
+    views = [simplex_view.View.read(item) for item in content["views"]]
+    canvas, words = simplex_view.draw(views, content["class_names"])
+    caption = (
+        "Training features (small), class means (large) and class vectors (lines) of the first seed, in the plane of "
+        "the simplex nearest to the means; each panel in units of its own mean length. A collapsed class is one "
+        "point on its corner."
+    )
+    return figures.finished(canvas, name, f"Collapse on the simplex: {label}", f"{label}. {words}", caption)
 
 
 def _is_done(content: Mapping[str, Any], key: str) -> bool:

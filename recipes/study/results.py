@@ -1,6 +1,7 @@
 """results.json: what a study found, complete enough to go on from it and to make every table again without the runs.
 
-Beside it lie timing.json (seconds and memory, which no two days share) and curves.json (histories, for the figures).
+Beside it lie timing.json (seconds and memory, which no two days share), curves.json (histories) and collapse.json
+(features on the simplex) for the figures.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from recipes.study.jobs import evaluated, run_folder
 from recipes.study.study import Evaluations, Study, plain
 
 SCHEMA = 1
+BESIDE = ("timing", "curves", "collapse")
 CURVES = ("train_accuracy", "val_accuracy", "train_loss", "lr")
 COLLAPSE_CURVES = ("nc1", "nc2_equiangularity", "nc3", "intra_cosine_gap", "inter_cosine_gap")
 EVALUATED = {"robustness": "last", "robustness_onset": "onset"}
@@ -37,11 +39,13 @@ class Found:
         runs: records as results.json holds them; `config` complete, `environment` in full.
         timing: seconds, images/s and memory.
         curves: histories, shortened.
+        collapse: features on the simplex, for the runs that were drawn.
     """
 
     runs: dict[str, dict[str, Any]] = field(default_factory=dict)
     timing: dict[str, dict[str, Any]] = field(default_factory=dict)
     curves: dict[str, dict[str, list[float | None]]] = field(default_factory=dict)
+    collapse: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def done(self, cell: Cell, asked: Evaluations | None) -> bool:
         """Whether nothing is left to run for a cell."""
@@ -75,6 +79,8 @@ class Found:
             )
             self.timing[cell.key] = _timing(run)
             self.curves[cell.key] = _curves(run)
+            if cell.pictured and (run / "collapse" / "view-train.json").exists():
+                self.collapse[cell.key] = _read(run / "collapse" / "view-train.json")
 
 
 def _made_by(environment: Mapping[str, Any]) -> dict[str, Any]:
@@ -209,12 +215,14 @@ def assemble(
 
 
 def write(out: Path, results: Mapping[str, Any], found: Found) -> None:
-    """The three files; entries a line each, so that a diff shows what was added."""
+    """The files; entries a line each, so that a diff shows what was added."""
     out.mkdir(parents=True, exist_ok=True)
     keys = list(results["runs"])
     _replace(out / "results.json", _lines(results))
-    for name, values in (("timing", found.timing), ("curves", found.curves)):
-        _replace(out / f"{name}.json", _lines({key: values[key] for key in keys if key in values}))
+    for name in BESIDE:
+        values = getattr(found, name)
+        rows = ",\n ".join(f"{json.dumps(key)}: {json.dumps(values[key])}" for key in keys if key in values)
+        _replace(out / f"{name}.json", f"{{\n {rows}\n}}\n")
 
 
 def outstanding(content: Mapping[str, Any]) -> int:
@@ -276,7 +284,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def read_beside(folder: Path, name: str) -> dict[str, Any]:
-    """timing.json or curves.json beside a results.json; empty where it is not there."""
+    """One of `BESIDE` beside a results.json; empty where it is not there."""
     return dict(_read(folder / f"{name}.json"))
 
 
@@ -286,15 +294,14 @@ def known(folder: Path) -> Found:
     if not (folder / "results.json").exists():
         return found
     content = read(folder / "results.json")
-    timing, curves = read_beside(folder, "timing"), read_beside(folder, "curves")
+    beside = {name: read_beside(folder, name) for name in BESIDE}
     for old, record in content["runs"].items():
         config = content["defaults"] | record["config"]
         key = identity(config)
         found.runs[key] = record | {"config": config, "environment": content["environments"][record["environment"]]}
-        if old in timing:
-            found.timing[key] = timing[old]
-        if old in curves:
-            found.curves[key] = curves[old]
+        for name, values in beside.items():
+            if old in values:
+                getattr(found, name)[key] = values[old]
     return found
 
 

@@ -8,9 +8,10 @@ there is, and the triangle exact; for more classes the polygon spreads them even
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -47,13 +48,26 @@ class Snapshot:
 class View:
     """The plane's coordinates: samples (N, 2), class means (C, 2), class vectors (C, 2); collapsed corners at length 1.
 
-    `share` is the part of the between-class variance that lies in the plane.
+    `title` and `target` are the snapshot's; `share` is the part of the between-class variance that lies in the plane.
     """
 
+    title: str
+    target: Array
     samples: Array
     means: Array
     vectors: Array
     share: float
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON holds it, to three digits: a point on a page has no more."""
+        rounded = {name: getattr(self, name).round(3).tolist() for name in ("samples", "means", "vectors")}
+        return {"title": self.title, "target": self.target.tolist(), "share": round(self.share, 3), **rounded}
+
+    @classmethod
+    def read(cls, content: Mapping[str, Any]) -> View:
+        """What `plain` gave."""
+        arrays = {name: np.array(content[name]) for name in ("target", "samples", "means", "vectors")}
+        return cls(title=content["title"], share=content["share"], **arrays)
 
 
 def corners(num_classes: int) -> Array:
@@ -88,26 +102,26 @@ def project(snapshot: Snapshot) -> View:
     plane = corners(classes).T @ simplex / stretch  # (2, d)
     if classes == 2:  # the simplex is a line: across it, the direction in which samples vary most
         plane[1] = _across(features - means[target], simplex[0])
-    length = np.linalg.norm(means, axis=1).mean() or 1.0
+    length = float(np.linalg.norm(means, axis=1).mean()) or 1.0
     vectors = snapshot.weight.astype(np.float64) - snapshot.weight.mean(0)
-    own = np.linalg.norm(vectors, axis=1).mean() or 1.0
+    own = float(np.linalg.norm(vectors, axis=1).mean()) or 1.0
     unit = plane / np.maximum(np.linalg.norm(plane, axis=1, keepdims=True), 1e-300)
     share = float((means @ unit.T).var(0).sum() / max(means.var(0).sum(), 1e-300))
-    return View(features @ plane.T / length, means @ plane.T / length, vectors @ plane.T / own, share)
+    places = (features @ plane.T / length, means @ plane.T / length, vectors @ plane.T / own)
+    return View(snapshot.title, target, *places, share)
 
 
 def _across(residuals: Array, line: Array) -> Array:
     """The direction at right angles to `line` in which samples vary most; none where they do not."""
     rest = residuals - np.outer(residuals @ line, line)
     _, lengths, directions = np.linalg.svd(rest, full_matrices=False)
-    if lengths[0] <= 1e-9 * max(np.linalg.norm(residuals), 1.0):
+    if lengths[0] <= 1e-9 * max(float(np.linalg.norm(residuals)), 1.0):
         return np.zeros_like(line)
     return directions[0]
 
 
-def draw(snapshots: Sequence[Snapshot], class_names: Sequence[str], *, title: str = "") -> tuple[Canvas, str]:
-    """Small multiples, one panel a snapshot, and what they show in words."""
-    views = [project(snapshot) for snapshot in snapshots]
+def draw(views: Sequence[View], class_names: Sequence[str], *, title: str = "") -> tuple[Canvas, str]:
+    """Small multiples, one panel a view, and what they show in words."""
     columns = min(4, len(views))
     rows = -(-len(views) // columns)
     with plt.rc_context(STYLE):
@@ -116,40 +130,34 @@ def draw(snapshots: Sequence[Snapshot], class_names: Sequence[str], *, title: st
         )
         for panel in panels.flat[len(views) :]:
             panel.axis("off")
-        for panel, snapshot, view in zip(panels.flat, snapshots, views, strict=False):
-            _panel(panel, snapshot, view, class_names)
+        for panel, view in zip(panels.flat, views, strict=False):
+            _panel(panel, view, class_names)
         if title:
             canvas.suptitle(title, fontsize=10)
-    off = [float(np.linalg.norm(view.means - corners(len(class_names)), axis=1).mean()) for view in views]
-    wide = [
-        float(np.linalg.norm(view.samples - view.means[snapshot.target], axis=1).mean())
-        for snapshot, view in zip(snapshots, views, strict=True)
-    ]
-    said = "; ".join(
-        f"{snapshot.title}: class means {far:.2f} from their corners, samples {near:.2f} from their mean"
-        for snapshot, far, near in zip(snapshots, off, wide, strict=True)
-    )
-    return (
-        canvas,
-        f"Features of {len(class_names)} classes in the plane of the nearest simplex, mean distances. {said}.",
-    )
+    ideal, said = corners(len(class_names)), []
+    for view in views:
+        far = np.linalg.norm(view.means - ideal, axis=1).mean()
+        near = np.linalg.norm(view.samples - view.means[view.target], axis=1).mean()
+        said.append(f"{view.title}: class means {far:.2f} from their corners, samples {near:.2f} from their mean")
+    what = f"Features of {len(class_names)} classes in the plane of the nearest simplex, mean distances."
+    return canvas, f"{what} {'; '.join(said)}."
 
 
-def _panel(panel: Axes, snapshot: Snapshot, view: View, class_names: Sequence[str]) -> None:
+def _panel(panel: Axes, view: View, class_names: Sequence[str]) -> None:
     outline = corners(len(class_names))
     closed = np.concatenate([outline, outline[:1]])
     panel.plot(*closed.T, color=GRAY, linewidth=0.8, zorder=1)
     for label, name in enumerate(class_names):
         color, marker = COLORS[label % len(COLORS)], MARKERS[label % len(MARKERS)]
-        own = view.samples[snapshot.target == label]
-        panel.plot(*own.T, marker, color=color, markersize=2, alpha=0.35, markeredgewidth=0, zorder=2, rasterized=True)
+        own = view.samples[view.target == label]
+        panel.plot(*own.T, marker, color=color, markersize=2, alpha=0.35, markeredgewidth=0, zorder=2)
         panel.plot([0, view.vectors[label, 0]], [0, view.vectors[label, 1]], color=color, linewidth=1, zorder=3)
         panel.plot(*view.means[label], marker, color=color, markersize=7, markeredgecolor="white", zorder=4)
         if len(class_names) <= MOST_LABELS:
             box = {"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 1}
             panel.annotate(name, 1.5 * outline[label], ha="center", va="center", fontsize=7, bbox=box, zorder=5)
     panel.set(xlim=(-1.85, 1.85), ylim=(-1.75, 1.75), aspect="equal", xticks=[], yticks=[])
-    panel.set_title(f"{snapshot.title}\n{100 * view.share:.0f} % of the means' variance", fontsize=9)
+    panel.set_title(f"{view.title}\n{100 * view.share:.0f} % of the means' variance", fontsize=9)
     for spine in panel.spines.values():
         spine.set_visible(False)
 

@@ -142,6 +142,7 @@ class Study:
         data: settings by name, each a set of keys; every arm runs on each. Verdicts are given for each on its own.
         search: tuning on validation images before the comparison; null for none.
         evaluations: of every finished run by recipes/robustness.py; null for none.
+        collapse: draw the first seed of every arm on the simplex, by recipes/draw_collapse.py.
         min_seeds: pairs below which the verdict is "too few seeds".
         notes: what else a reader of the report must know: rules, limits.
     """
@@ -155,6 +156,7 @@ class Study:
     data: dict[str, dict[str, Any]] = field(default_factory=dict)
     search: Search | None = None
     evaluations: Evaluations | None = None
+    collapse: bool = False
     min_seeds: int = 3
     notes: str = ""
 
