@@ -256,7 +256,7 @@ def test_a_last_step_that_breaks_the_model_stops_the_run_in_one_line(tmp_path, c
 
 
 REFUSED = {
-    "unknown recipe": (["eft"], r"recipe='eft' is unknown: one of baseline, bn_wd, cosine, etf"),
+    "unknown recipe": (["eft"], r"recipe='eft' is unknown: one of adversarial, baseline, bn_wd, cosine, etf"),
     "unknown key": (["etf", "--model.hed", "etf"], r"--model\.hed.*--help"),
     "abbreviated key": (["etf", "--see", "3"], "--see"),
     "wrong type": (["etf", "--seed", "one"], r"\"seed\".*int.*one"),
@@ -277,7 +277,7 @@ REFUSED = {
     "batch beyond the set": (["etf", "--data.batch_size", "4096"], "lower --data.batch_size"),
     "unknown loss": (["etf", "--loss.centre.weight", "1"], "loss.centre is unknown: one of cross_entropy"),
     "unknown loss argument": (["etf", "--loss.cross_entropy.args", "{tau: 1}"], "loss.cross_entropy.args.*tau"),
-    "nothing at all": ([], r"name a recipe \(baseline"),
+    "nothing at all": ([], r"name a recipe \(adversarial, baseline"),
     "loss argument out of range": (
         ["etf", "--loss", '{"cross_entropy": {"args": {"label_smoothing": 2}}}'],
         "loss.cross_entropy.*label_smoothing",

@@ -17,7 +17,7 @@ from recipes.assess.result import Result  # noqa: E402
 
 Part = Mapping[str, Any]
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe & Ito
-STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
+STYLE: dict[Any, Any] = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
 
 
 def draw(folder: Path, result: Result, *, title: str) -> None:
@@ -118,9 +118,9 @@ def ood(part: Part) -> Figure:
     )
     for panel in panels.flat[len(scores) :]:
         panel.axis("off")
-    handles = []
+    handles: list[Any] = []
     for panel, (score, found) in zip(panels.flat, scores.items(), strict=False):
-        edges = np.linspace(*found["ends"], len(found["id"]) + 1)
+        edges = np.linspace(found["ends"][0], found["ends"][1], len(found["id"]) + 1)
         handles = []
         for (name, color), style in zip(zip(["id", *part["detections"]], COLORS, strict=False), LINES, strict=False):
             share = np.array(found[name]) / max(1, sum(found[name]))

@@ -180,11 +180,11 @@ def corruptions(subject: Subject, settings: Settings) -> Found:
 
 def transfer(subject: Subject, settings: Settings) -> Found:
     """Probes of the frozen features on other sets at hand, and on the quarter turns of the run's own images."""
-    size, found = settings.preset.features, {}
+    size = settings.preset.features
+    found: dict[str, dict[str, Any]] = {}
     tasks = {name: (data.train, data.test) for name, data in subject.others(settings.sets, settings.root).items()}
-    tasks["quarter_turns"] = tuple(
-        turned(subject.drawn(part, size), settings.seed + number) for number, part in enumerate(("train", "test"))
-    )
+    seen, held = (turned(subject.drawn(part, size), settings.seed + n) for n, part in enumerate(("train", "test")))
+    tasks["quarter_turns"] = (seen, held)
     for name, (train, test) in tasks.items():
         if size is not None and len(train) > size:
             train = stratified(train, size, seed=settings.seed, what=name)

@@ -122,8 +122,7 @@ class Subject:
         """Another image set, brought to the size and channels of this run's."""
         asked = DataConfig(name=name, root=root, batch_size=2)
         found = load(asked, seed=self.seed, image_size=lambda native: self.shape[-1])
-        parts = {part: self.fitted(getattr(found, part)) for part in ("train", "val", "test")}
-        return replace(found, **parts)
+        return replace(found, train=self.fitted(found.train), val=self.fitted(found.val), test=self.fitted(found.test))
 
     def others(self, asked: Sequence[str] | None, root: Path) -> dict[str, Dataset]:
         """The sets asked for, or all at hand besides the run's own."""
