@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import pickle
+import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -62,8 +64,8 @@ def load_checkpoint(path: str | Path, map_location: str | torch.device | None = 
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist")
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"checkpoint {path} cannot be read: it is truncated or no checkpoint")
+    if (damage := _damage(path)) is not None:
+        raise ValueError(f"checkpoint {path} cannot be read ({damage}): it is truncated, damaged or no checkpoint")
     try:
         state = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
@@ -73,25 +75,27 @@ def load_checkpoint(path: str | Path, map_location: str | torch.device | None = 
         ) from None
     except (RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"checkpoint {path} cannot be read ({reason}): it is truncated or no checkpoint") from None
+        raise ValueError(f"checkpoint {path} cannot be read ({reason}): it is damaged or no checkpoint") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = state.get("format") if isinstance(state, dict) else type(state).__name__
         raise ValueError(f"checkpoint {path} is of format {found!r}; this version reads {FORMAT}")
     return state
 
 
-def load_classifier(source: str | Path, *, device: str | torch.device = "cpu") -> Classifier:
+def load_classifier(source: str | Path, *, ema: bool = False, device: str | torch.device = "cpu") -> Classifier:
     """The trained classifier of a run, in eval mode, for images in [0, 1].
 
     Its normalisation is inside; `class_names` and `image_shape` (channels, height, width) say what it was trained on.
 
     Args:
         source: a run folder (its newest checkpoint), or one checkpoint file of it.
+        ema: take the moving average of the weights, which runs with optim.ema keep.
         device: where the classifier goes.
 
     Raises:
         FileNotFoundError: no such run or file.
-        ValueError: a checkpoint that cannot be read, or one that was not written by a training run.
+        ValueError: a checkpoint that cannot be read, one that was not written by a training run, or one without the
+            moving average that is asked for.
     """
     path = Path(source)
     if path.is_dir():
@@ -106,16 +110,31 @@ def load_classifier(source: str | Path, *, device: str | torch.device = "cpu") -
     lacking = [key for key in ("build", "class_names", "image_shape", "model") if key not in state]
     if lacking:
         raise ValueError(f"checkpoint {path} lacks {', '.join(lacking)}: it was not written by a training run")
+    weights = state.get("ema") if ema else state["model"]
+    if weights is None:
+        raise ValueError(
+            f"ema=True: checkpoint {path} holds no moving average of the weights; its run was without optim.ema"
+        )
     channels = int(state["image_shape"][0])
     try:
         classifier = swap_head(**state["build"])
         classifier.preprocess = Normalize([0.0] * channels, [1.0] * channels)
-        classifier.to(state["model"]["preprocess.mean"].dtype).load_state_dict(state["model"])
-    except (RuntimeError, KeyError, TypeError) as error:
+        classifier.to(weights["preprocess.mean"].dtype).load_state_dict(weights)
+    except (RuntimeError, ValueError, KeyError, TypeError, OSError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"checkpoint {path} does not give back its classifier: {reason}") from None
     classifier.class_names, classifier.image_shape = tuple(state["class_names"]), tuple(state["image_shape"])
     return classifier.to(device).eval()
+
+
+def _damage(path: Path) -> str | None:
+    """What is wrong with the archive or a checksum in it; torch.load itself reads over flipped bits."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            part = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, struct.error, RuntimeError, EOFError, ValueError, OSError) as error:
+        return str(error) or type(error).__name__
+    return None if part is None else f"{part} does not fit its checksum"
 
 
 def _check_plain(value: Any, where: str) -> None:

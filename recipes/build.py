@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,11 +42,19 @@ def image_size(config: TrainConfig, native: int | None) -> int:
     """Side of the images in pixels: asked for, the backbone's own where it is fixed, or the set's where it is not."""
     if config.data.image_size is not None:
         return config.data.image_size
-    found = get_pretrained_cfg(config.model.backbone, allow_unregistered=True)
-    expected = int(found.input_size[-1]) if found is not None else 224
-    if native is None or (found is not None and found.fixed_input_size):
-        return expected
-    return max(native, SMALLEST)
+    expected, fixed = native_size(config.model.backbone)
+    return expected if native is None or fixed else max(native, SMALLEST)
+
+
+def native_size(backbone: str) -> tuple[int, bool]:
+    """Side of the images that a backbone was made for, and whether it takes no other; 224 where nothing says."""
+    local = local_config(backbone)
+    if local is not None:  # timm writes img_size where a backbone was built for one, but no fixed_input_size
+        made_for, args = local.get("pretrained_cfg", local), local["model_args"]
+        fixed = "img_size" in args and not args.get("dynamic_img_size")
+        return int(np.ravel(args.get("img_size", made_for.get("input_size", 224)))[-1]), fixed
+    found = get_pretrained_cfg(backbone, allow_unregistered=True)
+    return (224, False) if found is None else (int(found.input_size[-1]), found.fixed_input_size)
 
 
 def build_model(config: TrainConfig, data: Dataset) -> Classifier:
@@ -54,8 +64,9 @@ def build_model(config: TrainConfig, data: Dataset) -> Classifier:
     check_backbone(asked)
     how = build_args(config, data)
     try:
-        model = swap_head(**how | {"model_args": {**how["model_args"], "pretrained": asked.pretrained}})
-    except (ValueError, TypeError, RuntimeError, OSError) as error:
+        how |= {"model": asked.backbone, "model_args": {**how["model_args"], "pretrained": asked.pretrained}}
+        model = swap_head(**how)
+    except (ValueError, TypeError, KeyError, RuntimeError, OSError) as error:
         raise UserError(f"{asked.backbone} with head {asked.head}: {' '.join(str(error).split())}") from None
     mean, std = data.moments()
     if asked.pretrained:
@@ -77,15 +88,29 @@ def build_model(config: TrainConfig, data: Dataset) -> Classifier:
 def build_args(config: TrainConfig, data: Dataset) -> dict[str, Any]:
     """What `swap_head` is called with, pretrained weights aside: enough to build the classifier again."""
     asked = config.model
+    local = local_config(asked.backbone) or {"architecture": asked.backbone, "model_args": {}}
+    args = {key: value for key, value in local["model_args"].items() if key != "num_classes"}
     return {
-        "model": asked.backbone,
+        "model": local["architecture"],  # not its folder, which may go
         "head": asked.head,
         "num_classes": len(data.class_names),
         "norm": asked.norm,
         "project": asked.project,
-        "model_args": {"in_chans": data.train.images.shape[1], **asked.model_args},
+        "model_args": {**args, "in_chans": data.train.images.shape[1], **asked.model_args},
         "head_args": {"seed": config.seed, **asked.head_args},
     }
+
+
+def local_config(backbone: str) -> dict[str, Any] | None:
+    """The config.json behind a backbone local-dir:FOLDER, with model_args, where there is a good one."""
+    kind, _, folder = backbone.partition(":")
+    if kind.lower() != "local-dir":
+        return None
+    try:
+        found = json.loads((Path(folder) / "config.json").read_text())
+        return found | {"model_args": found.get("model_args") or {}, "architecture": found["architecture"]}
+    except (OSError, ValueError, KeyError, AttributeError):
+        return None  # timm says what is wrong with it
 
 
 def check_backbone(asked: ModelConfig) -> None:

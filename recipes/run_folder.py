@@ -8,20 +8,30 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ncreg.checkpoint import load_checkpoint, save_checkpoint
 from recipes.config import TrainConfig, UserError, as_yaml
 
 PACKAGES = ("ncreg", "torch", "torchvision", "timm", "torchmetrics", "numpy", "scikit-learn")
 
+LARGE = 50_000
+"""Images of a folder beyond which reading them all once more would hold up a run."""
+
 
 class RunFolder:
-    """config.yaml, environment.json, history.jsonl, summary.json, timing.json, checkpoints/, figures/."""
+    """config.yaml, environment.json, history.jsonl, summary.json, timing.json, checkpoints/, figures/.
+
+    For data.name=folder with up to 50,000 images also images.json: the files that the run began with, and checksums.
+    """
 
     def __init__(self, path: Path, *, writes: bool = True) -> None:
         self.path = path
@@ -30,7 +40,7 @@ class RunFolder:
     @classmethod
     def create(cls, config: TrainConfig, command: Sequence[str]) -> RunFolder:
         """A new folder under `config.out`, never one that exists."""
-        backbone = config.model.backbone.replace("/", "_").replace(":", "_")
+        backbone = config.model.backbone.replace(":", "/").rstrip("/").rpartition("/")[2]  # local-dir:/a/b gives b
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
         name = f"{config.data.name}-{config.recipe}-{backbone}-seed{config.seed}-{stamp}"
         try:
@@ -38,6 +48,9 @@ class RunFolder:
             for part in ("checkpoints", "figures"):
                 (run.path / part).mkdir()
             run.write("environment.json", environment(command))
+            files = checksums(config.data.root) if config.data.name == "folder" else {}
+            if files:
+                run.write("images.json", {"root": str(config.data.root), "files": files})
             _replace(run.path / "config.yaml", as_yaml(config))
         except OSError as error:
             raise UserError(f"out={config.out} cannot be written to: {error}; --out FOLDER names another") from None
@@ -45,31 +58,52 @@ class RunFolder:
 
     @classmethod
     def unfinished(cls, config: TrainConfig) -> RunFolder | None:
-        """The newest run under `config.out` of the same configuration that has a checkpoint and no summary."""
+        """The run under `config.out` of the same configuration, begun and not finished, that has come furthest.
+
+        Among those of as many epochs the newest: dates alone would mislead after a clock that was set back.
+        """
         text = as_yaml(config)
         found = [path.parent for path in config.out.glob("*/config.yaml") if path.read_text() == text]
         open_ones = [cls(path) for path in found if not (path / "summary.json").exists()]
         started = [run for run in open_ones if run.checkpoints()]
-        return max(started, key=lambda run: run.path.stat().st_mtime_ns, default=None)
+        return max(started, key=lambda run: (run.epochs, run.path.stat().st_mtime_ns), default=None)
 
     @property
     def finished(self) -> bool:
         """Whether the run has come to its end."""
         return (self.path / "summary.json").exists()
 
+    @property
+    def epochs(self) -> int:
+        """Epochs in history.jsonl."""
+        history = self.path / "history.jsonl"
+        return history.read_bytes().count(b"\n") if history.is_file() else 0
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Turn a full disk or a folder that cannot be written into one line that says what is left."""
+        try:
+            yield
+        except OSError as error:
+            good = self.checkpoints()
+            kept = f"the last good checkpoint is {good[0]}" if good else "no checkpoint was written yet"
+            raise UserError(f"run {self.path} cannot be written to: {error}; {kept}") from None
+
     def write(self, name: str, content: Mapping[str, Any]) -> None:
         """A JSON file, whole or not at all; what is not a number becomes null."""
-        _replace(self.path / name, json.dumps(_strict(content), indent=1, allow_nan=False) + "\n")
+        with self._writing():
+            _replace(self.path / name, json.dumps(_strict(content), indent=1, allow_nan=False) + "\n")
 
     def write_history(self, history: Iterable[Mapping[str, Any]]) -> None:
         """history.jsonl anew."""
         if self.writes:
-            _replace(self.path / "history.jsonl", "".join(_row(entry) for entry in history))
+            with self._writing():
+                _replace(self.path / "history.jsonl", "".join(_row(entry) for entry in history))
 
     def log(self, entry: Mapping[str, Any]) -> None:
         """Add an epoch to history.jsonl."""
         if self.writes:
-            with (self.path / "history.jsonl").open("a") as file:
+            with self._writing(), (self.path / "history.jsonl").open("a") as file:
                 file.write(_row(entry))
 
     def checkpoint(self, name: str) -> Path:
@@ -85,32 +119,57 @@ class RunFolder:
         if not self.writes:
             return
         coming = self.checkpoint("coming")
-        try:
+        with self._writing():
             save_checkpoint(coming, state)
             for name in also:
                 save_checkpoint(self.checkpoint(name), state)
             if self.checkpoint("last").exists():
                 os.replace(self.checkpoint("last"), self.checkpoint("previous"))
             os.replace(coming, self.checkpoint("last"))
-        except OSError as error:
-            good = self.checkpoints()
-            kept = f"the last good checkpoint is {good[0]}" if good else "no checkpoint was written yet"
-            raise UserError(f"a checkpoint cannot be written to {self.path}: {error}; {kept}") from None
 
     def load(self) -> tuple[dict[str, Any], str]:
         """The newest whole checkpoint, and a word on those that were passed over.
 
         Raises:
-            UserError: there is none.
+            UserError: there is none, or an image of the run is gone, changed or new.
         """
+        self._check_images()
         damaged: list[str] = []
         for path in self.checkpoints():
             try:
-                return load_checkpoint(path), "; ".join(damaged)
+                state = load_checkpoint(path)
             except ValueError as error:
                 damaged.append(str(error))
+                continue
+            if "epoch" in state:
+                return state, "; ".join(damaged)
+            damaged.append(f"checkpoint {path} was not written by a training run")
         why = "; ".join(damaged) or "it has no checkpoint"
         raise UserError(f"run {self.path} cannot be resumed: {why}")
+
+    def _check_images(self) -> None:
+        """Other images would make another run of it, without a word."""
+        if not (self.path / "images.json").is_file():
+            return
+        began = json.loads((self.path / "images.json").read_text())
+        root, then = Path(began["root"]), began["files"]
+        now = checksums(root)
+        for name in sorted(then.keys() | now.keys()):
+            if then.get(name) != now.get(name):
+                what = "is gone" if name not in now else "is new" if name not in then else "has changed"
+                raise UserError(
+                    f"run {self.path} cannot be resumed: image {root / name} {what} since it began; "
+                    "put its images back as they were, or start a new run"
+                )
+
+
+def checksums(root: Path) -> dict[str, int]:
+    """CRC-32 of every image file that data.name=folder reads under `root`, by its path there; none of a large set."""
+    tops = [root / part for part in ("train", "test", "val")] if (root / "train").is_dir() else [root]
+    found = [path for top in tops for path in sorted(top.rglob("*")) if path.suffix.lower() in IMG_EXTENSIONS]
+    if len(found) > LARGE:
+        return {}
+    return {path.relative_to(root).as_posix(): zlib.crc32(path.read_bytes()) for path in found if path.is_file()}
 
 
 def _new_folder(out: Path, name: str) -> Path:
@@ -127,8 +186,11 @@ def _new_folder(out: Path, name: str) -> Path:
 
 def _replace(path: Path, text: str) -> None:
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(text)
-    os.replace(unfinished, path)
+    try:
+        unfinished.write_text(text)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def _row(entry: Mapping[str, Any]) -> str:

@@ -73,17 +73,20 @@ class TrainState:
             UserError: the checkpoint is of another model, loss or optimizer.
         """
         try:
-            self.model.load_state_dict(state["model"])
-            for term in self.terms:
-                term.loss.load_state_dict(state["terms"][term.name])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.scheduler.load_state_dict(state["scheduler"])
-            self.scaler.load_state_dict(state["scaler"])
-            if self.ema is not None:
-                self.ema.module.load_state_dict(state["ema"])
-        except (RuntimeError, ValueError, KeyError, TypeError) as error:
-            reason = " ".join(str(error).split())[:300]
+            self._restore(state)
+        except (RuntimeError, ValueError, KeyError, TypeError, IndexError) as error:
+            reason = " ".join(f"{type(error).__name__} {error}".split())[:300]
             raise UserError(f"the checkpoint does not fit this run's configuration: {reason}") from None
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        for term in self.terms:
+            term.loss.load_state_dict(state["terms"][term.name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.scaler.load_state_dict(state["scaler"])
+        if self.ema is not None:
+            self.ema.module.load_state_dict(state["ema"])
         device = next(self.model.parameters()).device
         alike = len(state["random"]) == self.ranks.size  # otherwise another number of ranks goes on with the run
         taken = state["taken"][self.ranks.rank if alike else 0]

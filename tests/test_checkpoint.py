@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from ncreg import checkpoint
-from ncreg.checkpoint import load_checkpoint, save_checkpoint
+from ncreg.checkpoint import load_checkpoint, load_classifier, save_checkpoint
+from recipes.config import parse
+from recipes.train import train
 
 
 def test_round_trip_is_exact(tmp_path):
@@ -79,3 +81,32 @@ def test_wrong_files_and_states_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"state\['a'\]\[1\] is a object"):
         save_checkpoint(tmp_path / "never.pt", {"a": [1, object()]})
     assert not (tmp_path / "never.pt").exists()
+
+
+@pytest.fixture(scope="module")
+def averaged(tmp_path_factory):
+    """A run of a head that re-aims, with a moving average of the weights."""
+    args = ["nearest_etf", "--data.train_size", "128", "--data.batch_size", "64", "--tpt.max_epochs", "2"]
+    out = tmp_path_factory.mktemp("averaged")
+    return train(parse([*args, "--optim.ema", "0.9", "--quiet", "true", "--out", str(out)]))
+
+
+@pytest.mark.parametrize("file", [".", "checkpoints/best.pt"])
+def test_load_classifier_takes_the_weights_or_their_moving_average(averaged, file):
+    state = load_checkpoint(averaged / ("checkpoints/last.pt" if file == "." else file))
+    for ema, key in ((False, "model"), (True, "ema")):
+        found = load_classifier(averaged / file, ema=ema)
+        assert not found.training and type(found.head).__name__ == "NearestETFHead"
+        assert all(torch.equal(value, state[key][name]) for name, value in found.state_dict().items())
+    assert any(not torch.equal(state["model"][name], state["ema"][name]) for name in state["model"])
+    images = torch.rand(4, 1, 28, 28)
+    with torch.no_grad():
+        assert not torch.equal(load_classifier(averaged)(images), load_classifier(averaged, ema=True)(images))
+
+
+def test_a_moving_average_that_was_not_kept_is_refused(averaged, tmp_path):
+    state = load_checkpoint(averaged / "checkpoints" / "last.pt")
+    torch.save(state | {"ema": None}, tmp_path / "without.pt")
+    assert load_classifier(tmp_path / "without.pt").num_classes == 10
+    with pytest.raises(ValueError, match="ema=True: checkpoint .*without.pt holds no moving average"):
+        load_classifier(tmp_path / "without.pt", ema=True)
