@@ -51,6 +51,10 @@ from ncreg.robustness.label_noise import (
     memorization,
     paired_accuracy,
 )
+from ncreg.robustness.linear import (
+    LinearProbe,
+    fit_linear_probe,
+)
 from ncreg.robustness.long_tail import (
     Angles,
     GroupAccuracy,
@@ -79,10 +83,8 @@ from ncreg.robustness.ood_scores import (
 )
 from ncreg.robustness.transfer import (
     FewShotResult,
-    LinearProbe,
     ProbeResult,
     few_shot,
-    fit_linear_probe,
     knn_probe,
     linear_probe,
 )

@@ -14,37 +14,12 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from ncreg.functional._inputs import check_positive
-from ncreg.robustness._features import check_all_present, check_features, check_indices, feature_scale
+from ncreg.robustness._features import check_features, check_indices
 from ncreg.robustness._inputs import binomial_interval, check_count
+from ncreg.robustness.linear import fit_linear_probe, fitted_probe, labelled
 
 L2_GRID = tuple(10.0**power for power in range(-5, 3))
 NEIGHBOURS_GRID = (1, 3, 5, 10, 20, 50, 100)
-
-
-@dataclass(frozen=True)
-class LinearProbe:
-    """Logits W·(h − mean)/scale + b, float64.
-
-    Attributes:
-        weight: W (C, d).
-        bias: b (C,).
-        mean: of each feature over the samples it was fitted to (d,).
-        scale: their standard deviations (d,), 1 where a feature is constant.
-        l2: weight of ½‖W‖² beside the mean cross-entropy.
-        converged: whether every entry of the gradient came below 1e-6.
-    """
-
-    weight: Tensor
-    bias: Tensor
-    mean: Tensor
-    scale: Tensor
-    l2: float
-    converged: bool
-
-    def __call__(self, features: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch classes"]:
-        """Logits of features."""
-        rows = check_features("features", features, len(self.mean))
-        return ((rows - self.mean) / self.scale) @ self.weight.T + self.bias
 
 
 @dataclass(frozen=True)
@@ -87,47 +62,6 @@ class FewShotResult:
     draws: tuple[float, ...]
 
 
-def fit_linear_probe(features: Float[Tensor, "train dim"], target: Integer[Tensor, " train"], l2: float) -> LinearProbe:
-    """Multinomial logistic regression: min over W, b of the mean cross-entropy + (l2/2)‖W‖², by L-BFGS.
-
-    The features are standardised first, so that l2 means the same whatever their scale. Equal to scikit-learn's
-    `LogisticRegression(C=1/(l2·N))` on standardised features (C=2/(l2·N) with two classes, where it has one vector in
-    place of two); the bias is not penalised.
-
-    Args:
-        features: of the training samples.
-        target: their classes, each of 0 … C−1 present.
-        l2: weight of the penalty, above 0.
-
-    Raises:
-        TypeError: no tensors of the right kind.
-        ValueError: shapes that do not fit, a class without a sample, features not finite, l2 not above 0.
-
-    Example:
-        >>> probe = fit_linear_probe(torch.tensor([[0.0], [1.0]]), torch.tensor([0, 1]), l2=0.1)
-        >>> probe(torch.tensor([[2.0]])).argmax(1)
-        tensor([1])
-    """
-    rows, labels, classes = _checked("features", features, "target", target)
-    check_positive("l2", l2)
-    # An error of the weights is at most the gradient over l2.
-    return _fitted(rows, labels, classes, l2, tolerance=max(1e-10, min(1e-8, 1e-6 * l2)))
-
-
-def _fitted(
-    rows: Tensor, labels: Tensor, classes: int, l2: float, *, tolerance: float, start: LinearProbe | None = None
-) -> LinearProbe:
-    mean, scale = rows.mean(0), feature_scale(rows)
-    rows = (rows - mean) / scale
-    weight = rows.new_zeros(classes, rows.shape[1]) if start is None else start.weight
-    bias = rows.new_zeros(classes) if start is None else start.bias
-    with torch.inference_mode(False), torch.enable_grad():  # clones outside it can take gradients
-        weight, bias = weight.clone().requires_grad_(), bias.clone().requires_grad_()
-        converged = _minimise(rows.clone(), labels.clone(), l2, weight, bias, tolerance)
-    bias = bias.detach() - bias.detach().mean()  # any shift is as good: this one is scikit-learn's
-    return LinearProbe(weight.detach(), bias, mean, scale, float(l2), converged)
-
-
 def linear_probe(
     train_features: Float[Tensor, "train dim"],
     train_target: Integer[Tensor, " train"],
@@ -156,7 +90,7 @@ def linear_probe(
         TypeError: no tensors of the right kind.
         ValueError: shapes that do not fit, a class with fewer than two training samples, an empty grid.
     """
-    train = _checked("train_features", train_features, "train_target", train_target)
+    train = labelled("train_features", train_features, "train_target", train_target)
     rows, labels, classes = train
     fit, held = stratified_split(labels, val_share, seed=seed)
     grid = sorted({check_positive("l2_grid", l2) for l2 in l2_grid}, reverse=True)
@@ -165,7 +99,7 @@ def linear_probe(
     validation: dict[float, float] = {}
     probe = None
     for l2 in grid:
-        probe = _fitted(rows[fit], labels[fit], classes, l2, tolerance=1e-6, start=probe)  # enough to rank them
+        probe = fitted_probe(rows[fit], labels[fit], classes, l2, tolerance=1e-6, start=probe)  # enough to rank them
         validation[l2] = _accuracy(probe(rows[held]).argmax(1), labels[held])
     return _result(
         validation,
@@ -204,7 +138,7 @@ def knn_probe(
         TypeError: no tensors of the right kind.
         ValueError: shapes that do not fit, a class with fewer than two training samples, no k that is small enough.
     """
-    train = _checked("train_features", train_features, "train_target", train_target)
+    train = labelled("train_features", train_features, "train_target", train_target)
     rows, labels, classes = train
     fit, held = stratified_split(labels, val_share, seed=seed)
     grid = sorted({check_count("neighbours_grid", k) for k in neighbours_grid if k <= len(fit)})
@@ -249,7 +183,7 @@ def few_shot(
         TypeError: no tensors of the right kind.
         ValueError: shapes that do not fit, a class with fewer than `shots` training samples, fewer than 2 draws.
     """
-    rows, labels, classes = _checked("train_features", train_features, "train_target", train_target)
+    rows, labels, classes = labelled("train_features", train_features, "train_target", train_target)
     test, wanted = _test_set(test_features, test_target, rows.shape[1], classes)
     check_count("shots", shots)
     check_count("draws", draws, 2)
@@ -300,28 +234,6 @@ def t_quantile(degrees: int) -> float:
     return sqrt(degrees) * float(angle[place + 1].tan())
 
 
-def _minimise(rows: Tensor, labels: Tensor, l2: float, weight: Tensor, bias: Tensor, tolerance: float) -> bool:
-    optimizer = torch.optim.LBFGS(
-        [weight, bias],
-        max_iter=1000,
-        max_eval=2000,
-        tolerance_grad=tolerance,
-        tolerance_change=1e-16,
-        history_size=20,
-        line_search_fn="strong_wolfe",
-    )
-
-    def loss() -> Tensor:
-        optimizer.zero_grad()
-        value = F.cross_entropy(rows @ weight.T + bias, labels) + l2 / 2 * weight.square().sum()
-        value.backward()
-        return value
-
-    optimizer.step(loss)
-    loss()
-    return all(float(part.grad.abs().max()) < 1e-6 for part in (weight, bias) if part.grad is not None)
-
-
 def _votes(
     train: Tensor, labels: Tensor, test: Tensor, classes: int, grid: Sequence[int]
 ) -> dict[int, Integer[Tensor, " test"]]:
@@ -359,16 +271,6 @@ def _result(
         num_train=len(train[0]),
         num_test=len(wanted),
     )
-
-
-def _checked(features_name: str, features: Tensor, name: str, target: Tensor) -> tuple[Tensor, Tensor, int]:
-    rows = check_features(features_name, features)
-    labels = check_indices(name, target, len(rows))
-    classes = int(labels.max()) + 1
-    if classes < 2:
-        raise ValueError(f"{name} holds class 0 alone: a probe needs at least 2 classes")
-    check_all_present(name, labels, classes)
-    return rows, labels, classes
 
 
 def _test_set(features: Tensor, target: Tensor, dim: int, classes: int) -> tuple[Tensor, Tensor]:
