@@ -16,7 +16,7 @@ LOGIT_SCALE = 20.0  # margin; at 17 float32 rounds the probability 1 - e^-17 to 
 CROSS_ENTROPY_GAP = 0.05  # between two attacks of about one strength; honest nets show up to 4 points
 MARGIN_GAP = 0.08  # AutoAttack has more steps and nine targets: honest nets show 2 to 5 points
 BLACK_BOX = 0.005
-CHANGE = 1e-3  # of the logits, in units of their spread; rounding on a GPU stays far below
+CHANGE = 1e-3  # of the logits, in units of their spread (in half precision four units of rounding)
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,8 @@ def find_suspicions(
 
     Raises:
         TypeError: arguments of the wrong kind.
-        ValueError: images outside [0, 1], a target out of range, probabilities or logits that are not finite.
+        ValueError: images outside [0, 1], a target or mask that does not fit, probabilities, logits that are not
+            finite.
 
     Example:
         >>> model = lambda x: 1000 * torch.stack([x.sum((1, 2, 3)), -x.sum((1, 2, 3))], 1)
@@ -77,34 +78,40 @@ def find_suspicions(
     """
     check_images(images)
     model, training = _untouched(model)
-    with torch.no_grad():
-        first = lift(torch.cat([model(part) for part in images.split(batch_size)]))
-        again = lift(torch.cat([model(part) for part in images.split(batch_size)]))
-        alone = lift(torch.cat([model(part) for part in images.split(max(1, min(batch_size, len(images)) // 2))]))
-    target = check_target(target, check_logits(first, images), first.shape[1]).clone()
-    findings = [
+    raw, again, alone = _passes(model, images, batch_size)
+    logits = lift(raw)
+    target = check_target(target, check_logits(logits, images), logits.shape[1]).clone()
+    masks = {"cross_entropy": cross_entropy, "margin": margin, "black_box": black_box, "ensemble": ensemble}
+    for name, mask in masks.items():
+        if mask is not None and (mask.dtype != torch.bool or mask.shape != target.shape):
+            raise ValueError(f"{name} must be bool of shape ({len(target)},), got {mask.dtype} {tuple(mask.shape)}")
+    scale = float(logit_margin(logits, target).abs().median())
+    change = max(CHANGE, 4 * torch.finfo(raw.dtype).eps)
+    return (
         _zero_gradient(model, images, target, batch_size),
-        _finding(
-            "logit_scale",
-            float(logit_margin(first, target).abs().median()),
-            LOGIT_SCALE,
-            "median |margin| of the clean logits: when large, cross-entropy is flat in float32",
-        ),
+        _finding("logit_scale", scale, LOGIT_SCALE, "median |margin|: when large, cross-entropy is flat in float32"),
         _finding(
             "random_model",
-            _change(first, again),
-            CHANGE,
+            _change(logits, lift(again)),
+            change,
             "largest change of a logit between two passes over the same images: randomness hides the gradient",
         ),
         _finding(
             "batch_dependence",
-            _change(first, alone),
-            CHANGE,
+            _change(logits, lift(alone)),
+            change,
             "largest change of a logit in a batch of half the size: batch statistics are in use, as in training mode",
         ),
         _finding("training_mode", float(training), 0, "submodules in training mode: call model.eval()"),
-    ]
-    return (*findings, *_disagreements(cross_entropy, margin, black_box, ensemble))
+        *_disagreements(cross_entropy, margin, black_box, ensemble),
+    )
+
+
+@torch.no_grad()
+def _passes(model: Model, images: Tensor, batch_size: int) -> tuple[Tensor, ...]:
+    """Logits twice over, and once more in batches of half the size."""
+    half = max(1, min(batch_size, len(images)) // 2)
+    return tuple(torch.cat([model(part) for part in images.split(size)]) for size in (batch_size, batch_size, half))
 
 
 def _disagreements(
