@@ -11,7 +11,8 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,12 @@ if __package__ in (None, ""):  # run as a script: import from the project's root
 import numpy as np
 import torch
 from timm.utils.model_ema import ModelEmaV3
-from torch import Tensor
+from torch import Tensor, nn
 
 from ncreg.heads import NearestETFHead
 from ncreg.models import Classifier
 from recipes.adversary import Adversary
-from recipes.augment import batches
+from recipes.augment import Batch, batches
 from recipes.board import Board
 from recipes.build import (
     autocast,
@@ -42,7 +43,7 @@ from recipes.build import (
     watched,
 )
 from recipes.config import TrainConfig, UserError, as_yaml, parse, parse_command
-from recipes.data import load, stratified
+from recipes.data import Dataset, load, stratified
 from recipes.measure import measure, measure_all
 from recipes.objective import build_terms, try_out
 from recipes.plan import show_plan
@@ -82,8 +83,8 @@ def fit(
     size = None if config.measure_size is None else min(config.measure_size, len(judged))
     subset = stratified(judged, size, seed=config.seed, what="measure_size")
     model = build_model(config, data).to(device)
-    counts = data.class_counts()
-    terms = build_terms(config.loss, class_counts=counts, num_features=model.head_hidden_size, device=device)
+    counts, width = data.class_counts(), model.head_hidden_size
+    terms = build_terms(config.loss, class_counts=counts, num_features=width, device=device)
     try_out(terms, model, soft=config.augment.softens)
     optimizer = build_optimizer(config.optim, model)
     scheduler = build_scheduler(config, optimizer)
@@ -98,7 +99,6 @@ def fit(
     }
     ranks.share_of_batch(config.data.batch_size, config.optim.accumulate)
     run = open_run(config, command, resume, state)
-    reads_weight = any("weight" in term.consumes for term in terms)
     steps = len(data.train) // config.data.batch_size
     wrapped = ranks.wrap(model, device, compiled=config.compile)
     adversary = Adversary(config, model, ranks)
@@ -128,21 +128,8 @@ def fit(
             if adversary.acts(phase):
                 batch = adversary(batch, epoch=epoch, step=len(state.taken))
             optimizer.zero_grad(set_to_none=True)
-            taken, seen = torch.zeros((), device=device), []
-            for number, part in enumerate(batch.parts(config.optim.accumulate), start=1):
-                with ranks.alone_until(wrapped, number == config.optim.accumulate):
-                    with autocast(config, device):
-                        logits, features = wrapped(part.images, with_features=True)
-                    available = {"logits": full(logits), "features": full(features), "target": part.target}
-                    if reads_weight:
-                        available["weight"] = class_vectors(model)
-                    losses = {term.name: term(available) for term in terms if weights[term.name]}
-                    loss = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
-                    loss = loss / config.optim.accumulate
-                    scaler.scale(loss).backward()
-                taken = taken + loss.detach()
-                seen.append(available["features"].detach())
-            state.taken.append(taken)
+            loss, features = descend(batch, wrapped, state, weights, config)
+            state.taken.append(loss)
             step = len(state.taken)
             look_up = device.type == "cpu" or step % 50 == 0 or step == steps  # a GPU is not waited for at every step
             if look_up:
@@ -153,7 +140,7 @@ def fit(
             scaler.step(optimizer)
             scaler.update()
             if isinstance(model.head, NearestETFHead):
-                model.head.update(torch.cat(seen), batch.labels)
+                model.head.update(features, batch.labels)
             if ema is not None:
                 ema.update(model)
             scheduler.step_update((epoch - 1) * steps + step)
@@ -187,27 +174,56 @@ def fit(
         show(bar, entry, scheduler, config, ranks)
 
     bar.close()
+    summary = summary_of(config, state, data)
+    board.close()
+    if ranks.main:
+        finish(run, state, summary, images=scheduler.epoch * steps * config.data.batch_size)
+    return run.path
+
+
+def descend(
+    batch: Batch, wrapped: nn.Module, state: TrainState, weights: Mapping[str, float], config: TrainConfig
+) -> tuple[Tensor, Tensor]:
+    """Forward, losses and backward of a batch, in as many parts as asked for; its loss, and its features."""
+    count, ranks, device = config.optim.accumulate, state.ranks, batch.images.device
+    reads_weight = any("weight" in term.consumes for term in state.terms)
+    total, seen = torch.zeros((), device=device), []
+    for number, part in enumerate(batch.parts(count), start=1):
+        with ranks.alone_until(wrapped, number == count):
+            with autocast(config, device):
+                logits, features = wrapped(part.images, with_features=True)
+            available = {"logits": full(logits), "features": full(features), "target": part.target}
+            if reads_weight:
+                available["weight"] = class_vectors(state.model)
+            losses = {term.name: term(available) for term in state.terms if weights[term.name]}
+            loss = torch.stack([weights[name] * value for name, value in losses.items()]).sum() / count
+            state.scaler.scale(loss).backward()
+        total = total + loss.detach()
+        seen.append(available["features"].detach())
+    return total, torch.cat(seen)
+
+
+def summary_of(config: TrainConfig, state: TrainState, data: Dataset) -> dict[str, Any]:
+    """What summary.json says: what was run, and the measures at zero error and at the end."""
+    scheduler, measured_all = state.scheduler, partial(measure_all, data=data, ranks=state.ranks, clock=state.clock)
     summary = {
         "recipe": config.recipe,
         "threshold": config.tpt.threshold,
         "data": config.data.name,
         "backbone": config.model.backbone,
         "seed": config.seed,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "class_counts": counts.tolist(),
+        "parameters": sum(p.numel() for p in state.model.parameters()),
+        "class_counts": data.class_counts().tolist(),
         "onset_epoch": scheduler.onset_epoch,
         "epochs": scheduler.epoch,
         "regressions": scheduler.regressions,
         "best_train_accuracy": max(entry["train_accuracy"] for entry in state.history),
         "at_onset": state.at_onset,
-        "at_end": measure_all(model, data, ranks=ranks, clock=state.clock),
+        "at_end": measured_all(state.model),
     }
-    if ema is not None:
-        summary["at_end_ema"] = measure_all(ema.module, data, ranks=ranks, clock=state.clock)
-    board.close()
-    if ranks.main:
-        finish(run, state, summary, images=scheduler.epoch * steps * config.data.batch_size)
-    return run.path
+    if state.ema is not None:
+        summary["at_end_ema"] = measured_all(state.ema.module)
+    return summary
 
 
 def finish(run: RunFolder, state: TrainState, summary: dict[str, Any], *, images: int) -> None:
