@@ -58,6 +58,9 @@ def test_parts_agree_with_what_the_classifier_says(run, result):
         row["accuracy"] for row in rows
     )
     assert found.parts["adversarial"]["curve"]["accuracy"][0] == rows[0]["accuracy"]
+    least = found.parts["distances"]["minimum_norm"]
+    assert 0 < least["median"] < 1 and found.parts["distances"]["rho"] > 0
+    assert least["clean_correct"] == rows[0]["correct"]
     assert set(found.parts["ood"]["groups"]) == {"uniform", "gaussian", "shuffle"}
     assert set(found.parts["transfer"]["tasks"]) == {"quarter_turns"}
     assert set(found.skipped) == {"long_tail", "label_noise"}

@@ -161,14 +161,30 @@ def _histogram_of(subject: Subject, images: Tensor, target: Tensor) -> dict[str,
 
 
 def distances(subject: Subject, settings: Settings) -> Found:
-    """How far the nearest other class is: DeepFool's relative distance, after Papyan, Han & Donoho 2020."""
-    images, _ = subject.images(subject.drawn("test", settings.preset.distances))
+    """How far the nearest other class is: DeepFool's ρ as in Papyan, Han & Donoho 2020, and the norm's own distance."""
+    images, target = subject.images(subject.drawn("test", settings.preset.distances))
     found = robustness.deepfool(subject.model, images)
+    few, classes = subject.images(subject.drawn("test", settings.preset.curve))
+    norm: Any = settings.norm
+    nearest = robustness.minimum_norm(subject.model, few, classes, norm=norm, seed=settings.seed)
     crossed = found.distance[found.crossed]
-    median = {"l2": float(crossed.median()) if len(crossed) else None}
-    share = {"rho": found.rho if len(crossed) else None, "failures": found.failures, "images": len(images)}
-    warnings = [f"DeepFool did not bring {found.failures} of {len(images)} images across"] if found.failures else []
-    return share | {"median": median}, warnings
+    median = float(crossed.median()) if len(crossed) else None
+    report = {
+        "images": len(images),
+        "rho": found.rho if len(crossed) else None,
+        "failures": found.failures,
+        "deepfool_l2": {"median": median, "images": len(images)},
+        "minimum_norm": {
+            "norm": norm,
+            "median": nearest.median,
+            "images": len(few),
+            "clean_correct": int(nearest.clean_correct.sum()),
+            "failures": nearest.failures,
+        },
+    }
+    lost = [f"DeepFool did not bring {found.failures} of {len(images)} images across"] if found.failures else []
+    lost += [f"no adversarial image was found for {nearest.failures} of {len(few)}"] if nearest.failures else []
+    return report, lost
 
 
 def corruptions(subject: Subject, settings: Settings) -> Found:

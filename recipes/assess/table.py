@@ -148,10 +148,13 @@ def adversarial(part: Part) -> list[str]:
 
 def distances(part: Part) -> list[str]:
     """Smallest changes."""
-    lines = [f"smallest adversarial changes ({part['images']} test images)"]
-    lines.append(row("DeepFool, ρ = mean ‖r‖/‖x‖", number(part["rho"])))
-    lines += [row(f"median {norm} distance", number(value)) for norm, value in part["median"].items()]
-    return lines
+    least = part["minimum_norm"]
+    return [
+        "smallest adversarial changes, units of images in [0, 1]",
+        row("DeepFool, ρ = mean ‖r‖/‖x‖", f"{number(part['rho'])}  (n = {part['images']})"),
+        row("DeepFool, median l2 distance", number(part["deepfool_l2"]["median"])),
+        row(f"minimum norm, median {least['norm']}", f"{number(least['median'])}  (n = {least['images']})"),
+    ]
 
 
 BLOCKS: dict[str, Callable[[Part], list[str]]] = {
