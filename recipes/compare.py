@@ -24,7 +24,7 @@ from recipes.config import UserError, recipes
 from recipes.signals import EXIT_CODE, StopRequest
 from recipes.study import results
 from recipes.study.cells import Cell, grid, search_grid, share
-from recipes.study.jobs import Outcome, run_all, run_on_ray
+from recipes.study.jobs import Outcome, locked, run_all, run_on_ray
 from recipes.study.progress import Progress, plan_lines
 from recipes.study.report import write_report
 from recipes.study.search import chosen, tried
@@ -63,7 +63,7 @@ def parse_command(argv: Sequence[str]) -> Asked:
         exit_on_error=False,
     )
     parser.add_argument("--seeds", default="3", help="how many, or which: 5 or 0,1,2 (default: 3)")
-    parser.add_argument("--workers", type=int, help="runs at a time; 0 for one after the other in this process")
+    parser.add_argument("--workers", type=int, help="runs at a time, default: the cores; 0: in this process")
     parser.add_argument("--shard", default="1/1", help="job i of n that share the folder of runs, e.g. 2/4")
     parser.add_argument("--ray", metavar="ADDRESS", help="run on a Ray cluster that shares the folder of runs")
     parser.add_argument("--out", type=Path, help="folder of results.json and the report")
@@ -78,7 +78,8 @@ def parse_command(argv: Sequence[str]) -> Asked:
         raise UserError(f"{error} (--help lists the options)") from None
     study, name, out = _study(words, keys, args.seeds, given="--seeds" in " ".join(rest))
     index, count = _shard(args.shard)
-    workers = args.workers if args.workers is not None else max(1, len(os.sched_getaffinity(0)))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = args.workers if args.workers is not None else cores
     if workers < 0:
         raise UserError(f"--workers {workers}: 0 or more")
     return Asked(
@@ -189,7 +190,8 @@ def compare(asked: Asked) -> int:
                 cells = search_cells if stage == "search" else grid(study, chosen(study, found))
                 if not _run(asked, found, cells, stop):
                     break
-    return _conclude(asked, found, search_cells)
+    with locked(asked.runs / "report", wait=True):  # shards that end at once report one after the other
+        return _conclude(asked, found, search_cells)
 
 
 def _run(asked: Asked, found: results.Found, cells: Sequence[Cell], stop: StopRequest) -> bool:

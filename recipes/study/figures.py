@@ -166,13 +166,13 @@ def scatter(rows: Sequence[Mapping[str, Any]], arms: Mapping[str, str], data: st
         panel.grid(alpha=0.25)
         canvas.legend(loc="outside right upper", frameon=False, fontsize=9)
         found = stats.spearmanr([row["nc1"] for row in rows], [row["accuracy"] for row in rows]).statistic
-        rank = f"rank correlation {found:+.2f}"
+        rank = f"rank correlation {found:+.2f}" if len(rows) > 4 else "too few for a correlation"
         return finished(
             canvas,
             name,
             "Collapse against accuracy",
             f"NC1 against test accuracy of {len(rows)} runs on {data}: {rank}.",
-            f"A point a run; {rank} over all runs, which mixes what arms and seeds do: a description, not a cause.",
+            f"A point a run; over all runs {rank}, which mixes what arms and seeds do: a description, not a cause.",
         )
 
 
@@ -209,6 +209,7 @@ def curves(
             panel.grid(alpha=0.25)
         for panel in panels[1]:
             panel.set(xlabel="epoch")
+            panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         handles, labels = panels[0, 0].get_legend_handles_labels()
         canvas.legend(handles, labels, loc="outside lower center", ncols=min(4, len(drawn)), frameon=False, fontsize=9)
         left_out = f" The first {MOST_CURVES} of {len(arms)} arms." if len(arms) > len(drawn) == MOST_CURVES else ""

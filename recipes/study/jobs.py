@@ -12,7 +12,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -86,8 +87,8 @@ def in_this_process(script: str, words: Sequence[str], log: Path, lock: int) -> 
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[int | None]:
-    """The folder's lock as a file descriptor, None where another living process holds it.
+def locked(folder: Path, *, wait: bool = False) -> Iterator[int | None]:
+    """The folder's lock as a file descriptor; None where another living process holds it, unless to `wait` for it.
 
     The lock is the kernel's: it goes when the last process that holds it is gone, however it died.
     """
@@ -95,7 +96,7 @@ def locked(folder: Path) -> Iterator[int | None]:
     descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError:
             yield None
             return
@@ -200,7 +201,7 @@ def run_all(
         }
         try:
             while waiting:
-                ended, _ = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
+                ended, _ = wait_for(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
                 for future in ended:
                     item = waiting.pop(future)
                     outcome = future.result()

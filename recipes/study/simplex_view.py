@@ -126,7 +126,7 @@ def draw(views: Sequence[View], class_names: Sequence[str], *, title: str = "") 
     rows = -(-len(views) // columns)
     with plt.rc_context(STYLE):
         canvas, panels = plt.subplots(
-            rows, columns, figsize=(2.9 * columns, 3.1 * rows + 0.5), layout="constrained", squeeze=False
+            rows, columns, figsize=(2.9 * columns, 2.95 * rows + 0.2), layout="constrained", squeeze=False
         )
         for panel in panels.flat[len(views) :]:
             panel.axis("off")

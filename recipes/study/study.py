@@ -12,7 +12,7 @@ import jsonargparse
 import numpy as np
 import yaml
 
-from recipes.config import UserError, recipes
+from recipes.config import DataConfig, UserError, recipes
 
 Overrides = Mapping[str, Any]
 
@@ -171,8 +171,9 @@ class Study:
 
     @property
     def settings(self) -> dict[str, dict[str, Any]]:
-        """The data settings by name; one without a name of its own where the study gives none."""
-        return self.data or {str(self.overrides.get("data.name", "data")): {}}
+        """The data settings by name; one, named as the set, where the study gives none."""
+        nested = self.overrides.get("data", {})
+        return self.data or {str(self.overrides.get("data.name", nested.get("name", DataConfig.name))): {}}
 
     def points(self, arm: str) -> list[dict[str, Any]]:
         """What is tried for an arm before the comparison: one empty point without a search."""
