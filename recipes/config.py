@@ -285,7 +285,7 @@ def _parser() -> jsonargparse.ArgumentParser:
     )
     parser.add_argument("--config", action="config", help="a YAML file of keys; later ones win over earlier ones")
     parser.add_argument(
-        "--resume", help="a run folder to go on with, or auto for the newest unfinished run of this configuration"
+        "--resume", help="a run folder to go on with, or auto for the furthest unfinished run of this configuration"
     )
     parser.add_argument(
         "--plan",

@@ -6,6 +6,7 @@ The test part is the set's own, or a fixed draw that no seed changes; the seed d
 from __future__ import annotations
 
 import gzip
+import zlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -210,7 +211,7 @@ def _fashion_mnist(config: DataConfig, image_size: Callable[[int | None], int]) 
         try:
             images = _idx(place / f"{name}-images-idx3-ubyte.gz").unsqueeze(1)
             target = _idx(place / f"{name}-labels-idx1-ubyte.gz").long()
-        except (OSError, EOFError, ValueError) as error:
+        except (OSError, EOFError, ValueError, zlib.error) as error:
             raise UserError(
                 f"Fashion-MNIST in {place} cannot be read: {error}; remove it to download it anew"
             ) from None

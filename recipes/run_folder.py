@@ -80,7 +80,7 @@ class RunFolder:
         return history.read_bytes().count(b"\n") if history.is_file() else 0
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
+    def writing(self) -> Iterator[None]:
         """Turn a full disk or a folder that cannot be written into one line that says what is left."""
         try:
             yield
@@ -91,19 +91,19 @@ class RunFolder:
 
     def write(self, name: str, content: Mapping[str, Any]) -> None:
         """A JSON file, whole or not at all; what is not a number becomes null."""
-        with self._writing():
+        with self.writing():
             _replace(self.path / name, json.dumps(_strict(content), indent=1, allow_nan=False) + "\n")
 
     def write_history(self, history: Iterable[Mapping[str, Any]]) -> None:
         """history.jsonl anew."""
         if self.writes:
-            with self._writing():
+            with self.writing():
                 _replace(self.path / "history.jsonl", "".join(_row(entry) for entry in history))
 
     def log(self, entry: Mapping[str, Any]) -> None:
         """Add an epoch to history.jsonl."""
         if self.writes:
-            with self._writing(), (self.path / "history.jsonl").open("a") as file:
+            with self.writing(), (self.path / "history.jsonl").open("a") as file:
                 file.write(_row(entry))
 
     def checkpoint(self, name: str) -> Path:
@@ -119,7 +119,7 @@ class RunFolder:
         if not self.writes:
             return
         coming = self.checkpoint("coming")
-        with self._writing():
+        with self.writing():
             save_checkpoint(coming, state)
             for name in also:
                 save_checkpoint(self.checkpoint(name), state)

@@ -228,7 +228,8 @@ def summary_of(config: TrainConfig, state: TrainState, data: Dataset) -> dict[st
 
 def finish(run: RunFolder, state: TrainState, summary: dict[str, Any], *, images: int) -> None:
     """Figures, timing, summary, and the closing lines."""
-    draw(run.path / "figures", state.history, state.scheduler.onset_epoch, title=run.path.name)
+    with run.writing():
+        draw(run.path / "figures", state.history, state.scheduler.onset_epoch, title=run.path.name)
     seconds = state.clock.seconds
     run.write("timing.json", {"seconds": seconds, "train_images_per_second": images / seconds["train"]})
     run.write("summary.json", summary)

@@ -153,6 +153,12 @@ def test_missing_and_damaged_fashion_mnist_name_a_way_out(tmp_path, monkeypatch)
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(b"not gzip")
     with pytest.raises(UserError, match="cannot be read"):
         load(config, seed=0, image_size=native(28))
+    fashion(tmp_path)
+    whole = (tmp_path / "train-images-idx3-ubyte.gz").read_bytes()
+    for damaged in (whole[:500], whole[:30] + bytes(40) + whole[70:]):  # cut short; a flaw in the stream itself
+        (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(damaged)
+        with pytest.raises(UserError, match="cannot be read"):
+            load(config, seed=0, image_size=native(28))
 
 
 @pytest.mark.parametrize(
