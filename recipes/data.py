@@ -6,8 +6,8 @@ The test part is the set's own, or a fixed draw that no seed changes; the seed d
 from __future__ import annotations
 
 import gzip
-import zlib
 import os
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
