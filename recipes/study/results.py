@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from recipes.config import TrainConfig, UserError
+from recipes.run_folder import environment
 from recipes.study.cells import Cell, differences, dotted, identity
 from recipes.study.jobs import evaluated, run_folder
 from recipes.study.study import Evaluations, Study, plain
@@ -67,7 +68,7 @@ class Found:
         common = {"config": cell.config, "command": command, "evaluation": None, "summary": None, "robustness": None}
         if failure.exists():
             text = json.loads(failure.read_text())["error"].replace(str(folder), "RUN")
-            made = {} if run is None else json.loads((run / "environment.json").read_text())
+            made = environment([]) if run is None else json.loads((run / "environment.json").read_text())
             self.runs[cell.key] = common | {"status": "failed", "error": text, **_made_by(made)}
         elif run is not None and (run / "summary.json").exists() and evaluated(run, asked):
             made = json.loads((run / "environment.json").read_text())

@@ -85,6 +85,8 @@ def closing_lines(content: Mapping[str, Any], *, total: int, out: Path) -> list[
     lines: list[str] = []
     for table in content["statistics"]:
         measure = next(m for m in map(_measure, study["measures"]) if m.name == table["measure"])
+        if not any(entry["n"] for entry in table["arms"]):
+            continue
         lines += ["", f"{table['data']}: {measure.title}{unit(measure)}"]
         for entry in table["arms"]:
             low, high = (shown(entry[f"difference_{end}"], measure.form, signed=True) for end in ("low", "high"))
@@ -94,12 +96,15 @@ def closing_lines(content: Mapping[str, Any], *, total: int, out: Path) -> list[
             spread = f"{shown(entry['mean'], measure.form):>9} ± {shown(entry['sd'], measure.form):<8} n={entry['n']}"
             lines.append(f"  {entry['arm']:<22}{spread:<30}{difference:<32}{entry['verdict']}")
     lines.append("")
+    failures: dict[str, list[str]] = {}
     for key, record in content["runs"].items():
         if record["status"] == "failed":
             places = [
                 f"{cell['data']} {cell['arm']} seed {cell['seed']}" for cell in content["cells"] if cell["key"] == key
             ]
-            lines.append(f"FAILED {', '.join(places) or record['command']}: {record['error']}")
+            failures.setdefault(record["error"], []).extend(places or [record["command"]])
+    for error, places in failures.items():
+        lines.append(f"FAILED {', '.join(places)}: {error}")
     for entry in content["search"]:
         if not entry["missing"] and entry["chosen"] is None:
             lines.append(
