@@ -98,7 +98,7 @@ def draw(rows: list[dict[str, Any]], caption: str, path: Path) -> None:
     left.plot(ks, zero, "s:", color="0.45", label="images with zero gradient")
     left.set(xscale="log", ylim=(0, 100), xlabel="factor k on the logits", ylabel="per cent of images")
     left.set_title("One net, logits × k", fontsize=11)
-    left.legend(fontsize=8.5, loc="center right")
+    left.legend(fontsize=8.5, loc="lower right")
     nets = [row for row in rows if row["part"] == "nets"]
     bars = {
         "clean": "clean",
