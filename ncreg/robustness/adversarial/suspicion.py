@@ -14,7 +14,7 @@ from ncreg.robustness.adversarial._ascent import frozen, gradient, lift, logit_m
 ZERO_GRADIENT = 0.01
 LOGIT_SCALE = 20.0  # margin; at 17 float32 rounds the probability 1 - e^-17 to 1
 CROSS_ENTROPY_GAP = 0.05  # between two attacks of about one strength; honest nets show up to 4 points
-MARGIN_GAP = 0.08  # AutoAttack has more steps and nine targets: honest nets show 2 to 5 points
+MARGIN_GAP = 0.08  # AutoAttack has more steps and nine targets; how much that matters differs from net to net
 BLACK_BOX = 0.005
 CHANGE = 1e-3  # of the logits, in units of their spread (in half precision four units of rounding)
 
