@@ -474,6 +474,35 @@ class TestCurve:
             robustness_curve(net, *few, epsilons)
 
 
+class TestBatches:
+    @pytest.mark.parametrize("epsilon", [0.1, 1.0])
+    @pytest.mark.parametrize("wrong", [0, 1])
+    def test_models_are_never_asked_about_no_image(self, few, epsilon, wrong):
+        """`view(len(x), -1)` takes no empty batch: neither where all is wrong at first nor once all is broken."""
+
+        def model(x):
+            return 3 * x.view(len(x), -1)[:, 20:24]
+
+        images, target = few[0][:8], (model(few[0][:8]).argmax(1) + wrong) % 4
+        for attack in (
+            pgd,
+            fgsm,
+            random_search,
+            lambda *given, **more: autoattack(*given, steps=5, queries=20, **more),
+        ):
+            found = attack(model, images, target, epsilon=epsilon)
+            if wrong or epsilon == 1:
+                assert found.accuracy == 0
+
+    def test_images_that_ask_for_gradients_leave_none_behind(self, net, few):
+        images = few[0][:5].clone().requires_grad_()
+        for attack in (pgd, fgsm, random_search, lambda *given, **more: autoattack(*given, steps=2, queries=2, **more)):
+            found = attack(net, images, few[1][:5], epsilon=EPS)
+            plain = attack(net, images.detach(), few[1][:5], epsilon=EPS)
+            assert not found.images.requires_grad and torch.equal(found.images, plain.images)
+        assert images.grad is None
+
+
 class TestSuspicion:
     @staticmethod
     def flags(*given, **more):
@@ -631,6 +660,10 @@ class TestBadInput:
             ({"restarts": 2, "random": False}, ValueError, "random"),
             ({"step_size": 0.0}, ValueError, "step_size"),
             ({"step_size": float("nan")}, ValueError, "step_size"),
+            ({"step_size": "0.1"}, TypeError, "step_size must be a number"),
+            ({"seed": None}, TypeError, "seed must be an int, got None"),
+            ({"seed": 0.5}, TypeError, "seed must be an int"),
+            ({"seed": 2**64}, ValueError, "at most 64 bits"),
         ],
     )
     def test_pgd_arguments(self, net, few, arguments, error, message):
@@ -657,6 +690,17 @@ class TestBadInput:
     def test_autoattack_arguments(self, net, few, arguments, message):
         with pytest.raises(ValueError, match=message):
             autoattack(net, *few, epsilon=EPS, **arguments)
+
+    def test_suspicions_refuse_what_is_no_tensor_or_no_batch(self, net, few):
+        with pytest.raises(TypeError, match="got tuple: wrap it"):
+            find_suspicions(lambda x: (net(x),), *few)
+        with pytest.raises(ValueError, match="batch_size=0"):
+            find_suspicions(net, *few, batch_size=0)
+
+    def test_seeds_of_numpy_are_welcome(self, net, few):
+        for attack in (pgd, random_search, lambda *given, **more: autoattack(*given, version="apgd", steps=2, **more)):
+            mine, same = (attack(net, *few, epsilon=EPS, seed=seed).images for seed in (np.int64(3), 3))
+            assert torch.equal(mine, same)
 
     def test_unknown_preset(self, net, few):
         with pytest.raises(ValueError, match="preset"):

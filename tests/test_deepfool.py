@@ -225,6 +225,20 @@ class TestMinimumNorm:
             torch.testing.assert_close(scaled.distance, plain.distance, rtol=0.01, atol=1e-4)
         assert torch.equal(state, torch.random.get_rng_state())
 
+    def test_images_that_are_all_wrong_are_at_no_distance(self, batch):
+        def model(x):
+            return 3 * x.view(len(x), -1)[:, 20:24]
+
+        images = batch[0][:4]
+        found = minimum_norm(model, images, (model(images).argmax(1) + 1) % 4)
+        assert found.distance.tolist() == [0.0] * 4 and torch.equal(found.images, images) and found.failures == 0
+
+    def test_images_that_ask_for_gradients_leave_none_behind(self, net, batch):
+        images, target = batch[0][:5].clone().requires_grad_(), batch[1][:5]
+        nearest, moved = minimum_norm(net, images, target, rounds=2, steps=3), deepfool(net, images)
+        for found in (nearest.images, nearest.distance, moved.images, moved.distance, moved.ratio):
+            assert not found.requires_grad
+
     def test_more_rounds_never_find_worse(self, net, batch):
         images, target = batch[0][:30], batch[1][:30]
         few, many = (minimum_norm(net, images, target, rounds=rounds).distance for rounds in (2, 8))

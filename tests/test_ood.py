@@ -415,7 +415,7 @@ REFUSED = [
     (lambda: R.evaluate_ood(H, Y % 3, H, Z, OOD), ValueError, "no sample of class 3"),
     (lambda: R.evaluate_ood(H, Y + 1, H, Z, OOD), ValueError, r"lie in \[0, 4\), got classes from 1 to 4"),
     (lambda: R.evaluate_ood(H, Y.double(), H, Z, OOD), TypeError, "train_target must hold integer"),
-    (lambda: R.evaluate_ood(H, Y, H, Z, OOD), ValueError, "neighbours=50 but there are only 40"),
+    (lambda: R.evaluate_ood(H, Y, H, Z, OOD, scores=["knn"]), ValueError, "neighbours=50 but there are only 40"),
     (lambda: R.evaluate_ood(H, Y, H, Z, OOD, scores=["odin"]), ValueError, "'odin' is unknown: one of msp"),
     (lambda: R.evaluate_ood(H, Y, H, Z, OOD, weight=H, neighbours=5), ValueError, r"weight must .* \(4, 10\)"),
     (lambda: R.evaluate_ood(H, Y, H, Z, OOD, neighbours=5, temperature=0), ValueError, "temperature=0"),
@@ -432,8 +432,10 @@ REFUSED = [
     (lambda: R.evaluate_detection(H[:0, 0], H[:, 0]), ValueError, "id_scores must hold one score an image"),
     (lambda: R.evaluate_detection(H[:, 0], NAN[:, 2]), ValueError, "ood_scores holds NaN in 1 of 40"),
     (lambda: R.evaluate_detection(H[:, 0], Y), TypeError, "ood_scores must be a floating-point tensor"),
-    (lambda: R.noise_images(H, "uniform"), ValueError, "images must be floats"),
-    (lambda: R.noise_images(H.view(4, 1, 10, 10), "salt"), ValueError, "kind='salt' is unknown"),
+    (lambda: R.noise_images(H, "uniform"), ValueError, "images must be .batch, channels"),
+    (lambda: R.noise_images(H.view(4, 1, 10, 10), "shuffle"), ValueError, "normalise inside the model"),
+    (lambda: R.noise_images(H.view(4, 1, 10, 10).sigmoid(), "salt"), ValueError, "kind='salt' is unknown"),
+    (lambda: R.noise_images(H.view(4, 1, 10, 10).sigmoid(), seed=None), TypeError, "seed must be an int, got None"),
 ]
 
 
@@ -442,3 +444,15 @@ REFUSED = [
 def test_refusals_name_the_argument_and_the_value(call, error, words):
     with pytest.raises(error, match=words):
         call()
+
+
+def test_fewer_training_images_than_neighbours_cost_that_score_alone():
+    report = R.evaluate_ood(H, Y, H, Z, OOD, train_logits=Z)
+    assert "knn" not in report.detections["x"] and "only 40 training features" in report.skipped["knn"]
+    assert report.detections["x"]["mahalanobis"].auroc == 0.5
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_seeds_of_numpy_are_welcome():
+    images = torch.rand(2, 1, 3, 3, generator=torch.Generator().manual_seed(0))
+    assert R.noise_images(images, seed=np.int64(7)).equal(R.noise_images(images, seed=7))

@@ -225,3 +225,13 @@ REFUSED = [
 def test_refusals_name_the_argument_and_the_value(call, error, words):
     with pytest.raises(error, match=words):
         call()
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_seeds_of_any_size_and_of_numpy_are_welcome():
+    target = torch.arange(40) % 4
+    for seed in (np.int64(3), 2**62, -5):
+        first, again = stratified_split(target, 0.2, seed=seed), stratified_split(target, 0.2, seed=int(seed))
+        assert torch.equal(first[1], again[1]) and len(first[1]) == 8
+    with pytest.raises(TypeError, match="seed must be an int, got 1.5"):
+        stratified_split(target, 0.2, seed=1.5)

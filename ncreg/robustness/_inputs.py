@@ -1,6 +1,6 @@
 """What every evaluation does first: check images, target, logits and mode; run the model; say how sure a share is."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import sqrt
 from numbers import Integral
 
@@ -108,6 +108,25 @@ def check_count(name: str, value: int, least: int = 1) -> int:
     if value < least:
         raise ValueError(f"{name}={value} must be at least {least}")
     return int(value)
+
+
+def check_seed(seed: int) -> int:
+    """An int that torch takes as a seed, numpy's too."""
+    if isinstance(seed, bool) or not isinstance(seed, Integral):
+        raise TypeError(f"seed must be an int, got {seed!r}")
+    if not -(2**63) <= seed < 2**64:
+        raise ValueError(f"seed={seed} must have at most 64 bits")
+    return int(seed)
+
+
+def seeded(seed: int) -> torch.Generator:
+    """A generator of its own, on the CPU: the same numbers for every device."""
+    return torch.Generator().manual_seed(check_seed(seed))
+
+
+def in_parts(indices: Int[Tensor, " chosen"], size: int) -> Sequence[Tensor]:
+    """Parts of `size` indices; of none no part, where `split` gives an empty one, which few models take."""
+    return indices.split(size) if len(indices) else ()
 
 
 @torch.no_grad()

@@ -86,7 +86,7 @@ def deepfool(
         )
     check_epsilon(0.0, norm)
     top_k, max_steps = check_count("top_k", top_k), check_count("max_steps", max_steps)
-    check_images(images)
+    images = check_images(images).detach()
     logits = predict(model, images, batch_size)
     order = logits.argsort(1, descending=True)[:, : top_k + 1]
     shift = torch.zeros_like(images)

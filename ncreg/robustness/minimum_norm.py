@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
-from ncreg.robustness._inputs import Model, check_count
+from ncreg.robustness._inputs import Model, check_count, in_parts, seeded
 from ncreg.robustness.adversarial._ascent import (
     Norm,
     ascend,
@@ -94,7 +94,8 @@ def minimum_norm(
     check_epsilon(0.0, norm)
     rounds, steps = check_count("rounds", rounds), check_count("steps", steps)
     clean, target = clean_logits(model, images, target, batch_size)
-    correct, generator = clean.argmax(1) == target, torch.Generator().manual_seed(seed)
+    correct, generator = clean.argmax(1) == target, seeded(seed)
+    images = images.detach()
     nearest = images.clone()
     widest = 1.0 if norm == "linf" else float(images[0].numel()) ** 0.5  # every image lies within it of any other
     low = torch.zeros(len(images), dtype=torch.float64, device=images.device)
@@ -110,7 +111,7 @@ def minimum_norm(
                 start = random_start(images, radius, norm, generator)
             else:
                 start = project(nearest, images, radius, norm)
-            for chosen in correct.nonzero().squeeze(1).split(batch_size):
+            for chosen in in_parts(correct.nonzero().squeeze(1), batch_size):
                 ball = radius[chosen]
                 found, _ = ascend(
                     model,
@@ -140,7 +141,7 @@ def _from_deepfool(
 ) -> tuple[Tensor, Tensor]:
     """DeepFool's points, cut to [0, 1], and their distances; inf where they are then classified rightly."""
     points, size = images.clone(), torch.full((len(images),), torch.inf, dtype=torch.float64, device=images.device)
-    for chosen in correct.nonzero().squeeze(1).split(batch_size):
+    for chosen in in_parts(correct.nonzero().squeeze(1), batch_size):
         moved = deepfool(model, images[chosen], norm=norm, batch_size=batch_size).images.clamp(0, 1)
         points[chosen], broken = _pull_back(model, images[chosen], moved, target[chosen])
         size[chosen] = torch.where(broken, size_in(norm, points[chosen] - images[chosen]), torch.inf)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ncreg.robustness import ood_scores
 from ncreg.robustness._features import check_all_present, check_features, check_indices
-from ncreg.robustness._inputs import check_logits
+from ncreg.robustness._inputs import check_images, check_logits, seeded
 from ncreg.robustness.detection import Detection, evaluate_detection
 from ncreg.robustness.ood_scores import NotDefined, ood_orthogonality
 
@@ -151,16 +151,15 @@ def noise_images(
         seed: of the draw; the global generator is not touched.
 
     Raises:
-        ValueError: an unknown kind, images that are not (B, channels, H, W).
+        ValueError: an unknown kind, images that are not (B, channels, H, W) in [0, 1].
 
     Example:
         >>> image = torch.arange(6.0).view(1, 1, 2, 3) / 6
         >>> noise_images(image, "shuffle").flatten().sort().values.equal(image.flatten())
         True
     """
-    if images.ndim != 4 or not images.is_floating_point():
-        raise ValueError(f"images must be floats (B, channels, H, W), got {images.dtype} {tuple(images.shape)}")
-    draw = torch.Generator().manual_seed(seed)  # on the CPU: the same noise on every device
+    check_images(images)
+    draw = seeded(seed)
     if kind == "uniform":
         return torch.rand(images.shape, generator=draw).to(images)
     if kind == "gaussian":

@@ -108,7 +108,7 @@ def knn_score(
     train = check_features("train_features", train_features)
     rows = check_features("features", features, train.shape[1])
     if len(train) < check_count("neighbours", neighbours):
-        raise ValueError(f"neighbours={neighbours} but there are only {len(train)} training features: pass fewer")
+        raise NotDefined(f"neighbours={neighbours} but there are only {len(train)} training features: pass fewer")
     fitted = _pytorch_ood().KNN(None, k=neighbours).fit_features(train, torch.zeros(len(train), dtype=torch.int64))
     return -fitted.predict_features(rows)
 

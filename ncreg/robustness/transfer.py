@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ncreg.functional._inputs import check_positive
 from ncreg.robustness._features import check_features, check_indices
-from ncreg.robustness._inputs import binomial_interval, check_count
+from ncreg.robustness._inputs import binomial_interval, check_count, check_seed, seeded
 from ncreg.robustness.linear import fit_linear_probe, fitted_probe, labelled
 
 L2_GRID = tuple(10.0**power for power in range(-5, 3))
@@ -279,8 +279,7 @@ def _test_set(features: Tensor, target: Tensor, dim: int, classes: int) -> tuple
 
 
 def _shuffled(labels: Tensor, seed: int, draw: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + draw)
-    return torch.randperm(len(labels), generator=generator)
+    return torch.randperm(len(labels), generator=seeded((check_seed(seed) * 1_000_003 + draw) % 2**63))
 
 
 def _accuracy(predicted: Tensor, target: Tensor) -> float:

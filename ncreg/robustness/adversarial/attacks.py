@@ -7,13 +7,16 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
+from ncreg.functional._inputs import check_positive
 from ncreg.robustness._inputs import (
     Model,
     binomial_interval,
     check_count,
     check_images,
     check_target,
+    in_parts,
     predict,
+    seeded,
 )
 from ncreg.robustness.adversarial._ascent import (
     Loss,
@@ -117,8 +120,8 @@ def pgd(
         raise ValueError(f"restarts={restarts} without random starts would all be the same: random=True, or restarts=1")
     if step_size is None:
         step_size = 2.5 * epsilon / steps
-    elif not 0 < step_size < float("inf"):
-        raise ValueError(f"step_size={step_size} must be finite and above 0")
+    else:
+        check_positive("step_size", step_size)
     name = f"PGD-{steps} {loss}" + (f" x{restarts}" if restarts > 1 else "")
     return _attack(
         model,
@@ -191,8 +194,9 @@ def _attack(
     seed: int,
     batch_size: int,
 ) -> AttackResult:
-    raised, generator = loss_of(loss), torch.Generator().manual_seed(seed)
+    raised, generator = loss_of(loss), seeded(seed)
     clean, target = clean_logits(model, images, target, batch_size)
+    images = images.detach()
     raised(clean, target)  # refuses too few classes
     attacked, correct = images.clone(), clean.argmax(1) == target
     lowest = logit_margin(clean, target).double()
@@ -200,7 +204,7 @@ def _attack(
         for _ in range(restarts if epsilon > 0 and bool(correct.any()) else 0):
             radius = torch.full((len(images),), epsilon, dtype=torch.float64, device=images.device)
             start = random_start(images, radius, norm, generator) if random else images
-            for chosen in correct.nonzero().squeeze(1).split(batch_size):
+            for chosen in in_parts(correct.nonzero().squeeze(1), batch_size):
                 ball = radius[chosen]
                 best, margin = ascend(
                     model,
@@ -242,16 +246,17 @@ def random_search(
         tensor([False])
     """
     epsilon, queries = check_epsilon(epsilon, norm), check_count("queries", queries)
+    generator = seeded(seed)
     clean, target = clean_logits(model, images, target, batch_size)
+    images = images.detach()
     attacked, correct = images.clone(), clean.argmax(1) == target
     lowest = logit_margin(clean, target).double()
-    generator = torch.Generator().manual_seed(seed)
     left = correct.clone()
     for number in range(queries if epsilon > 0 else 0):
         draw = torch.rand(len(images), 2 + images.shape[1], generator=generator, dtype=torch.float64)
         if number == 0:
             draw = torch.rand(len(images), images.shape[1] * images.shape[3], generator=generator, dtype=torch.float64)
-        for part in left.nonzero().squeeze(1).split(batch_size):
+        for part in in_parts(left.nonzero().squeeze(1), batch_size):
             x, drawn = images[part], draw[part.cpu()].to(images.device)
             moved = _stripes(x, drawn) if number == 0 else _square(x, drawn, 1 - number / queries)
             if norm == "l2":  # the same bump, as long as the ball is wide

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
-from ncreg.robustness._inputs import Model, binomial_interval, check_count
+from ncreg.robustness._inputs import Model, binomial_interval, check_count, check_seed, in_parts
 from ncreg.robustness.adversarial._ascent import (
     Norm,
     check_epsilon,
@@ -104,7 +104,9 @@ def autoattack(
     epsilon, count = check_epsilon(epsilon, norm), check_count("batch_size", batch_size)
     if version not in _ATTACKS:
         raise ValueError(f"version must be 'standard' or 'apgd', got {version!r}")
+    seed = check_seed(seed)
     clean, target = clean_logits(model, images, target, count)
+    images = images.detach()
     attacked, correct = images.clone(), clean.argmax(1) == target
     lowest = logit_margin(clean, target).double()
     alive = correct if survivors is None else correct & _mask(survivors, images)
@@ -123,7 +125,7 @@ def autoattack(
     with frozen(model), torch.random.fork_rng(devices=devices):
         for name, attack in suite.items():
             attack.seed = seed
-            for chosen in alive.nonzero().squeeze(1).split(count) if epsilon > 0 else ():
+            for chosen in in_parts(alive.nonzero().squeeze(1), count) if epsilon > 0 else ():
                 x, y = images[chosen].contiguous(), target[chosen]  # its views want contiguous memory
                 found = attack.perturb(x.float().clone(), y.clone()).to(x.dtype)
                 radius = torch.full((len(x),), epsilon, dtype=torch.float64, device=x.device)
@@ -165,7 +167,7 @@ def _suite(
     silent = logging.Logger("silent", logging.CRITICAL + 1)
     common = {"eps": epsilon, "norm": {"linf": "Linf", "l2": "L2"}[norm], "device": images.device}
     targets, notes = _targets(num_classes), []
-    logits = _Logits(model, images.dtype)
+    logits = _Logits(model, images.dtype, num_classes)
 
     suite: dict[str, Any] = {"apgd-ce": apgd.APGDAttack(logits, n_iter=steps, loss="ce", logger=silent, **common)}
     suite["apgd-t"] = apgd.APGDAttack_targeted(logits, n_iter=steps, n_target_classes=targets, logger=silent, **common)
@@ -186,12 +188,14 @@ def _suite(
 class _Logits:
     """The model as pyautoattack needs it: float32 in and out, a tensor of its own, always differentiable."""
 
-    def __init__(self, model: Model, dtype: torch.dtype) -> None:
-        self.model, self.dtype = model, dtype
+    def __init__(self, model: Model, dtype: torch.dtype, num_classes: int) -> None:
+        self.model, self.dtype, self.num_classes = model, dtype, num_classes
 
     def __call__(self, x: Tensor) -> Tensor:
+        # Square asks about no images once all are broken, which few models take.
+        z = self.model(x.to(self.dtype)).float() if len(x) else x.new_zeros(0, self.num_classes)
         # Plus nothing times x: a model that gives no gradient then gives a zero one.
-        return self.model(x.to(self.dtype)).float() + 0 * x.flatten(1).sum(1, keepdim=True)
+        return z + 0 * x.flatten(1).sum(1, keepdim=True)
 
 
 def _targeted_margin(logits: Tensor, target: Tensor, rival: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 
-from ncreg.robustness._inputs import Model, check_images, check_logits, check_target
+from ncreg.robustness._inputs import Model, check_count, check_images, check_logits, check_target
 from ncreg.robustness.adversarial._ascent import frozen, gradient, lift, logit_margin, loss_of
 
 # Above these a result is flagged. Shares of images, but for what says otherwise.
@@ -77,6 +77,7 @@ def find_suspicions(
         ['zero_gradient', 'logit_scale', 'no_ensemble']
     """
     check_images(images)
+    check_count("batch_size", batch_size)
     model, training = _untouched(model)
     raw, again, alone = _passes(model, images, batch_size)
     logits = lift(raw)
@@ -111,7 +112,12 @@ def find_suspicions(
 def _passes(model: Model, images: Tensor, batch_size: int) -> tuple[Tensor, ...]:
     """Logits twice over, and once more in batches of half the size."""
     half = max(1, min(batch_size, len(images)) // 2)
-    return tuple(torch.cat([model(part) for part in images.split(size)]) for size in (batch_size, batch_size, half))
+    sizes = (batch_size, batch_size, half)
+    return tuple(torch.cat([_tensor(model(part)) for part in images.split(size)]) for size in sizes)
+
+
+def _tensor(logits: Tensor) -> Tensor:
+    return logits if isinstance(logits, Tensor) else check_logits(logits)
 
 
 def _disagreements(
