@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from ncreg.metrics import NeuralCollapse
 from ncreg.models import Classifier
+from recipes.certificate import certificate
 from recipes.data import Dataset
 from recipes.ranks import Ranks
 from recipes.split import Split
@@ -67,9 +69,10 @@ def measure(
 
 def measure_all(
     model: Classifier, data: Dataset, *, ranks: Ranks = ALONE, clock: Clock | None = None
-) -> dict[str, dict[str, float]]:
-    """`measure` on the whole of each part: what a run reports at the onset and at its end."""
+) -> dict[str, Any]:
+    """`measure` on the whole of each part, and the certificate: what a run reports at the onset and at its end."""
     return {
+        "certificate": certificate(model, data.train),
         "train": measure(model, data.train, ranks=ranks, clock=clock),
         "val": measure(model, data.val, ranks=ranks, clock=clock, collapse=False),
         "test": measure(model, data.test, ranks=ranks, clock=clock),
