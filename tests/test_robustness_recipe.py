@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from recipes.config import UserError, parse
 from recipes.data import load
 from recipes.robustness import assess, main, newest, number
 from recipes.split import Split, as_floats
+from recipes.study.jobs import locked
 from recipes.train import train
 
 TINY = Preset("quick", attacked=12, curve=12, distances=12, corrupted=12, features=150, outside=40, draws=2)
@@ -59,7 +61,7 @@ def test_parts_agree_with_what_the_classifier_says(run, result):
     )
     assert found.parts["adversarial"]["curve"]["accuracy"][0] == rows[0]["accuracy"]
     least = found.parts["distances"]["minimum_norm"]
-    assert 0 < least["median"] < 1 and found.parts["distances"]["rho"] > 0
+    assert (least["median"] > 0) == (rows[0]["correct"] > TINY.distances / 2) and found.parts["distances"]["rho"] > 0
     assert least["clean_correct"] == rows[0]["correct"]
     assert set(found.parts["ood"]["groups"]) == {"uniform", "gaussian", "shuffle"}
     assert set(found.parts["transfer"]["tasks"]) == {"quarter_turns"}
@@ -204,6 +206,37 @@ def test_results_hold_plain_values_only():
 
 def test_fractions_are_numbers():
     assert number("8/255") == 8 / 255 and number("0.5") == 0.5
+    with pytest.raises(ValueError, match="divides by zero"):  # which argparse makes one line of
+        number("1/0")
+
+
+def test_two_evaluations_at_once_do_not_lose_each_others_parts(run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("robustness*"))
+    with locked(copy / "robustness"), pytest.raises(UserError, match="another evaluation is writing to .*robustness"):
+        assess(copy, SETTINGS, parts=["calibration"], quiet=True)
+    assert not (copy / "robustness" / "results.json").exists()
+    assert list(assess(copy, SETTINGS, parts=["calibration"], quiet=True)[0].parts) == ["calibration"]
+
+
+def test_the_curve_stays_within_the_range_of_images(run):
+    found = PARTS["adversarial"](Subject.open(run), replace(SETTINGS, epsilon=0.3))[0]
+    assert found["curve"]["epsilons"] == pytest.approx((0, 0.075, 0.15, 0.3, 0.6))
+
+
+@pytest.mark.parametrize(
+    ("counts", "size", "kept"),
+    [((21,) * 10, 204, (20,) * 10), ((300, 100, 1), 100, (75, 25, 1)), ((300, 100, 4), 101, (75, 25, 1))],
+)
+def test_draws_keep_every_class_whatever_their_sizes(run, counts, size, kept):
+    subject = Subject.open(run)
+    target = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    split = Split(torch.arange(len(target)).to(torch.uint8).view(-1, 1, 1, 1), target)
+    subject.data = replace(subject.data, test=split)
+    drawn = subject.drawn("test", size)
+    assert torch.bincount(drawn.target).tolist() == list(kept)
+    assert len(torch.unique(drawn.images.flatten() + 256 * drawn.target)) == len(drawn)
+    assert torch.equal(subject.drawn("test", size).images, drawn.images)
 
 
 @pytest.mark.parametrize(
@@ -212,6 +245,8 @@ def test_fractions_are_numbers():
         (["--parts", "nothing"], "--parts nothing is unknown: one of calibration"),
         (["--epsilon=-1/255"], "--epsilon -0.0039"),
         (["--epsilon", "nan"], "--epsilon nan"),
+        (["--epsilon", "8"], "--epsilon 8.0: at most 1, in units of [0, 1]; 8/255?"),
+        (["--sets", "digits, nothing"], "data.name='nothing' is unknown"),
         (["--sets", "nothing"], "data.name='nothing' is unknown"),
         (["--checkpoint", "third"], "no checkpoint 'third'"),
     ],
