@@ -29,6 +29,7 @@ from recipes.assess.subject import Subject
 from recipes.assess.table import table
 from recipes.config import UserError
 from recipes.run_folder import environment
+from recipes.study.jobs import locked
 
 
 def assess(
@@ -46,11 +47,31 @@ def assess(
     """Evaluate one run part by part, each saved as soon as it is done; the result and its folder.
 
     Raises:
-        UserError: no finished run, a result of other settings in the way, or a part that could not be done.
+        UserError: no finished run, a result of other settings in the way, another evaluation at work on it, or a part
+            that could not be done.
     """
     subject = Subject.open(run, checkpoint=checkpoint, device=device, seed=settings.seed)
     folder = run / (out or ("robustness" if checkpoint == "last" else f"robustness-{checkpoint}"))
-    result = begun(folder, about(subject, settings), fresh=parts if fresh else ())
+    with locked(folder) as held:  # two at once would each write the file without the other's parts
+        if held is None:
+            raise UserError(f"another evaluation is writing to {folder}: wait for its end, or --out NAME")
+        result = begun(folder, about(subject, settings), fresh=parts if fresh else ())
+        add_parts(result, subject, settings, parts, folder, command=command, quiet=quiet)
+        draw(folder / "figures", result, title=run.name)
+    return result, folder
+
+
+def add_parts(
+    result: Result,
+    subject: Subject,
+    settings: Settings,
+    parts: Sequence[str],
+    folder: Path,
+    *,
+    command: Sequence[str],
+    quiet: bool,
+) -> None:
+    """The parts that the result has not yet, each written as soon as it is done."""
     made_by = environment(command)
     bar = tqdm(parts, unit="part", disable=True if quiet else None)
     for name in bar:
@@ -64,7 +85,7 @@ def assess(
         except NotHere as reason:
             result.skipped[name] = str(reason)
         except (ValueError, TypeError, RuntimeError) as error:
-            raise UserError(f"{run}, part {name}: {' '.join(str(error).split())}") from None
+            raise UserError(f"{subject.run}, part {name}: {' '.join(str(error).split())}") from None
         else:
             result.parts[name], result.commits[name] = plain(found, name), made_by["git_commit"]
             result.environment = made_by
@@ -72,8 +93,6 @@ def assess(
         result.write(folder)
         if bar.disable and not quiet:
             print(f"{name:<14}{time.perf_counter() - start:6.0f} s", flush=True)
-    draw(folder / "figures", result, title=run.name)
-    return result, folder
 
 
 def about(subject: Subject, settings: Settings) -> About:
@@ -133,7 +152,10 @@ def newest(out: Path) -> Path:
 
 def number(text: str) -> float:
     """A number, also written as a fraction: 8/255."""
-    return float(Fraction(text)) if "/" in text else float(text)
+    try:
+        return float(Fraction(text)) if "/" in text else float(text)
+    except ZeroDivisionError:
+        raise ValueError(f"{text} divides by zero") from None
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -179,7 +201,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             norm=args.norm,
             epsilon=args.epsilon,
             seed=args.seed,
-            sets=None if args.sets is None else tuple(args.sets.split(",")),
+            sets=None if args.sets is None else tuple(name.strip() for name in args.sets.split(",")),
             root=args.root,
         )
         for run in args.runs or [newest(Path("runs"))]:

@@ -48,6 +48,11 @@ def check(config: TrainConfig) -> None:
         "data.memory_limit": (data.memory_limit, data.memory_limit >= 0, "GiB, not negative"),
         "data.workers": (data.workers, data.workers is None or data.workers >= 0, "not negative, or null"),
         "adversarial.epsilon": (attack.epsilon, 0 <= attack.epsilon < math.inf, "a radius, 0 for none"),
+        "adversarial.epsilon in linf": (
+            attack.epsilon,
+            attack.norm == "l2" or not attack.epsilon > 1,
+            "at most 1, in units of [0, 1]: 8/255 is 0.0314",
+        ),
         "adversarial.steps": (attack.steps, attack.steps >= 1, "at least 1"),
         "adversarial.step_size": (
             attack.step_size,

@@ -28,6 +28,7 @@ WRONG = {
     "--data.imbalance .inf": "data.imbalance=inf",
     "--adversarial.epsilon -0.1": "adversarial.epsilon=-0.1",
     "--adversarial.epsilon .nan": "adversarial.epsilon=nan",
+    "--adversarial.epsilon 8": "adversarial.epsilon in linf=8.0",
     "--adversarial.steps 0": "adversarial.steps=0",
     "--adversarial.step_size -1": "adversarial.step_size=-1",
     "--adversarial.norm l1": "adversarial.norm",

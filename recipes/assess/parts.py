@@ -48,11 +48,13 @@ class Settings:
         """With the norm's usual radius where none is asked for.
 
         Raises:
-            UserError: a radius that is not positive.
+            UserError: a radius that is not positive, or beyond every image.
         """
         epsilon = {"linf": 4 / 255, "l2": 0.5}[norm] if epsilon is None else epsilon
         if not 0 < epsilon < float("inf"):
             raise UserError(f"--epsilon {epsilon}: must be a positive radius in units of [0, 1], such as 4/255")
+        if norm == "linf" and epsilon > 1:
+            raise UserError(f"--epsilon {epsilon}: at most 1, in units of [0, 1]; {epsilon:g}/255?")
         return cls(preset, norm, epsilon, **more)
 
 
@@ -137,6 +139,7 @@ def adversarial(subject: Subject, settings: Settings) -> Found:
     )
     few, classes = subject.images(subject.drawn("test", settings.preset.curve))
     radii = [settings.epsilon * share for share in (0.25, 0.5, 1.0, 2.0, 4.0)]
+    radii = [radius for radius in radii if settings.norm == "l2" or radius <= 1]  # beyond 1 every ball is all images
     curve = robustness.robustness_curve(subject.model, few, classes, [0.0, *radii], **asked)
     found = report.as_dict() | {
         "autoattack": report.headline.accuracy if there else None,

@@ -81,7 +81,11 @@ class Subject:
         split: Split = getattr(self.data, part)
         if size is None or size >= len(split):
             return split
-        return stratified(split, max(size, self.model.num_classes), seed=self.seed, what="images")
+        size = max(size, self.model.num_classes)
+        try:
+            return stratified(split, size, seed=self.seed, what="images")
+        except UserError:  # a class of a single image, or fewer images left over than there are classes
+            return split[at_least_one(split.target.cpu(), size, seed=self.seed)]
 
     def images(self, split: Split) -> tuple[Tensor, Tensor]:
         """Images in [0, 1] and their classes, on the classifier's device."""
@@ -128,6 +132,16 @@ class Subject:
         """The sets asked for, or all at hand besides the run's own."""
         names = [name for name in SETS if at_hand(name, root)] if asked is None else asked
         return {name: self.other(name, root) for name in names if name != self.config.data.name}
+
+
+def at_least_one(target: Tensor, size: int, *, seed: int) -> Tensor:
+    """Indices of about `size` images, of each class its share, rounded, and one at least."""
+    order = torch.randperm(len(target), generator=torch.Generator().manual_seed(seed))
+    kept = []
+    for label in target.unique():
+        own = order[target[order] == label]
+        kept.append(own[: max(1, round(size * len(own) / len(target)))])
+    return torch.cat(kept).sort().values
 
 
 def at_hand(name: str, root: Path) -> bool:
