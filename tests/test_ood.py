@@ -418,6 +418,8 @@ REFUSED = [
     (lambda: R.evaluate_ood(H, Y, H, Z, OOD, scores=["knn"]), ValueError, "neighbours=50 but there are only 40"),
     (lambda: R.evaluate_ood(H, Y, H, Z, OOD, scores=["odin"]), ValueError, "'odin' is unknown: one of msp"),
     (lambda: R.evaluate_ood(H, Y, H, Z, OOD, weight=H, neighbours=5), ValueError, r"weight must .* \(4, 10\)"),
+    (lambda: R.evaluate_ood(H, Y, H, Z, OOD, weight=H[:4], bias=Z), ValueError, r"bias must .* \(4,\), got \(40, 4\)"),
+    (lambda: R.evaluate_ood(H, Y, H, Z, OOD, weight=H[:4], bias=[0.0] * 4), ValueError, "bias must .* got list"),
     (lambda: R.evaluate_ood(H, Y, H, Z, OOD, neighbours=5, temperature=0), ValueError, "temperature=0"),
     (lambda: R.evaluate_ood(H.long(), Y, H, Z, OOD), TypeError, "train_features must hold floating-point"),
     (lambda: R.mahalanobis_score(H, H[:1].expand(4, -1), torch.arange(4)), ValueError, "the same vector in all 4"),

@@ -205,6 +205,9 @@ def _checked(
     if weight is not None and (not isinstance(weight, Tensor) or weight.shape != (classes, train.shape[1])):
         got = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
         raise ValueError(f"weight must be a tensor of shape ({classes}, {train.shape[1]}), got {got}")
+    if bias is not None and (not isinstance(bias, Tensor) or bias.shape != (classes,)):
+        got = tuple(bias.shape) if isinstance(bias, Tensor) else type(bias).__name__
+        raise ValueError(f"bias must be a tensor of shape ({classes},), got {got}")
     data = _Data(train, target, train_logits, torch.cat(features), torch.cat(logits), weight, bias)
     return data, [len(part) for part in features]
 
