@@ -192,7 +192,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line: 0, or 2 with one line when something is to be put right."""
+    """Command line: 0, or 2 with one line when something is to be put right, 130 when stopped by hand."""
     argv = sys.argv[1:] if argv is None else argv
     try:
         args = parse(argv)
@@ -218,9 +218,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
             print(table(result))
             print(f"all of it: {folder / 'results.json'} (docs/robustness.md explains the numbers)\n")
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped: the parts that are done are kept, the same command goes on from there", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -256,6 +256,20 @@ def test_wrong_commands_are_one_line(run, words, said, capsys):
     assert said in printed.err and printed.err.count("\n") == 1
 
 
+def test_what_cannot_be_written_and_a_stop_by_hand_are_one_line(run, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    words = [str(run), "--quick", "--quiet", "--parts", "calibration", "--out"]
+    assert main([*words, str(tmp_path / "file" / "x")]) == 2
+    assert "Not a directory" in (said := capsys.readouterr().err) and said.count("\n") == 1
+
+    def stopped(subject, settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(PARTS, "calibration", stopped)
+    assert main([*words, str(tmp_path / "y")]) == 130
+    assert "parts that are done are kept" in (said := capsys.readouterr().err) and said.count("\n") == 1
+
+
 def test_a_folder_that_is_no_run_is_refused(tmp_path, monkeypatch, capsys):
     assert main([str(tmp_path), "--quick"]) == 2
     assert "is no run folder" in capsys.readouterr().err
