@@ -638,6 +638,7 @@ class TestBadInput:
             ({"model": lambda net: lambda x: (net(x),)}, TypeError, "tuple"),
             ({"model": lambda net: lambda x: net(x)[:1]}, ValueError, "shape"),
             ({"model": lambda net: nn.Sequential(nn.Dropout(), net)}, ValueError, r"model\.eval"),
+            ({"model": lambda net: nn.Sequential(nn.Dropout(), net).forward}, ValueError, r"model\.eval"),
             ({"model": lambda net: "net"}, TypeError, "callable"),
         ],
     )

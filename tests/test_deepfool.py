@@ -225,6 +225,13 @@ class TestMinimumNorm:
             torch.testing.assert_close(scaled.distance, plain.distance, rtol=0.01, atol=1e-4)
         assert torch.equal(state, torch.random.get_rng_state())
 
+    def test_black_images_have_no_ratio(self):
+        def model(x):
+            return torch.stack([x.sum((1, 2, 3)), torch.full((len(x),), 0.4)], 1)
+
+        found = deepfool(model, torch.stack([torch.zeros(1, 2, 2), torch.ones(1, 2, 2)]))
+        assert found.distance.tolist() == pytest.approx([0.2, 1.8]) and found.rho == pytest.approx(0.9)
+
     def test_images_that_are_all_wrong_are_at_no_distance(self, batch):
         def model(x):
             return 3 * x.view(len(x), -1)[:, 20:24]

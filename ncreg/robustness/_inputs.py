@@ -89,12 +89,13 @@ def in_eval_mode(model: Model) -> Model:
 
     Raises:
         TypeError: it cannot be called.
-        ValueError: it is a module with a submodule in training mode.
+        ValueError: it is a module, or the bound method of one, with a submodule in training mode.
     """
     if not callable(model):
         raise TypeError(f"model must be callable, images to logits, got {type(model).__name__}")
-    if isinstance(model, nn.Module):
-        training = [name or type(model).__name__ for name, module in model.named_modules() if module.training]
+    owner = getattr(model, "__self__", model)  # a bound method's module
+    if isinstance(owner, nn.Module):
+        training = [name or type(owner).__name__ for name, module in owner.named_modules() if module.training]
         if training:
             shown = ", ".join(training[:3]) + (", ..." if len(training) > 3 else "")
             raise ValueError(f"model is in training mode ({shown}): call model.eval() first")

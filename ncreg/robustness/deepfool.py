@@ -37,8 +37,11 @@ class DeepFoolResult:
 
     @property
     def rho(self) -> float:
-        """Mean of ‖r‖/‖x‖ over the images that crossed (Papyan, Han & Donoho 2020, in L2); NaN if none did."""
-        return float(self.ratio[self.crossed].mean())
+        """Mean of ‖r‖/‖x‖ over the images that crossed (Papyan, Han & Donoho 2020, in L2); NaN if none did.
+
+        Black images have no ratio, ‖x‖ being 0, and are left out.
+        """
+        return float(self.ratio[self.crossed & self.ratio.isfinite()].mean())
 
 
 @torch.inference_mode(False)
