@@ -51,6 +51,8 @@ def assess(
             that could not be done.
     """
     subject = Subject.open(run, checkpoint=checkpoint, device=device, seed=settings.seed)
+    if not (run / "summary.json").is_file():
+        print(f"note: {run} is not finished: what is evaluated is its newest checkpoint", file=sys.stderr)
     folder = run / (out or ("robustness" if checkpoint == "last" else f"robustness-{checkpoint}"))
     with locked(folder) as held:  # two at once would each write the file without the other's parts
         if held is None:
@@ -71,8 +73,8 @@ def add_parts(
     command: Sequence[str],
     quiet: bool,
 ) -> None:
-    """The parts that the result has not yet, each written as soon as it is done."""
-    made_by = environment(command)
+    """The parts that the result has not yet, each written as soon as it is done; one that fails keeps none back."""
+    made_by, failed = environment(command), []
     bar = tqdm(parts, unit="part", disable=True if quiet else None)
     for name in bar:
         bar.set_description(name)
@@ -85,7 +87,7 @@ def add_parts(
         except NotHere as reason:
             result.skipped[name] = str(reason)
         except (ValueError, TypeError, RuntimeError) as error:
-            raise UserError(f"{subject.run}, part {name}: {' '.join(str(error).split())}") from None
+            failed.append(f"part {name}: {' '.join(str(error).split())}")
         else:
             result.parts[name], result.commits[name] = plain(found, name), made_by["git_commit"]
             result.environment = made_by
@@ -93,6 +95,8 @@ def add_parts(
         result.write(folder)
         if bar.disable and not quiet:
             print(f"{name:<14}{time.perf_counter() - start:6.0f} s", flush=True)
+    if failed:
+        raise UserError(f"{subject.run}, {'; '.join(failed)}")
 
 
 def about(subject: Subject, settings: Settings) -> About:

@@ -115,7 +115,7 @@ def test_a_part_that_fails_is_one_line_and_keeps_the_parts_before(run, monkeypat
     monkeypatch.setitem(PARTS, "ood", broken)
     monkeypatch.setattr("recipes.robustness.draw", lambda *_, **__: None)
     with pytest.raises(UserError, match="part ood: the model returns probabilities"):
-        assess(run, SETTINGS, parts=["calibration", "ood"], out="failing", quiet=True)
+        assess(run, SETTINGS, parts=["ood", "calibration"], out="failing", quiet=True)
     assert set(Result.read(run / "failing" / "results.json").parts) == {"calibration"}
 
 

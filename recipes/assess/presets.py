@@ -32,6 +32,6 @@ class Preset:
 PRESETS = {
     "quick": Preset("quick", attacked=64, curve=64, distances=100, corrupted=200, features=2000, outside=500, draws=3),
     "full": Preset(
-        "full", attacked=1000, curve=1000, distances=500, corrupted=None, features=10_000, outside=None, draws=10
+        "full", attacked=1000, curve=1000, distances=500, corrupted=10_000, features=10_000, outside=10_000, draws=10
     ),
 }
