@@ -10,6 +10,8 @@ Writes results.json, report.html and report.md. Run it again to go on where it w
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import os
 import shlex
 import sys
@@ -155,6 +157,9 @@ def _study(words: list[str], keys: dict[str, str], seeds: str, *, given: bool) -
     except ValueError as error:
         raise UserError(str(error)) from None
     name = "-".join([str(keys.get("data.name", "digits")), *words])
+    if keys:  # other keys are another comparison, with a folder of its own; more seeds go on in the same one
+        text = json.dumps({key: str(value) for key, value in keys.items()}, sort_keys=True)
+        name += f"-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
     return study, name, Path("runs") / f"compare-{name}"
 
 
