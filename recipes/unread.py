@@ -107,8 +107,16 @@ def _together(items: list[Any]) -> Any:
     return next((item for item in items if isinstance(item, UserError)), None) or fast_collate(items)
 
 
-def _good(loader: Iterable[Any]) -> Any:
-    for batch in loader:
+def _good(loader: Iterable[Any]) -> Iterator[Any]:
+    """The batches; the first error in one, or the loss of a worker while it hands its batch over, raised."""
+    batches = iter(loader)
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except (ConnectionError, EOFError) as error:  # it died before the loader's own watch saw it
+            raise RuntimeError(f"DataLoader worker hung up: {type(error).__name__}") from error
         if isinstance(batch, UserError):
             raise batch
         yield batch
