@@ -107,7 +107,7 @@ def _together(items: list[Any]) -> Any:
     return next((item for item in items if isinstance(item, UserError)), None) or fast_collate(items)
 
 
-def _good(loader: Iterable[Any]) -> Iterator[Any]:
+def _good(loader: Iterable[Any]) -> Any:
     """The batches; the first error in one, or the loss of a worker while it hands its batch over, raised."""
     batches = iter(loader)
     while True:

@@ -1,0 +1,1 @@
+"""Study files for recipes/compare.py, what they found, and the tables that documents make of it."""

@@ -1,0 +1,158 @@
+"""Fill the tables of studies in README.md and docs from the committed results.json files, and from nothing else.
+
+    python benchmarks/studies/digest.py            # rewrite the tables
+    python benchmarks/studies/digest.py --check    # exit code 1 where a table is not what the results say
+
+A document says which table it shows; between the two comments stands what this script has written:
+
+    <!-- study: terminal_phase; measures: at_end.test.accuracy, at_end.test.loss; arms: known, papyan -->
+    <!-- end of study -->
+
+`data` names one data setting where a study has several; `arms` and `data` may be left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):  # run as a script: import from the project's root, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from recipes.config import UserError
+from recipes.study import results
+from recipes.study.study import Measure
+from recipes.study.tables import shown, unit
+
+ROOT = Path(__file__).resolve().parents[2]
+BLOCK = re.compile(r"(<!-- study: (?P<asked>[^>]*?) -->\n).*?(<!-- end of study -->)", re.DOTALL)
+SIGNS = {"better": " ▲", "worse": " ▼", "higher": " ↑", "lower": " ↓"}
+
+
+def documents() -> list[Path]:
+    """Where tables may stand."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def filled(text: str, folder: Path, *, up: str = "") -> str:
+    """A document's text with its tables made new, from studies in `folder`; `up` leads from the document to the root.
+
+    Raises:
+        UserError: a table asks for a study, data setting, measure or arm that is not there.
+    """
+    return BLOCK.sub(lambda found: f"{found[1]}{_table(_asked(found['asked']), folder, up)}{found[3]}", text)
+
+
+def _asked(words: str) -> dict[str, str]:
+    pairs = [part.partition(":") for part in f"study: {words}".split(";")]
+    asked = {key.strip(): value.strip() for key, _, value in pairs}
+    unknown = set(asked) - {"study", "data", "measures", "arms"}
+    if unknown or "measures" not in asked:
+        raise UserError(f"study: {words}: study, measures, and if wanted data and arms, parted by ;")
+    return asked
+
+
+def _table(asked: Mapping[str, str], folder: Path, up: str) -> str:
+    content = results.read(folder / asked["study"] / "results.json")
+    settings = {table["data"]: None for table in content["statistics"]}
+    data = _one_of(asked.get("data", next(iter(settings))), settings, "data", asked)
+    measures = {measure.name: measure for measure in (Measure(**item) for item in content["study"]["measures"])}
+    arms = {name: arm["label"] or name for name, arm in content["study"]["arms"].items()}
+    names = [_one_of(name, measures, "measures", asked) for name in _words(asked["measures"])]
+    kept = [_one_of(name, arms, "arms", asked) for name in _words(asked.get("arms", ", ".join(arms)))]
+    columns = [
+        next(table for table in content["statistics"] if (table["data"], table["measure"]) == (data, name))
+        for name in names
+    ]
+    head = ["arm", *(f"{measures[name].title}{unit(measures[name])}" for name in names)]
+    rows = [
+        [arms[arm], *(_cell(column, arm, measures[name].form) for name, column in zip(names, columns, strict=True))]
+        for arm in kept
+    ]
+    lines = ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
+    return "\n".join(["", *lines, "", _caption(content, data, columns, kept, up), ""])
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",")]
+
+
+def _one_of(word: str, known: Mapping[str, Any], key: str, asked: Mapping[str, str]) -> str:
+    if word not in known:
+        raise UserError(f"study {asked['study']}: {key}={word!r} is not there: one of {', '.join(known)}")
+    return word
+
+
+def _cell(table: Mapping[str, Any], arm: str, form: str) -> str:
+    entry = next(entry for entry in table["arms"] if entry["arm"] == arm)
+    if not entry["n"]:
+        return "not reached"
+    mean, sd = _rounded(entry["mean"], form, entry["sd"]), _rounded(entry["sd"], form, entry["sd"])
+    text = mean if entry["n"] < 2 else f"{mean} ± {sd}"
+    if entry["n"] < _most(table):
+        text += f" (n = {entry['n']})"
+    if entry["verdict"] == "baseline" or entry["difference_low"] is None:
+        return text
+    difference, low, high = (
+        _rounded(entry[key], form, entry["sd"], signed=True)
+        for key in ("difference", "difference_low", "difference_high")
+    )
+    return f"{text}; {difference} [{low}, {high}]{SIGNS.get(entry['verdict'], '')}"
+
+
+def _rounded(value: float, form: str, sd: float | None, *, signed: bool = False) -> str:
+    """A value as in the reports, but plain ones to the second digit of the deviation over seeds."""
+    if form != "plain" or not sd:
+        return shown(value, form, signed=signed)
+    places = max(0, 1 - math.floor(math.log10(sd)))
+    return f"{value:{'+' if signed else ''}.{places}f}".replace("-", "−")
+
+
+def _most(table: Mapping[str, Any]) -> int:
+    return max(int(entry["n"]) for entry in table["arms"])
+
+
+def _caption(
+    content: Mapping[str, Any], data: str, columns: Sequence[Mapping[str, Any]], arms: Sequence[str], up: str
+) -> str:
+    study = content["study"]
+    base = study["baseline"] or next(iter(study["arms"]))
+    used = {cell["key"] for cell in content["cells"] if cell["data"] == data and cell["arm"] in arms}
+    commits = sorted({content["runs"][key]["commit"][:7] for key in used if key in content["runs"]})
+    return (
+        f"Mean ± sd over n = {max(map(_most, columns))} seeds; then the paired difference to `{base}` with its 95 % t "
+        f"interval; ▲ better, ▼ worse, ↑ higher, ↓ lower by the [rules]({up}docs/compare.md#the-verdicts), no sign: no "
+        f"difference shown. [Report]({up}benchmarks/studies/{content['name']}/report.md), runs of commit "
+        f"{', '.join(commits)}."
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line: 0, 1 where --check finds a table that is not up to date, 2 where one cannot be made."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 where a table is stale")
+    stale = []
+    args = parser.parse_args(argv)
+    try:
+        for path in documents():
+            old = path.read_text()
+            new = filled(old, Path(__file__).parent, up="" if path.parent == ROOT else "../")
+            if new != old:
+                stale.append(path)
+                if not args.check:
+                    path.write_text(new)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for path in stale:
+        print(f"{path.relative_to(ROOT)}: {'a table is not what the results say' if args.check else 'written anew'}")
+    return int(args.check and bool(stale))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,62 @@
+"""Tables in the documents are made from committed results alone, and are what those say."""
+
+import json
+import statistics
+
+import pytest
+from scipy import stats
+
+from benchmarks.studies import digest
+from recipes.config import UserError
+
+STUDIES = digest.ROOT / "benchmarks" / "studies"
+ASKED = "<!-- study: terminal_phase; measures: at_end.test.accuracy, at_end.test.loss; arms: known, short -->\n"
+END = "<!-- end of study -->"
+
+
+def test_no_table_of_a_document_is_stale(capsys):
+    assert digest.main(["--check"]) == 0, capsys.readouterr().out
+
+
+def test_a_cell_is_what_the_runs_give():
+    content = json.loads((STUDIES / "terminal_phase" / "results.json").read_text())
+    values = {
+        arm: [
+            content["runs"][cell["key"]]["summary"]["at_end"]["test"]["accuracy"] * 100
+            for cell in content["cells"]
+            if cell["arm"] == arm
+        ]
+        for arm in ("known", "short")
+    }
+    differences = [ours - theirs for ours, theirs in zip(values["short"], values["known"], strict=True)]
+    mean = statistics.mean(differences)
+    half = stats.t.ppf(0.975, 4) * statistics.stdev(differences) / 5**0.5
+    low, high = mean - half, mean + half
+    cell = (
+        f"| short | {statistics.mean(values['short']):.2f} ± {statistics.stdev(values['short']):.2f}; "
+        f"{mean:+.2f} [{low:+.2f}, {high:+.2f}] |".replace("-", "−")
+    )
+    assert cell in digest.filled(f"a\n{ASKED}old{END}\nb", STUDIES)
+
+
+def test_the_text_around_a_table_stays_and_a_second_time_changes_nothing():
+    once = digest.filled(f"a\n{ASKED}{END}\nb\n{ASKED}stale\n{END}c", STUDIES, up="../")
+    assert once.startswith(f"a\n{ASKED}\n| arm |") and once.endswith(f"{END}c") and "stale" not in once
+    assert once.count("| known |") == 2 and "(../benchmarks/studies/terminal_phase/report.md)" in once
+    assert digest.filled(once, STUDIES, up="../") == once
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("nowhere; measures: a", "cannot be read"),
+        ("terminal_phase; measures: at_end.test", "measures='at_end.test' is not there: one of at_end.test.accuracy"),
+        ("terminal_phase; measures: onset_epoch; arms: nobody", "arms='nobody' is not there: one of known"),
+        ("terminal_phase; measures: onset_epoch; data: mars", "data='mars' is not there: one of fashion_mnist"),
+        ("terminal_phase; measure: onset_epoch", "study, measures, and if wanted data and arms"),
+        ("terminal_phase", "study, measures, and if wanted data and arms"),
+    ],
+)
+def test_what_is_not_there_is_named(asked, said):
+    with pytest.raises(UserError, match=said):
+        digest.filled(f"<!-- study: {asked} -->\n{END}", STUDIES)
