@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from recipes.config import UserError
 
 CPU = torch.device("cpu")
+STOPS = {signal.SIGINT, signal.SIGTERM}
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,8 @@ def _together(items: list[Any]) -> Any:
 
 def _good(loader: Iterable[Any]) -> Any:
     """The batches; the first error in one, or the loss of a worker while it hands its batch over, raised."""
-    batches = iter(loader)
+    with _signals_kept_back():
+        batches = iter(loader)
     while True:
         try:
             batch = next(batches)
@@ -137,10 +139,25 @@ def lost_workers_told() -> Iterator[None]:
         ) from None
 
 
+@contextmanager
+def _signals_kept_back() -> Iterator[None]:
+    """Workers that are born in here hear of signals from `_outlive_signals` on, not sooner: they would die of them."""
+    if sys.platform == "win32":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _outlive_signals(worker: int) -> None:
     """Keep reading after a signal to the whole job: the run finishes its step and saves, then ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(600))  # measures may take long; but not for ever
+    if sys.platform != "win32":
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
 
 
 def reading_processes(asked: int | None) -> int:

@@ -144,6 +144,21 @@ def test_a_lost_worker_is_one_line(args, tmp_path, monkeypatch, capsys):
     assert said.startswith("error: a process that reads images was lost (DataLoader worker") and said.count("\n") == 1
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked, so that they have the patch")
+def test_a_signal_to_a_worker_just_born_does_not_end_it(monkeypatch):
+    real = torch.utils.data._utils.worker.signal_handling._set_worker_signal_handlers
+
+    def at_once():  # after the loader's own handlers are set, before ours
+        real()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(torch.utils.data._utils.signal_handling, "_set_worker_signal_handlers", at_once)
+    images = Unread(numbered, torch.arange(20), (3, 4, 4), 2)
+    positions = torch.cat([index for _, index in images.batches([slice(10, 20), slice(0, 10)])])
+    assert positions.tolist() == [*range(10, 20), *range(10)]
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & {signal.SIGINT, signal.SIGTERM}
+
+
 @pytest.mark.parametrize("error", [ConnectionResetError("by peer"), EOFError(), BrokenPipeError()])
 def test_a_worker_lost_while_it_hands_a_batch_over_is_told_alike(error):
     def interrupted():
