@@ -1,7 +1,7 @@
 """Evaluate finished runs: adversarial, corruptions, out of distribution, calibration, transfer, long tail, noise.
 
     python recipes/robustness.py --quick                    # the newest finished run under runs/
-    python recipes/robustness.py RUN RUN ... [--parts adversarial,calibration] [--checkpoint onset]
+    python recipes/robustness.py RUN RUN ... [--parts adversarial,calibration] [--checkpoint onset] [--split val]
 
 Writes RUN/robustness/results.json and figures, prints a table. A part that is there already is not done again.
 """
@@ -25,7 +25,7 @@ from recipes.assess.figures import draw
 from recipes.assess.parts import PARTS, NotHere, Settings
 from recipes.assess.presets import PRESETS
 from recipes.assess.result import About, Result, digest, plain
-from recipes.assess.subject import Subject
+from recipes.assess.subject import SPLITS, Subject
 from recipes.assess.table import table
 from recipes.config import UserError
 from recipes.run_folder import environment
@@ -38,6 +38,7 @@ def assess(
     *,
     parts: Sequence[str] = tuple(PARTS),
     checkpoint: str = "last",
+    split: str = "test",
     out: str | None = None,
     device: str = "auto",
     fresh: bool = False,
@@ -50,10 +51,10 @@ def assess(
         UserError: no finished run, a result of other settings in the way, another evaluation at work on it, or a part
             that could not be done.
     """
-    subject = Subject.open(run, checkpoint=checkpoint, device=device, seed=settings.seed)
+    subject = Subject.open(run, checkpoint=checkpoint, device=device, seed=settings.seed, split=split)
     if not (run / "summary.json").is_file():
         print(f"note: {run} is not finished: what is evaluated is its newest checkpoint", file=sys.stderr)
-    folder = run / (out or ("robustness" if checkpoint == "last" else f"robustness-{checkpoint}"))
+    folder = run / (out or folder_name(checkpoint, split))
     with locked(folder) as held:  # two at once would each write the file without the other's parts
         if held is None:
             raise UserError(f"another evaluation is writing to {folder}: wait for its end, or --out NAME")
@@ -61,6 +62,12 @@ def assess(
         add_parts(result, subject, settings, parts, folder, command=command, quiet=quiet)
         draw(folder / "figures", result, title=run.name)
     return result, folder
+
+
+def folder_name(checkpoint: str, split: str) -> str:
+    """Where in its run an evaluation lies: robustness, and after it what is not the last checkpoint, the test part."""
+    rest = [word for word, usual in ((checkpoint, "last"), (split, "test")) if word != usual]
+    return "-".join(["robustness", *rest])
 
 
 def add_parts(
@@ -115,6 +122,7 @@ def about(subject: Subject, settings: Settings) -> About:
         norm=settings.norm,
         seed=settings.seed,
         sets=settings.sets,
+        split=subject.split,
     )
 
 
@@ -174,6 +182,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--parts", default=",".join(PARTS), help="a comma between them; default: %(default)s")
     parser.add_argument("--checkpoint", default="last", help="last, onset, best or previous; default: last")
+    parser.add_argument("--split", choices=tuple(SPLITS), default="test", help="images to evaluate on; with val no "
+                        "test image is looked at; default: test")  # fmt: skip
     parser.add_argument("--epsilon", type=number, default=None, help="radius of the attacks, e.g. 8/255; default: "
                         "4/255 for linf, 0.5 for l2, in units of [0, 1]")  # fmt: skip
     parser.add_argument("--norm", choices=("linf", "l2"), default="linf", help="of the attacks; default: linf")
@@ -182,9 +192,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--root", type=Path, default=Path("data"), help="where those sets lie; default: data")
     parser.add_argument("--seed", type=int, default=0, help="of every draw; default: 0")
     parser.add_argument("--device", default="auto", help="cpu, cuda, ...; default: auto")
-    parser.add_argument(
-        "--out", help="name of the folder inside the run; default: robustness, or robustness-CHECKPOINT"
-    )
+    parser.add_argument("--out", help="name of the folder inside the run; default: robustness[-CHECKPOINT][-val]")
     parser.add_argument("--fresh", action="store_true", help="do the parts anew; with other settings, all is replaced")
     parser.add_argument("--quiet", action="store_true", help="print the table alone")
     args = parser.parse_args(argv)
@@ -214,6 +222,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 settings,
                 parts=args.parts,
                 checkpoint=args.checkpoint,
+                split=args.split,
                 out=args.out,
                 device=args.device,
                 fresh=args.fresh,

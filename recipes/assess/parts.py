@@ -62,8 +62,12 @@ Found = tuple[Any, list[str]]
 
 
 def calibration(subject: Subject, settings: Settings) -> Found:
-    """Calibration on test images, the temperature fitted on validation images."""
-    test, val = subject.of_part("test"), subject.of_part("val")
+    """Calibration on test images, the temperature fitted on validation images; or on a half of these for the other."""
+    test, val = subject.of_part(subject.split), subject.of_part("val")
+    source = "validation images"
+    if subject.split == "val":
+        (fitted, held), source = halves(val.target, subject.seed), "the other half of the validation images"
+        test, val = val[held], val[fitted]
     report = robustness.evaluate_calibration(test.logits, test.target, val.logits, val.target)
     coverage = torch.linspace(0.05, 1.0, 20)
     ranks = (coverage * report.samples).ceil().long().clamp(1, report.samples) - 1
@@ -73,21 +77,30 @@ def calibration(subject: Subject, settings: Settings) -> Found:
         "risk_coverage": {"aurc": report.risk_coverage.aurc, "excess_aurc": report.risk_coverage.excess_aurc, **curve},
         "interval": robustness.binomial_interval(int((test.logits.argmax(1) == test.target).sum()), report.samples),
         "validation_images": len(val.target),
+        "temperature_from": source,
     }
     bound = report.temperature_at_bound
     return found, [f"the temperature has no best value on validation images ({bound})"] if bound else []
 
 
+def halves(target: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices of two halves drawn with a seed, whose images of any class differ in number by one at most."""
+    order = torch.randperm(len(target), generator=torch.Generator().manual_seed(seed))
+    order = order[target[order].argsort(stable=True)]
+    return order[::2].sort().values, order[1::2].sort().values
+
+
 def ood(subject: Subject, settings: Settings) -> Found:
     """Every score on noise (far) and on the other image sets at hand whose classes are not the run's (near)."""
     size = settings.preset.outside
-    train, test = subject.of_part("train", settings.preset.features), subject.of_part("test", size)
+    train, test = subject.of_part("train", settings.preset.features), subject.of_part(subject.split, size)
     outside: dict[str, Split] = {}
     for name, data in subject.others(settings.sets, settings.root).items():
         if not set(data.class_names) & set(subject.data.class_names):
-            outside[name] = data.test if size is None or size >= len(data.test) else _first(data.test, size)
+            held: Split = getattr(data, subject.split)
+            outside[name] = held if size is None or size >= len(held) else _first(held, size)
     groups = dict.fromkeys(outside, "near")
-    made, _ = subject.images(subject.drawn("test", size))
+    made, _ = subject.images(subject.held_out(size))
     kinds = ("uniform", "gaussian", "shuffle")
     groups |= dict.fromkeys(kinds, "far")
     noise = {kind: robustness.noise_images(made, kind, seed=settings.seed) for kind in kinds}
@@ -130,14 +143,14 @@ def ood(subject: Subject, settings: Settings) -> Found:
 
 def adversarial(subject: Subject, settings: Settings) -> Found:
     """Every attack at the radius asked for, AutoAttack last, and margin-PGD over a range of radii."""
-    images, target = subject.images(subject.drawn("test", settings.preset.attacked))
+    images, target = subject.images(subject.held_out(settings.preset.attacked))
     asked: dict[str, Any] = {"norm": settings.norm, "seed": settings.seed}
     kind: Any = settings.preset.name
     there = importlib.util.find_spec("pyautoattack") is not None
     report = robustness.evaluate_adversarial(
         subject.model, images, target, epsilon=settings.epsilon, preset=kind, autoattack=there, **asked
     )
-    few, classes = subject.images(subject.drawn("test", settings.preset.curve))
+    few, classes = subject.images(subject.held_out(settings.preset.curve))
     radii = [settings.epsilon * share for share in (0.25, 0.5, 1.0, 2.0, 4.0)]
     radii = [radius for radius in radii if settings.norm == "l2" or radius <= 1]  # beyond 1 every ball is all images
     curve = robustness.robustness_curve(subject.model, few, classes, [0.0, *radii], **asked)
@@ -165,9 +178,9 @@ def _histogram_of(subject: Subject, images: Tensor, target: Tensor) -> dict[str,
 
 def distances(subject: Subject, settings: Settings) -> Found:
     """How far the nearest other class is: DeepFool's ρ as in Papyan, Han & Donoho 2020, and the norm's own distance."""
-    images, target = subject.images(subject.drawn("test", settings.preset.distances))
+    images, target = subject.images(subject.held_out(settings.preset.distances))
     found = robustness.deepfool(subject.model, images)
-    few, classes = subject.images(subject.drawn("test", settings.preset.curve))
+    few, classes = subject.images(subject.held_out(settings.preset.curve))
     norm: Any = settings.norm
     nearest = robustness.minimum_norm(subject.model, few, classes, norm=norm, seed=settings.seed)
     crossed = found.distance[found.crossed]
@@ -192,17 +205,18 @@ def distances(subject: Subject, settings: Settings) -> Found:
 
 def corruptions(subject: Subject, settings: Settings) -> Found:
     """Accuracy under every type and severity."""
-    images, target = subject.images(subject.drawn("test", settings.preset.corrupted))
+    images, target = subject.images(subject.held_out(settings.preset.corrupted))
     report = robustness.corruption_accuracy(subject.model, images, target, seed=settings.seed)
     return vars(report) | {"mean_error": 1 - report.mean_accuracy}, []
 
 
 def transfer(subject: Subject, settings: Settings) -> Found:
     """Probes of the frozen features on other sets at hand, and on the quarter turns of the run's own images."""
-    size = settings.preset.features
+    size, split = settings.preset.features, subject.split
     found: dict[str, dict[str, Any]] = {}
-    tasks = {name: (data.train, data.test) for name, data in subject.others(settings.sets, settings.root).items()}
-    seen, held = (turned(subject.drawn(part, size), settings.seed + n) for n, part in enumerate(("train", "test")))
+    others = subject.others(settings.sets, settings.root)
+    tasks: dict[str, tuple[Split, Split]] = {name: (data.train, getattr(data, split)) for name, data in others.items()}
+    seen, held = (turned(subject.drawn(part, size), settings.seed + n) for n, part in enumerate(("train", split)))
     tasks["quarter_turns"] = (seen, held)
     for name, (train, test) in tasks.items():
         if size is not None and len(train) > size:
@@ -235,7 +249,7 @@ def long_tail(subject: Subject, settings: Settings) -> Found:
     counts = subject.data.class_counts()
     if counts.max() < 2 * counts.min():
         raise NotHere(f"the training classes are of about one size ({counts.min()} to {counts.max()} images)")
-    train, test, config = subject.of_part("train"), subject.of_part("test"), subject.config
+    train, test, config = subject.of_part("train"), subject.of_part(subject.split), subject.config
     groups = robustness.class_groups(counts)
     scheme: Any = "counts" if sum(bool(classes) for classes in groups.values()) > 1 or len(counts) < 3 else "thirds"
     groups = robustness.class_groups(counts, scheme)
@@ -246,7 +260,7 @@ def long_tail(subject: Subject, settings: Settings) -> Found:
     return {
         "scheme": scheme,
         "class_counts": counts,
-        "test": robustness.long_tail_accuracy(test.logits.argmax(1), test.target, counts, scheme=scheme),
+        subject.split: robustness.long_tail_accuracy(test.logits.argmax(1), test.target, counts, scheme=scheme),
         "mean_angles": robustness.minority_angles(means, groups, centre=True),
         "vector_angles": None if vectors is None else robustness.minority_angles(vectors, groups),
         "minority_collapse": robustness.minority_collapse(counts, weight_decay=decay, gamma_decay=decay)
@@ -267,11 +281,11 @@ def label_noise(subject: Subject, settings: Settings) -> Found:
 
 
 def terminal_phase(subject: Subject, settings: Settings) -> Found:
-    """The checkpoint at zero error against this one, on the same test images."""
+    """The checkpoint at zero error against this one, on the same images."""
     if subject.checkpoint == "onset" or not (subject.run / "checkpoints" / "onset.pt").is_file():
         raise NotHere("there is no earlier checkpoint of zero error to compare with")
-    before = Subject.open(subject.run, checkpoint="onset", device=str(subject.device)).of_part("test")
-    after = subject.of_part("test")
+    first = Subject.open(subject.run, checkpoint="onset", device=str(subject.device), split=subject.split)
+    before, after = first.of_part(first.split), subject.of_part(subject.split)
     return robustness.paired_accuracy(before.logits.argmax(1), after.logits.argmax(1), after.target), []
 
 

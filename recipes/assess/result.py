@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,10 @@ LONGEST = 100_000
 
 @dataclass(frozen=True)
 class About:
-    """What was evaluated, and how: parts are only put together under the same answers."""
+    """What was evaluated, and how: parts are only put together under the same answers.
+
+    What has a default came later: a file without it was made so.
+    """
 
     run: str
     recipe: str
@@ -38,6 +41,7 @@ class About:
     norm: str
     seed: int
     sets: tuple[str, ...] | None
+    split: str = "test"
 
 
 @dataclass
@@ -85,7 +89,8 @@ class Result:
         about = found.pop("about", None)
         for made, values in ((About, about), (cls, {"about": about, **found})):
             known = {item.name for item in fields(made)}
-            if not isinstance(values, dict) or set(values) != known:
+            needed = {item.name for item in fields(made) if made is cls or item.default is MISSING}
+            if not isinstance(values, dict) or not needed <= set(values) <= known:
                 raise UserError(f"{path}: {made.__name__} needs the keys {', '.join(sorted(known))}")
         sets = about["sets"]
         return cls(About(**about | {"sets": None if sets is None else tuple(sets)}), **found)

@@ -22,6 +22,9 @@ from recipes.split import Split, as_floats
 SETS = ("digits", "mnist5k", "fashion_mnist")
 """Image sets that need no download, where they are there."""
 
+SPLITS = {"test": "test", "val": "validation"}
+"""Parts of a set that a run can be evaluated on, neither trained on, and the word for their images."""
+
 
 @dataclass(frozen=True)
 class Outputs:
@@ -31,10 +34,13 @@ class Outputs:
     logits: Tensor
     target: Tensor
 
+    def __getitem__(self, index: Tensor) -> Outputs:
+        return Outputs(self.features[index], self.logits[index], self.target[index])
+
 
 @dataclass
 class Subject:
-    """A run, the checkpoint of it that is tested, and what was already computed from it."""
+    """A run, the checkpoint of it that is tested and on which part of its data, and what was already computed."""
 
     run: Path
     checkpoint: str
@@ -42,10 +48,13 @@ class Subject:
     model: Classifier
     data: Dataset
     seed: int
+    split: str = "test"
     kept: dict[str, Outputs] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, run: Path, *, checkpoint: str = "last", device: str = "auto", seed: int = 0) -> Subject:
+    def open(
+        cls, run: Path, *, checkpoint: str = "last", device: str = "auto", seed: int = 0, split: str = "test"
+    ) -> Subject:
         """Read a run folder.
 
         Raises:
@@ -64,7 +73,7 @@ class Subject:
         config = parse(["--config", str(run / "config.yaml")])
         side = int((model.image_shape or (0, 0, 0))[-1])
         data = load(config.data, seed=config.seed, image_size=lambda native: side)
-        return cls(run, checkpoint, config, model.requires_grad_(False), data, seed)
+        return cls(run, checkpoint, config, model.requires_grad_(False), data, seed, split)
 
     @property
     def device(self) -> torch.device:
@@ -74,7 +83,7 @@ class Subject:
     @property
     def shape(self) -> tuple[int, ...]:
         """Channels, height and width of its images."""
-        return tuple(self.data.test.images.shape[1:])
+        return tuple(self.data.train.images.shape[1:])
 
     def drawn(self, part: str, size: int | None) -> Split:
         """A part of the run's data, or a fixed draw of it that keeps the class shares where it is larger."""
@@ -86,6 +95,10 @@ class Subject:
             return stratified(split, size, seed=self.seed, what="images")
         except UserError:  # a class of a single image, or fewer images left over than there are classes
             return split[at_least_one(split.target.cpu(), size, seed=self.seed)]
+
+    def held_out(self, size: int | None = None) -> Split:
+        """The images that the run is evaluated on, or a fixed draw of them."""
+        return self.drawn(self.split, size)
 
     def images(self, split: Split) -> tuple[Tensor, Tensor]:
         """Images in [0, 1] and their classes, on the classifier's device."""

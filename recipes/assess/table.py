@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from recipes.assess.result import Result
+from recipes.assess.subject import SPLITS
 
 Part = Mapping[str, Any]
 
@@ -13,9 +14,10 @@ Part = Mapping[str, Any]
 def table(result: Result) -> str:
     """All that was found, in lines of at most 100 characters but for warnings."""
     about = result.about
-    lines = [f"{about.run}, checkpoint {about.checkpoint}, {about.preset}, seed {about.seed}"]
+    kind = SPLITS[about.split]
+    lines = [f"{about.run}, checkpoint {about.checkpoint}, {about.preset}, {kind} images, seed {about.seed}"]
     for name, part in result.parts.items():
-        lines += ["", *BLOCKS[name](part)]
+        lines += ["", *BLOCKS[name](part, kind)]
     if result.skipped:
         lines += ["", "not done"]
         lines += [f"  {name}: {reason}" for name, reason in result.skipped.items()]
@@ -43,10 +45,11 @@ def number(value: float | None, form: str = ".4f") -> str:
     return "-" if value is None else format(value, form)
 
 
-def calibration(part: Part) -> list[str]:
+def calibration(part: Part, kind: str) -> list[str]:
     """Before and after temperature scaling."""
-    lines = [f"calibration ({part['samples']} test images; T = {part['temperature']:.3g} from validation)"]
-    lines.append(row("test accuracy", share(part["accuracy"], part["interval"])))
+    source = "validation images" if kind == "test" else "the other half of them"
+    lines = [f"calibration ({part['samples']} {kind} images; T = {part['temperature']:.3g} from {source})"]
+    lines.append(row("accuracy", share(part["accuracy"], part["interval"])))
     names = {"ece": "ECE, 15 bins", "adaptive_ece": "adaptive ECE", "brier": "Brier score", "nll": "NLL in nats"}
     for key, label in names.items():
         lines.append(row(label, f"{part['before'][key]:.4f}, scaled by 1/T: {part['after'][key]:.4f}"))
@@ -55,7 +58,7 @@ def calibration(part: Part) -> list[str]:
     return lines
 
 
-def ood(part: Part) -> list[str]:
+def ood(part: Part, kind: str) -> list[str]:
     """AUROC and FPR95 by score and set."""
     sets = list(part["detections"])
     lines = ["out of distribution, AUROC and (FPR at 95 % TPR) in per cent"]
@@ -69,9 +72,9 @@ def ood(part: Part) -> list[str]:
     return lines
 
 
-def transfer(part: Part) -> list[str]:
+def transfer(part: Part, kind: str) -> list[str]:
     """Probes by task."""
-    lines = ["transfer of frozen features, test accuracy"]
+    lines = [f"transfer of frozen features, accuracy on {kind} images"]
     for name, found in part["tasks"].items():
         lines.append(row(f"{name}, linear probe", share(found["linear"]["accuracy"], found["linear"]["interval"])))
         lines.append(row(f"{name}, nearest neighbours", share(found["knn"]["accuracy"], found["knn"]["interval"])))
@@ -80,11 +83,11 @@ def transfer(part: Part) -> list[str]:
     return lines
 
 
-def long_tail(part: Part) -> list[str]:
+def long_tail(part: Part, kind: str) -> list[str]:
     """Accuracy by class size, angles, threshold."""
-    test = part["test"]
+    test = part["test" if kind == "test" else "val"]
     lines = [f"long tail (largest class / smallest: {test['imbalance']:.0f}; groups by {part['scheme']})"]
-    lines.append(row("balanced test accuracy", share(test["balanced"])))
+    lines.append(row(f"balanced accuracy, {kind} images", share(test["balanced"])))
     for name, group in test["groups"].items():
         lines.append(row(f"{name}, {len(group['classes'])} classes", share(group["accuracy"], group["interval"])))
     for label, key in (("class means", "mean_angles"), ("class vectors", "vector_angles")):
@@ -98,7 +101,7 @@ def long_tail(part: Part) -> list[str]:
     return lines
 
 
-def label_noise(part: Part) -> list[str]:
+def label_noise(part: Part, kind: str) -> list[str]:
     """Memorised and recovered shares."""
     return [
         f"label noise ({part['num_wrong']} wrong labels of {part['num_wrong'] + part['num_right']})",
@@ -108,21 +111,21 @@ def label_noise(part: Part) -> list[str]:
     ]
 
 
-def terminal_phase(part: Part) -> list[str]:
-    """Test accuracy at zero error and at the end."""
+def terminal_phase(part: Part, kind: str) -> list[str]:
+    """Accuracy at zero error and at the end."""
     low, high = part["interval"]
     change = f"{100 * part['change']:+.2f} points  [{100 * low:+.2f}, {100 * high:+.2f}]"
     return [
-        f"terminal phase ({part['images']} test images)",
-        row("test accuracy at zero error, and here", f"{share(part['before'])}  {share(part['after'])}"),
+        f"terminal phase ({part['images']} {kind} images)",
+        row("accuracy at zero error, and here", f"{share(part['before'])}  {share(part['after'])}"),
         row("change", f"{change}, {part['gained']} gained, {part['lost']} lost"),
     ]
 
 
-def corruptions(part: Part) -> list[str]:
+def corruptions(part: Part, kind: str) -> list[str]:
     """Mean accuracy of each type."""
     lines = [
-        f"corruptions ({part['samples']} test images, severities {part['severities'][0]} to {part['severities'][-1]})"
+        f"corruptions ({part['samples']} {kind} images, severities {part['severities'][0]} to {part['severities'][-1]})"
     ]
     lines.append(row("clean, mean of all", f"{share(part['clean_accuracy'])}  {share(part['mean_accuracy'])}"))
     for name, values in zip(part["names"], part["accuracy"], strict=True):
@@ -130,9 +133,9 @@ def corruptions(part: Part) -> list[str]:
     return lines
 
 
-def adversarial(part: Part) -> list[str]:
+def adversarial(part: Part, kind: str) -> list[str]:
     """Attacks, the headline last, and the curve."""
-    lines = [f"adversarial ({part['norm']}, ε = {part['epsilon']:.4g}, {part['images']} test images)"]
+    lines = [f"adversarial ({part['norm']}, ε = {part['epsilon']:.4g}, {part['images']} {kind} images)"]
     for found in part["rows"]:
         lines.append(row(found["name"], share(found["accuracy"], (found["low"], found["high"]))))
     head = part["headline"]
@@ -146,7 +149,7 @@ def adversarial(part: Part) -> list[str]:
     return lines
 
 
-def distances(part: Part) -> list[str]:
+def distances(part: Part, kind: str) -> list[str]:
     """Smallest changes."""
     least = part["minimum_norm"]
     return [
@@ -157,7 +160,7 @@ def distances(part: Part) -> list[str]:
     ]
 
 
-BLOCKS: dict[str, Callable[[Part], list[str]]] = {
+BLOCKS: dict[str, Callable[[Part, str], list[str]]] = {
     "calibration": calibration,
     "ood": ood,
     "transfer": transfer,

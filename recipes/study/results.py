@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from recipes import robustness
 from recipes.config import TrainConfig, UserError
 from recipes.run_folder import environment
 from recipes.study.cells import Cell, differences, dotted, identity
@@ -97,7 +98,8 @@ def _evaluation(run: Path, asked: Evaluations) -> dict[str, Any]:
     """By checkpoint: parts, warnings and what was skipped; not the path of the run, which no two machines share."""
     found: dict[str, Any] = {}
     for checkpoint in asked.checkpoints:
-        content = _read(run / ("robustness" if checkpoint == "last" else f"robustness-{checkpoint}") / "results.json")
+        args = robustness.parse(asked.argv(checkpoint))
+        content = _read(run / (args.out or robustness.folder_name(args.checkpoint, args.split)) / "results.json")
         found[checkpoint] = (
             _scalars({key: content[key] for key in ("parts", "warnings", "skipped")}) if content else None
         )
