@@ -119,6 +119,23 @@ def test_every_word_follows_its_rule(low, high, p, pairs, better, margin, word):
     assert verdict(Measure("x", better=better, margin=margin), entry, min_seeds=3) == word
 
 
+def test_what_no_run_reached_is_not_a_matter_of_seeds():
+    """None stands for a finished run without the measure; an arm of which no run has ended says nothing yet."""
+    some, none = {0: 0.5, 1: 0.6, 2: 0.7}, {0: None, 1: None, 2: None}
+    values = {"base": some, "never": none, "partly": {0: None, 1: 0.7, 2: None}, "to come": {}}
+    entries = {entry["arm"]: entry for entry in compare(ACCURACY, values, base="base", min_seeds=3)}
+    assert [entry["verdict"] for entry in entries.values()] == [
+        "baseline",
+        "not reached",
+        "too few seeds",
+        "too few seeds",
+    ]
+    assert [(entry["n"], entry["runs"]) for entry in entries.values()] == [(3, 3), (0, 3), (1, 3), (0, 0)]
+    assert entries["partly"]["by_seed"] == {"1": 0.7} and entries["partly"]["pairs"] == 1
+    turned = compare(ACCURACY, {"base": none, "arm": some, "never": none}, base="base", min_seeds=3)
+    assert [entry["verdict"] for entry in turned] == ["baseline", "baseline not reached", "not reached"]
+
+
 def test_holm_takes_a_verdict_back():
     """Three arms at p = 0.03 each: alone better, together nothing shown."""
     draw = np.random.default_rng(3)

@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure as Canvas  # noqa: E402
-from matplotlib.ticker import MaxNLocator  # noqa: E402
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter  # noqa: E402
 from scipy import stats  # noqa: E402
 
 from recipes.study.study import Measure  # noqa: E402
@@ -24,6 +24,7 @@ from recipes.study.tables import shown, unit  # noqa: E402
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B07C00", "#3D3D3D", "#56B4E9")
 """Okabe & Ito's colours, safe for the colour-blind; their yellow darkened to be seen on white."""
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "p", "h", "*")
+LINES = ("-", (0, (6, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (3, 1.5)), (0, (8, 2, 1, 2, 1, 2)), (0, (10, 4)))
 GRAY = "#666666"
 MOST_CURVES = 7
 
@@ -53,6 +54,11 @@ def look(arms: Sequence[str], arm: str) -> dict[str, Any]:
     """Colour and marker of an arm: no two arms share both, up to 84."""
     index = list(arms).index(arm)
     return {"color": COLORS[index % len(COLORS)], "marker": MARKERS[index % len(MARKERS)]}
+
+
+def dashes(arms: Sequence[str], arm: str) -> dict[str, Any]:
+    """The line of an arm, where it has one: colour is never alone in telling arms apart."""
+    return {"linestyle": LINES[list(arms).index(arm) % len(LINES)]}
 
 
 def finished(canvas: Canvas, name: str, title: str, alt: str, caption: str) -> Figure:
@@ -186,60 +192,98 @@ PANELS = (
 
 def curves(
     histories: Mapping[str, Sequence[Mapping[str, list[float | None]]]],
-    onsets: Mapping[str, Sequence[int]],
+    onsets: Mapping[str, Sequence[int | None]],
     arms: Mapping[str, str],
     data: str,
     name: str,
 ) -> Figure | None:
-    """The course of training: the median over seeds of each arm, with the median epoch of zero error marked."""
+    """The course of training, the median over seeds of each arm, and below it every seed's epoch of zero error."""
     drawn = [arm for arm in arms if histories.get(arm)][:MOST_CURVES]
     if not drawn:
         return None
     with plt.rc_context(STYLE):
-        canvas, panels = plt.subplots(2, 2, figsize=(8.4, 5.6), sharex=True, layout="constrained")
-        for panel, (key, label) in zip(panels.flat, PANELS, strict=True):
+        strip = 0.55 + 0.24 * len(drawn)
+        canvas = plt.figure(figsize=(8.4, 6 + strip), layout="constrained")
+        grid = canvas.add_gridspec(3, 2, height_ratios=(2.6, 2.6, strip))
+        panels = [canvas.add_subplot(grid[place // 2, place % 2]) for place in range(4)]
+        for panel, (key, label) in zip(panels, PANELS, strict=True):
             for arm in drawn:
-                _curve(panel, key, histories[arm], onsets.get(arm, ()), arms, arm)
+                _curve(panel, key, histories[arm], list(arms), arm, arms[arm])
             panel.set(ylabel=label)
             if key == "train_accuracy":  # down to zero error, where a logarithm ends
                 panel.set_yscale("symlog", linthresh=0.1)
-                panel.set_ylim(bottom=0)
+                panel.set_yticks([0, 0.1, 1, 10, 100], ["0", "0.1", "1", "10", "100"], minor=False)
+                top = max(np.nanmax(np.asarray(line.get_ydata())) for line in panel.lines)
+                panel.set_ylim(0, 1.3 * max(0.1, float(top)))
             elif key != "val_accuracy":
-                panel.set_yscale(scale_for(value for line in panel.lines for value in np.asarray(line.get_ydata())))
-            panel.grid(alpha=0.25)
-        for panel in panels[1]:
-            panel.set(xlabel="epoch")
+                _plain_scale(panel, (value for line in panel.lines for value in np.asarray(line.get_ydata())))
+        below = canvas.add_subplot(grid[2, :])
+        _onsets(below, onsets, arms, drawn)
+        last = max(len(run["train_accuracy"]) for arm in drawn for run in histories[arm])
+        for panel in (*panels, below):
+            panel.set(xlabel="epoch", xlim=(0, last * (1.1 if panel is below else 1.02)))
             panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        handles, labels = panels[0, 0].get_legend_handles_labels()
-        canvas.legend(handles, labels, loc="outside lower center", ncols=min(4, len(drawn)), frameon=False, fontsize=9)
-        left_out = f" The first {MOST_CURVES} of {len(arms)} arms." if len(arms) > len(drawn) == MOST_CURVES else ""
-        when = "; ".join(
-            f"{arms[arm]} reaches zero error at epoch {int(np.median(onsets[arm]))}"
-            if onsets.get(arm)
-            else f"{arms[arm]} does not reach zero error"
-            for arm in drawn
+            panel.grid(alpha=0.25, axis="x" if panel is below else "both")
+        handles, labels = panels[0].get_legend_handles_labels()
+        columns = len(drawn) if len(drawn) < 6 else 4
+        canvas.legend(
+            handles, labels, loc="outside upper center", ncols=columns, frameon=False, fontsize=9, handlelength=4
         )
+        left_out = f" The first {MOST_CURVES} of {len(arms)} arms." if len(arms) > len(drawn) == MOST_CURVES else ""
+        when = "; ".join(f"{arms[arm]} {_when(onsets.get(arm, ()))}" for arm in drawn)
         return finished(
             canvas,
             name,
             "Through the terminal phase",
-            f"Course of training on {data}: training error, validation accuracy, NC1 and NC3 by epoch. {when}.",
-            f"Median over seeds; the marker is the median epoch of zero error: the terminal phase begins.{left_out}",
+            f"Course of training on {data}: training error, validation accuracy, NC1 and NC3 by epoch. Seeds that "
+            f"reached zero error: {when}.",
+            f"Curves: median over seeds, as far as all of them went. Below: the epoch at which a seed reached zero "
+            f"error and its terminal phase began, a mark a seed. Reached by: {when}.{left_out}",
         )
+
+
+def _when(onsets: Sequence[int | None]) -> str:
+    """How many seeds reached zero error, and when."""
+    epochs = [epoch for epoch in onsets if epoch is not None]
+    if not epochs:
+        return f"none of {len(onsets)}"
+    ends = f"epoch {min(epochs)}" if min(epochs) == max(epochs) else f"epochs {min(epochs)} to {max(epochs)}"
+    return f"{len(epochs)} of {len(onsets)} ({ends})"
+
+
+def _onsets(panel: Axes, onsets: Mapping[str, Sequence[int | None]], arms: Mapping[str, str], drawn: list[str]) -> None:
+    for row, arm in enumerate(drawn):
+        epochs = [epoch for epoch in onsets.get(arm, ()) if epoch is not None]
+        panel.plot(epochs, [row] * len(epochs), linestyle="", alpha=0.7, markersize=6, **look(list(arms), arm))
+        reached = f"{len(epochs)} of {len(onsets.get(arm, ()))}"
+        panel.annotate(reached, (1, row), xycoords=("axes fraction", "data"), ha="right", va="center", fontsize=9)
+    panel.set_yticks(range(len(drawn)), [arms[arm] for arm in drawn])
+    panel.set(ylim=(len(drawn) - 0.4, -0.6))
+    panel.set_title("zero error reached, each seed (right: how many of them)", loc="left", fontsize=10)
+
+
+def _plain_scale(panel: Axes, values: Iterable[float]) -> None:
+    """The scale that `scale_for` gives, with ticks as plain numbers."""
+    panel.set_yscale(scale_for(values))
+    if panel.get_yscale() == "log":
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        panel.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _curve(
     panel: Axes,
     key: str,
     runs: Sequence[Mapping[str, list[float | None]]],
-    onsets: Sequence[int],
-    arms: Mapping[str, str],
+    order: list[str],
     arm: str,
+    label: str,
 ) -> None:
     length = min(len(run[key]) for run in runs)
     values = np.array([[np.nan if v is None else v for v in run[key][:length]] for run in runs], dtype=np.float64)
     values = {"train_accuracy": 100 * (1 - values), "val_accuracy": 100 * values}.get(key, values)
+    style = look(order, arm) | dashes(order, arm)
+    step = max(1, length // 6)
+    marked = (order.index(arm) * step // len(order), step)  # arms that run alike carry their marks side by side
     middle = np.median(values, axis=0)
-    style = look(list(arms), arm)
-    at = [] if not onsets else [min(length, int(np.median(onsets))) - 1]
-    panel.plot(range(1, length + 1), middle, label=arms[arm], markevery=at, markersize=7, linewidth=1.5, **style)
+    panel.plot(range(1, length + 1), middle, label=label, markevery=marked, markersize=5, linewidth=1.4, **style)

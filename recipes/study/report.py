@@ -14,7 +14,8 @@ from recipes.study import figures, robustness_figures, simplex_view
 from recipes.study.progress import words
 from recipes.study.results import BESIDE, lookup, outstanding, read, read_beside
 from recipes.study.study import Measure, Study, study_from
-from recipes.study.tables import shown, unit
+from recipes.study.tables import count, failures, heading, images_behind, interval, mean, mean_and_sd, shown
+from recipes.study.text_table import lined_up
 
 SIGNS = {
     "better": "▲",
@@ -23,8 +24,13 @@ SIGNS = {
     "lower": "↓",
     "no difference shown": "=",
     "too few seeds": "?",
-    "baseline": "·",
+    "not reached": "–",
+    "baseline not reached": "–",
+    "baseline": "",
 }
+
+ABREAST = 5
+"""Arms beside the baseline in one table of Markdown, which is read as plain text too."""
 
 
 def write_report(out: Path) -> None:
@@ -49,7 +55,8 @@ def write_report(out: Path) -> None:
     for figure in view["figures"]:
         (out / "figures" / f"{figure.name}.svg").write_text('<?xml version="1.0" encoding="utf-8"?>\n' + figure.svg)
     for name in ("report.html", "report.md"):
-        (out / name).write_text(env.get_template(f"{name}.jinja").render(view).rstrip() + "\n")
+        text = env.get_template(f"{name}.jinja").render(view).rstrip() + "\n"
+        (out / name).write_text(lined_up(text) if name == "report.md" else text)
 
 
 def view_of(
@@ -62,12 +69,14 @@ def view_of(
         _section(content, study, arms, data, index, curves, collapse) for index, data in enumerate(study.settings)
     ]
     done = [record for record in content["runs"].values() if record["status"] == "done"]
+    failed = failures(content)
     commits = sorted({record["commit"] for record in done})
     return {
         "name": content["name"],
         "command": content["command"],
         "study": study,
         "arms": arms,
+        "labels": list(arms.values()),
         "base": arms[study.base],
         "signs": SIGNS,
         "sections": sections,
@@ -76,7 +85,9 @@ def view_of(
             arms[name]: [f"{key} = {value}" for key, value in arm.overrides.items()] for name, arm in study.arms.items()
         },
         "search": [_searched(entry, arms) for entry in content["search"]],
-        "failed": _failures(content),
+        "failed": failed,
+        "failures": sum(map(len, failed.values())),
+        "blocks": _blocks(study),
         "missing": outstanding(content),
         "cost": _costs(content, study, arms, timing),
         "total": words(sum(timing[key]["train_seconds"] + timing[key]["evaluation_seconds"] for key in timing)),
@@ -99,7 +110,8 @@ def _section(
     collapse: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Tables and figures of one data setting."""
-    tables = [table for table in content["statistics"] if table["data"] == data]
+    every = [table for table in content["statistics"] if table["data"] == data]
+    tables = [table for table in every if any(entry["n"] for entry in table["arms"])]
     measures = {measure.name: measure for measure in study.measures}
     keys = [(cell["arm"], cell["key"]) for cell in content["cells"] if cell["data"] == data]
     runs = [(arm, key, content["runs"][key]) for arm, key in keys if _is_done(content, key)]
@@ -111,10 +123,7 @@ def _section(
         }
         for arm, _, record in runs
     ]
-    onsets: dict[str, list[int]] = {arm: [] for arm in arms}
-    for arm, _, record in runs:
-        if record["summary"]["onset_epoch"] is not None:
-            onsets[arm].append(record["summary"]["onset_epoch"])
+    onsets = {name: [r["summary"]["onset_epoch"] for arm, _, r in runs if arm == name] for name in arms}
     histories = {name: [curves[key] for arm, key, _ in runs if arm == name and key in curves] for name in arms}
     reports = {
         name: [
@@ -140,13 +149,14 @@ def _section(
             if key in collapse
         ),
     ]
-    shown_tables = [
-        _table(table, measures[table["measure"]], arms, figure) for table, figure in zip(tables, drawn, strict=True)
-    ]
+    shown_tables = []
+    for table, figure in zip(tables, drawn, strict=True):
+        measure = measures[table["measure"]]
+        shown_tables.append(_table(table, measure, arms, figure, images_behind(content, data, measure)))
     return {
         "data": data,
         "slug": re.sub(r"[^a-z0-9]+", "-", data.lower()).strip("-") or prefix,
-        "overview": _overview(shown_tables, arms),
+        "without": [measures[table["measure"]].title for table in every if table not in tables] if runs else [],
         "tables": shown_tables,
         "more": [figure for figure in more if figure is not None],
         "figures": [figure for figure in [*drawn, *more] if figure is not None],
@@ -169,51 +179,53 @@ def _is_done(content: Mapping[str, Any], key: str) -> bool:
 
 
 def _table(
-    table: Mapping[str, Any], measure: Measure, arms: Mapping[str, str], figure: figures.Figure | None
+    table: Mapping[str, Any],
+    measure: Measure,
+    arms: Mapping[str, str],
+    figure: figures.Figure | None,
+    images: int | None,
 ) -> dict[str, Any]:
     rows = []
     for entry in table["arms"]:
         paired = entry["verdict"] != "baseline" and entry["pairs"] > 0
-
-        def signed(key: str, entry: Mapping[str, Any] = entry) -> str:
-            return shown(entry[key], measure.form, signed=True)
-
-        enough = paired and entry["difference_low"] is not None
+        tested = paired and entry["difference_low"] is not None
+        value = mean(entry, measure)
         rows.append(
             {
                 "arm": arms[entry["arm"]],
-                "mean": shown(entry["mean"], measure.form),
-                "sd": shown(entry["sd"], measure.form),
-                "n": entry["n"],
-                "low": shown(entry["low"], measure.form),
-                "high": shown(entry["high"], measure.form),
-                "difference": signed("difference") if paired else "",
-                "t": f"[{signed('difference_low')}, {signed('difference_high')}]" if enough else "",
-                "bootstrap": f"[{signed('bootstrap_low')}, {signed('bootstrap_high')}]" if enough else "",
-                "p": "" if not enough else "< 0.001" if entry["p_holm"] < 0.001 else f"{entry['p_holm']:.3f}",
+                "mean": value,
+                "signed": value if entry["n"] == 0 else f"{value} {SIGNS[entry['verdict']]}".rstrip(),
+                "spread": mean_and_sd(entry, measure),
+                "n": count(entry),
+                "difference": shown(entry["difference"], measure.form, signed=True) if paired else "",
+                "t": interval(entry, measure, "difference") if paired else "",
+                "bootstrap": interval(entry, measure, "bootstrap") if paired else "",
+                "p": "" if not tested else "< 0.001" if entry["p_holm"] < 0.001 else f"{entry['p_holm']:.3f}",
                 "verdict": entry["verdict"],
             }
         )
-    wish = {"larger": "larger is better", "smaller": "smaller is better", "neither": "described, not judged"}
-    points = " points" if measure.form == "percent" else ""
-    margin = "" if measure.margin is None else f"; margin {shown(measure.margin, measure.form)}{points}"
     return {
-        "title": measure.title,
-        "unit": unit(measure),
-        "note": wish[measure.better] + margin,
+        "title": heading(measure, images),
+        "note": _note(measure, images),
         "path": measure.name,
         "rows": rows,
         "figure": figure,
     }
 
 
-def _overview(tables: list[dict[str, Any]], arms: Mapping[str, str]) -> list[dict[str, Any]]:
-    """A row an arm: for each measure its mean and verdict, losses beside wins."""
-    rows = []
-    for position, label in enumerate(arms.values()):
-        entries = [table["rows"][position] for table in tables]
-        rows.append({"arm": label, "entries": entries})
-    return rows
+def _note(measure: Measure, images: int | None) -> str:
+    """What is wished for, from which margin on, and on how many images."""
+    wish = {"larger": "larger is better", "smaller": "smaller is better", "neither": "described, not judged"}
+    points = " points" if measure.form == "percent" else ""
+    margin = "" if measure.margin is None else f"; margin {shown(measure.margin, measure.form)}{points}"
+    return wish[measure.better] + margin + ("" if images is None else f"; on {images} images a run")
+
+
+def _blocks(study: Study) -> list[list[int]]:
+    """The arms that stand side by side in the Markdown's overview, by their place: in each block the baseline first."""
+    base = list(study.arms).index(study.base)
+    rivals = [place for place in range(len(study.arms)) if place != base]
+    return [[base, *rivals[start : start + ABREAST]] for start in range(0, max(1, len(rivals)), ABREAST)]
 
 
 def _searched(entry: Mapping[str, Any], arms: Mapping[str, str]) -> dict[str, Any]:
@@ -229,14 +241,6 @@ def _searched(entry: Mapping[str, Any], arms: Mapping[str, str]) -> dict[str, An
         for point in entry["points"]
     ]
     return {"data": entry["data"], "arm": arms[entry["arm"]], "measure": entry["measure"], "points": points}
-
-
-def _failures(content: Mapping[str, Any]) -> list[dict[str, str]]:
-    return [
-        {"run": record["command"], "error": record["error"]}
-        for record in content["runs"].values()
-        if record["status"] == "failed"
-    ]
 
 
 def _warnings(content: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
-from recipes.study.figures import STYLE, Figure, finished, look
+from recipes.study.figures import STYLE, Figure, dashes, finished, look
 
 Reports = Mapping[str, Sequence[Mapping[str, Any]]]
 """For each arm, the parts of every seed's evaluation."""
@@ -27,7 +27,8 @@ def attacked(reports: Reports, arms: Mapping[str, str], data: str, name: str) ->
         for place, (arm, parts) in enumerate(found.items()):
             style = look(list(arms), arm)
             curve = 100 * np.mean([part["curve"]["accuracy"] for part in parts], axis=0)
-            panel.plot(parts[0]["curve"]["epsilons"], curve, linewidth=1.2, markersize=4, label=arms[arm], **style)
+            line = style | dashes(list(arms), arm)
+            panel.plot(parts[0]["curve"]["epsilons"], curve, linewidth=1.2, markersize=4, label=arms[arm], **line)
             heads = [100 * part["headline"]["accuracy"] for part in parts]
             shift = parts[0]["epsilon"] * (1 + 0.012 * (place - len(found) / 2))  # side by side, not on top of it
             panel.plot([shift] * len(heads), heads, linestyle="", markersize=7, markerfacecolor="none", **style)
@@ -35,12 +36,13 @@ def attacked(reports: Reports, arms: Mapping[str, str], data: str, name: str) ->
         headline = first["headline"]["name"]
         panel.set(xlabel=f"radius ({first['norm']}, images in [0, 1])", ylabel="accuracy (%)", ylim=(-3, 103))
         panel.grid(alpha=0.25)
-        canvas.legend(loc="outside right upper", frameon=False, fontsize=9)
+        canvas.legend(loc="outside right upper", frameon=False, fontsize=9, handlelength=4)
         return finished(
             canvas,
             name,
             "Adversarial accuracy",
-            f"Accuracy on {data} by radius of the attack; {headline} at {first['epsilon']:.4g}: {'; '.join(said)}.",
+            f"Accuracy on {first['images']} images of {data} by radius of the attack; {headline} at "
+            f"{first['epsilon']:.4g}: {'; '.join(said)}.",
             f"Lines: margin-PGD, an upper bound, mean over seeds, {first['curve']['images']} images a run. Hollow: "
             f"{headline}, each seed, {first['images']} images; claims rest on it alone.",
         )

@@ -18,8 +18,6 @@ LEVEL = 0.95
 ALPHA = 0.05
 RESAMPLES = 9_999
 
-VERDICTS = ("better", "worse", "higher", "lower", "no difference shown", "too few seeds", "baseline")
-
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
     """n, mean, sd (n − 1 in the denominator) and the t interval of the mean; null where too few values are there."""
@@ -102,9 +100,11 @@ def holm(values: Mapping[str, float]) -> dict[str, float]:
 def verdict(measure: Measure, entry: Mapping[str, Any], *, min_seeds: int) -> str:
     """The fixed words.
 
-    "too few seeds" below `min_seeds` pairs. Otherwise a difference is shown if its Holm-adjusted p is below 0.05 and,
-    where a margin is given, its t interval lies wholly beyond the margin; then "better" or "worse" ("higher" or
-    "lower" for a measure that is described, not judged). Otherwise "no difference shown".
+    "not reached" where runs have ended and none has the measure, "baseline not reached" where that is so of the
+    baseline (see `never`); "too few seeds" below `min_seeds` pairs. Otherwise a difference is shown if its
+    Holm-adjusted p is below 0.05 and, where a margin is given, its t interval lies wholly beyond the margin; then
+    "better" or "worse" ("higher" or "lower" for a measure that is described, not judged). Otherwise "no difference
+    shown".
     """
     if entry["pairs"] < min_seeds:
         return "too few seeds"
@@ -117,21 +117,27 @@ def verdict(measure: Measure, entry: Mapping[str, Any], *, min_seeds: int) -> st
     return "better" if rises == (measure.better == "larger") else "worse"
 
 
+def never(of_seed: Mapping[int, float | None]) -> bool:
+    """Whether runs have ended and none of them has the measure."""
+    return bool(of_seed) and all(value is None for value in of_seed.values())
+
+
 def compare(
-    measure: Measure, values: Mapping[str, Mapping[int, float]], *, base: str, min_seeds: int
+    measure: Measure, values: Mapping[str, Mapping[int, float | None]], *, base: str, min_seeds: int
 ) -> list[dict[str, Any]]:
     """One entry an arm for one measure: its spread, and its paired difference to the baseline by seed.
 
     Args:
         measure: which way is better, and by how much.
-        values: by arm, then by seed.
+        values: by arm, then by seed of the finished runs; None where a run did not reach the measure.
         base: the baseline arm.
         min_seeds: pairs below which nothing is said.
     """
     entries = []
-    for arm, of_seed in values.items():
-        shared = sorted(set(of_seed) & set(values.get(base, {})))
-        differences = subtract([of_seed[seed] for seed in shared], [values[base][seed] for seed in shared])
+    had = {arm: {s: v for s, v in sorted(of_seed.items()) if v is not None} for arm, of_seed in values.items()}
+    for arm, of_seed in had.items():
+        shared = sorted(set(of_seed) & set(had.get(base, {})))
+        differences = subtract([of_seed[seed] for seed in shared], [had[base][seed] for seed in shared])
         low, high = t_interval(differences)
         boot_low, boot_high = bootstrap_interval(differences)
         pairs = {
@@ -143,10 +149,18 @@ def compare(
             "bootstrap_high": boot_high,
             "p": paired_p(differences),
         }
-        entries.append({"arm": arm, **spread([of_seed[seed] for seed in sorted(of_seed)]), **pairs})
+        entries.append({"arm": arm, "runs": len(values[arm]), **spread(list(of_seed.values())), **pairs})
     rivals = [entry for entry in entries if entry["arm"] != base]
     adjusted = holm({entry["arm"]: entry["p"] for entry in rivals if entry["p"] is not None})
     for entry in entries:
         entry["p_holm"] = adjusted.get(entry["arm"])
-        entry["verdict"] = "baseline" if entry["arm"] == base else verdict(measure, entry, min_seeds=min_seeds)
+        if entry["arm"] == base:
+            entry["verdict"] = "baseline"
+        elif never(values[entry["arm"]]):
+            entry["verdict"] = "not reached"
+        elif never(values.get(base, {})):
+            entry["verdict"] = "baseline not reached"
+        else:
+            entry["verdict"] = verdict(measure, entry, min_seeds=min_seeds)
+        entry["by_seed"] = {str(seed): value for seed, value in had[entry["arm"]].items()}
     return entries

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from recipes.study.cells import Cell
-from recipes.study.results import Absent, Found, lookup, outstanding
+from recipes.study.results import EVALUATED, Absent, Found, lookup, outstanding
 from recipes.study.statistics import compare
 from recipes.study.study import Measure, Study
+from recipes.study.text_table import columns
+
+FEW = 200
+"""Images below which the title of a measure says on how many it was taken."""
 
 
 def value_of(record: Mapping[str, Any], measure: Measure) -> float | None:
@@ -19,6 +24,13 @@ def value_of(record: Mapping[str, Any], measure: Measure) -> float | None:
         return value
     taken = lookup(record, measure.minus)
     return None if taken is None else value - taken
+
+
+def _value_or_none(record: Mapping[str, Any], measure: Measure) -> float | None:
+    try:
+        return value_of(record, measure)
+    except Absent:
+        return None
 
 
 def tabulate(study: Study, found: Found, cells: Sequence[Cell]) -> list[dict[str, Any]]:
@@ -31,18 +43,11 @@ def tabulate(study: Study, found: Found, cells: Sequence[Cell]) -> list[dict[str
     tables = []
     for data in study.settings:
         for measure in study.measures:
-            values: dict[str, dict[int, float]] = {arm: {} for arm in study.arms}
+            values: dict[str, dict[int, float | None]] = {arm: {} for arm in study.arms}
             for cell in cells:
                 if cell.data == data and found.done(cell, study.evaluations):
-                    try:
-                        value = value_of(found.runs[cell.key], measure)
-                    except Absent:
-                        continue
-                    if value is not None:
-                        values[cell.arm][cell.seed] = value
+                    values[cell.arm][cell.seed] = _value_or_none(found.runs[cell.key], measure)
             entries = compare(measure, values, base=study.base, min_seeds=study.min_seeds)
-            for entry in entries:
-                entry["by_seed"] = {str(seed): value for seed, value in sorted(values[entry["arm"]].items())}
             tables.append({"data": data, "measure": measure.name, "arms": entries})
     return tables
 
@@ -71,7 +76,7 @@ def shown(value: float | None, form: str, *, signed: bool = False) -> str:
         text = f"{value:{sign}.2e}"
     else:
         text = f"{value:{sign}.4g}"
-    return text.replace("-", "−") if form != "scientific" else text
+    return text.replace("-", "−") if form != "scientific" else re.sub("^-", "−", text)
 
 
 def unit(measure: Measure) -> str:
@@ -79,32 +84,65 @@ def unit(measure: Measure) -> str:
     return " (%)" if measure.form == "percent" else ""
 
 
+def count(entry: Mapping[str, Any]) -> str:
+    """How many seeds have the measure: of all whose run has ended, where some did not reach it."""
+    return f"{entry['n']}" if entry["n"] == entry["runs"] else f"{entry['n']} of {entry['runs']}"
+
+
+def mean(entry: Mapping[str, Any], measure: Measure) -> str:
+    """The mean over seeds, or why there is none."""
+    return "not reached" if entry["runs"] and not entry["n"] else shown(entry["mean"], measure.form)
+
+
+def mean_and_sd(entry: Mapping[str, Any], measure: Measure) -> str:
+    """The same with its standard deviation, where there is one."""
+    return mean(entry, measure) + ("" if entry["sd"] is None else f" ± {shown(entry['sd'], measure.form)}")
+
+
+def interval(entry: Mapping[str, Any], measure: Measure, kind: str) -> str:
+    """The 95 % interval of the difference, `kind` being difference (t) or bootstrap; empty where there is none."""
+    ends = [entry[f"{kind}_{end}"] for end in ("low", "high")]
+    return "" if None in ends else "[{}, {}]".format(*(shown(end, measure.form, signed=True) for end in ends))
+
+
+def images_behind(content: Mapping[str, Any], data: str, measure: Measure) -> int | None:
+    """On how many images an evaluation took a measure, the fewest of all runs on a setting; None where it says none."""
+    if not measure.path.startswith("robustness"):
+        return None
+    first, *words = measure.path.split(".")
+    keys = {cell["key"] for cell in content["cells"] if cell["data"] == data} & set(content["runs"])
+    reports = [(content["runs"][key]["robustness"] or {}).get(EVALUATED[first]) for key in keys]
+    counts = [_images(report["parts"], words) for report in reports if report]
+    return min((number for number in counts if number is not None), default=None)
+
+
+def _images(value: Any, words: Sequence[str]) -> int | None:
+    """The count that stands nearest to the end of a path."""
+    found = None
+    for word in words:
+        value = value.get(word) if isinstance(value, Mapping) else None
+        if isinstance(value, Mapping):
+            found = value.get("images", value.get("samples", found))
+    return found
+
+
+def heading(measure: Measure, images: int | None) -> str:
+    """Title and unit; and the number of images where it is small, so that nobody takes it for more."""
+    few = "" if images is None or images >= FEW else f"{images} images"
+    inside = "; ".join(word for word in (unit(measure).strip(" ()"), few) if word)
+    return measure.title + (f" ({inside})" if inside else "")
+
+
 def closing_lines(content: Mapping[str, Any], *, total: int, out: Path) -> list[str]:
     """The last lines of the command: a table a data setting and measure, then what is missing and where the rest is."""
-    study = content["study"]
+    measures = {measure.name: measure for measure in (Measure(**item) for item in content["study"]["measures"])}
     lines: list[str] = []
     for table in content["statistics"]:
-        measure = next(m for m in map(_measure, study["measures"]) if m.name == table["measure"])
-        if not any(entry["n"] for entry in table["arms"]):
-            continue
-        lines += ["", f"{table['data']}: {measure.title}{unit(measure)}"]
-        for entry in table["arms"]:
-            low, high = (shown(entry[f"difference_{end}"], measure.form, signed=True) for end in ("low", "high"))
-            difference = f"{shown(entry['difference'], measure.form, signed=True):>9} [{low}, {high}]"
-            if entry["verdict"] == "baseline":
-                difference = ""
-            spread = f"{shown(entry['mean'], measure.form):>9} ± {shown(entry['sd'], measure.form):<8} n={entry['n']}"
-            lines.append(f"  {entry['arm']:<22}{spread:<30}{difference:<32}{entry['verdict']}")
-    lines.append("")
-    failures: dict[str, list[str]] = {}
-    for key, record in content["runs"].items():
-        if record["status"] == "failed":
-            places = [
-                f"{cell['data']} {cell['arm']} seed {cell['seed']}" for cell in content["cells"] if cell["key"] == key
-            ]
-            failures.setdefault(record["error"], []).extend(places or [record["command"]])
-    for error, places in failures.items():
-        lines.append(f"FAILED {', '.join(places)}: {error}")
+        measure = measures[table["measure"]]
+        if any(entry["n"] for entry in table["arms"]):
+            title = heading(measure, images_behind(content, table["data"], measure))
+            lines += ["", f"{table['data']}: {title}", *_rows(table, measure)]
+    lines += ["", *failure_lines(content)]
     for entry in content["search"]:
         if not entry["missing"] and entry["chosen"] is None:
             lines.append(
@@ -117,5 +155,35 @@ def closing_lines(content: Mapping[str, Any], *, total: int, out: Path) -> list[
     return lines
 
 
-def _measure(values: Mapping[str, Any]) -> Measure:
-    return Measure(**values)
+def _rows(table: Mapping[str, Any], measure: Measure) -> list[str]:
+    rows = [
+        [
+            f"  {entry['arm']}",
+            mean_and_sd(entry, measure),
+            f"n = {count(entry)}",
+            "" if entry["verdict"] == "baseline" else shown(entry["difference"], measure.form, signed=True),
+            "" if entry["verdict"] == "baseline" else interval(entry, measure, "difference"),
+            entry["verdict"],
+        ]
+        for entry in table["arms"]
+    ]
+    return columns(rows, right=(3,))
+
+
+def failures(content: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The runs that failed, by their error: one cause is said once."""
+    found: dict[str, list[str]] = {}
+    for key, record in content["runs"].items():
+        if record["status"] == "failed":
+            cells = [cell for cell in content["cells"] if cell["key"] == key]
+            places = [f"{cell['data']} {cell['arm']} seed {cell['seed']}" for cell in cells]
+            found.setdefault(record["error"], []).extend(places or [record["command"]])
+    return found
+
+
+def failure_lines(content: Mapping[str, Any]) -> list[str]:
+    """A line for each error."""
+    return [
+        f"FAILED {', '.join(places) if len(places) < 4 else f'{len(places)} runs, the first {places[0]}'}: {error}"
+        for error, places in failures(content).items()
+    ]

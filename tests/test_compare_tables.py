@@ -1,0 +1,109 @@
+"""Tables that a reader meets: columns that never touch, counts beside means, one line for one cause."""
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recipes.study.figures import _when
+from recipes.study.study import Measure
+from recipes.study.tables import closing_lines, failure_lines, heading, images_behind, shown
+from recipes.study.text_table import columns, lined_up
+
+CELLS = st.text("ab±−▲ |\\", max_size=6).map(str.strip)
+
+
+@given(st.integers(1, 4).flatmap(lambda n: st.lists(st.lists(CELLS, min_size=n, max_size=n), min_size=2, max_size=5)))
+def test_lining_up_changes_no_cell_and_parts_the_columns_at_the_same_places(rows):
+    rows = [[re.sub(r"[|\\]", "", cell).strip() for cell in row] for row in rows]
+    text = "\n".join(["before", *(f"|{'|'.join(row)}|" for row in (rows[0], ["---"] * len(rows[0]), *rows[1:])), "end"])
+    found = lined_up(text)
+    assert found.startswith("before\n|") and found.endswith("|\nend")
+    table = found.split("\n")[1:-1]
+    assert len({len(line) for line in table}) == 1
+    assert len({tuple(place for place, sign in enumerate(line) if sign == "|") for line in table}) == 1
+    kept = [[cell.strip() for cell in line.split("|")[1:-1]] for line in (table[0], *table[2:])]
+    assert kept == rows and lined_up(found) == found
+
+
+def test_an_escaped_bar_is_no_border_and_other_lines_are_left_alone():
+    text = "a | b\n\n| x \\| y | n |\n|---|---:|\n| z | 10 |\n\n    code | here"
+    assert lined_up(text) == "a | b\n\n| x \\| y |  n |\n|--------|---:|\n| z      | 10 |\n\n    code | here"
+
+
+def test_columns_are_parted_by_two_spaces_however_wide_a_cell_is():
+    lines = columns([["etf", "+4.14e-02", "higher"], ["a very long name of an arm", "–", "worse"]], right=(1,))
+    assert lines == ["etf                         +4.14e-02  higher", "a very long name of an arm          –  worse"]
+
+
+def test_a_minus_is_one_sign_in_every_form():
+    assert [shown(-0.00123, form) for form in ("percent", "plain", "scientific")] == ["−0.12", "−0.00123", "−1.23e-03"]
+
+
+MEASURES = [
+    {"path": "robustness.adversarial.headline.accuracy", "label": "AutoAttack", "form": "percent"},
+    {"path": "robustness.calibration.after.ece", "label": "ECE"},
+    {"path": "at_end.train.nc1", "label": "NC1", "form": "scientific", "better": "neither"},
+]
+
+
+def record(images, *, status="done", error=None):
+    parts = {"adversarial": {"images": images, "headline": {"accuracy": 0.5}}, "calibration": {"samples": 360}}
+    return {"status": status, "error": error, "command": "train", "robustness": {"last": {"parts": parts}}}
+
+
+def entry(arm, **values):
+    missing = dict.fromkeys(("sd", "difference", "difference_low", "difference_high"))
+    return {"arm": arm, "n": 3, "runs": 3, "mean": 0.5, "verdict": "baseline", **missing, **values}
+
+
+def content(runs, **tables):
+    cells = [{"data": "set", "arm": "a", "seed": seed, "key": key} for seed, key in enumerate(runs)]
+    statistics = [{"data": "set", "measure": name, "arms": entries} for name, entries in tables.items()]
+    return {
+        "study": {"measures": MEASURES, "data": {}, "arms": {"a": {}}, "seeds": list(range(len(runs)))},
+        "runs": runs,
+        "cells": cells,
+        "statistics": statistics,
+        "search": [],
+    }
+
+
+def test_the_number_of_images_stands_in_the_title_where_it_is_small():
+    found = content({"x": record(100), "y": record(64), "z": record(None) | {"robustness": None}})
+    attack, calibration, collapse = (Measure(**item) for item in MEASURES)
+    assert [images_behind(found, "set", m) for m in (attack, calibration, collapse)] == [64, 360, None]
+    assert images_behind(found, "elsewhere", attack) is None
+    assert heading(attack, 64) == "AutoAttack (%; 64 images)" and heading(attack, 1000) == "AutoAttack (%)"
+    assert heading(calibration, 360) == "ECE" and heading(calibration, 64) == "ECE (64 images)"
+
+
+def test_the_closing_table_says_not_reached_and_how_many_of_the_seeds_did(tmp_path):
+    rows = [
+        entry("a", sd=0.0041, mean=0.137),
+        entry("longer", sd=0.0077, mean=0.179, difference=0.0414, difference_low=0.0346, difference_high=0.0482)
+        | {"verdict": "higher"},
+        entry("some", n=1, difference=0.1, verdict="too few seeds"),
+        entry("none", n=0, mean=None, verdict="not reached"),
+    ]
+    lines = closing_lines(content({}, **{"at_end.train.nc1": rows}), total=1, out=tmp_path)
+    assert lines[1:6] == [
+        "set: NC1",
+        "  a       1.37e-01 ± 4.10e-03  n = 3                                          baseline",
+        "  longer  1.79e-01 ± 7.70e-03  n = 3       +4.14e-02  [+3.46e-02, +4.82e-02]  higher",
+        "  some    5.00e-01             n = 1 of 3  +1.00e-01                          too few seeds",
+        "  none    not reached          n = 0 of 3          –                          not reached",
+    ]
+
+
+@pytest.mark.parametrize(("count", "said"), [(2, "FAILED set a seed 0, set a seed 1: no"), (9, "FAILED 9 runs, the")])
+def test_a_cause_that_runs_share_is_said_once(count, said):
+    runs = {str(key): record(1, status="failed", error="no room") for key in range(count)}
+    (line,) = failure_lines(content(runs))
+    assert line.startswith(said) and line.endswith("no room")
+
+
+def test_when_zero_error_came_counts_the_seeds():
+    assert _when([3, None, 5]) == "2 of 3 (epochs 3 to 5)"
+    assert _when([None, 4]) == "1 of 2 (epoch 4)" and _when([None, None]) == "none of 2"
