@@ -22,8 +22,8 @@ if __package__ in (None, ""):  # run as a script: import from the project's root
 from tqdm import tqdm
 
 from recipes.assess.figures import draw
-from recipes.assess.parts import PARTS, NotHere, Settings
-from recipes.assess.presets import PRESETS
+from recipes.assess.parts import PARTS
+from recipes.assess.presets import PRESETS, NotHere, Settings
 from recipes.assess.result import About, Result, digest, plain
 from recipes.assess.subject import SPLITS, Subject
 from recipes.assess.table import table

@@ -12,11 +12,13 @@ import torch
 import recipes.assess.subject as subject_module
 from ncreg import robustness
 from ncreg.checkpoint import load_classifier
-from recipes.assess.parts import PARTS, NotHere, Settings, halves, label_noise, long_tail, turned
-from recipes.assess.presets import Preset
+from recipes.assess.labels import label_noise, long_tail, no_threshold, true_classes
+from recipes.assess.parts import PARTS, halves, turned
+from recipes.assess.presets import NotHere, Preset, Settings
 from recipes.assess.result import SCHEMA, Result, plain
 from recipes.assess.subject import Subject
 from recipes.assess.table import table
+from recipes.build import build_model
 from recipes.config import UserError, parse
 from recipes.data import load, stratified
 from recipes.robustness import assess, folder_name, main, newest, number
@@ -31,8 +33,8 @@ SETTINGS = Settings(TINY, epsilon=0.05, sets=())
 SHORT = ["--data.train_size", "256", "--data.batch_size", "64", "--quiet", "true", "--tpt.min_terminal", "2"]
 
 
-def run_in(out, *more):
-    return train(parse(["etf", *SHORT, "--tpt.max_epochs", "4", "--tpt.threshold", "0.2", "--out", str(out), *more]))
+def run_in(out, *more, recipe="etf"):
+    return train(parse([recipe, *SHORT, "--tpt.max_epochs", "4", "--tpt.threshold", "0.2", "--out", str(out), *more]))
 
 
 @pytest.fixture(scope="module")
@@ -238,22 +240,46 @@ def test_a_damaged_or_foreign_result_is_refused(tmp_path):
 
 
 def test_long_tailed_and_mislabelled_runs_get_their_parts(tmp_path):
-    path = run_in(tmp_path, "--data.imbalance", "8", "--data.train_size", "900", "--data.label_noise", "0.25")
+    spoilt = ["--data.imbalance", "8", "--data.train_size", "900", "--data.label_noise", "0.25"]
+    path = run_in(tmp_path, *spoilt, recipe="bn_wd")
     subject = Subject.open(path)
     found, _ = long_tail(subject, SETTINGS)
-    counts = subject.data.class_counts()
+    clean = parse(["--config", str(path / "config.yaml"), "--data.label_noise", "0"]).data
+    counts = load(clean, seed=0, image_size=lambda native: 28).class_counts()
+    assert found["class_counts"].tolist() == counts.tolist() == torch.bincount(true_classes(subject)).tolist()
+    assert found["label_counts"].tolist() == subject.data.class_counts().tolist() != counts.tolist()
     test = subject.of_part("test")
     right = test.logits.argmax(1) == test.target
     per_class = [float(right[test.target == label].double().mean()) for label in range(10)]
     assert found["test"].per_class == pytest.approx(per_class)
     assert found["test"].imbalance == pytest.approx(float(counts.max() / counts.min()))
-    assert found["minority_collapse"].threshold == pytest.approx(int(counts.sum()) * 5e-4 * 5e-4)
+    assert found["minority_collapse"].threshold == pytest.approx(int(counts.sum()) * 2e-3 * 2e-3)
+    assert found["minority_collapse"].smallest == int(subject.data.class_counts().min())
     noise, _ = label_noise(subject, SETTINGS)
     assert noise["num_wrong"] == round(0.25 * len(subject.data.train))
     assert noise["num_wrong"] == int((~subject.data.clean).sum())
     assert noise["label_accuracy"] == pytest.approx(
         float((subject.of_part("train").logits.argmax(1) == subject.data.train.target).double().mean())
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["bn_wd"], None),
+        (["etf"], "learned linear head"),
+        (["normface"], "learned linear head"),
+        (["baseline"], "last BatchNorm"),
+        (["bn_wd", "--optim.name", "adamw"], "coupled"),
+        (["bn_wd", "--optim.weight_decay", "0"], "coupled"),
+    ],
+)
+def test_the_threshold_of_minority_collapse_only_where_the_theory_holds(run, words, said):
+    subject = Subject.open(run)
+    subject.config = parse(words)
+    subject.model = build_model(subject.config, subject.data)
+    reason = no_threshold(subject)
+    assert reason is None if said is None else said in reason
 
 
 def test_a_run_on_clean_balanced_data_has_neither(run):

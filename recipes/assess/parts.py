@@ -4,61 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ncreg import robustness
-from recipes.assess.presets import Preset
+from recipes.assess.labels import label_noise, long_tail, numbers
+from recipes.assess.presets import Found, NotHere, Settings
 from recipes.assess.subject import Subject
-from recipes.config import UserError
-from recipes.data import load, stratified
+from recipes.data import stratified
 from recipes.split import Split
-
-
-class NotHere(Exception):
-    """A part that has no meaning for this run, or lacks what it needs here; the message is the reason."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a run is evaluated.
-
-    Attributes:
-        preset: how much of it is looked at.
-        norm: of the attacks, linf or l2.
-        epsilon: their radius, in units of [0, 1].
-        seed: of every draw.
-        sets: image sets for OOD and transfer; None for those at hand.
-        root: where they lie.
-    """
-
-    preset: Preset
-    norm: str = "linf"
-    epsilon: float = 4 / 255
-    seed: int = 0
-    sets: tuple[str, ...] | None = None
-    root: Path = Path("data")
-
-    @classmethod
-    def made(cls, preset: Preset, *, norm: str, epsilon: float | None, **more: Any) -> Settings:
-        """With the norm's usual radius where none is asked for.
-
-        Raises:
-            UserError: a radius that is not positive, or beyond every image.
-        """
-        epsilon = {"linf": 4 / 255, "l2": 0.5}[norm] if epsilon is None else epsilon
-        if not 0 < epsilon < float("inf"):
-            raise UserError(f"--epsilon {epsilon}: must be a positive radius in units of [0, 1], such as 4/255")
-        if norm == "linf" and epsilon > 1:
-            raise UserError(f"--epsilon {epsilon}: at most 1, in units of [0, 1]; {epsilon:g}/255?")
-        return cls(preset, norm, epsilon, **more)
-
-
-Found = tuple[Any, list[str]]
 
 
 def calibration(subject: Subject, settings: Settings) -> Found:
@@ -117,8 +73,8 @@ def ood(subject: Subject, settings: Settings) -> Found:
             test.logits,
             pairs,
             train_logits=train.logits,
-            weight=_plain(weight),
-            bias=_plain(bias),
+            weight=numbers(weight),
+            bias=numbers(bias),
         )
     except ImportError as error:
         raise NotHere(str(error)) from None
@@ -244,42 +200,6 @@ def turned(split: Split, seed: int) -> Split:
     return Split(rows, turns)
 
 
-def long_tail(subject: Subject, settings: Settings) -> Found:
-    """Accuracy of many-, medium- and few-shot classes, and the angles between classes beside the theory's threshold."""
-    counts = subject.data.class_counts()
-    if counts.max() < 2 * counts.min():
-        raise NotHere(f"the training classes are of about one size ({counts.min()} to {counts.max()} images)")
-    train, test, config = subject.of_part("train"), subject.of_part(subject.split), subject.config
-    groups = robustness.class_groups(counts)
-    scheme: Any = "counts" if sum(bool(classes) for classes in groups.values()) > 1 or len(counts) < 3 else "thirds"
-    groups = robustness.class_groups(counts, scheme)
-    means = torch.stack([train.features[train.target == label].mean(0) for label in range(len(counts))])
-    vectors = _plain(getattr(subject.model.head, "weight", None))
-    decay = config.optim.weight_decay
-    bounded = config.model.norm == "batch" and config.optim.name == "sgd" and decay > 0
-    return {
-        "scheme": scheme,
-        "class_counts": counts,
-        subject.split: robustness.long_tail_accuracy(test.logits.argmax(1), test.target, counts, scheme=scheme),
-        "mean_angles": robustness.minority_angles(means, groups, centre=True),
-        "vector_angles": None if vectors is None else robustness.minority_angles(vectors, groups),
-        "minority_collapse": robustness.minority_collapse(counts, weight_decay=decay, gamma_decay=decay)
-        if bounded
-        else None,
-    }, []
-
-
-def label_noise(subject: Subject, settings: Settings) -> Found:
-    """What became of the training images whose label the run was given wrong."""
-    asked = subject.config.data
-    if not asked.label_noise:
-        raise NotHere("the run was trained on the labels as they are (data.label_noise=0)")
-    true = load(replace(asked, label_noise=0.0), seed=subject.config.seed, image_size=lambda native: subject.shape[-1])
-    train = subject.of_part("train")
-    found = robustness.memorization(train.logits.argmax(1), train.target, true.train.target)
-    return vars(found) | {"asked": asked.label_noise}, []
-
-
 def terminal_phase(subject: Subject, settings: Settings) -> Found:
     """The checkpoint at zero error against this one, on the same images."""
     if subject.checkpoint == "onset" or not (subject.run / "checkpoints" / "onset.pt").is_file():
@@ -287,10 +207,6 @@ def terminal_phase(subject: Subject, settings: Settings) -> Found:
     first = Subject.open(subject.run, checkpoint="onset", device=str(subject.device), split=subject.split)
     before, after = first.of_part(first.split), subject.of_part(subject.split)
     return robustness.paired_accuracy(before.logits.argmax(1), after.logits.argmax(1), after.target), []
-
-
-def _plain(tensor: Any) -> Tensor | None:
-    return tensor.detach().double().cpu() if isinstance(tensor, Tensor) else None
 
 
 def _first(split: Split, size: int) -> Split:

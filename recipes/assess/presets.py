@@ -1,8 +1,12 @@
-"""How much of a run is looked at: quick for a look in two minutes, full for what carries a claim."""
+"""How a run is evaluated, and how much of it: quick for a look in two minutes, full for what carries a claim."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recipes.config import UserError
 
 
 @dataclass(frozen=True)
@@ -35,3 +39,46 @@ PRESETS = {
         "full", attacked=1000, curve=1000, distances=500, corrupted=10_000, features=10_000, outside=10_000, draws=10
     ),
 }
+
+
+class NotHere(Exception):
+    """A part that has no meaning for this run, or lacks what it needs here; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a run is evaluated.
+
+    Attributes:
+        preset: how much of it is looked at.
+        norm: of the attacks, linf or l2.
+        epsilon: their radius, in units of [0, 1].
+        seed: of every draw.
+        sets: image sets for OOD and transfer; None for those at hand.
+        root: where they lie.
+    """
+
+    preset: Preset
+    norm: str = "linf"
+    epsilon: float = 4 / 255
+    seed: int = 0
+    sets: tuple[str, ...] | None = None
+    root: Path = Path("data")
+
+    @classmethod
+    def made(cls, preset: Preset, *, norm: str, epsilon: float | None, **more: Any) -> Settings:
+        """With the norm's usual radius where none is asked for.
+
+        Raises:
+            UserError: a radius that is not positive, or beyond every image.
+        """
+        epsilon = {"linf": 4 / 255, "l2": 0.5}[norm] if epsilon is None else epsilon
+        if not 0 < epsilon < float("inf"):
+            raise UserError(f"--epsilon {epsilon}: must be a positive radius in units of [0, 1], such as 4/255")
+        if norm == "linf" and epsilon > 1:
+            raise UserError(f"--epsilon {epsilon}: at most 1, in units of [0, 1]; {epsilon:g}/255?")
+        return cls(preset, norm, epsilon, **more)
+
+
+Found = tuple[Any, list[str]]
+"""What a part gives: its result, and its warnings."""

@@ -98,6 +98,8 @@ def long_tail(part: Part, kind: str) -> list[str]:
     if collapse:
         text = f"at or below {collapse['threshold']:.3g} images: {len(collapse['below'])} classes"
         lines.append(row("minority collapse, by theory", text))
+    if part.get("no_threshold"):
+        lines.append(row("minority collapse, by theory", part["no_threshold"]))
     return lines
 
 
