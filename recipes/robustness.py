@@ -24,7 +24,7 @@ from tqdm import tqdm
 from recipes.assess.figures import draw
 from recipes.assess.parts import PARTS
 from recipes.assess.presets import PRESETS, NotHere, Settings
-from recipes.assess.result import About, Result, digest, plain
+from recipes.assess.result import About, Damaged, Result, digest, plain
 from recipes.assess.subject import SPLITS, Subject
 from recipes.assess.table import table
 from recipes.config import UserError
@@ -60,7 +60,7 @@ def assess(
             raise UserError(f"another evaluation is writing to {folder}: wait for its end, or --out NAME")
         result = begun(folder, about(subject, settings), fresh=parts if fresh else ())
         add_parts(result, subject, settings, parts, folder, command=command, quiet=quiet)
-        draw(folder / "figures", result, title=run.name)
+        draw(folder / "figures", result, parts, title=run.name)
     return result, folder
 
 
@@ -130,12 +130,18 @@ def begun(folder: Path, what: About, *, fresh: Sequence[str] = ()) -> Result:
     """The result in `folder` to go on with, less the parts to be done afresh, or a new one.
 
     Raises:
-        UserError: there is one of another checkpoint or other settings, and nothing is to be done afresh.
+        UserError: there is one of another checkpoint or other settings, or a damaged one, and nothing is to be done
+            afresh; or one of another version.
     """
     path = folder / "results.json"
     if not path.exists():
         return Result(what, {})
-    found = Result.read(path)
+    try:
+        found = Result.read(path)
+    except Damaged:
+        if fresh:
+            return Result(what, {})
+        raise
     for key, value in asdict(what).items():
         was = getattr(found.about, key)
         if was != value and key != "run":
@@ -193,7 +199,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of every draw; default: 0")
     parser.add_argument("--device", default="auto", help="cpu, cuda, ...; default: auto")
     parser.add_argument("--out", help="name of the folder inside the run; default: robustness[-CHECKPOINT][-val]")
-    parser.add_argument("--fresh", action="store_true", help="do the parts anew; with other settings, all is replaced")
+    parser.add_argument("--fresh", action="store_true", help="do the parts anew; made with other settings or "
+                        "damaged, all is replaced")  # fmt: skip
     parser.add_argument("--quiet", action="store_true", help="print the table alone")
     args = parser.parse_args(argv)
     args.parts = [part.strip() for part in args.parts.split(",")]
@@ -229,7 +236,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 command=["recipes/robustness.py", *argv],
                 quiet=args.quiet,
             )
-            print(table(result))
+            print(table(result, args.parts))
             print(f"all of it: {folder / 'results.json'} (docs/robustness.md explains the numbers)\n")
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

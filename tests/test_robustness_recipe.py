@@ -17,7 +17,7 @@ from recipes.assess.parts import PARTS, halves, turned
 from recipes.assess.presets import NotHere, Preset, Settings
 from recipes.assess.result import SCHEMA, Result, plain
 from recipes.assess.subject import Subject
-from recipes.assess.table import table
+from recipes.assess.table import table, whole
 from recipes.build import build_model
 from recipes.config import UserError, parse
 from recipes.data import load, stratified
@@ -202,6 +202,35 @@ def test_no_test_image_is_looked_at_with_validation_images(run, on_validation, t
     assert "validation images" in (text := table(on_validation[0])) and " test " not in text
 
 
+def test_only_the_parts_asked_for_are_shown_and_drawn(run, result, capsys):
+    found, folder = result
+    text = table(found, ["ood", "long_tail", "adversarial"])
+    assert "out of distribution" in text and "corruptions (" not in text and "transfer of" not in text
+    assert "long_tail: the training classes" in text and "label_noise:" not in text
+    assert "kept from before, not shown: calibration, transfer, terminal_phase, corruptions, distances" in text
+    drawn = {path.stem: path.stat().st_mtime_ns for path in (folder / "figures").glob("*.png")}
+    (folder / "figures" / "ood.png").unlink()
+    assess(run, SETTINGS, parts=["ood"], quiet=True)
+    again = {path.stem: path.stat().st_mtime_ns for path in (folder / "figures").glob("*.png")}
+    assert {name for name in again if again[name] != drawn[name]} == {"ood"} and again.keys() == drawn.keys()
+
+
+def test_a_figure_does_not_outlive_its_part(run):
+    words = {"parts": ["corruptions"], "out": "figures-go", "quiet": True}
+    _, folder = assess(run, SETTINGS, **words)
+    assert (folder / "figures" / "corruptions.png").exists()
+    assess(run, replace(SETTINGS, epsilon=0.1), **words | {"parts": ["terminal_phase"]}, fresh=True)
+    assert not (folder / "figures" / "corruptions.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("percent", "shown"),
+    [(0, "0"), (0.3, "0.3"), (0.01, "0.1"), (49.6, "50"), (99.5, "99.5"), (99.97, "99.9"), (100, "100")],
+)
+def test_nothing_is_rounded_to_none_or_all(percent, shown):
+    assert whole(percent) == shown
+
+
 def test_splits_are_never_mixed_and_studies_read_the_one_they_asked_for(run, result, on_validation):
     with pytest.raises(UserError, match=r"split='test', now it is 'val': --out NAME keeps both"):
         assess(run, SETTINGS, split="val", out="robustness", quiet=True)
@@ -230,13 +259,30 @@ def test_halves_share_every_class(sizes):
 def test_a_damaged_or_foreign_result_is_refused(tmp_path):
     path = tmp_path / "results.json"
     for text, said in (
-        ("{", "cannot be read"),
+        ("{", "is damaged .*: --fresh replaces it, --out NAME leaves it"),
         (json.dumps({"schema": SCHEMA + 1}), "has schema"),
         (json.dumps({"schema": SCHEMA, "about": {}, "parts": {}}), "needs the keys"),
     ):
         path.write_text(text)
         with pytest.raises(UserError, match=said):
             Result.read(path)
+
+
+def test_a_damaged_result_is_passed_by_with_fresh(run, capsys):
+    words = [str(run), "--quick", "--quiet", "--parts", "terminal_phase", "--out", "damaged"]
+    assert main(words) == 0
+    path = run / "damaged" / "results.json"
+    whole_text = path.read_bytes()
+    for damaged in (whole_text[:200], b"", b"\xff" + whole_text):
+        path.write_bytes(damaged)
+        capsys.readouterr()
+        assert main(words) == 2
+        assert "--fresh replaces it" in (said := capsys.readouterr().err) and said.count("\n") == 1
+        assert path.read_bytes() == damaged
+        assert main([*words, "--fresh"]) == 0
+        assert Result.read(path).parts["terminal_phase"] == json.loads(whole_text)["parts"]["terminal_phase"]
+    path.write_text(json.dumps({"schema": SCHEMA + 1}))  # not ours to replace
+    assert main([*words, "--fresh"]) == 2 and "move it away" in capsys.readouterr().err
 
 
 def test_long_tailed_and_mislabelled_runs_get_their_parts(tmp_path):

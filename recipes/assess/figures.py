@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +14,22 @@ import numpy as np  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 from recipes.assess.result import Result  # noqa: E402
+from recipes.assess.table import whole  # noqa: E402
 
 Part = Mapping[str, Any]
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe & Ito
 STYLE: dict[Any, Any] = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
 
 
-def draw(folder: Path, result: Result, *, title: str) -> None:
-    """A PNG for each part of the result that has a picture."""
+def draw(folder: Path, result: Result, parts: Collection[str], *, title: str) -> None:
+    """A PNG for each of the parts that the result has and that has a picture; none is left of what it has not."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure_of in FIGURES.items():
-        part = result.parts.get(name.split("-")[0])
+        shown = name.split("-")[0]
+        part = result.parts.get(shown)
         if part is None:
+            (folder / f"{name}.png").unlink(missing_ok=True)
+        if part is None or shown not in parts:
             continue
         with plt.rc_context(STYLE):
             figure = figure_of(part)
@@ -77,7 +81,7 @@ def corruptions(part: Part) -> Figure:
     shown = panel.imshow(accuracy, vmin=0, vmax=100, cmap="cividis", aspect="auto")
     for (line, column), value in np.ndenumerate(accuracy):
         color = "black" if value > 55 else "white"
-        panel.text(column, line, f"{value:.0f}", ha="center", va="center", color=color, fontsize=8)
+        panel.text(column, line, whole(value), ha="center", va="center", color=color, fontsize=8)
     panel.set_xticks(range(accuracy.shape[1]), part["severities"])
     panel.set_yticks(range(len(accuracy)), [name.replace("_", " ") for name in part["names"]], fontsize=8)
     panel.set(xlabel=f"severity ({part['samples']} images; clean {100 * part['clean_accuracy']:.1f} %)")

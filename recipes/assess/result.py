@@ -22,6 +22,10 @@ LONGEST = 100_000
 """Numbers that one tensor of a result may have: more is data, not a result."""
 
 
+class Damaged(UserError):
+    """A results.json that was cut off or overwritten: nothing of it can be kept."""
+
+
 @dataclass(frozen=True)
 class About:
     """What was evaluated, and how: parts are only put together under the same answers.
@@ -75,12 +79,15 @@ class Result:
         """What `write` wrote.
 
         Raises:
-            UserError: no such file, no JSON, another version, or keys that are missing or unknown.
+            Damaged: no JSON.
+            UserError: no such file, another version, or keys that are missing or unknown.
         """
         try:
             found = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
+        except OSError as error:
             raise UserError(f"{path} cannot be read: {error}") from None
+        except ValueError as error:  # half a character too
+            raise Damaged(f"{path} is damaged ({error}): --fresh replaces it, --out NAME leaves it") from None
         version = found.pop("schema", None) if isinstance(found, dict) else None
         if version != SCHEMA:
             raise UserError(

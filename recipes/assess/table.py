@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from recipes.assess.result import Result
@@ -11,19 +11,20 @@ from recipes.assess.subject import SPLITS
 Part = Mapping[str, Any]
 
 
-def table(result: Result) -> str:
-    """All that was found, in lines of at most 100 characters but for warnings."""
+def table(result: Result, parts: Collection[str] | None = None) -> str:
+    """What was found in the parts asked for, or in all; lines hold 100 characters at most, but for reasons and doubts."""
     about = result.about
-    kind = SPLITS[about.split]
+    kind, parts = SPLITS[about.split], BLOCKS if parts is None else parts
     lines = [f"{about.run}, checkpoint {about.checkpoint}, {about.preset}, {kind} images, seed {about.seed}"]
     for name, part in result.parts.items():
-        lines += ["", *BLOCKS[name](part, kind)]
-    if result.skipped:
-        lines += ["", "not done"]
-        lines += [f"  {name}: {reason}" for name, reason in result.skipped.items()]
-    if result.warnings:
-        lines += ["", "TO BE DOUBTED"]
-        lines += [f"  {warning}" for warning in result.warnings]
+        if name in parts:
+            lines += ["", *BLOCKS[name](part, kind)]
+    skipped = [f"  {name}: {reason}" for name, reason in result.skipped.items() if name in parts]
+    lines += ["", "not done", *skipped] if skipped else []
+    doubts = [f"  {warning}" for warning in result.warnings if warning.split(": ")[0] in parts]
+    lines += ["", "TO BE DOUBTED", *doubts] if doubts else []
+    kept = [name for name in result.parts if name not in parts]
+    lines += ["", f"kept from before, not shown: {', '.join(kept)}"] if kept else []
     return "\n".join(lines)
 
 
@@ -33,6 +34,12 @@ def share(value: float | None, interval: Any = None) -> str:
         return "-"
     ends = "" if interval is None else f"  [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
     return f"{100 * value:6.2f} %{ends}"
+
+
+def whole(percent: float) -> str:
+    """Per cent without decimals; with one where that would show 0 or 100 for what is neither."""
+    text = f"{percent:.0f}"
+    return f"{min(max(percent, 0.1), 99.9):.1f}" if text in ("0", "100") and percent not in (0, 100) else text
 
 
 def row(label: str, text: str) -> str:
@@ -144,7 +151,7 @@ def adversarial(part: Part, kind: str) -> list[str]:
     lines.append(row(f"ROBUST ACCURACY: {head['name']}", share(head["accuracy"], (head["low"], head["high"]))))
     lines += [row("note", part["note"])] if part["note"] else []
     curve = part["curve"]
-    cells = (f"{e:.3g}: {100 * a:.0f} %" for e, a in zip(curve["epsilons"], curve["accuracy"], strict=True))
+    cells = (f"{e:.3g}: {whole(100 * a)} %" for e, a in zip(curve["epsilons"], curve["accuracy"], strict=True))
     lines.append(row("margin-PGD over ε (an upper bound)", ", ".join(cells)))
     checks = (f"{found['name']} {found['value']:.3g}{' !' if found['flagged'] else ''}" for found in part["findings"])
     lines.append(row("checks (! is flagged)", ", ".join(checks)))
