@@ -26,6 +26,7 @@ from recipes.config import UserError, recipes
 from recipes.signals import EXIT_CODE, StopRequest
 from recipes.study import results
 from recipes.study.cells import Cell, grid, search_grid, share
+from recipes.study.foresight import foresee
 from recipes.study.jobs import Outcome, locked, run_all, run_on_ray
 from recipes.study.progress import Progress, plan_lines
 from recipes.study.report import write_report
@@ -183,9 +184,14 @@ def compare(asked: Asked) -> int:
     study = asked.study
     found = results.known(asked.out)
     search_cells = search_grid(study)
+    todo = []
     for item in [*search_cells, *grid(study, chosen(study, found))]:  # every cell must resolve before one runs
         if not found.done(item, study.evaluations):
             found.take(item, asked.runs, study.evaluations)
+        if not found.done(item, study.evaluations):
+            todo.append(item)
+    if not asked.report_only and asked.ray is None:  # on a cluster the data lies elsewhere
+        foresee(todo)
     if asked.plan:
         print("\n".join(plan_lines(study, found, search_cells)))
         return 0

@@ -23,6 +23,7 @@ from recipes.signals import EXIT_CODE
 from recipes.study import jobs, results
 from recipes.study.cells import cell, dotted, grid, identity, share
 from recipes.study.jobs import Ended, Processes, locked, run_cell
+from recipes.study.progress import Progress
 from recipes.study.search import chosen, tried
 from recipes.study.study import Evaluations, plain, read_study, study_from
 from recipes.train import order
@@ -486,15 +487,52 @@ def test_no_table_from_results_that_do_not_say_what_made_them(miniature, tmp_pat
 
 def test_the_plan_runs_nothing_and_knows_the_time(miniature, capsys):
     assert run(miniature, "--plan") == 0
-    assert "4 cells, 0 to run" in capsys.readouterr().out
+    assert "4 runs, 0 to run" in capsys.readouterr().out
     path = write_study(miniature.parent, seeds=[0, 1, 7])
     try:
         assert run(path, "--plan") == 0
     finally:
         write_study(miniature.parent)
-    said = capsys.readouterr().out
-    assert "6 cells, 2 to run, about" in said and said.count("done") == 4
+    *rows, total = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"6 runs, 2 to run, about \d+ s of one thread", total)
+    assert [row.split()[:5] for row in rows[1:]] == [["run", "digits", arm, "2", "1"] for arm in ("baseline", "etf")]
     assert len(list((miniature.parent / "runs").glob("*/log.txt"))) == 4
+
+
+@pytest.mark.parametrize(
+    ("more", "word"),
+    [
+        (["--data.name=foldr"], "data.name='foldr' is unknown"),
+        (["--data.name=folder", "--data.root=nowhere"], "data.root=nowhere is not a folder"),
+        (["--data.batch_size=4000"], "fewer than data.batch_size=4000"),
+        (["--model.backbone=resnet19"], "did you mean resnet18"),
+    ],
+)
+@pytest.mark.parametrize("plan", [True, False])
+def test_what_no_run_could_begin_with_is_said_once_and_before_the_first(
+    more, word, plan, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(compare, "run_all", None)
+    assert compare.main(["baseline", "etf", *more, *(["--plan"] if plan else [])]) == 2
+    said = capsys.readouterr().err
+    assert word in said and said.startswith("error: no run of baseline on ") and said.count("\n") == 1
+
+
+def test_only_what_is_still_to_run_needs_its_data(miniature, capsys, monkeypatch):
+    monkeypatch.setattr("recipes.study.foresight.load", None)
+    assert run(miniature, "--plan") == 0
+
+
+def test_an_error_that_runs_share_is_said_in_full_once():
+    study = study_of()
+    cells, found = cells_of(study), results.Found()
+    for item, error in zip(cells, ("no room", "no room", "lost", "no room"), strict=True):
+        found.runs[item.key] = {"status": "failed", "error": error}
+    progress = Progress(found, cells, study, workers=1)
+    said = [progress.line(item, "failed").split("; about")[0].split(": ", 1)[1] for item in cells]
+    again = "FAILED with the same error, as {} runs so far"
+    assert said == ["FAILED: no room", again.format(2), "FAILED: lost", again.format(3)]
 
 
 def test_a_folder_of_images_with_one_command(tmp_path, monkeypatch, capsys):

@@ -172,7 +172,7 @@ def scatter(rows: Sequence[Mapping[str, Any]], arms: Mapping[str, str], data: st
         panel.grid(alpha=0.25)
         canvas.legend(loc="outside right upper", frameon=False, fontsize=9)
         found = stats.spearmanr([row["nc1"] for row in rows], [row["accuracy"] for row in rows]).statistic
-        rank = f"rank correlation {found:+.2f}" if len(rows) > 4 else "too few for a correlation"
+        rank = f"rank correlation {found:+.2f}".replace("-", "−") if len(rows) > 4 else "too few for a correlation"
         return finished(
             canvas,
             name,

@@ -12,6 +12,7 @@ from recipes.study.jobs import Outcome
 from recipes.study.results import Found, lookup
 from recipes.study.search import chosen
 from recipes.study.study import Study
+from recipes.study.text_table import columns
 
 
 def seconds_of(found: Found, cell: Cell, cells: Sequence[Cell]) -> float | None:
@@ -40,23 +41,37 @@ def words(seconds: float) -> str:
 
 
 def plan_lines(study: Study, found: Found, search_cells: Sequence[Cell]) -> list[str]:
-    """Every cell with its state and time, then the sum."""
+    """A line for each setting and arm, with what is done, what is to run and how long that takes; then the sum."""
     ready = chosen(study, found)
     assumed = {(data, arm): ready.get((data, arm), {}) for data in study.settings for arm in study.arms}
     cells = [*search_cells, *grid(study, assumed)]
-    lines, left, unknown = [], 0.0, 0
+    groups: dict[tuple[bool, str, str], list[Cell]] = {}
     for cell in cells:
-        waiting = not cell.searching and (cell.data, cell.arm) not in ready
-        done = not waiting and found.done(cell, study.evaluations)
-        seconds = seconds_of(found, cell, cells)
-        state = "done" if done else "after the search" if waiting else "failed" if found.failed(cell) else "to run"
-        if not done:
-            left, unknown = left + (seconds or 0.0), unknown + (seconds is None)
-        time_said = "" if seconds is None else f"  {words(seconds)}"
-        lines.append(f"{'search' if cell.searching else 'run':<8}{cell.name:<60}{state}{time_said}")
-    guess = f"about {words(left)} of one thread" if not unknown else "time not known: no such cell is timed yet"
-    count = sum(line.rstrip().find("done") < 0 for line in lines)
-    return [*lines, f"{len(cells)} cells, {count} to run, {guess}"]
+        groups.setdefault((cell.searching, cell.data, cell.arm), []).append(cell)
+    rows = [["", "data", "arm", "done", "failed", "to run", "time"]]
+    left: list[float | None] = []
+    for (searching, data, arm), own in groups.items():
+        waiting = not searching and (data, arm) not in ready
+        todo = [cell for cell in own if waiting or not found.done(cell, study.evaluations)]
+        failed = sum(not waiting and found.failed(cell) for cell in todo)
+        seconds = [seconds_of(found, cell, cells) for cell in todo]
+        left += seconds
+        numbers = [str(number) if number else "" for number in (len(own) - len(todo), failed, len(todo))]
+        time_said = _sum_said(seconds) if todo else ""
+        rows.append(
+            ["search" if searching else "run", data, arm, *numbers, time_said + ("  after its search" * waiting)]
+        )
+    total = f"{len(cells)} runs, {len(left)} to run"
+    if left and None in left:
+        total += ", time not known: no such run is timed yet"
+    elif left:
+        total += f", about {_sum_said(left)} of one thread"
+    return [*columns(rows, right=(3, 4, 5)), total]
+
+
+def _sum_said(seconds: Sequence[float | None]) -> str:
+    known = [value for value in seconds if value is not None]
+    return words(sum(known)) if len(known) == len(seconds) else "?"
 
 
 class Progress:
@@ -66,13 +81,14 @@ class Progress:
         self.found, self.todo, self.study = found, list(todo), study
         self.workers = max(1, workers)
         self.ended = 0
+        self.errors: dict[str, int] = {}
         self.began = time.perf_counter()
 
     def line(self, cell: Cell, outcome: Outcome) -> str:
         """A cell that ended."""
         self.ended += 1
         said: dict[str, Any] = {
-            "failed": lambda: f"FAILED: {self.found.runs[cell.key]['error']}",
+            "failed": lambda: self._error(self.found.runs[cell.key]["error"]),
             "stopped": lambda: "stopped and saved",
             "elsewhere": lambda: "is run by another job",
             "done": lambda: self._result(cell),
@@ -80,6 +96,11 @@ class Progress:
         left = (time.perf_counter() - self.began) / self.ended * (len(self.todo) - self.ended)
         more = f"; about {words(left)} left" if self.ended < len(self.todo) else ""
         return f"[{self.ended}/{len(self.todo)}] {cell.name}: {said[outcome]()}{more}"
+
+    def _error(self, error: str) -> str:
+        """Said in full the first time."""
+        number = self.errors[error] = self.errors.get(error, 0) + 1
+        return f"FAILED: {error}" if number == 1 else f"FAILED with the same error, as {number} runs so far"
 
     def _result(self, cell: Cell) -> str:
         record = self.found.runs[cell.key]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import statistics
 from collections.abc import Mapping
@@ -81,9 +82,9 @@ def view_of(
         "signs": SIGNS,
         "sections": sections,
         "figures": [figure for section in sections for figure in section["figures"]],
-        "overrides": {
-            arms[name]: [f"{key} = {value}" for key, value in arm.overrides.items()] for name, arm in study.arms.items()
-        },
+        "common": _keys(study.overrides),
+        "overrides": {arms[name]: _keys(arm.overrides) for name, arm in study.arms.items()},
+        "settings": {name: _keys(values) for name, values in study.data.items()},
         "search": [_searched(entry, arms) for entry in content["search"]],
         "failed": failed,
         "failures": sum(map(len, failed.values())),
@@ -98,6 +99,12 @@ def view_of(
         "runs": len(done),
         "examples": _commands(content, study, arms),
     }
+
+
+def _keys(values: Mapping[str, Any]) -> list[str]:
+    """Keys and values as a study file writes them."""
+    plain = (value if isinstance(value, str) else json.dumps(value) for value in values.values())
+    return [f"{key} = {value}" for key, value in zip(values, plain, strict=True)]
 
 
 def _section(
@@ -230,7 +237,7 @@ def _blocks(study: Study) -> list[list[int]]:
 
 def _searched(entry: Mapping[str, Any], arms: Mapping[str, str]) -> dict[str, Any]:
     def said(point: Mapping[str, Any]) -> str:
-        return ", ".join(f"{key} = {value}" for key, value in point.items())
+        return ", ".join(_keys(point))
 
     points = [
         {
