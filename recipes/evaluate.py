@@ -25,9 +25,17 @@ from recipes.build import pick_device
 from recipes.config import UserError, parse
 from recipes.data import load
 from recipes.measure import BATCH, measure
+from recipes.report import ROWS
 from recipes.run_folder import RunFolder
 from recipes.split import Split
 from recipes.unread import lost_workers_told
+
+MEASURES = (
+    ("accuracy", "accuracy", "{:.2%}"),
+    ("cross-entropy (nats)", "loss", "{:.4f}"),
+    *((label, key, form) for label, part, key, form in ROWS if part == "train" and key != "accuracy"),
+)
+"""What is printed: name, key in the result, form; the measures of collapse as at the end of a run."""
 
 
 @torch.inference_mode()
@@ -92,14 +100,14 @@ def from_run(source: Path, device: str) -> Classifier:
 def table(result: dict[str, Any]) -> str:
     """The evaluation as lines to print."""
     lines = [f"{result['images']} images, {result['data']} {result['part']}"]
-    lines += [f"{name:<28}{value:>12.4f}" for name, value in result.items() if isinstance(value, float)]
+    lines += [f"{label:<38}{form.format(result[key]):>14}" for label, key, form in MEASURES]
     lines += ["", "accuracy of each class, lowest first, and what it is taken for most often:"]
     names = list(result["per_class"])
     for name, value in sorted(result["per_class"].items(), key=lambda item: item[1]):
         row = list(result["confusion"][names.index(name)])
         row[names.index(name)] = 0
         rival = f"   {names[row.index(max(row))]} ({max(row)})" if max(row) else ""
-        lines.append(f"  {name:<26}{value:>12.4f}{rival}")
+        lines.append(f"  {name:<36}{value:>14.2%}{rival}")
     return "\n".join(lines)
 
 
@@ -127,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = f"evaluation-{result['data']}-{args.part}{which}.json"
     RunFolder(folder).write(name, result)
     print(table(result))
-    print(f"\nall of it, with the confusion matrix: {folder / name} (docs/metrics.md explains the measures)")
+    print(f"\nmore measures and the confusion matrix: {folder / name} (docs/metrics.md explains them)")
     return 0
 
 

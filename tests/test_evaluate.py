@@ -42,7 +42,12 @@ def test_evaluate_counts_each_class(run, expected, capsys):
         assert value == pytest.approx((guess == truth)[truth == int(name)].mean())
     summary = json.loads((run / "summary.json").read_text())
     assert result["nc1"] == pytest.approx(summary["at_end"]["test"]["nc1"], rel=1e-4)
-    assert "accuracy of each class" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "accuracy of each class" in said and "nc2_equinorm" not in said  # names for people; keys are in the file
+    printed = {label.strip(): value for label, value in (line.rsplit(None, 1) for line in said.splitlines() if line)}
+    assert printed["accuracy"] == f"{result['accuracy']:.2%}"
+    assert float(printed["NC1  within-class variability"]) == pytest.approx(result["nc1"], rel=1e-3)
+    assert float(printed["cross-entropy (nats)"]) == pytest.approx(result["loss"], abs=1e-4)
 
 
 @pytest.mark.parametrize("form", ["csv", "json"])

@@ -2,6 +2,7 @@
 
 import json
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -87,6 +88,20 @@ def test_what_is_stored_draws_the_same_picture(tmp_path):
     (tmp_path / "features.npz").write_text("no archive")
     with pytest.raises(UserError, match="holds no stored features"):
         stored(tmp_path / "features.npz")
+
+
+def test_the_legend_tells_features_means_class_vectors_and_outline_apart():
+    target = np.repeat(np.arange(3), 5)
+    view = project(Snapshot("end", np.random.default_rng(0).normal(size=(15, 4)), target, np.eye(3, 4)))
+    canvas, _ = draw([view], "abc")
+    (legend,) = canvas.legends
+    words = ("feature of an image", "class mean", "class vector of the head", "the simplex")
+    assert [word in text.get_text() for word, text in zip(words, legend.get_texts(), strict=True)] == [True] * 4
+    small, large, vector, outline = legend.get_lines()
+    drawn = canvas.axes[0].get_lines()
+    assert small.get_markersize() < large.get_markersize() and outline.get_linestyle() != vector.get_linestyle()
+    assert drawn[0].get_linestyle() == outline.get_linestyle() != drawn[2].get_linestyle() == vector.get_linestyle()
+    plt.close(canvas)
 
 
 def test_a_run_is_drawn_from_its_first_to_its_last_epoch(tmp_path, capsys, monkeypatch):

@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
 
 from ncreg.frames import nearest_simplex_etf
 from recipes.config import UserError
@@ -25,6 +27,8 @@ from recipes.study.figures import COLORS, GRAY, MARKERS, STYLE
 
 Array = np.ndarray
 MOST_LABELS = 20
+OUTLINE = (0, (2, 2))
+"""The dashes of the polygon, which class vectors do not have."""
 
 
 @dataclass(frozen=True)
@@ -126,12 +130,19 @@ def draw(views: Sequence[View], class_names: Sequence[str], *, title: str = "") 
     rows = -(-len(views) // columns)
     with plt.rc_context(STYLE):
         canvas, panels = plt.subplots(
-            rows, columns, figsize=(2.9 * columns, 2.95 * rows + 0.2), layout="constrained", squeeze=False
+            rows,
+            columns,
+            figsize=(2.9 * columns, 2.95 * rows + 0.6),
+            layout=ConstrainedLayoutEngine(h_pad=0.07),
+            squeeze=False,
         )
         for panel in panels.flat[len(views) :]:
             panel.axis("off")
         for panel, view in zip(panels.flat, views, strict=False):
             _panel(panel, view, class_names)
+        canvas.legend(
+            handles=_legend(), loc="outside lower center", ncols=4 if columns > 2 else 2, frameon=False, fontsize=8
+        )
         if title:
             canvas.suptitle(title, fontsize=10)
     ideal, said = corners(len(class_names)), []
@@ -143,10 +154,28 @@ def draw(views: Sequence[View], class_names: Sequence[str], *, title: str = "") 
     return canvas, f"{what} {'; '.join(said)}."
 
 
+def _legend() -> list[Line2D]:
+    """What a sign stands for, whatever the class."""
+    return [
+        Line2D(
+            [],
+            [],
+            linestyle="",
+            marker="o",
+            markersize=2.5,
+            color=GRAY,
+            label="feature of an image (sign and colour: its class)",
+        ),
+        Line2D([], [], linestyle="", marker="o", markersize=7, color=GRAY, markeredgecolor="white", label="class mean"),
+        Line2D([], [], color=GRAY, linewidth=1, label="class vector of the head"),
+        Line2D([], [], color=GRAY, linewidth=0.8, linestyle=OUTLINE, label="where collapse ends: the simplex"),
+    ]
+
+
 def _panel(panel: Axes, view: View, class_names: Sequence[str]) -> None:
     outline = corners(len(class_names))
     closed = np.concatenate([outline, outline[:1]])
-    panel.plot(*closed.T, color=GRAY, linewidth=0.8, zorder=1)
+    panel.plot(*closed.T, color=GRAY, linewidth=0.8, linestyle=OUTLINE, zorder=1)
     for label, name in enumerate(class_names):
         color, marker = COLORS[label % len(COLORS)], MARKERS[label % len(MARKERS)]
         own = view.samples[view.target == label]
