@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipes.study.figures import _when
+from recipes.study.figures import _when, dots
 from recipes.study.study import Measure
 from recipes.study.tables import closing_lines, failure_lines, heading, images_behind, shown
 from recipes.study.text_table import columns, lined_up
@@ -37,8 +37,18 @@ def test_columns_are_parted_by_two_spaces_however_wide_a_cell_is():
     assert lines == ["etf                         +4.14e-02  higher", "a very long name of an arm          –  worse"]
 
 
-def test_a_minus_is_one_sign_in_every_form():
+def test_a_minus_is_one_sign_in_every_form_and_zero_has_none():
+    assert [shown(-1e-6, "percent"), shown(-1e-6, "percent", signed=True)] == ["0.00", "+0.00"]
     assert [shown(-0.00123, form) for form in ("percent", "plain", "scientific")] == ["−0.12", "−0.00123", "−1.23e-03"]
+
+
+def test_a_figure_names_the_arms_that_it_cannot_show():
+    rows = [entry(arm, pairs=3, by_seed={"0": 0.5, "1": 0.6}, difference=0.0) for arm in ("a", "b")]
+    rows += [entry("never", n=0, mean=None, by_seed={}, pairs=0, verdict="not reached")]
+    names = {"a": "A", "b": "B", "never": "C"}
+    figure = dots({"data": "set", "arms": rows}, Measure("x"), names, "a", "name")
+    assert "Not reached by any run of C." in figure.caption and "not reached by C" in figure.alt
+    assert ">A<" in figure.svg and ">C<" not in figure.svg and "difference to the baseline" in figure.svg
 
 
 MEASURES = [

@@ -106,7 +106,7 @@ def dots(table: Mapping[str, Any], measure: Measure, arms: Mapping[str, str], ba
         left.set(xlabel=f"{measure.title}{unit(measure)}")
         if measure.form == "scientific":
             left.set_xscale(scale_for(value for entry in entries for value in entry["by_seed"].values()))
-        right.set(xlabel=f"difference to {arms[base]}" + (" (points)" if measure.form == "percent" else ""))
+        right.set(xlabel="difference to the baseline" + (" (points)" if measure.form == "percent" else ""))
         for panel in (left, right):
             panel.grid(axis="x", alpha=0.25)
             if panel.get_xscale() == "linear":
@@ -141,6 +141,10 @@ def _dots_words(
         for entry in entries
     )
     band = " The gray band is the margin." if measure.margin else ""
+    never = [arms[entry["arm"]] for entry in table["arms"] if entry["runs"] and not entry["n"]]
+    if never:
+        band += f" Not reached by any run of {', '.join(never)}."
+        said += f"; not reached by {', '.join(never)}"
     return (
         f"{measure.title}{unit(measure)} on {table['data']}, mean over seeds: {said}.",
         "Left: every seed, the same seed joined by a line, the mean as a bar. Right: paired differences to "

@@ -76,7 +76,9 @@ def shown(value: float | None, form: str, *, signed: bool = False) -> str:
         text = f"{value:{sign}.2e}"
     else:
         text = f"{value:{sign}.4g}"
-    return text.replace("-", "−") if form != "scientific" else re.sub("^-", "−", text)
+    if float(text) == 0:  # rounded to zero: neither side of it
+        text = re.sub("^-", sign, text)
+    return re.sub("^-", "−", text)
 
 
 def unit(measure: Measure) -> str:
