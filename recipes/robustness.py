@@ -12,7 +12,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -52,6 +52,7 @@ def assess(
             that could not be done.
     """
     subject = Subject.open(run, checkpoint=checkpoint, device=device, seed=settings.seed, split=split)
+    settings = replace(settings, preset=settings.preset.for_images(*subject.shape[1:]))
     if not (run / "summary.json").is_file():
         print(f"note: {run} is not finished: what is evaluated is its newest checkpoint", file=sys.stderr)
     folder = run / (out or folder_name(checkpoint, split))
@@ -123,6 +124,7 @@ def about(subject: Subject, settings: Settings) -> About:
         seed=settings.seed,
         sets=settings.sets,
         split=subject.split,
+        image_share=settings.preset.share,
     )
 
 

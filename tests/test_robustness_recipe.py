@@ -14,7 +14,7 @@ from ncreg import robustness
 from ncreg.checkpoint import load_classifier
 from recipes.assess.labels import label_noise, long_tail, no_threshold, true_classes
 from recipes.assess.parts import PARTS, halves, turned
-from recipes.assess.presets import NotHere, Preset, Settings
+from recipes.assess.presets import PRESETS, NotHere, Preset, Settings
 from recipes.assess.result import SCHEMA, Result, plain
 from recipes.assess.subject import Subject
 from recipes.assess.table import table, whole
@@ -365,6 +365,27 @@ def test_results_hold_plain_values_only():
         plain({"y": {1}}, "x")
     with pytest.raises(TypeError, match="keep a summary"):
         plain(torch.zeros(100_001))
+
+
+def test_quick_takes_fewer_of_large_images_and_says_so(tmp_path):
+    quick, full = PRESETS["quick"], PRESETS["full"]
+    for side in (8, 28, 32):
+        assert quick.for_images(side, side) == quick
+    assert full.for_images(224, 224) == full
+    large = quick.for_images(160, 160)
+    assert large == replace(
+        quick, attacked=13, curve=13, distances=20, corrupted=40, features=400, outside=100, share=0.2
+    )
+    assert quick.for_images(64, 256) == quick.for_images(128, 128)
+    assert quick.for_images(4096, 4096).attacked == 10
+    assert replace(quick, attacked=4, curve=None).for_images(64, 64).attacked == 4
+
+    path = run_in(tmp_path, "--data.image_size", "64", "--data.train_size", "64", "--data.batch_size", "32")
+    found, _ = assess(path, Settings(TINY, sets=("mnist5k",)), parts=["transfer", "distances"], quiet=True)
+    assert found.about.image_share == 0.5 and "50 % as many of them" in table(found)
+    assert found.parts["distances"]["images"] == 10
+    tasks = found.parts["transfer"]["tasks"]
+    assert tasks["mnist5k"]["linear"]["num_train"] == 75 and tasks["mnist5k"]["linear"]["num_test"] == 500
 
 
 def test_fractions_are_numbers():

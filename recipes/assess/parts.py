@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ncreg import robustness
 from recipes.assess.labels import label_noise, long_tail, numbers
-from recipes.assess.presets import Found, NotHere, Settings
+from recipes.assess.presets import Found, NotHere, Settings, shrunk
 from recipes.assess.subject import Subject
 from recipes.data import stratified
 from recipes.split import Split
@@ -177,6 +177,8 @@ def transfer(subject: Subject, settings: Settings) -> Found:
     for name, (train, test) in tasks.items():
         if size is not None and len(train) > size:
             train = stratified(train, size, seed=settings.seed, what=name)
+        if settings.preset.share < 1:
+            test = _first(test, shrunk(len(test), settings.preset.share) or 0)
         known, asked = subject.outputs(train), subject.outputs(test)
         task = (known.features, known.target, asked.features, asked.target)
         shots = min(5, int(torch.bincount(known.target).min()))

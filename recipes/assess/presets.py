@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ class Preset:
         features: training images whose features the OOD scores and probes are fitted to.
         outside: images of each OOD set.
         draws: draws of the few-shot probe.
+        share: of these numbers that is left, and of the images that transfer is tested on; see `for_images`.
     """
 
     name: str
@@ -31,7 +33,29 @@ class Preset:
     features: int | None
     outside: int | None
     draws: int
+    share: float = 1.0
 
+    def for_images(self, height: int, width: int) -> Preset:
+        """The same for images of this size: of larger ones than 32 x 32, quick takes fewer.
+
+        Their numbers are multiplied by 32/√(height·width), but stay at ten or more. Two minutes hold no more of them.
+        """
+        share = min(1.0, 32 / math.sqrt(height * width)) if self.name == "quick" else 1.0
+        return replace(
+            self,
+            attacked=shrunk(self.attacked, share),
+            curve=shrunk(self.curve, share),
+            distances=shrunk(self.distances, share),
+            corrupted=shrunk(self.corrupted, share),
+            features=shrunk(self.features, share),
+            outside=shrunk(self.outside, share),
+            share=share,
+        )
+
+
+def shrunk(number: int | None, share: float) -> int | None:
+    """A share of a number of images, ten at least where there are as many; None, all there are, stays."""
+    return None if number is None else max(min(number, 10), round(number * share))
 
 PRESETS = {
     "quick": Preset("quick", attacked=64, curve=64, distances=100, corrupted=200, features=2000, outside=500, draws=3),

@@ -30,7 +30,8 @@ class Damaged(UserError):
 class About:
     """What was evaluated, and how: parts are only put together under the same answers.
 
-    What has a default came later: a file without it was made so.
+    What has a default came later: a file without it was made so. `image_share` is the share of the preset's numbers of
+    images that was looked at, below 1 where the images are large (`Preset.for_images`).
     """
 
     run: str
@@ -46,6 +47,7 @@ class About:
     seed: int
     sets: tuple[str, ...] | None
     split: str = "test"
+    image_share: float = 1.0
 
 
 @dataclass

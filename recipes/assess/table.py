@@ -12,10 +12,13 @@ Part = Mapping[str, Any]
 
 
 def table(result: Result, parts: Collection[str] | None = None) -> str:
-    """What was found in the parts asked for, or in all; lines hold 100 characters at most, but for reasons and doubts."""
+    """What was found in the parts asked for, or all, in lines of 100 characters at most but for reasons and doubts."""
     about = result.about
     kind, parts = SPLITS[about.split], BLOCKS if parts is None else parts
-    lines = [f"{about.run}, checkpoint {about.checkpoint}, {about.preset}, {kind} images, seed {about.seed}"]
+    how = f"{about.preset}, {kind} images, seed {about.seed}"
+    lines = [f"{about.run}, checkpoint {about.checkpoint}, {how}"]
+    if about.image_share < 1:
+        lines.append(f"  large images: {100 * about.image_share:.0f} % as many of them as quick takes of small ones")
     for name, part in result.parts.items():
         if name in parts:
             lines += ["", *BLOCKS[name](part, kind)]
