@@ -1,12 +1,13 @@
 """Tables that a reader meets: columns that never touch, counts beside means, one line for one cause."""
 
+import itertools
 import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipes.study.figures import _when, dots
+from recipes.study.figures import _when, dashes, dots, look
 from recipes.study.study import Measure
 from recipes.study.tables import closing_lines, failure_lines, heading, images_behind, shown
 from recipes.study.text_table import columns, lined_up
@@ -117,3 +118,13 @@ def test_a_cause_that_runs_share_is_said_once(count, said):
 def test_when_zero_error_came_counts_the_seeds():
     assert _when([3, None, 5]) == "2 of 3 (epochs 3 to 5)"
     assert _when([None, 4]) == "1 of 2 (epoch 4)" and _when([None, None]) == "none of 2"
+
+
+def test_no_two_arms_of_a_study_are_told_apart_by_colour_alone():
+    arms = [str(number) for number in range(30)]
+    looks = [(str(look(arms, arm)), str(dashes(arms, arm))) for arm in arms]
+    assert len(set(looks)) == 30
+    for ours, theirs in itertools.combinations(arms[:7], 2):
+        assert look(arms, ours)["marker"] != look(arms, theirs)["marker"]
+    by_line = [(look(arms, arm)["color"], str(dashes(arms, arm))) for arm in arms]
+    assert len(set(by_line)) == 30  # where marks are far apart, colour and line still are one of a kind

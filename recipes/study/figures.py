@@ -24,7 +24,14 @@ from recipes.study.tables import shown, unit  # noqa: E402
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B07C00", "#3D3D3D", "#56B4E9")
 """Okabe & Ito's colours, safe for the colour-blind; their yellow darkened to be seen on white."""
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "p", "h", "*")
-LINES = ("-", (0, (6, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (3, 1.5)), (0, (8, 2, 1, 2, 1, 2)), (0, (10, 4)))
+LINES = (
+    "-",
+    (0, (6, 2)),
+    (0, (1, 1.5)),
+    (0, (6, 2, 1, 2)),
+    (0, (3, 1.5)),
+    (0, (8, 2, 1, 2, 1, 2)),
+)  # six: not as many as colours
 GRAY = "#666666"
 MOST_CURVES = 7
 

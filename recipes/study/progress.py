@@ -11,7 +11,8 @@ from recipes.study.cells import Cell, grid
 from recipes.study.jobs import Outcome
 from recipes.study.results import Found, lookup
 from recipes.study.search import chosen
-from recipes.study.study import Study
+from recipes.study.study import Measure, Study
+from recipes.study.tables import shown, unit, value_of
 from recipes.study.text_table import columns
 
 
@@ -104,10 +105,12 @@ class Progress:
 
     def _result(self, cell: Cell) -> str:
         record = self.found.runs[cell.key]
-        path = self.study.search.measure if cell.searching and self.study.search else self.study.measures[0].path
         for measure in self.study.measures:  # a path misspelt is better known after one run than after all
             if not measure.path.startswith("robustness"):
                 lookup(record, measure.path)
-        value = lookup(record, path)
-        taken = self.found.timing[cell.key]["train_seconds"]
-        return f"{path} {'not reached' if value is None else f'{value:.4g}'} in {words(taken)}"
+        first = self.study.measures[0]
+        if cell.searching and self.study.search:
+            first = Measure(self.study.search.measure)
+        value = value_of(record, first)
+        said = "not reached" if value is None else shown(value, first.form)
+        return f"{first.title}{unit(first)} {said} in {words(self.found.timing[cell.key]['train_seconds'])}"

@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from recipes.study.figures import STYLE, Figure, dashes, finished, look
+from recipes.study.tables import FEW
 
 Reports = Mapping[str, Sequence[Mapping[str, Any]]]
 """For each arm, the parts of every seed's evaluation."""
@@ -44,7 +45,8 @@ def attacked(reports: Reports, arms: Mapping[str, str], data: str, name: str) ->
             f"Accuracy on {first['images']} images of {data} by radius of the attack; {headline} at "
             f"{first['epsilon']:.4g}: {'; '.join(said)}.",
             f"Lines: margin-PGD, an upper bound, mean over seeds, {first['curve']['images']} images a run. Hollow: "
-            f"{headline}, each seed, {first['images']} images; claims rest on it alone.",
+            f"{headline}, each seed, {first['images']} images; "
+            + ("claims rest on it alone." if first["images"] >= FEW else "too few to carry a claim."),
         )
 
 
