@@ -261,7 +261,7 @@ def go_on(run: RunFolder, state: TrainState, *, quiet: bool) -> None:
 
 def order(seed: int, epoch: int, count: int) -> Tensor:
     """The batch order of an epoch: a function of seed and epoch alone, so that recipes and resumed runs share it."""
-    drawn = int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] >> 1)
+    drawn = int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0]) >> 1
     return torch.randperm(count, generator=torch.Generator().manual_seed(drawn))
 
 
