@@ -221,13 +221,7 @@ def curves(
             for arm in drawn:
                 _curve(panel, key, histories[arm], list(arms), arm, arms[arm])
             panel.set(ylabel=label)
-            if key == "train_accuracy":  # down to zero error, where a logarithm ends
-                panel.set_yscale("symlog", linthresh=0.1)
-                panel.set_yticks([0, 0.1, 1, 10, 100], ["0", "0.1", "1", "10", "100"], minor=False)
-                top = max(np.nanmax(np.asarray(line.get_ydata())) for line in panel.lines)
-                panel.set_ylim(0, 1.3 * max(0.1, float(top)))
-            elif key != "val_accuracy":
-                _plain_scale(panel, (value for line in panel.lines for value in np.asarray(line.get_ydata())))
+            _scale(panel, key)
         below = canvas.add_subplot(grid[2, :])
         _onsets(below, onsets, arms, drawn)
         last = max(len(run["train_accuracy"]) for arm in drawn for run in histories[arm])
@@ -273,10 +267,15 @@ def _onsets(panel: Axes, onsets: Mapping[str, Sequence[int | None]], arms: Mappi
     panel.set_title("zero error reached, each seed (right: how many of them)", loc="left", fontsize=10)
 
 
-def _plain_scale(panel: Axes, values: Iterable[float]) -> None:
-    """The scale that `scale_for` gives, with ticks as plain numbers."""
-    panel.set_yscale(scale_for(values))
-    if panel.get_yscale() == "log":
+def _scale(panel: Axes, key: str) -> None:
+    """Errors go down to zero, where a logarithm ends; NC1 and NC3 as `scale_for` says; ticks are plain numbers."""
+    values = [float(value) for line in panel.lines for value in np.asarray(line.get_ydata())]
+    if key == "train_accuracy":
+        panel.set_yscale("symlog", linthresh=0.1)
+        panel.set_yticks([0, 0.1, 1, 10, 100], ["0", "0.1", "1", "10", "100"], minor=False)
+        panel.set_ylim(0, 1.3 * max([0.1, *(value for value in values if np.isfinite(value))]))
+    elif key != "val_accuracy" and scale_for(values) == "log":
+        panel.set_yscale("log")
         panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         panel.yaxis.set_minor_formatter(NullFormatter())
