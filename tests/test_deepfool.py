@@ -199,6 +199,34 @@ class TestMinimumNorm:
         radius = float(distances[dual].sort().values[10:12].mean())
         assert found.accuracy(radius) == pytest.approx(21 / 32)
 
+    @pytest.mark.parametrize(("classes", "side", "seed"), [(3, 4, 0), (10, 8, 1), (50, 8, 3)])
+    @pytest.mark.parametrize("kind", ["plain", "edge", "heavy"])
+    def test_linf_is_within_2_percent_on_affine_models_at_the_edges_of_the_box(self, classes, side, seed, kind):
+        """Against the distance inside [0, 1], rival by rival: Σ w·clip(x ± r) is monotone in r."""
+        draw = torch.Generator().manual_seed(seed)
+        weight = torch.randn(classes, side * side, generator=draw, dtype=torch.float64)
+        if kind == "heavy":  # rows of very different lengths: the largest rival logit is often not the nearest class
+            weight = weight * torch.exp(1.5 * torch.randn(weight.shape, generator=draw, dtype=torch.float64))
+        x = torch.rand(40, side * side, generator=draw, dtype=torch.float64)
+        x = (3 * x - 1).clamp(0, 1) if kind == "edge" else x  # two thirds of the pixels are 0 or 1
+        bias = -weight.sum(1) / 2
+        target = (x @ weight.T + bias).argmax(1)
+        along = weight[None] - weight[target][:, None]  # (images, rivals, pixels)
+        gap = (bias - bias[target][:, None])[..., None]
+        low = torch.zeros(*along.shape[:2], 1, dtype=torch.float64)
+        high = torch.ones_like(low)
+        for _ in range(40):
+            middle = (low + high) / 2
+            moved = (x[:, None] + middle * along.sign()).clamp(0, 1)
+            across = (along * moved).sum(2, keepdim=True) + gap >= 0
+            low, high = torch.where(across, low, middle), torch.where(across, middle, high)
+        high[torch.arange(40), target] = torch.inf
+        exact = high.squeeze(2).amin(1)
+
+        found = minimum_norm(lambda z: z.flatten(1) @ weight.T + bias, x.view(-1, 1, side, side), target, norm="linf")
+        ratio = found.distance / exact
+        assert ratio.min() > 1 - 1e-9 and ratio.max() < 1.02
+
     @pytest.mark.parametrize("norm", ["l2", "linf"])
     def test_on_a_net_it_beats_the_curve_of_pgd(self, net, batch, norm):
         images, target = batch

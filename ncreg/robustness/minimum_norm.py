@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
 from ncreg.robustness._inputs import Model, check_count, in_parts, seeded
@@ -19,7 +19,7 @@ from ncreg.robustness.adversarial._ascent import (
     size_in,
 )
 from ncreg.robustness.adversarial.attacks import clean_logits
-from ncreg.robustness.deepfool import deepfool
+from ncreg.robustness.deepfool import _differences, deepfool
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,8 +67,10 @@ def minimum_norm(
 
     It begins with DeepFool's point, cut to [0, 1], if that is misclassified. Each round then attacks within a radius
     of the image's own: halfway between the largest that failed and the nearest point found, or twice the last radius
-    as long as there is none; by turns from the nearest point and from a random one. Every point found is pulled back
-    along its line to the image until just before it is classified rightly. The scale of the logits does not matter.
+    as long as there is none; by turns from the nearest point and from a random one. In L∞, where the boundary that is
+    nearest is often not the first one met, these other turns go at one rival each as long as there are some, the one
+    whose linearised boundary is nearest first, and as far as the nearest point. Every point found is pulled back
+    until just before it is classified rightly. The scale of the logits does not matter.
 
     Args:
         model: images in [0, 1] (B, channels, H, W) to logits (B, C); a module must be in eval mode.
@@ -106,34 +108,73 @@ def minimum_norm(
     nearest[nearer], high[nearer] = first[0][nearer], first[1][nearer]
     radius = torch.where(high.isinf(), radius, high / 2)
     with frozen(model):
+        rivals = _rivals(model, images, target, clean, batch_size) if norm == "linf" else target[:, None][:, :0]
         for number in range(rounds):
-            if number % 2:
-                start = random_start(images, radius, norm, generator)
+            aimed = number % 2 == 1 and number // 2 < rivals.shape[1]
+            if aimed:
+                start, tried = images, high.clamp_max(widest)
+            elif number % 2:
+                start, tried = random_start(images, radius, norm, generator), radius
             else:
-                start = project(nearest, images, radius, norm)
+                start, tried = project(nearest, images, radius, norm), radius
             for chosen in in_parts(correct.nonzero().squeeze(1), batch_size):
-                ball = radius[chosen]
-                found, _ = ascend(
-                    model,
-                    images[chosen],
-                    target[chosen],
-                    ball,
-                    norm=norm,
-                    loss="margin",
-                    steps=steps,
-                    step=2.5 * ball / steps,
-                    start=start[chosen],
+                rival = rivals[chosen, number // 2] if aimed else None
+                found, size = _attack(
+                    model, images[chosen], target[chosen], tried[chosen], start[chosen], rival, norm=norm, steps=steps
                 )
-                found, broken = _pull_back(model, images[chosen], found, target[chosen])
-                size = torch.where(broken, size_in(norm, found - images[chosen]), torch.inf)
                 nearer = size < high[chosen]
                 nearest[chosen[nearer]], high[chosen[nearer]] = found[nearer], size[nearer]
-                low[chosen] = torch.where(broken, low[chosen], torch.maximum(low[chosen], ball))
+                if not aimed:  # another rival may be within the ball
+                    low[chosen] = torch.where(size.isinf(), torch.maximum(low[chosen], tried[chosen]), low[chosen])
             # A nearer point may turn up inside a ball in which the attack once failed.
             low = torch.minimum(low, high)
-            radius = torch.where(high.isinf(), (2 * radius).clamp_max(widest), (low + high) / 2)
+            wider = radius if aimed else (2 * radius).clamp_max(widest)
+            radius = torch.where(high.isinf(), wider, (low + high) / 2)
     found_none = int(high.isinf().sum())
     return MinimumNormResult(norm, high.to(images.dtype), nearest, correct, found_none)
+
+
+def _rivals(
+    model: Model, images: Tensor, target: Tensor, logits: Tensor, batch_size: int
+) -> Int[Tensor, "batch rivals"]:
+    """The ten classes with the largest logits besides the target's; first that with the nearest linearised boundary.
+
+    Distances are in L∞: gaps of logits over the sums of their gradient's absolute values.
+    """
+    others = logits.scatter(1, target[:, None], -torch.inf).argsort(1, descending=True)[:, :-1][:, :10]
+    order, ranked = torch.cat([target[:, None], others], 1), []
+    for part in torch.arange(len(images), device=images.device).split(batch_size):
+        rows, differences = _differences(model, images[part], order[part])
+        own, rest = rows.gather(1, order[part]).double().tensor_split([1], 1)
+        slope = differences.flatten(2).double().abs().sum(2).T
+        ranked.append(others[part].gather(1, ((own - rest) / slope).nan_to_num(torch.inf).argsort(1)))
+    return torch.cat(ranked)
+
+
+def _attack(
+    model: Model,
+    images: Tensor,
+    target: Tensor,
+    radius: Tensor,
+    start: Tensor,
+    rival: Tensor | None,
+    *,
+    norm: Norm,
+    steps: int,
+) -> tuple[Tensor, Tensor]:
+    """What margin-PGD finds within a radius of each image, pulled back, and how far that is; inf where it finds none.
+
+    With a rival the margin is the one over that class.
+    """
+    attacked, label = model, target
+    if rival is not None:
+        pair, label = torch.stack([target, rival], 1), torch.zeros_like(target)
+        attacked = lambda x: model(x).gather(1, pair)  # noqa: E731
+    found, _ = ascend(
+        attacked, images, label, radius, norm=norm, loss="margin", steps=steps, step=2.5 * radius / steps, start=start
+    )
+    found, broken = _pull_back(model, images, found, target, norm)
+    return found, torch.where(broken, size_in(norm, found - images), torch.inf)
 
 
 def _from_deepfool(
@@ -143,26 +184,32 @@ def _from_deepfool(
     points, size = images.clone(), torch.full((len(images),), torch.inf, dtype=torch.float64, device=images.device)
     for chosen in in_parts(correct.nonzero().squeeze(1), batch_size):
         moved = deepfool(model, images[chosen], norm=norm, batch_size=batch_size).images.clamp(0, 1)
-        points[chosen], broken = _pull_back(model, images[chosen], moved, target[chosen])
+        points[chosen], broken = _pull_back(model, images[chosen], moved, target[chosen], norm)
         size[chosen] = torch.where(broken, size_in(norm, points[chosen] - images[chosen]), torch.inf)
     return points, size
 
 
 def _pull_back(
-    model: Model, images: Tensor, found: Tensor, target: Tensor, halvings: int = 16
+    model: Model, images: Tensor, found: Tensor, target: Tensor, norm: Norm, halvings: int = 16
 ) -> tuple[Tensor, Tensor]:
-    """The point nearest to the image on the line to `found` that is still misclassified, and whether there is one."""
+    """The point nearest to the image on the way to `found` that is still misclassified, and whether there is one.
+
+    The way is the line in L2. In L∞ the change is cut off at a size: what the edge of [0, 1] held back stays as it is.
+    """
 
     def wrong(x: Tensor) -> Tensor:
         with torch.no_grad():
             return lift(model(x)).argmax(1) != target
 
-    broken = wrong(found)
+    broken, change = wrong(found), found - images
+    whole = size_in(norm, change).to(found.dtype)
     inner, outer = torch.zeros_like(target, dtype=found.dtype), torch.ones_like(target, dtype=found.dtype)
     best = found
     for _ in range(halvings):
         middle = (inner + outer) / 2
-        x = (images + per_image(middle) * (found - images)).clamp(0, 1)
+        limit = per_image(middle * whole)
+        part = change.clamp(-limit, limit) if norm == "linf" else per_image(middle) * change
+        x = (images + part).clamp(0, 1)
         still = wrong(x) & broken
         best = torch.where(per_image(still), x, best)
         inner, outer = torch.where(still, inner, middle), torch.where(still, middle, outer)
