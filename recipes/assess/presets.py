@@ -57,6 +57,7 @@ def shrunk(number: int | None, share: float) -> int | None:
     """A share of a number of images, ten at least where there are as many; None, all there are, stays."""
     return None if number is None else max(min(number, 10), round(number * share))
 
+
 PRESETS = {
     "quick": Preset("quick", attacked=64, curve=64, distances=100, corrupted=200, features=2000, outside=500, draws=3),
     "full": Preset(

@@ -58,20 +58,20 @@ def number(value: float | None, form: str = ".4f") -> str:
 def calibration(part: Part, kind: str) -> list[str]:
     """Before and after temperature scaling."""
     source = "validation images" if kind == "test" else "the other half of them"
-    lines = [f"calibration ({part['samples']} {kind} images; T = {part['temperature']:.3g} from {source})"]
+    lines = [f"calibration ({part['samples']} {kind} images; temperature T = {part['temperature']:.3g} from {source})"]
     lines.append(row("accuracy", share(part["accuracy"], part["interval"])))
     names = {"ece": "ECE, 15 bins", "adaptive_ece": "adaptive ECE", "brier": "Brier score", "nll": "NLL in nats"}
     for key, label in names.items():
         lines.append(row(label, f"{part['before'][key]:.4f}, scaled by 1/T: {part['after'][key]:.4f}"))
     ranking = part["risk_coverage"]
-    lines.append(row("AURC, excess over perfect ranking", f"{ranking['aurc']:.5f}, {ranking['excess_aurc']:.5f}"))
+    lines.append(row("risk-coverage area, its excess", f"{ranking['aurc']:.5f}, {ranking['excess_aurc']:.5f}"))
     return lines
 
 
 def ood(part: Part, kind: str) -> list[str]:
     """AUROC and FPR95 by score and set."""
     sets = list(part["detections"])
-    lines = ["out of distribution, AUROC and (FPR at 95 % TPR) in per cent"]
+    lines = ["out of distribution, AUROC and (FPR at 95 % TPR) in per cent; perfect is 100 (0), chance 50 (95)"]
     lines.append(row("", "".join(f"{name[:14]:>16}" for name in sets)))
     for score in part["detections"][sets[0]]:
         cells = (part["detections"][name][score] for name in sets)
