@@ -75,6 +75,6 @@ def corrupted(reports: Reports, arms: Mapping[str, str], data: str, name: str) -
             canvas,
             name,
             "Accuracy under corruptions",
-            f"Accuracy on corrupted test images of {data}, mean over seeds and severities. Over all types: {said}.",
+            f"Accuracy on corrupted images of {data}, mean over seeds and severities. Over all types: {said}.",
             "Mean over seeds and the five severities of each type.",
         )
