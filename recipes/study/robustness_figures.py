@@ -65,7 +65,7 @@ def corrupted(reports: Reports, arms: Mapping[str, str], data: str, name: str) -
         shown = panel.imshow(table.T, vmin=0, vmax=100, cmap="cividis", aspect="auto")
         for (column, row), value in np.ndenumerate(table):
             panel.text(
-                column, row, f"{value:.0f}", ha="center", va="center", color="k" if value > 55 else "w", fontsize=8
+                column, row, f"{value:.1f}", ha="center", va="center", color="k" if value > 55 else "w", fontsize=8
             )
         panel.set_xticks(range(len(found)), [arms[arm] for arm in found], rotation=30, ha="right")
         panel.set_yticks(range(len(names)), names)
