@@ -305,8 +305,8 @@ def _one_line(message: str) -> str:
     union = re.match(r'("[^"]+"): Does not validate .*Subtypes: \[(.*?)\] Errors:.*Given value: (.*)', line)
     if union:
         key, types, value = union.groups()
-        names = ", ".join(re.sub(r"<class '(\w+)'>", r"\1", types).replace("NoneType", "null").split(", "))
-        line = f"{key}: expected one of {names}, got {value}"
+        names = re.sub(r"<class '(\w+)'>", r"\1", types).replace("NoneType", "null").split(", ")
+        line = f"{key}: expected one of {', '.join(sorted(names, key='null'.__eq__))}, got {value}"
     return f"{line} (--help lists the keys, --print_config shows all values)"
 
 
