@@ -27,7 +27,7 @@ if __package__ in (None, ""):  # run as a script: import from the project's root
 from recipes.config import UserError
 from recipes.study import results
 from recipes.study.study import Measure
-from recipes.study.tables import shown, unit
+from recipes.study.tables import heading, images_behind, shown
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"(<!-- study: (?P<asked>[^>]*?) -->\n).*?(<!-- end of study -->)", re.DOTALL)
@@ -69,7 +69,7 @@ def _table(asked: Mapping[str, str], folder: Path, up: str) -> str:
         next(table for table in content["statistics"] if (table["data"], table["measure"]) == (data, name))
         for name in names
     ]
-    head = ["arm", *(f"{measures[name].title}{unit(measures[name])}" for name in names)]
+    head = ["arm", *(heading(measures[name], images_behind(content, data, measures[name])) for name in names)]
     rows = [
         [arms[arm], *(_cell(column, arm, measures[name].form) for name, column in zip(names, columns, strict=True))]
         for arm in kept
