@@ -1,13 +1,15 @@
 # make train : set up and run the main job on the embedded data
 # make test  : set up and run lint, types, doctests and the test suite
+# make oldest: the test suite with the oldest versions that pyproject.toml allows, in an environment of its own
 # VENV=/some/where puts the virtual environment elsewhere; ARGS="..." is handed to recipes/train.py
 
 VENV ?= .venv
+OLDEST ?= .venv-oldest
 PYTHON ?= python3
 ARGS ?= etf
 PY = $(VENV)/bin/python
 
-.PHONY: train test lint slow clean
+.PHONY: train test lint slow oldest clean
 
 train: export OMP_NUM_THREADS ?= 1
 train: $(VENV)/.train
@@ -26,6 +28,13 @@ slow: export OMP_NUM_THREADS = 1
 slow: $(VENV)/.dev
 	$(PY) -m pytest -m slow -q
 
+# Old matplotlib and torch call what has been deprecated since: pyparsing's names, vmap in gradcheck, SequentialLR's epoch.
+oldest: export OMP_NUM_THREADS = 1
+oldest: $(OLDEST)/.oldest
+	$(OLDEST)/bin/python -m pytest -n 2 -q -W ignore::pyparsing.warnings.PyparsingDeprecationWarning \
+		-W ignore::FutureWarning:torch.autograd.gradcheck \
+		-W "ignore:The epoch parameter in:UserWarning:torch.optim.lr_scheduler"
+
 $(PY):
 	$(PYTHON) -m venv $(VENV)
 
@@ -34,8 +43,13 @@ $(VENV)/.train: pyproject.toml | $(PY)
 	touch $@
 
 $(VENV)/.dev: pyproject.toml | $(PY)
-	$(PY) -m pip install --quiet -e ".[recipes,robust,data,dev]"
+	$(PY) -m pip install --quiet -e ".[recipes,robust,data,export,dev]"
+	touch $@
+
+$(OLDEST)/.oldest: pyproject.toml .ci/oldest.txt
+	python3.11 -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet -c .ci/oldest.txt -e ".[recipes,robust,data,dev]"
 	touch $@
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) .mypy_cache .ruff_cache .pytest_cache .hypothesis
