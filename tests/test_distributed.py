@@ -71,6 +71,7 @@ def run_rank(rank, folder):
             file, patience = f"{folder}/{ranks}", timedelta(minutes=2)
             dist.init_process_group("gloo", f"file://{file}", patience, world_size=ranks, rank=rank)
             torch.save(run_cases(rank, ranks), f"{file}-{rank}.pt")
+            dist.barrier()  # before torch 2.8 a group destroyed right after a collective may hang
             dist.destroy_process_group()
 
 

@@ -311,6 +311,7 @@ def _update_on_two(rank, path):
     for features, target in batches:
         part = slice(0, 2) if rank == 0 else slice(2, 7)
         ours.update(features[part], target[part])
+    dist.barrier()  # before torch 2.8 a group destroyed right after a collective may hang
     dist.destroy_process_group()
     for features, target in batches:
         alone.update(features, target)
