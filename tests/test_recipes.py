@@ -256,7 +256,7 @@ def test_a_last_step_that_breaks_the_model_stops_the_run_in_one_line(tmp_path, c
 
 
 REFUSED = {
-    "unknown recipe": (["eft"], r"recipe='eft' is unknown: one of adversarial, baseline, bn_wd, cosine, etf"),
+    "unknown recipe": (["eft"], r"recipe='eft' is unknown: one of adversarial, baseline, bn_wd, cosine, default, etf"),
     "unknown key": (["etf", "--model.hed", "etf"], r"--model\.hed.*--help"),
     "abbreviated key": (["etf", "--see", "3"], "--see"),
     "wrong type": (["etf", "--seed", "one"], r"\"seed\".*int.*one"),
