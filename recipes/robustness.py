@@ -53,6 +53,9 @@ def assess(
     """
     subject = Subject.open(run, checkpoint=checkpoint, device=device, seed=settings.seed, split=split)
     settings = replace(settings, preset=settings.preset.for_images(*subject.shape[1:]))
+    there = len(subject.held_out().target)
+    if settings.attacked is not None and settings.attacked > there:
+        raise UserError(f"--attacked {settings.attacked}: {run} has {there} {split} images")
     if not (run / "summary.json").is_file():
         print(f"note: {run} is not finished: what is evaluated is its newest checkpoint", file=sys.stderr)
     folder = run / (out or folder_name(checkpoint, split))
@@ -125,6 +128,7 @@ def about(subject: Subject, settings: Settings) -> About:
         sets=settings.sets,
         split=subject.split,
         image_share=settings.preset.share,
+        attacked=settings.attacked,
     )
 
 
@@ -195,6 +199,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--epsilon", type=number, default=None, help="radius of the attacks, e.g. 8/255; default: "
                         "4/255 for linf, 0.5 for l2, in units of [0, 1]")  # fmt: skip
     parser.add_argument("--norm", choices=("linf", "l2"), default="linf", help="of the attacks; default: linf")
+    parser.add_argument("--attacked", type=int, metavar="N", help="images that the attacks are run on; default: the "
+                        "preset's number")  # fmt: skip
     parser.add_argument("--sets", help="image sets for OOD and transfer, a comma between them, torchvision.NAME too; "
                         "default: those at hand")  # fmt: skip
     parser.add_argument("--root", type=Path, default=Path("data"), help="where those sets lie; default: data")
@@ -224,6 +230,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             seed=args.seed,
             sets=None if args.sets is None else tuple(name.strip() for name in args.sets.split(",")),
             root=args.root,
+            attacked=args.attacked,
         )
         for run in args.runs or [newest(Path("runs"))]:
             result, folder = assess(

@@ -130,6 +130,23 @@ def test_other_settings_never_overwrite(run, result):
         assess(run, SETTINGS, checkpoint="nothing", quiet=True)
 
 
+def test_the_number_of_attacked_images_is_for_the_attacks_alone(run, result):
+    settings = replace(SETTINGS, attacked=20)
+    found, folder = assess(run, settings, parts=["adversarial", "calibration"], out="twenty", quiet=True)
+    assert found.about.attacked == 20 and Result.read(folder / "results.json") == found
+    assert found.parts["calibration"] == result[0].parts["calibration"]
+    attacks, fewer = found.parts["adversarial"], result[0].parts["adversarial"]
+    assert attacks["images"] == 20 and fewer["images"] == TINY.attacked
+    assert attacks["curve"]["images"] == fewer["curve"]["images"] == TINY.curve
+    with pytest.raises(UserError, match=r"attacked=20, now it is None"):
+        assess(run, SETTINGS, out="twenty", quiet=True)
+    subject = Subject.open(run)
+    images, target = subject.images(subject.held_out(20))
+    with torch.no_grad():
+        right = int((load_classifier(run)(images).argmax(1) == target).sum())
+    assert attacks["rows"][0]["name"] == "clean" and attacks["rows"][0]["correct"] == right
+
+
 def test_the_onset_goes_into_a_folder_of_its_own(run):
     found, folder = assess(run, SETTINGS, checkpoint="onset", parts=["calibration", "terminal_phase"], quiet=True)
     assert folder.name == "robustness-onset" and set(found.skipped) == {"terminal_phase"}
@@ -347,6 +364,8 @@ def test_draws_keep_every_class_whatever_their_sizes(run, counts, size, kept):
         (["--epsilon=-1/255"], "--epsilon -0.0039"),
         (["--epsilon", "nan"], "--epsilon nan"),
         (["--epsilon", "8"], "--epsilon 8.0: at most 1, in units of [0, 1]; 8/255?"),
+        (["--attacked", "0"], "--attacked 0: must be at least one image"),
+        (["--attacked", "361"], "has 360 test images"),
         (["--sets", "digits, nothing"], "data.name='nothing' is unknown"),
         (["--checkpoint", "third"], "no checkpoint 'third'"),
     ],

@@ -99,7 +99,7 @@ def ood(subject: Subject, settings: Settings) -> Found:
 
 def adversarial(subject: Subject, settings: Settings) -> Found:
     """Every attack at the radius asked for, AutoAttack last, and margin-PGD over a range of radii."""
-    images, target = subject.images(subject.held_out(settings.preset.attacked))
+    images, target = subject.images(subject.held_out(settings.attacked or settings.preset.attacked))
     asked: dict[str, Any] = {"norm": settings.norm, "seed": settings.seed}
     kind: Any = settings.preset.name
     there = importlib.util.find_spec("pyautoattack") is not None

@@ -81,6 +81,7 @@ class Settings:
         seed: of every draw.
         sets: image sets for OOD and transfer; None for those at hand.
         root: where they lie.
+        attacked: images that every attack is run on; None for the preset's number.
     """
 
     preset: Preset
@@ -89,20 +90,24 @@ class Settings:
     seed: int = 0
     sets: tuple[str, ...] | None = None
     root: Path = Path("data")
+    attacked: int | None = None
 
     @classmethod
     def made(cls, preset: Preset, *, norm: str, epsilon: float | None, **more: Any) -> Settings:
         """With the norm's usual radius where none is asked for.
 
         Raises:
-            UserError: a radius that is not positive, or beyond every image.
+            UserError: a radius that is not positive, or beyond every image; no image to attack.
         """
         epsilon = {"linf": 4 / 255, "l2": 0.5}[norm] if epsilon is None else epsilon
         if not 0 < epsilon < float("inf"):
             raise UserError(f"--epsilon {epsilon}: must be a positive radius in units of [0, 1], such as 4/255")
         if norm == "linf" and epsilon > 1:
             raise UserError(f"--epsilon {epsilon}: at most 1, in units of [0, 1]; {epsilon:g}/255?")
-        return cls(preset, norm, epsilon, **more)
+        settings = cls(preset, norm, epsilon, **more)
+        if settings.attacked is not None and settings.attacked < 1:
+            raise UserError(f"--attacked {settings.attacked}: must be at least one image")
+        return settings
 
 
 Found = tuple[Any, list[str]]

@@ -31,7 +31,8 @@ class About:
     """What was evaluated, and how: parts are only put together under the same answers.
 
     What has a default came later: a file without it was made so. `image_share` is the share of the preset's numbers of
-    images that was looked at, below 1 where the images are large (`Preset.for_images`).
+    images that was looked at, below 1 where the images are large (`Preset.for_images`); `attacked` the number of attacked
+    images that was asked for in place of the preset's.
     """
 
     run: str
@@ -48,6 +49,7 @@ class About:
     sets: tuple[str, ...] | None
     split: str = "test"
     image_share: float = 1.0
+    attacked: int | None = None
 
 
 @dataclass
