@@ -34,13 +34,15 @@ def test_an_escaped_bar_is_no_border_and_other_lines_are_left_alone():
 
 
 def test_columns_are_parted_by_two_spaces_however_wide_a_cell_is():
-    lines = columns([["etf", "+4.14e-02", "higher"], ["a very long name of an arm", "–", "worse"]], right=(1,))
-    assert lines == ["etf                         +4.14e-02  higher", "a very long name of an arm          –  worse"]
+    lines = columns([["etf", "+0.0414", "higher"], ["a very long name of an arm", "–", "worse"]], right=(1,))
+    assert lines == ["etf                         +0.0414  higher", "a very long name of an arm        –  worse"]
 
 
 def test_a_minus_is_one_sign_in_every_form_and_zero_has_none():
     assert [shown(-1e-6, "percent"), shown(-1e-6, "percent", signed=True)] == ["0.00", "+0.00"]
-    assert [shown(-0.00123, form) for form in ("percent", "plain", "scientific")] == ["−0.12", "−0.00123", "−1.23e-03"]
+    assert [shown(-0.00123, form) for form in ("percent", "plain", "scientific")] == ["−0.12", "−0.00123", "−0.00123"]
+    values = (-1.234e-7, 1e-4, 0.1, 100, 12345, 0)
+    assert [shown(value, "scientific") for value in values] == ["−1.23e-07", "0.000100", "0.100", "100", "1.23e+04", "0.00"]
 
 
 def test_a_figure_names_the_arms_that_it_cannot_show():
@@ -101,10 +103,10 @@ def test_the_closing_table_says_not_reached_and_how_many_of_the_seeds_did(tmp_pa
     lines = closing_lines(content({}, **{"at_end.train.nc1": rows}), total=1, out=tmp_path)
     assert lines[1:6] == [
         "set: NC1",
-        "  a       1.37e-01 ± 4.10e-03  n = 3                                          baseline",
-        "  longer  1.79e-01 ± 7.70e-03  n = 3       +4.14e-02  [+3.46e-02, +4.82e-02]  higher",
-        "  some    5.00e-01             n = 1 of 3  +1.00e-01                          too few seeds",
-        "  none    not reached          n = 0 of 3          –                          not reached",
+        "  a       0.137 ± 0.00410  n = 3                                    baseline",
+        "  longer  0.179 ± 0.00770  n = 3       +0.0414  [+0.0346, +0.0482]  higher",
+        "  some    0.500            n = 1 of 3   +0.100                      too few seeds",
+        "  none    not reached      n = 0 of 3        –                      not reached",
     ]
 
 

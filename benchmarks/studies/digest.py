@@ -107,9 +107,9 @@ def _cell(table: Mapping[str, Any], arm: str, form: str) -> str:
 
 def _rounded(value: float, form: str, sd: float | None, *, signed: bool = False) -> str:
     """A value as in the reports, but plain ones to the second digit of the deviation over seeds."""
-    if form != "plain" or not sd:
+    places = max(0, 1 - math.floor(math.log10(sd))) if sd else math.inf
+    if form == "percent" or places > 5:
         return shown(value, form, signed=signed)
-    places = max(0, 1 - math.floor(math.log10(sd)))
     return f"{value:{'+' if signed else ''}.{places}f}".replace("-", "−")
 
 

@@ -31,8 +31,8 @@ class About:
     """What was evaluated, and how: parts are only put together under the same answers.
 
     What has a default came later: a file without it was made so. `image_share` is the share of the preset's numbers of
-    images that was looked at, below 1 where the images are large (`Preset.for_images`); `attacked` the number of attacked
-    images that was asked for in place of the preset's.
+    images that was looked at, below 1 where the images are large (`Preset.for_images`); `attacked` is the number of
+    attacked images that was asked for in place of the preset's.
     """
 
     run: str

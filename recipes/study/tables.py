@@ -73,7 +73,7 @@ def shown(value: float | None, form: str, *, signed: bool = False) -> str:
     if form == "percent":
         text = f"{100 * value:{sign}.2f}"
     elif form == "scientific":
-        text = f"{value:{sign}.2e}"
+        text = f"{value:{sign}#.3g}".rstrip(".")  # three digits, a power of ten only where there is need of one
     else:
         text = f"{value:{sign}.4g}"
     if float(text) == 0:  # rounded to zero: neither side of it
