@@ -42,7 +42,8 @@ def test_a_minus_is_one_sign_in_every_form_and_zero_has_none():
     assert [shown(-1e-6, "percent"), shown(-1e-6, "percent", signed=True)] == ["0.00", "+0.00"]
     assert [shown(-0.00123, form) for form in ("percent", "plain", "scientific")] == ["−0.12", "−0.00123", "−0.00123"]
     values = (-1.234e-7, 1e-4, 0.1, 100, 12345, 0)
-    assert [shown(value, "scientific") for value in values] == ["−1.23e-07", "0.000100", "0.100", "100", "1.23e+04", "0.00"]
+    there = ["−1.23e-07", "0.000100", "0.100", "100", "1.23e+04", "0.00"]
+    assert [shown(value, "scientific") for value in values] == there
 
 
 def test_a_figure_names_the_arms_that_it_cannot_show():
