@@ -45,8 +45,8 @@ class Measure:
         better: larger or smaller; neither for what is described, not judged.
         margin: least difference that matters, in the measure's own unit; null for any.
         label: name in tables and figures; null for the path.
-        form: how values are written: percent (of 1), plain, or scientific: three digits of what spans magnitudes, on a logarithmic
-            axis where it does.
+        form: how values are written: percent (of 1), plain, or scientific for what spans magnitudes: three digits, a
+            logarithmic axis.
     """
 
     path: str
