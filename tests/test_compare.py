@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import types
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -338,6 +339,37 @@ def test_ray_runs_the_same_function(tmp_path):
     item, ended = cells_of(study_of(seeds=[0]))[0], []
     assert jobs.run_on_ray([item], tmp_path, None, address="local", report=lambda *said: ended.append(said))
     assert ended == [(item, "done")]
+
+
+def test_a_worker_that_ray_loses_fails_its_cell_alone(tmp_path, monkeypatch):
+    class RayError(Exception):
+        pass
+
+    class Remote:
+        def __init__(self, function):
+            self.function = function
+
+        def remote(self, item, *rest):
+            return lambda: item
+
+    def get(ticket):
+        if ticket().seed == 0:
+            raise RayError("The worker died unexpectedly.\nMore about it")
+        return "done"
+
+    there = types.SimpleNamespace(
+        init=lambda **kwargs: None,
+        remote=lambda **kwargs: Remote,
+        wait=lambda items: (items[:1], items[1:]),
+        get=get,
+        exceptions=types.SimpleNamespace(RayError=RayError),
+    )
+    monkeypatch.setitem(sys.modules, "ray", there)
+    items, ended = [item for item in cells_of(study_of(seeds=[0, 1])) if item.arm == "etf"], []
+    assert jobs.run_on_ray(items, tmp_path, None, address="auto", report=lambda *said: ended.append(said))
+    assert ended == [(items[0], "failed"), (items[1], "done")]
+    note = json.loads((tmp_path / items[0].key / "failure.json").read_text())
+    assert note == {"error": "Ray: The worker died unexpectedly."}
 
 
 # Search

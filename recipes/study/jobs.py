@@ -226,7 +226,14 @@ def run_on_ray(cells: Sequence[Cell], runs: Path, asked: Evaluations | None, *, 
     waiting = {remote.remote(item, runs.resolve(), None if item.searching else asked): item for item in cells}
     while waiting:
         (ended, *_), _ = ray.wait(list(waiting))
-        report(waiting.pop(ended), ray.get(ended))
+        item = waiting.pop(ended)
+        try:
+            outcome = ray.get(ended)
+        except ray.exceptions.RayError as error:  # the worker or its machine is lost; the other cells are not
+            said = next(line for line in [*str(error).splitlines(), type(error).__name__] if line.strip())
+            _write(runs / item.key / "failure.json", {"error": f"Ray: {said.strip()}"})
+            outcome = "failed"
+        report(item, outcome)
     return True
 
 
