@@ -60,3 +60,22 @@ def test_the_text_around_a_table_stays_and_a_second_time_changes_nothing():
 def test_what_is_not_there_is_named(asked, said):
     with pytest.raises(UserError, match=said):
         digest.filled(f"<!-- study: {asked} -->\n{END}", STUDIES)
+
+
+def test_the_list_of_studies_adds_up_what_their_runs_took():
+    asked = "<!-- all studies -->\n{}<!-- end of studies -->\n"
+    text = digest.filled(asked.format("stale"), STUDIES, up="../")
+    assert digest.filled(text, STUDIES, up="../") == text and "stale" not in text
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")][2:]
+    assert [row[0][1:].partition("]")[0] for row in rows[:-1]] == sorted(path.stem for path in STUDIES.glob("*.yaml"))
+    assert all((STUDIES.parent / row[0].partition("(../benchmarks/")[2][:-1]).exists() for row in rows[:-1])
+    seconds = 0.0
+    for row in rows[:-1]:
+        timing = STUDIES / row[0][1:].partition("]")[0] / "timing.json"
+        own = json.loads(timing.read_text()) if timing.exists() else {}
+        own = sum(value for run in own.values() for key, value in run.items() if key.endswith("_seconds"))
+        assert row[4] == (f"{own / 3600:.1f}" if own else "")
+        seconds += own
+    assert rows[-1][4] == f"{seconds / 3600:.1f}"
+    scale = next(row for row in rows if row[0].startswith("[scale]"))
+    assert scale[2:4] == ["45", ""]  # a finished study without a search

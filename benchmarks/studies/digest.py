@@ -1,4 +1,4 @@
-"""Fill the tables of studies in README.md and docs from the committed results.json files, and from nothing else.
+"""Fill the tables of studies in README.md and docs from the committed files of the studies, and from nothing else.
 
     python benchmarks/studies/digest.py            # rewrite the tables
     python benchmarks/studies/digest.py --check    # exit code 1 where a table is not what the results say
@@ -8,12 +8,17 @@ A document says which table it shows; between the two comments stands what this 
     <!-- study: terminal_phase; measures: at_end.test.accuracy, at_end.test.loss; arms: known, papyan -->
     <!-- end of study -->
 
-`data` names one data setting where a study has several; `arms` and `data` may be left out.
+`data` names one data setting where a study has several; `arms` and `data` may be left out. A second kind of table lists
+all studies with their runs and the time that they took (from timing.json):
+
+    <!-- all studies -->
+    <!-- end of studies -->
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import re
 import sys
@@ -26,11 +31,12 @@ if __package__ in (None, ""):  # run as a script: import from the project's root
 
 from recipes.config import UserError
 from recipes.study import results
-from recipes.study.study import Measure
+from recipes.study.study import Measure, read_study
 from recipes.study.tables import heading, images_behind, shown
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"(<!-- study: (?P<asked>[^>]*?) -->\n).*?(<!-- end of study -->)", re.DOTALL)
+LIST = re.compile(r"(<!-- all studies -->\n).*?(<!-- end of studies -->)", re.DOTALL)
 SIGNS = {"better": " ▲", "worse": " ▼", "higher": " ↑", "lower": " ↓"}
 
 
@@ -45,7 +51,30 @@ def filled(text: str, folder: Path, *, up: str = "") -> str:
     Raises:
         UserError: a table asks for a study, data setting, measure or arm that is not there.
     """
-    return BLOCK.sub(lambda found: f"{found[1]}{_table(_asked(found['asked']), folder, up)}{found[3]}", text)
+    text = BLOCK.sub(lambda found: f"{found[1]}{_table(_asked(found['asked']), folder, up)}{found[3]}", text)
+    return LIST.sub(lambda found: f"{found[1]}{_list(folder, up)}{found[2]}", text)
+
+
+def _list(folder: Path, up: str) -> str:
+    """All studies: what they ask, how many runs are there of those planned, and the hours of one thread they took."""
+    rows, total = [["study", "question", "runs", "searching", "hours of one thread"], ["---"] * 5], 0.0
+    for path in sorted(folder.glob("*.yaml")):
+        study, there = read_study(path), folder / path.stem / "results.json"
+        link = f"[{path.stem}]({up}benchmarks/studies/{path.name})"
+        if not there.exists():
+            rows.append(
+                [link, study.question, f"0 of {len(study.seeds) * len(study.settings) * len(study.arms)}", "", ""]
+            )
+            continue
+        content, timing = results.read(there), json.loads(there.with_name("timing.json").read_text())
+        done = sum(cell["key"] in content["runs"] for cell in content["cells"])
+        tried = sum(len(point["values"]) for entry in content["search"] for point in entry["points"])
+        hours = sum(run["train_seconds"] + run["evaluation_seconds"] for run in timing.values()) / 3600
+        runs = f"{done}" if done == len(content["cells"]) else f"{done} of {len(content['cells'])}"
+        rows.append([link, study.question, runs, f"{tried or ''}", f"{hours:.1f}"])
+        total += hours
+    lines = ["| " + " | ".join(row) + " |" for row in (*rows, ["", "all of them", "", "", f"{total:.1f}"])]
+    return "\n".join(["", *lines, "", ""])
 
 
 def _asked(words: str) -> dict[str, str]:
