@@ -6,26 +6,23 @@ The test part is the set's own, or a fixed draw that no seed changes; the seed d
 from __future__ import annotations
 
 import gzip
-import os
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torchvision.datasets import FashionMNIST
-from torchvision.datasets.folder import IMG_EXTENSIONS
-from torchvision.transforms.v2.functional import pil_to_tensor
 
 from recipes.config import DataConfig, UserError
+from recipes.image_folder import image_folder
 from recipes.split import Source, Split, resized
 from recipes.torchvision_sets import torchvision_set
-from recipes.unread import Unread, reading_processes
+from recipes.unread import Unread
 
 SMALLEST = 28
 """Side in pixels to which smaller images are brought: below it, timm's backbones have nothing left to look at."""
@@ -39,18 +36,27 @@ DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 
 @dataclass(frozen=True)
 class Dataset:
-    """A set of images in three parts; `clean` tells whose training label is right, None where all are."""
+    """A set of images in three parts.
+
+    Attributes:
+        clean: whose training label is right; None where all are.
+        test_drawn: whether the test part is a draw, the set having none of its own.
+        notes: what a person should know of how the set was read, as files that were left out.
+    """
 
     class_names: tuple[str, ...]
     train: Split
     val: Split
     test: Split
     clean: Tensor | None = None
+    test_drawn: bool = False
+    notes: tuple[str, ...] = ()
 
     def to(self, device: torch.device) -> Dataset:
         """The same set on a device."""
         clean = None if self.clean is None else self.clean.to(device)
-        return Dataset(self.class_names, self.train.to(device), self.val.to(device), self.test.to(device), clean)
+        train, val, test = (part.to(device) for part in (self.train, self.val, self.test))
+        return replace(self, train=train, val=val, test=test, clean=clean)
 
     def rightly_labelled(self) -> Split:
         """The training images whose label is right."""
@@ -96,7 +102,9 @@ def load(config: DataConfig, *, seed: int, image_size: Callable[[int | None], in
     train, test = source.train, source.test
     if test is None:
         train, test = _split(train, 0.2, seed=0, what="test part")
-    train, val = _split(train, config.val_share, seed=seed, what="data.val_share")
+    val = source.val
+    if val is None:
+        train, val = _split(train, config.val_share, seed=seed, what="data.val_share")
     train = stratified(train, config.train_size, seed=seed, what="data.train_size")
     if config.imbalance > 1:
         train = long_tailed(train, config.imbalance, source.class_names, seed=seed)
@@ -114,7 +122,7 @@ def load(config: DataConfig, *, seed: int, image_size: Callable[[int | None], in
         )
     if sum(part.images.nbytes for part in (train, val, test)) <= config.memory_limit * 2**30:
         train, val, test = train.held(), val.held(), test.held()
-    return Dataset(source.class_names, train, val, test, clean)
+    return Dataset(source.class_names, train, val, test, clean, source.test is None, source.notes)
 
 
 def long_tailed(split: Split, ratio: float, class_names: tuple[str, ...], *, seed: int) -> Split:
@@ -216,78 +224,12 @@ def _fashion_mnist(config: DataConfig, image_size: Callable[[int | None], int]) 
                 f"Fashion-MNIST in {place} cannot be read: {error}; remove it to download it anew"
             ) from None
         parts.append(Split(resized(images, image_size(28)), target))
-    return Source(tuple(FashionMNIST.classes), *parts)
-
-
-def _folder(config: DataConfig, image_size: Callable[[int | None], int]) -> Source:
-    """root/train/CLASS/*.png with root/test or root/val beside it, or root/CLASS/*.png alone."""
-    if not config.root.is_dir():
-        raise UserError(
-            f"data.root={config.root} is not a folder: --data.root FOLDER with a folder for each class in it"
-        )
-    train = config.root / "train" if (config.root / "train").is_dir() else config.root
-    names = tuple(sorted(path.name for path in train.iterdir() if path.is_dir()))
-    if len(names) < 2:
-        raise UserError(f"{train} has {len(names)} class folders: a classifier needs at least 2")
-    side, workers = image_size(None), reading_processes(config.workers)
-    test = None
-    if train != config.root:
-        held_out = next((config.root / part for part in ("test", "val") if (config.root / part).is_dir()), None)
-        test = None if held_out is None else _list_folder(held_out, names, side, workers)
-    return Source(names, _list_folder(train, names, side, workers), test)
-
-
-def _list_folder(folder: Path, names: tuple[str, ...], side: int, workers: int) -> Split:
-    unknown = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name not in names)
-    if unknown:
-        raise UserError(f"{folder} has classes without training images: {', '.join(unknown)}")
-    files = [
-        (path, index)
-        for index, name in enumerate(names)
-        for path in sorted((folder / name).rglob("*"))
-        if path.suffix.lower() in IMG_EXTENSIONS
-    ]
-    if not files:
-        raise UserError(f"{folder} has no images ({', '.join(IMG_EXTENSIONS)}) in its class folders")
-    present = {index for _, index in files}
-    absent = [name for index, name in enumerate(names) if index not in present]
-    if absent:
-        raise UserError(f"no image of class {', '.join(absent)} in {folder}: add some, or remove the folder")
-    read = Files(np.array([os.fsencode(path) for path, _ in files]), side)
-    images = Unread(read, torch.arange(len(files)), (3, side, side), workers)
-    return Split(images, torch.tensor([index for _, index in files]))
-
-
-@dataclass(frozen=True)
-class Files:
-    """Image files by their number; the paths (N,) in one array, which a worker is handed without a copy."""
-
-    paths: np.ndarray
-    side: int
-
-    def __call__(self, number: int) -> Tensor:
-        """An image as uint8 (3, side, side)."""
-        return read_image(Path(os.fsdecode(self.paths[number])), self.side)
-
-
-def read_image(path: Path, side: int, channels: int = 3) -> Tensor:
-    """An image file as uint8 (channels, side, side), RGB or gray.
-
-    Raises:
-        UserError: the file is not a readable image.
-    """
-    try:
-        with Image.open(path) as opened:
-            image = pil_to_tensor(opened.convert("RGB" if channels == 3 else "L"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow raises
-        reason = str(error).replace(str(path), "").strip(" :'")
-        raise UserError(f"{path} is not a readable image ({reason}): repair or remove it") from None
-    return resized(image, side)
+    return Source(tuple(FashionMNIST.classes), train=parts[0], test=parts[1])
 
 
 SOURCES: dict[str, Callable[[DataConfig, Callable[[int | None], int]], Source]] = {
     "digits": _digits,
     "fashion_mnist": _fashion_mnist,
     "mnist5k": _mnist5k,
-    "folder": _folder,
+    "folder": image_folder,
 }

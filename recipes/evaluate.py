@@ -1,6 +1,6 @@
 """Evaluate a finished run: accuracy, each class, confusion, measures of collapse.
 
-    python recipes/evaluate.py RUN [--part test] [--data.name folder --data.root my_images]
+    python recipes/evaluate.py RUN [--part test] [--data.name folder --data.root my_images [--part all]]
 
 Writes evaluation-<data>-<part>.json into the run folder and prints the table.
 """
@@ -27,8 +27,11 @@ from recipes.data import load
 from recipes.measure import BATCH, measure
 from recipes.report import ROWS
 from recipes.run_folder import RunFolder
-from recipes.split import Split
+from recipes.split import Split, joined
 from recipes.unread import lost_workers_told
+
+OWN = {"train_size": None, "imbalance": 1.0, "label_noise": 0.0}
+"""What the run did to its own training images, and its value for other data: nothing."""
 
 MEASURES = (
     ("accuracy", "accuracy", "{:.2%}"),
@@ -55,15 +58,21 @@ def evaluate(source: Path, *, part: str, overrides: Sequence[str], device: str) 
     config = parse(["--config", str(folder_of(source) / "config.yaml"), *overrides])
     side = model.image_shape[-1] if model.image_shape else 0
     loose = dataclasses.replace(config.data, batch_size=2)  # any number of images will do here
-    if overrides and "train_size" not in " ".join(overrides):
-        loose.train_size = None  # the run's own number says nothing about other data
+    for key, none in OWN.items():
+        if overrides and not any(word.startswith(f"--data.{key}") for word in overrides):
+            setattr(loose, key, none)
     data = load(loose, seed=config.seed, image_size=lambda native: side)
     if data.class_names != model.class_names:
         raise UserError(f"classes differ: the run knows {model.class_names}, the data has {data.class_names}")
     channels = data.train.images.shape[1]
     if model.image_shape and channels != model.image_shape[0]:
         raise UserError(f"the run takes images of {model.image_shape[0]} channels, the data has {channels}")
-    split = getattr(data, part).to(next(model.parameters()).device)
+    for note in data.notes:
+        print(f"note: {note}", file=sys.stderr)
+    if overrides and part == "test" and data.test_drawn:
+        print("note: this data has no test part: a fifth was drawn; --part all takes every image", file=sys.stderr)
+    split = joined((data.train, data.val, data.test)) if part == "all" else getattr(data, part)
+    split = split.to(next(model.parameters()).device)
     counts = confusion(model, split)
     per_class = (counts.diagonal() / counts.sum(1).clamp_min(1)).tolist()
     return {
@@ -118,7 +127,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.epilog = "--data.KEY VALUE names other data, e.g. --data.name folder --data.root my_images"
     parser.add_argument("run", type=Path, help="a run folder of recipes/train.py, or one of its checkpoints")
-    parser.add_argument("--part", choices=("train", "val", "test"), default="test", help="default: test")
+    parser.add_argument("--part", choices=("train", "val", "test", "all"), default="test",
+                        help="all: every image of the set; default: test")  # fmt: skip
     parser.add_argument("--device", default="auto", help="cpu, cuda, ...; default: auto")
     args, overrides = parser.parse_known_args(argv)
     try:

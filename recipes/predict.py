@@ -21,17 +21,17 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ncreg.models import Classifier
 from recipes.config import UserError
-from recipes.data import read_image
 from recipes.evaluate import from_run
+from recipes.image_folder import image_files, read_image
 from recipes.measure import BATCH
 
 
-def image_files(paths: Sequence[Path]) -> list[Path]:
+def files_of(paths: Sequence[Path]) -> list[Path]:
     """The images named, and those in the folders named."""
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
-            found += [file for file in sorted(path.rglob("*")) if file.suffix.lower() in IMG_EXTENSIONS]
+            found += image_files(path)
         elif path.is_file():
             found.append(path)
         else:
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="auto")
     args = parser.parse_args(argv)
     try:
-        rows = predict(from_run(args.run, args.device), image_files(args.images))
+        rows = predict(from_run(args.run, args.device), files_of(args.images))
         if args.output is None:
             write(rows, args.format, sys.stdout)
         else:

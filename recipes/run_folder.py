@@ -16,10 +16,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from torchvision.datasets.folder import IMG_EXTENSIONS
-
 from ncreg.checkpoint import load_checkpoint, save_checkpoint
 from recipes.config import TrainConfig, UserError, as_yaml
+from recipes.image_folder import image_files, parts_of
 
 PACKAGES = ("ncreg", "torch", "torchvision", "timm", "torchmetrics", "numpy", "scikit-learn")
 
@@ -165,8 +164,7 @@ class RunFolder:
 
 def checksums(root: Path) -> dict[str, int]:
     """CRC-32 of every image file that data.name=folder reads under `root`, by its path there; none of a large set."""
-    tops = [root / part for part in ("train", "test", "val")] if (root / "train").is_dir() else [root]
-    found = [path for top in tops for path in sorted(top.rglob("*")) if path.suffix.lower() in IMG_EXTENSIONS]
+    found = [path for top in parts_of(root).values() for path in image_files(top)]
     if len(found) > LARGE:
         return {}
     return {path.relative_to(root).as_posix(): zlib.crc32(path.read_bytes()) for path in found if path.is_file()}

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import center_crop, resize
 
-from recipes.unread import Unread
+from recipes.unread import Unread, in_a_row
 
 
 def as_floats(images: Tensor) -> Tensor:
@@ -56,13 +56,25 @@ class Split:
         return self.batches(slice(start, start + size) for start in range(0, len(self), size))
 
 
+def joined(parts: Sequence[Split]) -> Split:
+    """Splits one after the other, left in their files if all of them are."""
+    target = torch.cat([part.target for part in parts])
+    unread = [part.images for part in parts if isinstance(part.images, Unread)]
+    return Split(in_a_row(unread) if len(unread) == len(parts) else torch.cat([part.read() for part in parts]), target)
+
+
 @dataclass(frozen=True)
 class Source:
-    """What a set gives before it is split: `test` is None where the set has no test part of its own."""
+    """What a set gives before it is split: `test` and `val` are None where it has no such part of its own.
+
+    `notes` say what a person should know of how it was read.
+    """
 
     class_names: tuple[str, ...]
     train: Split
     test: Split | None
+    val: Split | None = None
+    notes: tuple[str, ...] = ()
 
 
 def resized(images: Tensor, side: int) -> Tensor:

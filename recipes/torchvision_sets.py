@@ -61,7 +61,7 @@ def torchvision_set(config: DataConfig, image_size: Callable[[int | None], int])
     plain = [", ".join(name) if isinstance(name, tuple) else str(name) for name in names]
     # ImageNet has two cranes
     once = (name if plain.count(name) == 1 else f"{name} ({number})" for number, name in enumerate(plain))
-    return Source(tuple(once), *parts)
+    return Source(tuple(once), train=parts[0], test=parts[1])
 
 
 def _part(made: Any, root: str, key: str, names: tuple[Any, ...], download: dict[str, bool]) -> Any:

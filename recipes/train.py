@@ -99,6 +99,8 @@ def fit(
     }
     ranks.share_of_batch(config.data.batch_size, config.optim.accumulate)
     run = open_run(config, command, resume, state)
+    for note in data.notes if ranks.main else ():
+        print(f"note: {note}", file=sys.stderr)
     steps = len(data.train) // config.data.batch_size
     wrapped = ranks.wrap(model, device, compiled=config.compile)
     adversary = Adversary(config, model, ranks)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -87,6 +87,24 @@ class Unread:
         scale: dict[str, Any] = {"mean": (0.0,) * self.image_shape[0], "std": (1.0,) * self.image_shape[0]}
         for images, index in PrefetchLoader(_good(loader), channels=self.image_shape[0], device=self.device, **scale):
             yield images.contiguous(memory_format=torch.channels_last), index
+
+
+def in_a_row(parts: Sequence[Unread]) -> Unread:
+    """Images of several readers as those of one."""
+    numbers = torch.arange(sum(len(part.numbers) for part in parts))
+    return replace(parts[0], read=_InARow(tuple(parts)), numbers=numbers)
+
+
+@dataclass(frozen=True)
+class _InARow:
+    parts: tuple[Unread, ...]
+
+    def __call__(self, number: int) -> Tensor:
+        for part in self.parts:
+            if number < len(part.numbers):
+                return part.read(int(part.numbers[number]))
+            number -= len(part.numbers)
+        raise IndexError(number)
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,32 @@ def test_evaluate_counts_each_class(run, expected, capsys):
     assert float(printed["cross-entropy (nats)"]) == pytest.approx(result["loss"], abs=1e-4)
 
 
+@pytest.mark.parametrize("limit", ["8", "0"])
+def test_other_images_are_taken_whole_and_as_they_are(run, tmp_path, capsys, limit):
+    """Of a folder without parts a fifth is drawn, which is said; with --part all none is left out, or mislabelled."""
+    known = load(parse(["tpt"]).data, seed=0, image_size=lambda native: 28).test
+    for number, (image, label) in enumerate(zip(known.images, known.target.tolist(), strict=True)):
+        place = tmp_path / "other" / str(label) / f"{number}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[0].numpy()).save(place)
+    args = ["tpt", "--data.batch_size", "64", "--tpt.max_epochs", "1", "--quiet", "true"]
+    args += ["--data.label_noise", "0.4", "--data.imbalance", "2", "--model.model_args", "{in_chans: 3}"]
+    whole = tmp_path / "other"
+    noisy = train(parse([*args, "--data.name", "folder", "--data.root", str(whole), "--out", str(tmp_path / "runs")]))
+    asked = [str(noisy), "--data.name", "folder", "--data.root", str(whole), "--data.memory_limit", limit]
+    assert evaluate.main(asked) == 0
+    said = capsys.readouterr()
+    assert "72 images, folder test" in said.out and "a fifth was drawn; --part all takes every image" in said.err
+    assert evaluate.main([*asked, "--part", "all"]) == 0
+    assert "360 images, folder all" in capsys.readouterr().out
+    result = json.loads((noisy / "evaluation-folder-all.json").read_text())
+    assert np.sum(result["confusion"], 1).tolist() == torch.bincount(known.target).tolist()
+    with torch.no_grad():
+        guess = load_classifier(noisy)(known.images.expand(-1, 3, -1, -1).float() / 255).argmax(1)
+    right = (guess == known.target).double().mean()
+    assert result["accuracy"] == pytest.approx(float(right), abs=1e-9)
+
+
 @pytest.mark.parametrize("form", ["csv", "json"])
 def test_predict_gives_the_models_probabilities(run, expected, tmp_path, form):
     test, shares = expected

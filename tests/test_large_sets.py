@@ -17,7 +17,7 @@ from test_faults import Killed, same_end
 from test_recipes_distributed import ending, launch
 
 import recipes.data as data
-from recipes import evaluate, unread
+from recipes import evaluate, image_folder, unread
 from recipes.config import DataConfig, UserError, parse
 from recipes.data import load
 from recipes.run_folder import RunFolder
@@ -131,14 +131,14 @@ def test_an_image_that_a_worker_cannot_read_is_one_line_that_names_it(tmp_path, 
 
 @pytest.mark.usefixtures("unchecked")  # the loss can be told anywhere, inside a check too
 def test_a_lost_worker_is_one_line(args, tmp_path, monkeypatch, capsys):
-    parent, real = os.getpid(), data.read_image
+    parent, real = os.getpid(), image_folder.read_image
 
     def dying(path, side):
         if os.getpid() != parent and path.name == "33.png":
             os.kill(os.getpid(), signal.SIGKILL)
         return real(path, side)
 
-    monkeypatch.setattr(data, "read_image", dying)
+    monkeypatch.setattr(image_folder, "read_image", dying)
     assert main([*args, *ON_DISK, "--data.workers", "1", "--data.train_size", "162", "--out", str(tmp_path)]) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: a process that reads images was lost (DataLoader worker") and said.count("\n") == 1
@@ -205,8 +205,8 @@ def test_mean_and_deviation_of_a_set_on_disk_are_those_of_evenly_spaced_images(m
 
 
 def test_the_limit_is_on_the_whole_set_and_reads_only_what_is_drawn(folder, monkeypatch):
-    whole, drawn, opened, real = 162 + 18 + 54, 84 + 18 + 54, [], data.read_image
-    monkeypatch.setattr(data, "read_image", lambda *given: opened.append(0) or real(*given))
+    whole, drawn, opened, real = 162 + 18 + 54, 84 + 18 + 54, [], image_folder.read_image
+    monkeypatch.setattr(image_folder, "read_image", lambda *given: opened.append(0) or real(*given))
     image = 3 * 28 * 28 / 2**30
     for size, limit, held in ((None, whole, True), (None, whole - 1, False), (84, drawn, True)):
         opened.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -23,10 +24,14 @@ def foresee(cells: Sequence[Cell]) -> None:
     for cell in cells:
         keys = {key: value for key, value in cell.config.items() if key.startswith("data.") or key == "model.backbone"}
         asked.setdefault(repr(keys), cell)
+    notes: dict[str, None] = {}
     for cell in asked.values():
         config = parse(list(cell.argv))
         try:
             check_backbone(config.model)
-            load(replace(config.data, memory_limit=0.0), seed=cell.seed, image_size=lambda native: SMALLEST)
+            found = load(replace(config.data, memory_limit=0.0), seed=cell.seed, image_size=lambda native: SMALLEST)
         except UserError as error:
             raise UserError(f"no run of {cell.arm} on {cell.data} can begin: {error}") from None
+        notes |= dict.fromkeys(found.notes)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
