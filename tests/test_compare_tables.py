@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from recipes.study.figures import _when, dashes, dots, look
 from recipes.study.study import Measure
-from recipes.study.tables import closing_lines, failure_lines, heading, images_behind, shown
+from recipes.study.tables import closing_lines, failure_lines, heading, images_behind, rounded, shown
 from recipes.study.text_table import columns, lined_up
 
 CELLS = st.text("ab±−▲ |\\", max_size=6).map(str.strip)
@@ -44,6 +44,15 @@ def test_a_minus_is_one_sign_in_every_form_and_zero_has_none():
     values = (-1.234e-7, 1e-4, 0.1, 100, 12345, 0)
     there = ["−1.23e-07", "0.000100", "0.100", "100", "1.23e+04", "0.00"]
     assert [shown(value, "scientific") for value in values] == there
+
+
+def test_values_have_the_digits_that_the_seeds_allow():
+    deviations = (0.026, 0.0042, 3.0, None, 0.0)
+    assert [rounded(0.56284, "plain", sd) for sd in deviations] == ["0.563", "0.5628", "0.6", "0.5628", "0.5628"]
+    assert rounded(0.00266, "scientific", 0.00025) == "0.00266"
+    assert rounded(1.234e-6, "scientific", 2e-7) == "1.23e-06"  # beyond five places a power of ten
+    assert [rounded(-0.0004, "plain", 0.2, signed=signed) for signed in (True, False)] == ["+0.00", "0.00"]
+    assert rounded(0.87243, "percent", 0.1) == "87.24" and rounded(None, "plain", 0.1) == "–"
 
 
 def test_a_figure_names_the_arms_that_it_cannot_show():
@@ -104,8 +113,8 @@ def test_the_closing_table_says_not_reached_and_how_many_of_the_seeds_did(tmp_pa
     lines = closing_lines(content({}, **{"at_end.train.nc1": rows}), total=1, out=tmp_path)
     assert lines[1:6] == [
         "set: NC1",
-        "  a       0.137 ± 0.00410  n = 3                                    baseline",
-        "  longer  0.179 ± 0.00770  n = 3       +0.0414  [+0.0346, +0.0482]  higher",
+        "  a       0.1370 ± 0.0041  n = 3                                    baseline",
+        "  longer  0.1790 ± 0.0077  n = 3       +0.0414  [+0.0346, +0.0482]  higher",
         "  some    0.500            n = 1 of 3   +0.100                      too few seeds",
         "  none    not reached      n = 0 of 3        –                      not reached",
     ]

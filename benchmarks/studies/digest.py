@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -32,7 +31,7 @@ if __package__ in (None, ""):  # run as a script: import from the project's root
 from recipes.config import UserError
 from recipes.study import results
 from recipes.study.study import Measure, read_study
-from recipes.study.tables import heading, images_behind, shown
+from recipes.study.tables import difference, heading, images_behind, interval, mean_and_sd
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"(<!-- study: (?P<asked>[^>]*?) -->\n).*?(<!-- end of study -->)", re.DOTALL)
@@ -100,7 +99,7 @@ def _table(asked: Mapping[str, str], folder: Path, up: str) -> str:
     ]
     head = ["arm", *(heading(measures[name], images_behind(content, data, measures[name])) for name in names)]
     rows = [
-        [arms[arm], *(_cell(column, arm, measures[name].form) for name, column in zip(names, columns, strict=True))]
+        [arms[arm], *(_cell(column, arm, measures[name]) for name, column in zip(names, columns, strict=True))]
         for arm in kept
     ]
     lines = ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
@@ -117,29 +116,15 @@ def _one_of(word: str, known: Mapping[str, Any], key: str, asked: Mapping[str, s
     return word
 
 
-def _cell(table: Mapping[str, Any], arm: str, form: str) -> str:
+def _cell(table: Mapping[str, Any], arm: str, measure: Measure) -> str:
     entry = next(entry for entry in table["arms"] if entry["arm"] == arm)
-    if not entry["n"]:
-        return "not reached"
-    mean, sd = _rounded(entry["mean"], form, entry["sd"]), _rounded(entry["sd"], form, entry["sd"])
-    text = mean if entry["n"] < 2 else f"{mean} ± {sd}"
-    if entry["n"] < _most(table):
+    text = mean_and_sd(entry, measure)
+    if 0 < entry["n"] < _most(table):
         text += f" (n = {entry['n']})"
-    if entry["verdict"] == "baseline" or entry["difference_low"] is None:
+    if not entry["n"] or entry["verdict"] == "baseline" or entry["difference_low"] is None:
         return text
-    difference, low, high = (
-        _rounded(entry[key], form, entry["sd"], signed=True)
-        for key in ("difference", "difference_low", "difference_high")
-    )
-    return f"{text}; {difference} [{low}, {high}]{SIGNS.get(entry['verdict'], '')}"
-
-
-def _rounded(value: float, form: str, sd: float | None, *, signed: bool = False) -> str:
-    """A value as in the reports, but plain ones to the second digit of the deviation over seeds."""
-    places = max(0, 1 - math.floor(math.log10(sd))) if sd else math.inf
-    if form == "percent" or places > 5:
-        return shown(value, form, signed=signed)
-    return f"{value:{'+' if signed else ''}.{places}f}".replace("-", "−")
+    apart = f"{difference(entry, measure)} {interval(entry, measure, 'difference')}"
+    return f"{text}; {apart}{SIGNS.get(entry['verdict'], '')}"
 
 
 def _most(table: Mapping[str, Any]) -> int:

@@ -15,7 +15,7 @@ from recipes.study import figures, robustness_figures, simplex_view
 from recipes.study.progress import words
 from recipes.study.results import BESIDE, lookup, outstanding, read, read_beside
 from recipes.study.study import Measure, Study, study_from
-from recipes.study.tables import count, failures, heading, images_behind, interval, mean, mean_and_sd, shown
+from recipes.study.tables import count, difference, failures, heading, images_behind, interval, mean, mean_and_sd, shown
 from recipes.study.text_table import lined_up
 
 SIGNS = {
@@ -204,7 +204,7 @@ def _table(
                 "signed": value if entry["n"] == 0 else f"{value} {SIGNS[entry['verdict']]}".rstrip(),
                 "spread": mean_and_sd(entry, measure),
                 "n": count(entry),
-                "difference": shown(entry["difference"], measure.form, signed=True) if paired else "",
+                "difference": difference(entry, measure) if paired else "",
                 "t": interval(entry, measure, "difference") if paired else "",
                 "bootstrap": interval(entry, measure, "bootstrap") if paired else "",
                 "p": "" if not tested else "< 0.001" if entry["p_holm"] < 0.001 else f"{entry['p_holm']:.3f}",

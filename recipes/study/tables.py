@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -81,6 +82,17 @@ def shown(value: float | None, form: str, *, signed: bool = False) -> str:
     return re.sub("^-", "−", text)
 
 
+def rounded(value: float | None, form: str, sd: float | None, *, signed: bool = False) -> str:
+    """A value to the second digit of the deviation over seeds; per cent to the hundredth, as ever."""
+    places = max(0, 1 - math.floor(math.log10(sd))) if sd else math.inf
+    if value is None or form == "percent" or places > 5:
+        return shown(value, form, signed=signed)
+    text = f"{value:{'+' if signed else ''}.{places}f}"
+    if float(text) == 0:
+        text = re.sub("^-", "+" if signed else "", text)
+    return re.sub("^-", "−", text)
+
+
 def unit(measure: Measure) -> str:
     """What stands behind the title."""
     return " (%)" if measure.form == "percent" else ""
@@ -93,18 +105,25 @@ def count(entry: Mapping[str, Any]) -> str:
 
 def mean(entry: Mapping[str, Any], measure: Measure) -> str:
     """The mean over seeds, or why there is none."""
-    return "not reached" if entry["runs"] and not entry["n"] else shown(entry["mean"], measure.form)
+    return "not reached" if entry["runs"] and not entry["n"] else rounded(entry["mean"], measure.form, entry["sd"])
 
 
 def mean_and_sd(entry: Mapping[str, Any], measure: Measure) -> str:
     """The same with its standard deviation, where there is one."""
-    return mean(entry, measure) + ("" if entry["sd"] is None else f" ± {shown(entry['sd'], measure.form)}")
+    sd = entry["sd"]
+    return mean(entry, measure) + ("" if sd is None else f" ± {rounded(sd, measure.form, sd)}")
 
 
 def interval(entry: Mapping[str, Any], measure: Measure, kind: str) -> str:
     """The 95 % interval of the difference, `kind` being difference (t) or bootstrap; empty where there is none."""
     ends = [entry[f"{kind}_{end}"] for end in ("low", "high")]
-    return "" if None in ends else "[{}, {}]".format(*(shown(end, measure.form, signed=True) for end in ends))
+    low, high = (rounded(end, measure.form, entry["sd"], signed=True) for end in ends)
+    return "" if None in ends else f"[{low}, {high}]"
+
+
+def difference(entry: Mapping[str, Any], measure: Measure) -> str:
+    """The mean difference to the baseline."""
+    return rounded(entry["difference"], measure.form, entry["sd"], signed=True)
 
 
 def images_behind(content: Mapping[str, Any], data: str, measure: Measure) -> int | None:
@@ -163,7 +182,7 @@ def _rows(table: Mapping[str, Any], measure: Measure) -> list[str]:
             f"  {entry['arm']}",
             mean_and_sd(entry, measure),
             f"n = {count(entry)}",
-            "" if entry["verdict"] == "baseline" else shown(entry["difference"], measure.form, signed=True),
+            "" if entry["verdict"] == "baseline" else difference(entry, measure),
             "" if entry["verdict"] == "baseline" else interval(entry, measure, "difference"),
             entry["verdict"],
         ]
