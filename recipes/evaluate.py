@@ -58,8 +58,9 @@ def evaluate(source: Path, *, part: str, overrides: Sequence[str], device: str) 
     config = parse(["--config", str(folder_of(source) / "config.yaml"), *overrides])
     side = model.image_shape[-1] if model.image_shape else 0
     loose = dataclasses.replace(config.data, batch_size=2)  # any number of images will do here
+    other = any(word.startswith(("--data.name", "--data.root")) for word in overrides)
     for key, none in OWN.items():
-        if overrides and not any(word.startswith(f"--data.{key}") for word in overrides):
+        if other and not any(word.startswith(f"--data.{key}") for word in overrides):
             setattr(loose, key, none)
     data = load(loose, seed=config.seed, image_size=lambda native: side)
     if data.class_names != model.class_names:
@@ -69,7 +70,7 @@ def evaluate(source: Path, *, part: str, overrides: Sequence[str], device: str) 
         raise UserError(f"the run takes images of {model.image_shape[0]} channels, the data has {channels}")
     for note in data.notes:
         print(f"note: {note}", file=sys.stderr)
-    if overrides and part == "test" and data.test_drawn:
+    if other and part == "test" and data.test_drawn:
         print("note: this data has no test part: a fifth was drawn; --part all takes every image", file=sys.stderr)
     split = joined((data.train, data.val, data.test)) if part == "all" else getattr(data, part)
     split = split.to(next(model.parameters()).device)

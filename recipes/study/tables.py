@@ -77,9 +77,7 @@ def shown(value: float | None, form: str, *, signed: bool = False) -> str:
         text = f"{value:{sign}#.3g}".rstrip(".")  # three digits, a power of ten only where there is need of one
     else:
         text = f"{value:{sign}.4g}"
-    if float(text) == 0:  # rounded to zero: neither side of it
-        text = re.sub("^-", sign, text)
-    return re.sub("^-", "−", text)
+    return _with_a_minus(text, sign)
 
 
 def rounded(value: float | None, form: str, sd: float | None, *, signed: bool = False) -> str:
@@ -87,10 +85,13 @@ def rounded(value: float | None, form: str, sd: float | None, *, signed: bool = 
     places = max(0, 1 - math.floor(math.log10(sd))) if sd else math.inf
     if value is None or form == "percent" or places > 5:
         return shown(value, form, signed=signed)
-    text = f"{value:{'+' if signed else ''}.{places}f}"
-    if float(text) == 0:
-        text = re.sub("^-", "+" if signed else "", text)
-    return re.sub("^-", "−", text)
+    sign = "+" if signed else ""
+    return _with_a_minus(f"{value:{sign}.{places}f}", sign)
+
+
+def _with_a_minus(text: str, sign: str) -> str:
+    """A number with a true minus; what was rounded to zero is on neither side of it."""
+    return re.sub("^-", "−" if float(text) else sign, text)
 
 
 def unit(measure: Measure) -> str:
