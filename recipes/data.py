@@ -159,14 +159,18 @@ def stratified(split: Split, size: int | None, *, seed: int, what: str) -> Split
         return split
     if size > len(split):
         raise UserError(f"{what}={size}: only {len(split)} images are there; null takes them all")
-    return _split(split, size, seed=seed, what=what)[1]
+    few = len(split) - size < len(split.target.unique())  # left out: fewer than one of each class, so no shares to keep
+    return _split(split, size, seed=seed, what=what, keep_shares=not few)[1]
 
 
-def _split(split: Split, part: float | int, *, seed: int, what: str) -> tuple[Split, Split]:
+def _split(split: Split, part: float | int, *, seed: int, what: str, keep_shares: bool = True) -> tuple[Split, Split]:
     target = split.target.cpu().numpy()
     try:
         rest, taken = train_test_split(
-            np.arange(len(split)), test_size=part, random_state=seed % 2**32, stratify=target
+            np.arange(len(split)),
+            test_size=part,
+            random_state=seed % 2**32,
+            stratify=target if keep_shares else None,
         )
     except ValueError as error:
         raise UserError(f"{what}={part} cannot be drawn from {len(split)} images: {error}") from None

@@ -42,6 +42,7 @@ TINY = {
 MINIATURE = {
     "question": "Does the same study give the same bits?",
     "arms": {"baseline": {"recipe": "baseline"}, "etf": {"recipe": "etf", "label": "fixed simplex"}},
+    "contrasts": [{"arm": "etf", "against": "baseline"}],
     "seeds": [0, 1],
     "overrides": TINY,
     "collapse": True,
@@ -141,6 +142,7 @@ def test_results_hold_the_runs_numbers_exactly(miniature):
     ]
     assert table["arms"][1]["mean"] == pytest.approx(sum(by_hand) / 2, rel=1e-12)
     assert [entry["verdict"] for entry in table["arms"]] == ["baseline", "too few seeds"]
+    assert [entry["difference"] for entry in table["contrasts"]] == [table["arms"][1]["difference"]]
 
 
 def test_a_finished_study_runs_nothing_even_without_its_runs(miniature, tmp_path, monkeypatch):
@@ -303,7 +305,7 @@ def test_processes_are_asked_to_stop_and_no_more_are_begun(tmp_path):
 
 def test_a_failed_cell_is_shown_and_the_others_go_on(tmp_path, capsys):
     arms = {"baseline": {"recipe": "baseline"}, "broken": {"recipe": "etf", "overrides": {"model.head_args.scale": -1}}}
-    path = write_study(tmp_path, arms=arms, seeds=[0])
+    path = write_study(tmp_path, arms=arms, seeds=[0], contrasts=[{"arm": "broken", "against": "baseline"}])
     assert run(path) == 1
     said = capsys.readouterr().out
     assert re.search("FAILED digits broken seed 0", said) and "scale=-1" in said
@@ -443,6 +445,10 @@ def test_committed_studies_resolve(path):
         ({"seeds": 3}, "seeds"),
         ({"sed": [1]}, "sed"),
         ({"baseline": "mse"}, "baseline='mse'"),
+        ({"contrasts": [{"arm": "etf", "against": "mse"}]}, "contrasts: 'mse' is no arm: one of baseline, etf"),
+        ({"contrasts": [{"arm": "etf", "against": "etf"}]}, "contrasts: 'etf' against itself"),
+        ({"contrasts": [{"arm": "etf", "against": "baseline"}] * 2}, "etf against baseline is named twice"),
+        ({"contrasts": [{"arm": "etf"}]}, "against"),
         ({"measures": []}, "measures"),
         ({"measures": [{"path": "a"}, {"path": "a"}]}, "a is named twice"),
         ({"measures": [{"path": "a", "better": "bigger"}]}, "bigger"),
@@ -461,7 +467,7 @@ def test_committed_studies_resolve(path):
 )
 def test_a_wrong_study_is_refused_by_name(changes, word):
     with pytest.raises(UserError, match=re.escape(word)):
-        study_from(MINIATURE | changes)
+        study_from(MINIATURE | {"contrasts": []} | changes)
 
 
 @pytest.mark.parametrize(
@@ -639,7 +645,13 @@ def test_the_markdown_says_the_same_as_the_html(miniature):
     html, markdown = (out / "report.html").read_text(), (out / "report.md").read_text()
     rows = [line for line in markdown.splitlines() if line.startswith("| fixed simplex")]
     (overview,) = [line for line in markdown.splitlines() if line.startswith("| test accuracy (%) ")]
-    assert len(rows) == 5 and len(overview.split("|")) == 5  # a row a measure, the arms side by side
+    assert len(overview.split("|")) == 5  # the arms side by side
+    arms, contrasts = (
+        [[cell.strip() for cell in row.split("|")] for row in rows if ("| baseline " in row) == asked]
+        for asked in (False, True)
+    )
+    assert len(arms) == len(contrasts) == 5  # a row a measure; the contrast is the same difference once more
+    assert [row[4:6] for row in arms] == [row[4:6] for row in contrasts]
     for value in re.findall(r"\d+\.\d+(?:e[-+]\d+)?", " ".join([*rows, overview])):
         assert value in html
     for picture in re.findall(r"\]\((figures/[^)]+)\)", markdown):

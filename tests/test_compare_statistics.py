@@ -8,8 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from recipes.study.statistics import bootstrap_interval, compare, holm, paired_p, spread, subtract, t_interval, verdict
-from recipes.study.study import Measure
+from recipes.study.statistics import (
+    bootstrap_interval,
+    compare,
+    contrast,
+    holm,
+    paired_p,
+    spread,
+    subtract,
+    t_interval,
+    verdict,
+)
+from recipes.study.study import Contrast, Measure
 
 ACCURACY = Measure("at_end.test.accuracy")
 
@@ -134,6 +144,40 @@ def test_what_no_run_reached_is_not_a_matter_of_seeds():
     assert entries["partly"]["by_seed"] == {"1": 0.7} and entries["partly"]["pairs"] == 1
     turned = compare(ACCURACY, {"base": none, "arm": some, "never": none}, base="base", min_seeds=3)
     assert [entry["verdict"] for entry in turned] == ["baseline", "baseline not reached", "not reached"]
+
+
+def test_a_contrast_is_the_paired_test_of_its_two_arms():
+    """Against scipy; corrected over the contrasts, whatever other arms the study has."""
+    draw = np.random.default_rng(5)
+    values = {
+        arm: {seed: float(draw.normal(mean)) for seed in range(6)}
+        for arm, mean in zip("abcd", (0, 0, 3, 9), strict=True)
+    }
+    del values["c"][2]
+    pairs = [Contrast("c", "b"), Contrast("d", "c")]
+    first, second = contrast(ACCURACY, values, pairs, min_seeds=3)
+    shared = [0, 1, 3, 4, 5]
+    for entry, (ours, theirs) in ((first, "cb"), (second, "dc")):
+        rows = [[values[arm][seed] for seed in shared] for arm in (ours, theirs)]
+        test = stats.ttest_rel(*rows)
+        low, high = test.confidence_interval(0.95)
+        assert (entry["arm"], entry["against"], entry["pairs"]) == (ours, theirs, 5)
+        assert entry["p"] == pytest.approx(test.pvalue, rel=1e-9)
+        assert [entry["difference_low"], entry["difference_high"]] == pytest.approx([low, high], rel=1e-9)
+        assert entry["sd"] == pytest.approx(np.std(list(values[ours].values()), ddof=1))
+    smaller, larger = sorted((first, second), key=lambda entry: entry["p"])
+    assert smaller["p_holm"] == pytest.approx(2 * smaller["p"]) and larger["p_holm"] >= larger["p"]
+    assert second["verdict"] == "better"
+    (turned,) = contrast(ACCURACY, values, [Contrast("c", "d")], min_seeds=3)
+    assert turned["verdict"] == "worse" and turned["difference"] == pytest.approx(-second["difference"])
+    assert contrast(ACCURACY, values, [], min_seeds=3) == []
+
+
+def test_a_contrast_with_what_was_never_reached_says_so():
+    values = {"a": {0: 1.0, 1: 2.0, 2: 3.0}, "b": {0: None, 1: None, 2: None}}
+    entries = contrast(ACCURACY, values, [Contrast("a", "b"), Contrast("b", "a")], min_seeds=3)
+    assert [entry["verdict"] for entry in entries] == ["baseline not reached", "not reached"]
+    assert all(entry["pairs"] == 0 and entry["difference"] is None and entry["p_holm"] is None for entry in entries)
 
 
 def test_holm_takes_a_verdict_back():

@@ -50,7 +50,8 @@ def test_values_have_the_digits_that_the_seeds_allow():
     deviations = (0.026, 0.0042, 3.0, None, 0.0)
     assert [rounded(0.56284, "plain", sd) for sd in deviations] == ["0.563", "0.5628", "0.6", "0.5628", "0.5628"]
     assert rounded(0.00266, "scientific", 0.00025) == "0.00266"
-    assert rounded(1.234e-6, "scientific", 2e-7) == "1.23e-06"  # beyond five places a power of ten
+    assert rounded(1.234e-6, "scientific", 2e-7) == "1.23e-06"  # beyond six places a power of ten
+    assert rounded(-0.10888, "plain", 1.7e-5) == "−0.108880"
     assert [rounded(-0.0004, "plain", 0.2, signed=signed) for signed in (True, False)] == ["+0.00", "0.00"]
     assert rounded(0.87243, "percent", 0.1) == "87.24" and rounded(None, "plain", 0.1) == "–"
 
@@ -83,7 +84,9 @@ def entry(arm, **values):
 
 def content(runs, **tables):
     cells = [{"data": "set", "arm": "a", "seed": seed, "key": key} for seed, key in enumerate(runs)]
-    statistics = [{"data": "set", "measure": name, "arms": entries} for name, entries in tables.items()]
+    statistics = [
+        {"data": "set", "measure": name, "arms": entries, "contrasts": []} for name, entries in tables.items()
+    ]
     return {
         "study": {"measures": MEASURES, "data": {}, "arms": {"a": {}}, "seeds": list(range(len(runs)))},
         "runs": runs,

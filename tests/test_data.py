@@ -69,6 +69,8 @@ def test_a_stratified_draw_keeps_the_class_shares():
     drawn = stratified(split, 100, seed=0, what="train_size")
     assert torch.bincount(drawn.target).tolist() == [10, 20, 30, 40]
     assert stratified(split, None, seed=0, what="train_size") is split
+    nearly = stratified(split, 997, seed=0, what="train_size")  # three left out, of four classes
+    assert len(nearly) == 997 and (torch.bincount(split.target) - torch.bincount(nearly.target)).sum() == 3
     with pytest.raises(UserError, match="train_size=1001: only 1000"):
         stratified(split, 1001, seed=0, what="train_size")
 

@@ -39,6 +39,33 @@ def test_a_cell_is_what_the_runs_give():
     assert cell in digest.filled(f"a\n{ASKED}old{END}\nb", STUDIES)
 
 
+def test_a_row_of_contrasts_is_what_the_runs_give():
+    content = json.loads((STUDIES / "last_bn" / "results.json").read_text())
+    values = {
+        arm: {cell["seed"]: content["runs"][cell["key"]]["summary"]["at_end"]["train"]["intra_cosine"]}
+        for arm in ("bn_5e-3", "plain_5e-3")
+        for cell in content["cells"]
+        if cell["arm"] == arm and cell["seed"] == 0
+    }
+    text = digest.filled(
+        f"<!-- study: last_bn; rows: contrasts; measures: at_end.train.intra_cosine -->\n{END}", STUDIES
+    )
+    (row,) = [line for line in text.splitlines() if line.startswith("| bn_5e-3 − plain_5e-3 |")]
+    low, high = (float(number.replace("−", "-")) for number in row.partition("[")[2].partition("]")[0].split(", "))
+    assert low < values["bn_5e-3"][0] - values["plain_5e-3"][0] < high and row.endswith("] ↑ |")
+
+
+def test_differences_can_be_left_to_the_report():
+    text = digest.filled(ASKED.replace("; arms", "; differences: no; arms") + END, STUDIES)
+    full = digest.filled(ASKED + END, STUDIES)
+    (row,) = [line for line in text.splitlines() if line.startswith("| short |")]
+    (whole,) = [line for line in full.splitlines() if line.startswith("| short |")]
+    assert "[" not in row and row.endswith(" ▲ |") and whole.endswith(" ▲ |")
+    assert [cell.split(";")[0].strip(" ▲") for cell in whole.split("|")] == [
+        cell.strip(" ▲") for cell in row.split("|")
+    ]
+
+
 def test_the_text_around_a_table_stays_and_a_second_time_changes_nothing():
     once = digest.filled(f"a\n{ASKED}{END}\nb\n{ASKED}stale\n{END}c", STUDIES, up="../")
     assert once.startswith(f"a\n{ASKED}\n| arm |") and once.endswith(f"{END}c") and "stale" not in once
@@ -53,8 +80,10 @@ def test_the_text_around_a_table_stays_and_a_second_time_changes_nothing():
         ("terminal_phase; measures: at_end.test", "measures='at_end.test' is not there: one of at_end.test.accuracy"),
         ("terminal_phase; measures: onset_epoch; arms: nobody", "arms='nobody' is not there: one of known"),
         ("terminal_phase; measures: onset_epoch; data: mars", "data='mars' is not there: one of fashion_mnist"),
-        ("terminal_phase; measure: onset_epoch", "study, measures, and if wanted data and arms"),
-        ("terminal_phase", "study, measures, and if wanted data and arms"),
+        ("terminal_phase; measure: onset_epoch", "study, measures, and if wanted data, arms"),
+        ("terminal_phase", "study, measures, and if wanted data, arms"),
+        ("terminal_phase; measures: onset_epoch; rows: arms", "rows can only be contrasts"),
+        ("terminal_phase; measures: onset_epoch; differences: yes", "differences can only be no"),
     ],
 )
 def test_what_is_not_there_is_named(asked, said):

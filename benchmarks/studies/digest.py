@@ -8,8 +8,9 @@ A document says which table it shows; between the two comments stands what this 
     <!-- study: terminal_phase; measures: at_end.test.accuracy, at_end.test.loss; arms: known, papyan -->
     <!-- end of study -->
 
-`data` names one data setting where a study has several; `arms` and `data` may be left out. A second kind of table lists
-all studies with their runs and the time that they took (from timing.json):
+`data` names one data setting where a study has several; `arms` and `data` may be left out. `differences: no` leaves the
+differences to the baseline to the report and keeps their signs; `rows: contrasts` shows the study's contrasts instead
+of its arms. A second kind of table lists all studies with their runs and the time that they took (from timing.json):
 
     <!-- all studies -->
     <!-- end of studies -->
@@ -34,6 +35,7 @@ from recipes.study.study import Measure, read_study
 from recipes.study.tables import difference, heading, images_behind, interval, mean_and_sd
 
 ROOT = Path(__file__).resolve().parents[2]
+KEYS = {"study", "data", "measures", "arms", "differences", "rows"}
 BLOCK = re.compile(r"(<!-- study: (?P<asked>[^>]*?) -->\n).*?(<!-- end of study -->)", re.DOTALL)
 LIST = re.compile(r"(<!-- all studies -->\n).*?(<!-- end of studies -->)", re.DOTALL)
 SIGNS = {"better": " ▲", "worse": " ▼", "higher": " ↑", "lower": " ↓"}
@@ -79,9 +81,11 @@ def _list(folder: Path, up: str) -> str:
 def _asked(words: str) -> dict[str, str]:
     pairs = [part.partition(":") for part in f"study: {words}".split(";")]
     asked = {key.strip(): value.strip() for key, _, value in pairs}
-    unknown = set(asked) - {"study", "data", "measures", "arms"}
-    if unknown or "measures" not in asked:
-        raise UserError(f"study: {words}: study, measures, and if wanted data and arms, parted by ;")
+    if set(asked) - KEYS or "measures" not in asked:
+        raise UserError(f"study: {words}: study, measures, and if wanted data, arms, differences and rows, parted by ;")
+    for key, word in (("differences", "no"), ("rows", "contrasts")):
+        if asked.get(key, word) != word:
+            raise UserError(f"study: {words}: {key} can only be {word}")
     return asked
 
 
@@ -97,13 +101,19 @@ def _table(asked: Mapping[str, str], folder: Path, up: str) -> str:
         next(table for table in content["statistics"] if (table["data"], table["measure"]) == (data, name))
         for name in names
     ]
-    head = ["arm", *(heading(measures[name], images_behind(content, data, measures[name])) for name in names)]
-    rows = [
-        [arms[arm], *(_cell(column, arm, measures[name]) for name, column in zip(names, columns, strict=True))]
-        for arm in kept
-    ]
+    titles = [heading(measures[name], images_behind(content, data, measures[name])) for name in names]
+    if "rows" in asked:
+        rows = _contrasts(columns, arms, [measures[name] for name in names])
+        kept = list(arms)
+    else:
+        show = _level if "differences" in asked else _cell
+        rows = [
+            [arms[arm], *(show(column, arm, measures[name]) for name, column in zip(names, columns, strict=True))]
+            for arm in kept
+        ]
+    head = ["contrast" if "rows" in asked else "arm", *titles]
     lines = ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
-    return "\n".join(["", *lines, "", _caption(content, data, columns, kept, up), ""])
+    return "\n".join(["", *lines, "", _caption(content, asked, data, columns, kept, up), ""])
 
 
 def _words(text: str) -> list[str]:
@@ -116,15 +126,46 @@ def _one_of(word: str, known: Mapping[str, Any], key: str, asked: Mapping[str, s
     return word
 
 
-def _cell(table: Mapping[str, Any], arm: str, measure: Measure) -> str:
+def _level(table: Mapping[str, Any], arm: str, measure: Measure) -> str:
+    """Mean ± sd, and the verdict's sign."""
     entry = next(entry for entry in table["arms"] if entry["arm"] == arm)
-    text = mean_and_sd(entry, measure)
-    if 0 < entry["n"] < _most(table):
-        text += f" (n = {entry['n']})"
+    return f"{_value(table, entry, measure)}{SIGNS.get(entry['verdict'], '')}"
+
+
+def _cell(table: Mapping[str, Any], arm: str, measure: Measure) -> str:
+    """Mean ± sd; the difference to the baseline, its interval and the verdict's sign."""
+    entry = next(entry for entry in table["arms"] if entry["arm"] == arm)
+    text = _value(table, entry, measure)
     if not entry["n"] or entry["verdict"] == "baseline" or entry["difference_low"] is None:
         return text
+    return f"{text}; {_apart(entry, measure)}"
+
+
+def _value(table: Mapping[str, Any], entry: Mapping[str, Any], measure: Measure) -> str:
+    few = f" (n = {entry['n']})" if 0 < entry["n"] < _most(table) else ""
+    return mean_and_sd(entry, measure) + few
+
+
+def _apart(entry: Mapping[str, Any], measure: Measure) -> str:
     apart = f"{difference(entry, measure)} {interval(entry, measure, 'difference')}"
-    return f"{text}; {apart}{SIGNS.get(entry['verdict'], '')}"
+    return f"{apart}{SIGNS.get(entry['verdict'], '')}"
+
+
+def _contrasts(
+    columns: Sequence[Mapping[str, Any]], arms: Mapping[str, str], measures: Sequence[Measure]
+) -> list[list[str]]:
+    """A row a contrast: the paired difference in each measure; a dash where no interval can be given."""
+    by_contrast = zip(*(column.get("contrasts", []) for column in columns), strict=True)
+    return [
+        [
+            f"{arms[entries[0]['arm']]} − {arms[entries[0]['against']]}",
+            *(
+                "–" if entry["difference_low"] is None else _apart(entry, measure)
+                for entry, measure in zip(entries, measures, strict=True)
+            ),
+        ]
+        for entries in by_contrast
+    ]
 
 
 def _most(table: Mapping[str, Any]) -> int:
@@ -132,17 +173,28 @@ def _most(table: Mapping[str, Any]) -> int:
 
 
 def _caption(
-    content: Mapping[str, Any], data: str, columns: Sequence[Mapping[str, Any]], arms: Sequence[str], up: str
+    content: Mapping[str, Any],
+    asked: Mapping[str, str],
+    data: str,
+    columns: Sequence[Mapping[str, Any]],
+    arms: Sequence[str],
+    up: str,
 ) -> str:
     study = content["study"]
     base = study["baseline"] or next(iter(study["arms"]))
     used = {cell["key"] for cell in content["cells"] if cell["data"] == data and cell["arm"] in arms}
     commits = sorted({content["runs"][key]["commit"][:7] for key in used if key in content["runs"]})
+    n = f"n = {max(map(_most, columns))} seeds"
+    if "rows" in asked:
+        what, whose = f"Mean paired difference over {n} with its 95 % t interval", ""
+    elif "differences" in asked:
+        what, whose = f"Mean ± sd over {n}", f" than `{base}`"
+    else:
+        what, whose = f"Mean ± sd over {n}; then the paired difference to `{base}` with its 95 % t interval", ""
     return (
-        f"Mean ± sd over n = {max(map(_most, columns))} seeds; then the paired difference to `{base}` with its 95 % t "
-        f"interval; ▲ better, ▼ worse, ↑ higher, ↓ lower by the [rules]({up}docs/compare.md#the-verdicts), no sign: no "
-        f"difference shown. [Report]({up}benchmarks/studies/{content['name']}/report.md), runs of commit "
-        f"{', '.join(commits)}."
+        f"{what}; ▲ better{whose}, ▼ worse, ↑ higher, ↓ lower by the [rules]({up}docs/compare.md#the-verdicts), "
+        f"no sign: no difference shown. [Report]({up}benchmarks/studies/{content['name']}/report.md), "
+        f"runs of commit {', '.join(commits)}."
     )
 
 

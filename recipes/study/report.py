@@ -194,8 +194,6 @@ def _table(
 ) -> dict[str, Any]:
     rows = []
     for entry in table["arms"]:
-        paired = entry["verdict"] != "baseline" and entry["pairs"] > 0
-        tested = paired and entry["difference_low"] is not None
         value = mean(entry, measure)
         rows.append(
             {
@@ -204,19 +202,33 @@ def _table(
                 "signed": value if entry["n"] == 0 else f"{value} {SIGNS[entry['verdict']]}".rstrip(),
                 "spread": mean_and_sd(entry, measure),
                 "n": count(entry),
-                "difference": difference(entry, measure) if paired else "",
-                "t": interval(entry, measure, "difference") if paired else "",
-                "bootstrap": interval(entry, measure, "bootstrap") if paired else "",
-                "p": "" if not tested else "< 0.001" if entry["p_holm"] < 0.001 else f"{entry['p_holm']:.3f}",
-                "verdict": entry["verdict"],
+                **_paired(entry, measure),
             }
         )
+    contrasts = [
+        {"arm": arms[entry["arm"]], "against": arms[entry["against"]], "n": entry["pairs"], **_paired(entry, measure)}
+        for entry in table["contrasts"]
+    ]
     return {
         "title": heading(measure, images),
         "note": _note(measure, images),
         "path": measure.name,
         "rows": rows,
+        "contrasts": contrasts,
         "figure": figure,
+    }
+
+
+def _paired(entry: Mapping[str, Any], measure: Measure) -> dict[str, str]:
+    """What a row says of its differences; nothing of the baseline's, which has none."""
+    paired = entry["verdict"] != "baseline" and entry["pairs"] > 0
+    tested = paired and entry["difference_low"] is not None
+    return {
+        "difference": difference(entry, measure) if paired else "",
+        "t": interval(entry, measure, "difference") if paired else "",
+        "bootstrap": interval(entry, measure, "bootstrap") if paired else "",
+        "p": "" if not tested else "< 0.001" if entry["p_holm"] < 0.001 else f"{entry['p_holm']:.3f}",
+        "verdict": entry["verdict"],
     }
 
 

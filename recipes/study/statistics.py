@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from recipes.study.study import Measure
+from recipes.study.study import Contrast, Measure
 
 LEVEL = 0.95
 ALPHA = 0.05
@@ -100,8 +100,8 @@ def holm(values: Mapping[str, float]) -> dict[str, float]:
 def verdict(measure: Measure, entry: Mapping[str, Any], *, min_seeds: int) -> str:
     """The fixed words.
 
-    "not reached" where runs have ended and none has the measure, "baseline not reached" where that is so of the
-    baseline (see `never`); "too few seeds" below `min_seeds` pairs. Otherwise a difference is shown if its
+    "not reached" where runs have ended and none has the measure, "baseline not reached" where that is so of what it
+    is held against (see `never`); "too few seeds" below `min_seeds` pairs. Otherwise a difference is shown if its
     Holm-adjusted p is below 0.05 and, where a margin is given, its t interval lies wholly beyond the margin; then
     "better" or "worse" ("higher" or "lower" for a measure that is described, not judged). Otherwise "no difference
     shown".
@@ -122,6 +122,44 @@ def never(of_seed: Mapping[int, float | None]) -> bool:
     return bool(of_seed) and all(value is None for value in of_seed.values())
 
 
+def paired(ours: Mapping[int, float | None], theirs: Mapping[int, float | None]) -> dict[str, Any]:
+    """The differences of two arms over the seeds that both have: number, mean, both intervals, p."""
+    shared = sorted(seed for seed, value in ours.items() if value is not None and theirs.get(seed) is not None)
+    differences = subtract([ours[seed] for seed in shared], [theirs[seed] for seed in shared])
+    low, high = t_interval(differences)
+    boot_low, boot_high = bootstrap_interval(differences)
+    return {
+        "pairs": len(shared),
+        "difference": float(differences.mean()) if shared else None,
+        "difference_low": low,
+        "difference_high": high,
+        "bootstrap_low": boot_low,
+        "bootstrap_high": boot_high,
+        "p": paired_p(differences),
+    }
+
+
+def judged(
+    measure: Measure,
+    values: Mapping[str, Mapping[int, float | None]],
+    pairs: Sequence[tuple[str, str]],
+    *,
+    min_seeds: int,
+) -> list[dict[str, Any]]:
+    """Each pair's differences (first minus second), p after Holm's correction over the pairs, and the verdict."""
+    entries = [paired(values[ours], values.get(theirs, {})) for ours, theirs in pairs]
+    adjusted = holm({str(index): entry["p"] for index, entry in enumerate(entries) if entry["p"] is not None})
+    for index, (entry, (ours, theirs)) in enumerate(zip(entries, pairs, strict=True)):
+        entry["p_holm"] = adjusted.get(str(index))
+        if never(values[ours]):
+            entry["verdict"] = "not reached"
+        elif never(values.get(theirs, {})):
+            entry["verdict"] = "baseline not reached"
+        else:
+            entry["verdict"] = verdict(measure, entry, min_seeds=min_seeds)
+    return entries
+
+
 def compare(
     measure: Measure, values: Mapping[str, Mapping[int, float | None]], *, base: str, min_seeds: int
 ) -> list[dict[str, Any]]:
@@ -133,34 +171,29 @@ def compare(
         base: the baseline arm.
         min_seeds: pairs below which nothing is said.
     """
+    rivals = [arm for arm in values if arm != base]
+    found = judged(measure, values, [(arm, base) for arm in rivals], min_seeds=min_seeds)
+    against = dict(zip(rivals, found, strict=True))
     entries = []
-    had = {arm: {s: v for s, v in sorted(of_seed.items()) if v is not None} for arm, of_seed in values.items()}
-    for arm, of_seed in had.items():
-        shared = sorted(set(of_seed) & set(had.get(base, {})))
-        differences = subtract([of_seed[seed] for seed in shared], [had[base][seed] for seed in shared])
-        low, high = t_interval(differences)
-        boot_low, boot_high = bootstrap_interval(differences)
-        pairs = {
-            "pairs": len(shared),
-            "difference": float(differences.mean()) if len(shared) else None,
-            "difference_low": low,
-            "difference_high": high,
-            "bootstrap_low": boot_low,
-            "bootstrap_high": boot_high,
-            "p": paired_p(differences),
-        }
-        entries.append({"arm": arm, "runs": len(values[arm]), **spread(list(of_seed.values())), **pairs})
-    rivals = [entry for entry in entries if entry["arm"] != base]
-    adjusted = holm({entry["arm"]: entry["p"] for entry in rivals if entry["p"] is not None})
-    for entry in entries:
-        entry["p_holm"] = adjusted.get(entry["arm"])
-        if entry["arm"] == base:
-            entry["verdict"] = "baseline"
-        elif never(values[entry["arm"]]):
-            entry["verdict"] = "not reached"
-        elif never(values.get(base, {})):
-            entry["verdict"] = "baseline not reached"
-        else:
-            entry["verdict"] = verdict(measure, entry, min_seeds=min_seeds)
-        entry["by_seed"] = {str(seed): value for seed, value in had[entry["arm"]].items()}
+    for arm, of_seed in values.items():
+        had = {seed: value for seed, value in sorted(of_seed.items()) if value is not None}
+        pairs = against.get(arm) or paired(had, had) | {"p_holm": None, "verdict": "baseline"}
+        by_seed = {str(seed): value for seed, value in had.items()}
+        entries.append({"arm": arm, "runs": len(of_seed), **spread(list(had.values())), **pairs, "by_seed": by_seed})
     return entries
+
+
+def contrast(
+    measure: Measure,
+    values: Mapping[str, Mapping[int, float | None]],
+    contrasts: Sequence[Contrast],
+    *,
+    min_seeds: int,
+) -> list[dict[str, Any]]:
+    """One entry a contrast for one measure: the paired difference of its two arms, Holm's correction over contrasts."""
+    found = judged(measure, values, [(item.arm, item.against) for item in contrasts], min_seeds=min_seeds)
+    sds = [spread([v for v in values[item.arm].values() if v is not None])["sd"] for item in contrasts]
+    return [
+        {"arm": item.arm, "against": item.against, "sd": sd, **entry}
+        for item, sd, entry in zip(contrasts, sds, found, strict=True)
+    ]

@@ -35,6 +35,19 @@ class Arm:
 
 
 @dataclass(frozen=True)
+class Contrast:
+    """Two arms held against each other, where the baseline is not the question.
+
+    Args:
+        arm: the first of them.
+        against: what is subtracted.
+    """
+
+    arm: str
+    against: str
+
+
+@dataclass(frozen=True)
 class Measure:
     """One number of a run that is compared.
 
@@ -138,6 +151,8 @@ class Study:
         arms: the contenders by name.
         baseline: the arm that the others are held against; null for the first.
         seeds: of split, initial weights and batch order, shared by all arms.
+        contrasts: pairs of arms whose difference is told besides those to the baseline, as the same head with and
+            without class weights; judged by the same rules, among themselves.
         measures: what is compared.
         overrides: keys of recipes/train.py that hold for every arm.
         data: settings by name, each a set of keys; every arm runs on each. Verdicts are given for each on its own.
@@ -152,6 +167,7 @@ class Study:
     arms: dict[str, Arm]
     seeds: list[int]
     baseline: str | None = None
+    contrasts: list[Contrast] = field(default_factory=list)
     measures: list[Measure] = field(default_factory=lambda: list(MEASURES))
     overrides: dict[str, Any] = field(default_factory=dict)
     data: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -195,6 +211,13 @@ def _check(study: Study) -> None:
         raise ValueError("arms={}: name at least one")
     if study.base not in study.arms:
         raise ValueError(f"baseline={study.base!r} is no arm: one of {', '.join(study.arms)}")
+    for pair in study.contrasts:
+        for name in (pair.arm, pair.against):
+            if name not in study.arms:
+                raise ValueError(f"contrasts: {name!r} is no arm: one of {', '.join(study.arms)}")
+        if pair.arm == pair.against:
+            raise ValueError(f"contrasts: {pair.arm!r} against itself")
+    _refuse_twice("contrasts", [f"{pair.arm} against {pair.against}" for pair in study.contrasts])
     if not study.measures:
         raise ValueError("measures=[]: name at least one, e.g. {path: at_end.test.accuracy}")
     _refuse_twice("measures", [measure.name for measure in study.measures])

@@ -10,7 +10,7 @@ from typing import Any
 
 from recipes.study.cells import Cell
 from recipes.study.results import EVALUATED, Absent, Found, lookup, outstanding
-from recipes.study.statistics import compare
+from recipes.study.statistics import compare, contrast
 from recipes.study.study import Measure, Study
 from recipes.study.text_table import columns
 
@@ -35,7 +35,7 @@ def _value_or_none(record: Mapping[str, Any], measure: Measure) -> float | None:
 
 
 def tabulate(study: Study, found: Found, cells: Sequence[Cell]) -> list[dict[str, Any]]:
-    """For each data setting and measure, the values by seed and the comparison of every arm with the baseline.
+    """For each data setting and measure, the values by seed, every arm held against the baseline, and the contrasts.
 
     Raises:
         UserError: no run has the measure at all; where only some have it, the others count as missing.
@@ -48,8 +48,9 @@ def tabulate(study: Study, found: Found, cells: Sequence[Cell]) -> list[dict[str
             for cell in cells:
                 if cell.data == data and found.done(cell, study.evaluations):
                     values[cell.arm][cell.seed] = _value_or_none(found.runs[cell.key], measure)
-            entries = compare(measure, values, base=study.base, min_seeds=study.min_seeds)
-            tables.append({"data": data, "measure": measure.name, "arms": entries})
+            arms = compare(measure, values, base=study.base, min_seeds=study.min_seeds)
+            pairs = contrast(measure, values, study.contrasts, min_seeds=study.min_seeds)
+            tables.append({"data": data, "measure": measure.name, "arms": arms, "contrasts": pairs})
     return tables
 
 
@@ -83,7 +84,7 @@ def shown(value: float | None, form: str, *, signed: bool = False) -> str:
 def rounded(value: float | None, form: str, sd: float | None, *, signed: bool = False) -> str:
     """A value to the second digit of the deviation over seeds; per cent to the hundredth, as ever."""
     places = max(0, 1 - math.floor(math.log10(sd))) if sd else math.inf
-    if value is None or form == "percent" or places > 5:
+    if value is None or form == "percent" or places > 6:
         return shown(value, form, signed=signed)
     sign = "+" if signed else ""
     return _with_a_minus(f"{value:{sign}.{places}f}", sign)
@@ -188,6 +189,17 @@ def _rows(table: Mapping[str, Any], measure: Measure) -> list[str]:
             entry["verdict"],
         ]
         for entry in table["arms"]
+    ]
+    rows += [
+        [
+            f"  {entry['arm']} against {entry['against']}",
+            "",
+            f"n = {entry['pairs']}",
+            difference(entry, measure),
+            interval(entry, measure, "difference"),
+            entry["verdict"],
+        ]
+        for entry in table["contrasts"]
     ]
     return columns(rows, right=(3,))
 
