@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ncreg._checks import check_flag, check_positive, check_share, check_word
 from ncreg.distributed import all_reduce_sum, world_size
 from ncreg.frames import as_size
 
@@ -60,17 +61,12 @@ class LastBatchNorm(nn.Module):
         super().__init__()
         self.num_features = as_size("num_features", num_features, 1)
         sizes = {"vector": num_features, "scalar": 1, "none": None}
-        if gamma not in sizes:
-            raise ValueError(f"gamma={gamma!r} must be one of {', '.join(map(repr, sizes))}")
-        if not eps > 0:
-            raise ValueError(f"eps={eps} must be positive")
-        if momentum is not None and not 0 <= momentum <= 1:
-            raise ValueError(f"momentum={momentum} must lie in [0, 1], or be None for a plain average")
-        self.gamma, self.eps, self.momentum = gamma, eps, momentum
+        self.gamma, self.eps = check_word("gamma", gamma, sizes), check_positive("eps", eps)
+        self.momentum = None if momentum is None else check_share("momentum", momentum)
         place: dict[str, Any] = {"device": device, "dtype": dtype}
         size = sizes[gamma]
         self.weight = nn.Parameter(torch.ones(size, **place)) if size is not None else None
-        self.bias = nn.Parameter(torch.zeros(num_features, **place)) if bias else None
+        self.bias = nn.Parameter(torch.zeros(num_features, **place)) if check_flag("bias", bias) else None
         self.register_buffer("running_mean", torch.zeros(num_features, **place))
         self.register_buffer("running_var", torch.ones(num_features, **place))
         self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.long, device=device))
@@ -164,18 +160,18 @@ class FilterResponseNorm(nn.Module):
     ) -> None:
         super().__init__()
         self.num_features = as_size("num_features", num_features, 1)
-        if not eps > 0:
-            raise ValueError(f"eps={eps} must be positive")
+        check_positive("eps", eps)
         place: dict[str, Any] = {"device": device, "dtype": dtype}
         self.weight = nn.Parameter(torch.ones(num_features, **place))
-        self.bias = nn.Parameter(torch.zeros(num_features, **place)) if bias else None
+        self.bias = nn.Parameter(torch.zeros(num_features, **place)) if check_flag("bias", bias) else None
         self.eps = nn.Parameter(torch.full((1,), eps, **place))
 
     def forward(self, features: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
         """Normalised features, each by itself."""
         _check_pooled(features, self.num_features)
-        scaled = self.weight * features * torch.rsqrt(features.square() + self.eps.abs() + 1e-6)
-        return scaled if self.bias is None else scaled + self.bias
+        wide = features.to(torch.promote_types(features.dtype, torch.float32))  # float16 ends at the square of 255
+        scaled = self.weight * wide / torch.hypot(wide, (self.eps.abs().to(wide.dtype) + 1e-6).sqrt())
+        return (scaled if self.bias is None else scaled + self.bias).to(features.dtype)
 
     def extra_repr(self) -> str:
         """What tells this norm from another."""
@@ -188,6 +184,8 @@ def _check_pooled(features: Tensor, num_features: int) -> None:
     if features.ndim != 2 or features.shape[1] != num_features:
         shape = tuple(features.shape)
         raise ValueError(f"features of shape {shape}: the norm takes pooled features (batch, {num_features})")
+    if not features.is_floating_point():
+        raise TypeError(f"features of {features.dtype}: the norm takes floating-point features; call .float() on them")
 
 
 _KINDS: dict[str, Callable[..., nn.Module]] = {
@@ -209,12 +207,14 @@ def last_norm(kind: str, num_features: int, **args: Any) -> nn.Module:
         **args: go to the norm's constructor.
 
     Raises:
-        ValueError: for an unknown kind.
+        ValueError: for an unknown kind, or settings for none.
 
     Example:
         >>> last_norm("batch", 8, gamma="scalar")
         LastBatchNorm(8, gamma='scalar', bias=False, eps=1e-05, momentum=0.1)
     """
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise ValueError(f"norm {kind!r} is unknown; known: {', '.join(map(repr, _KINDS))}")
+    if kind == "none" and args:
+        raise ValueError(f"norm 'none' has no setting, but got {', '.join(args)}: leave it out, or pick another norm")
     return _KINDS[kind](as_size("num_features", num_features, 1), **args)

@@ -660,7 +660,7 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("arguments", "error", "message"),
         [
-            ({"loss": "hinge"}, ValueError, "loss must be one of"),
+            ({"loss": "hinge"}, ValueError, "loss='hinge' must be one of"),
             ({"steps": 0}, ValueError, "steps"),
             ({"steps": 2.5}, TypeError, "steps"),
             ({"restarts": 0}, ValueError, "restarts"),

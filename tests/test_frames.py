@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ncreg.frames import (
@@ -159,6 +159,18 @@ def test_etf_distance_against_a_search_and_its_invariances(num_classes, dim, see
         assert distance >= 1 - dim / (num_classes - 1) - 1e-12
 
 
+@pytest.mark.parametrize("size", [1e-200, 1e-160, 1e160, 1e200])
+def test_nearest_simplex_and_distance_know_no_scale(size):
+    means = torch.randn(5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    grads = []
+    for factor in (1.0, size):
+        leaf = (means * factor).requires_grad_()
+        (nearest_simplex_etf(leaf)[0, 0] + etf_distance(leaf)).backward()
+        grads.append(leaf.grad * factor)
+    torch.testing.assert_close(grads[1], grads[0], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(etf_distance(means * size), etf_distance(means), rtol=1e-12, atol=0)
+
+
 def test_etf_distance_closed_forms():
     assert etf_distance(simplex_etf(10, 12, **F64) * 5 + 2) < 1e-28
     two_points = torch.tensor([[1.0, 0.0]] * 3 + [[0.0, 1.0]] * 4, **F64)  # rank one: the farthest there is
@@ -280,6 +292,7 @@ def hull_oracle(weight, k):
     return math.sqrt(fit.fun)
 
 
+@settings(deadline=None)
 @given(st.integers(2, 12), st.integers(1, 8), st.integers(0, 99), st.sampled_from([1e-3, 1.0, 1e3]))
 def test_one_vs_rest_distance_against_a_general_solver(num_classes, dim, seed, size):
     weight = gaussian(num_classes, dim, seed=seed)
@@ -328,6 +341,16 @@ def test_max_cosine_in_blocks():
         (lambda: one_vs_rest_distance(torch.full((3, 4), torch.nan)), "finite"),
         (lambda: one_vs_rest_distance(torch.ones(3, 4), tolerance=0), "tolerance=0"),
         (lambda: etf_distance(torch.full((3, 4), torch.nan)), "means must be finite"),
+        *(
+            (lambda measure=measure, weight=weight: measure(weight), words)
+            for measure in (max_cosine, one_vs_rest_distance)
+            for weight, words in (
+                (torch.ones(3, 0), r"weight is \(3, 0\)"),
+                (torch.ones(3, 4, device="meta"), "weight has no values, being on device meta"),
+            )
+        ),
+        (lambda: tammes(7, 3, seed=2**64), "seed=18446744073709551616 must lie between"),
+        (lambda: softmax_code(7, 3, seed=-(2**63) - 1), "seed=-9223372036854775809 must lie between"),
     ],
 )
 def test_frames_refuse(call, words):
@@ -345,6 +368,13 @@ def test_frames_refuse(call, words):
         ),
         (lambda: tammes(7, 3, dtype=torch.int64), "dtype=torch.int64"),
         (lambda: simplex_etf(3, 4, generator=3), "generator=3 must be a torch.Generator"),
+        *(
+            (lambda frame=frame: frame(3, 4, rotate="False"), "rotate='False' must be True or False")
+            for frame in (simplex_etf, orthoplex, hypercube)
+        ),
+        (lambda: simplex_etf(3, 4, dtype="float32"), "dtype=float32 must be a floating-point dtype"),
+        (lambda: simplex_etf(torch.tensor(2.5), 4), r"num_classes=tensor\(2.5000\) must be an integer"),
+        (lambda: one_vs_rest_distance(torch.ones(3, 4), tolerance="0.1"), "tolerance must be a number, got '0.1'"),
         (lambda: max_cosine([[1.0]]), "weight must be a tensor .* not list"),
         (lambda: one_vs_rest_distance([[1.0]]), "weight must be a tensor .* not list"),
         (lambda: etf_distance([[1.0]]), "means must be a tensor .* not list"),
@@ -354,6 +384,11 @@ def test_frames_refuse(call, words):
 def test_frames_refuse_wrong_types(call, words):
     with pytest.raises(TypeError, match=words):
         call()
+
+
+@pytest.mark.parametrize("seed", [-(2**63), 2**64 - 1])
+def test_every_seed_of_64_bits_is_one(seed):
+    assert torch.isfinite(tammes(5, 2, seed=seed)).all()
 
 
 @pytest.mark.parametrize("size", [1e-320, 1e-170, 1e160, 1e308])

@@ -273,6 +273,45 @@ def test_soft_labels_mix_the_losses_of_their_classes(name):
     assert gradcheck(lambda h: loss(h, soft), leaf)
 
 
+@pytest.mark.parametrize("name", ["dot regression", "ntce", "spectral decoupling", "logit adjusted"])
+def test_a_soft_label_weighs_each_class_by_its_own_weight(name):
+    """Σ_c t_c w_c ℓ_c over Σ t w, from the losses of hard labels; torch's cross-entropy has the same sum."""
+    rows, target = batch(dim=4)
+    g = torch.Generator().manual_seed(3)
+    weight, share = (torch.rand(*size, dtype=torch.float64, generator=g) for size in ((4, 4), (4,)))
+    share[2] = 0
+    if name == "logit adjusted":
+        loss = lambda z, y, **kw: nf.logit_adjusted_cross_entropy(z, y, [1, 1, 1, 1], tau=0.0, **kw)  # noqa: E731
+    else:
+        loss = OF_LOGITS.get(name) or (lambda h, y, **kw: OF_FEATURES[name](h, y, weight, **kw))
+    soft = torch.rand(len(rows), 4, dtype=torch.float64, generator=g)
+    soft = soft / soft.sum(1, keepdim=True)
+    soft[0] = torch.tensor([0.0, 0.0, 1.0, 0.0])  # all of it of weight 0
+    hard = torch.stack([loss(rows, torch.full_like(target, c), reduction="none") for c in range(4)], 1)
+    wanted = (soft * share * hard).sum(1)
+    torch.testing.assert_close(loss(rows, soft, class_weight=share, reduction="none"), wanted)
+    mean = loss(rows, soft, class_weight=share)
+    torch.testing.assert_close(mean, wanted.sum() / (soft * share).sum())
+    if name == "logit adjusted":
+        torch.testing.assert_close(F.cross_entropy(rows, soft, weight=share, reduction="none"), wanted)
+    leaf = rows.clone().requires_grad_()
+    assert gradcheck(lambda h: loss(h, soft, class_weight=share), leaf)
+
+
+def test_labels_and_weights_come_in_the_precision_asked_for():
+    target, counts = torch.tensor([1, 0]), [3, 7, 1]
+    exact = nf.smooth_labels(target, 3, 0.1, dtype=torch.float64)
+    assert exact.dtype == torch.float64 and exact[0].tolist() == [0.1 / 3, 0.9 + 0.1 / 3, 0.1 / 3]
+    weights = nf.class_weights(counts, dtype=torch.float64)
+    wanted = 1 / np.array(counts)
+    np.testing.assert_allclose(weights, wanted * 3 / wanted.sum(), rtol=1e-15)
+    z, y = torch.randn(5, 3, dtype=torch.float64), torch.tensor([0, 1, 2, 2, 1])
+    shares = [0.1, 0.2, 0.7]  # as Python has them, not as float32 does
+    wanted = F.cross_entropy(z + torch.tensor(shares, dtype=torch.float64).log(), y)
+    got = nf.logit_adjusted_cross_entropy(z, y, shares)
+    torch.testing.assert_close(got, wanted, rtol=1e-14, atol=0)
+
+
 def test_smoothed_labels_are_torchs():
     logits, target = batch(dim=4)
     smooth = nf.smooth_labels(target, 4, 0.2)

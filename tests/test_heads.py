@@ -15,7 +15,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 
-from ncreg.frames import etf_distance, max_cosine, nearest_simplex_etf, simplex_etf, softmax_code
+from ncreg.frames import etf_distance, max_cosine, nearest_simplex_etf, orthoplex, simplex_etf, softmax_code
 from ncreg.heads import HEADS, CosineHead, ETFHead, FixedHead, LinearHead, NearestETFHead
 from ncreg.heads._cosine import cosine_logits, plain_cosine_logits
 from ncreg.heads._grouped import GroupedCosine, grouped_cosine
@@ -213,6 +213,48 @@ def test_zero_feature_has_a_bounded_gradient():
     assert features.grad.abs().max() < 1e8
 
 
+@pytest.mark.parametrize("structure", ["dense", "grouped", "centre", "householder"])
+def test_a_zero_feature_in_float16_has_a_finite_gradient_whatever_comes_from_above(structure):
+    """The sum of the logits of a simplex is 0 for every feature, and so is its gradient."""
+    dim = {"dense": 40, "grouped": 40, "centre": 40, "householder": 39}[structure]
+    head = ETFHead(dim, 40, structure=structure).half()
+    features = torch.zeros(2, dim, dtype=torch.float16, requires_grad=True)
+    logits = head(features)
+    logits.float().sum().backward()
+    assert logits.dtype == torch.float16 and features.grad.isfinite().all()
+    if structure != "dense":
+        assert features.grad.abs().max() < 0.1 * head.scale / 2**-14
+
+
+@pytest.mark.parametrize("build", [ETFHead, partial(ETFHead, structure="grouped"), CosineHead, NearestETFHead])
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 1e19), (torch.bfloat16, 1e19), (torch.float64, 1e155)])
+def test_features_whose_length_overflows_give_nan_and_never_a_number(build, dtype, size):
+    head, features = build(8, 8).to(dtype), gaussian(4, 8, dtype=dtype)
+    for rows in (features * size, (features * size).requires_grad_()):
+        assert rows.isfinite().all() and head(rows).isnan().all()
+    assert head(features * size / 100).isfinite().all()
+
+
+@pytest.mark.parametrize("frame", [simplex_etf(10, 20, dtype=torch.float64), orthoplex(10, 5, dtype=torch.float64)])
+def test_the_default_scale_is_exact_for_a_frame_of_any_size(frame):
+    scale = FixedHead(frame).scale
+    if len(frame) < frame.shape[1]:
+        assert scale == pytest.approx(ETFHead(20, 10).scale, rel=1e-14)
+    for size in (1e-200, 1e-7, 1e39, 1e200):
+        assert FixedHead(frame * size).scale == pytest.approx(scale / size, rel=1e-13)
+
+
+def test_running_means_in_float64_are_float64s():
+    head = NearestETFHead(5, 3, momentum=0.1, every=100, normalize=False, dtype=torch.float64)
+    batches = [gaussian(3, 5, seed=seed, dtype=torch.float64) for seed in range(4)]
+    wanted = batches[0]
+    for rows in batches[1:]:
+        wanted = wanted + 0.1 * (rows - wanted)
+    for rows in batches:
+        head.update(rows, torch.arange(3))
+    torch.testing.assert_close(head.means, wanted, rtol=0, atol=1e-15)
+
+
 @pytest.mark.parametrize("length", [0.0, 2e-4, 0.1])
 @pytest.mark.parametrize("pure", [False, True])
 @pytest.mark.parametrize(
@@ -346,6 +388,7 @@ def test_heads_refuse(name):
         (lambda: ETFHead(10, 10, structure="householder"), "needs in_features 9.*structure='dense'"),
         (lambda: ETFHead(9, 10, structure="centre"), "needs in_features 10"),
         (lambda: ETFHead(9, 10, structure="helmert"), "'helmert' must be one of 'dense'"),
+        (lambda: ETFHead(9, 10, structure=["dense"]), r"structure=\['dense'\] must be one of 'dense'"),
         (lambda: ETFHead(9, 4, permutation=[0, 1, 2, 2]), "each of 0 … 3 exactly once"),
         (lambda: ETFHead(9, 4, permutation=[0, 1, 2]), "one integer for each of 4"),
         (lambda: ETFHead(9, 4, permutation=[0.0, 1.0, 2.0, 3.0]), "one integer"),
@@ -382,6 +425,8 @@ def test_heads_refuse_what_does_not_fit(call, words):
         (lambda: FixedHead(torch.eye(3), normalize="no"), "normalize='no' must be True or False"),
         (lambda: ETFHead(9, 4, normalize="no"), "normalize='no' must be True or False"),
         (lambda: NearestETFHead(9, 4, normalize="no"), "normalize='no' must be True or False"),
+        (lambda: NearestETFHead(9, 4, momentum="0.1"), "momentum must be a number, got '0.1'"),
+        (lambda: LinearHead(9, 4, bias="False"), "bias='False' must be True or False"),
         (lambda: ETFHead(9, 4, dtype=torch.int64), "dtype=torch.int64 must be a floating-point dtype"),
         (lambda: ETFHead(9, 4, structure="grouped", dtype=torch.int64), "dtype=torch.int64"),
         (lambda: NearestETFHead(9, 4, dtype=torch.int64), "dtype=torch.int64"),

@@ -93,6 +93,15 @@ def test_collapsed_minorities_have_small_angles_told_exactly():
     assert opposite["many-few"].mean == pytest.approx(180)
 
 
+@pytest.mark.parametrize("size", [1e-200, 1e200])
+def test_angles_know_no_scale(size):
+    groups = {"many": (0,), "few": (1, 2)}
+    vectors = torch.tensor([[1.0, 0.2, 0.0], [0.0, 1.0, 0.0], [0.3, 0.0, 1.0]], dtype=torch.float64)
+    wanted = R.minority_angles(vectors, groups)
+    for pair, angles in R.minority_angles(vectors * size, groups).items():
+        assert angles.mean == pytest.approx(wanted[pair].mean, rel=1e-14)
+
+
 def test_free_features_collapse_where_the_threshold_says_so():
     """Cross-entropy over free W and H, two large classes and two small: these merge where n is below the threshold."""
     counts, n = [20, 20, 4, 4], 48
@@ -206,7 +215,11 @@ REFUSED = [
     (lambda: R.long_tail_accuracy(torch.eye(3), P, [5, 5, 5]), TypeError, r"predicted .* of logits take argmax\(1\)"),
     (lambda: R.long_tail_accuracy(P[:0], P[:0], [5, 5, 5]), ValueError, "target is empty"),
     (lambda: R.minority_angles(torch.eye(3) * 0, {"few": (0, 1)}), ValueError, r"classes \[0, 1, 2\] have length 0"),
-    (lambda: R.minority_angles(torch.eye(3), {"few": (1, 3)}), ValueError, "beyond the 3 vectors"),
+    (lambda: R.minority_angles(torch.eye(3), {"few": (1, 3)}), ValueError, r"groups\['few'\] names 3: .* in \[0, 3\)"),
+    (lambda: R.minority_angles(torch.eye(3), {"few": (2, -1)}), ValueError, r"groups\['few'\] names -1"),
+    (lambda: R.minority_angles(torch.eye(3), {"few": (2, 1.0)}), ValueError, r"groups\['few'\] names 1.0"),
+    (lambda: R.minority_angles(torch.eye(3), {"few": (0, 1)}, centre="no"), TypeError, "centre='no' must be True"),
+    (lambda: R.minority_collapse([5, 5], weight_decay=1e-4, gamma_decay=0.0), ValueError, "gamma_decay=0.0 must"),
     (lambda: R.minority_angles(torch.eye(3) / 0, {"few": (1, 2)}), ValueError, "vectors holds NaN"),
     (lambda: R.minority_collapse([5, 5], weight_decay=1e-4), ValueError, "one of feature_decay and gamma_decay"),
     (lambda: R.minority_collapse([5, 5], weight_decay=0, gamma_decay=1), ValueError, "weight_decay=0: must be"),

@@ -309,6 +309,61 @@ def test_running_means_and_centres_keep_their_dtype_and_its_precision():
     torch.testing.assert_close(centers.float(), torch.full((1, 6), 600 / 601), rtol=0.01, atol=0)
 
 
+def test_a_batch_that_overflowed_leaves_no_trace_in_centres_and_memory():
+    """A gradient scaler skips its step; what is kept beside the weights must skip it as well."""
+    at_hand = batch()
+    h, y = at_hand["features"], at_hand["target"]
+    centers = losses.CenterLoss(CLASSES, DIM)
+    memory = losses.ClassMeanMemory(CLASSES, DIM)
+    for module in (centers, losses.IntraClassCosineLoss(memory=memory)):
+        module(h, y)
+        before = copy.deepcopy(module.state_dict())
+        for bad in (torch.inf, torch.nan):
+            spoilt = h.clone()
+            spoilt[y == 1] = bad
+            module(spoilt[y == 1], y[y == 1])
+            assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+        module(spoilt + 1, y)  # the other classes are taken in
+        (name,) = before
+        moved = module.state_dict()[name]
+        assert moved.isfinite().all() and torch.equal(moved[1], before[name][1])
+        assert not torch.equal(moved[0], before[name][0])
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 1e19), (torch.bfloat16, 1e19), (torch.float64, 1e155)])
+def test_features_whose_length_overflows_give_nan_and_never_a_number(dtype, size):
+    at_hand = batch(dtype=dtype)
+    long = at_hand["features"].detach() * size
+    assert long.isfinite().all()
+    y, w = at_hand["target"], at_hand["weight"].to(dtype)
+    for loss in (
+        nf.dot_regression_loss(long, y, w),
+        nf.ntce_loss(long, y, w),
+        nf.nonl_loss(long, y, w),
+        nf.supcon_loss(long, y),
+        nf.intra_class_cosine_loss(long, y),
+        nf.inter_class_cosine_loss(long, y, CLASSES),
+    ):
+        assert loss.isnan()
+
+
+def test_a_batch_without_weight_has_loss_and_gradient_zero():
+    weight, frame = torch.tensor([0.0, 1.0, 1.0, 1.0]), batch()["weight"]
+    for call in (
+        lambda z, y: nf.mse_one_hot_loss(z, y, class_weight=weight),
+        lambda z, y: nf.spectral_decoupling_loss(z, y, class_weight=weight),
+        lambda z, y: nf.logit_adjusted_cross_entropy(z, y, [4, 3, 2, 1], class_weight=weight),
+        lambda z, y: nf.ntce_loss(z, y, frame[:, :4], class_weight=weight),
+        lambda z, y: nf.dot_regression_loss(z, y, frame[:, :4], class_weight=weight),
+    ):
+        z = batch()["logits"][:3].requires_grad_()
+        loss = call(z, torch.zeros(3, dtype=torch.int64))
+        loss.backward()
+        assert loss == 0 and not z.grad.any()
+    with pytest.warns(UserWarning, match="single class"):
+        assert nf.nonl_loss(H, Y * 0, W, one_class="skip", class_weight=torch.tensor([0.0, 1.0])) == 0
+
+
 # ---- what is refused, and in which words
 
 H, Y, W = torch.ones(3, 2), torch.tensor([0, 1, 1]), torch.eye(2)
@@ -362,10 +417,28 @@ REFUSED = [
     (lambda: losses.InterClassCosineLoss(2, memory=W), TypeError, "memory must be a ClassMeanMemory"),
     (lambda: losses.IntraClassCosineLoss(center=np.zeros(3)), TypeError, "center must be None.* got ndarray"),
     (lambda: nf.intra_class_cosine(H, Y, 2, center=np.zeros(2)), TypeError, "center must be None.* got ndarray"),
-    (lambda: losses.DotRegressionLoss(normalize="no"), TypeError, "normalize must be True or False, got 'no'"),
-    (lambda: nf.dot_regression_loss(H, Y, W, normalize="no"), TypeError, "normalize must be True or False"),
+    (lambda: losses.DotRegressionLoss(normalize="no"), TypeError, "normalize='no' must be True or False"),
+    (lambda: nf.dot_regression_loss(H, Y, W, normalize="no"), TypeError, "normalize='no' must be True or False"),
     (lambda: nf.ntce_loss(H, Y, W, class_weight=torch.tensor([1.0, -1.0])), ValueError, "class_weight.*not negative"),
     (lambda: nf.ntce_loss(H, Y, W, class_weight=torch.tensor([1.0, torch.nan])), ValueError, "class_weight.*finite"),
+    *(
+        (lambda loss=loss: loss(gather="False"), TypeError, "gather='False' must be True or False")
+        for loss in (
+            losses.NTCELoss,
+            losses.SupConLoss,
+            losses.DotRegressionLoss,
+            losses.OneHotMSELoss,
+            losses.SpectralDecouplingLoss,
+            losses.IntraClassCosineLoss,
+            lambda gather: losses.InterClassCosineLoss(4, gather=gather),
+            lambda gather: losses.CenterLoss(4, 2, gather=gather),
+            lambda gather: losses.LogitAdjustedLoss([1, 2], gather=gather),
+        )
+    ),
+    (lambda: losses.CenterLoss(2, 2, rate="fast"), TypeError, "rate must be a number, got 'fast'"),
+    (lambda: losses.ClassMeanMemory(2, 2, momentum=True), TypeError, "momentum must be a number, got True"),
+    (lambda: nf.smooth_labels(Y, 2, "0.1"), TypeError, "smoothing must be a number, got '0.1'"),
+    (lambda: nf.mse_one_hot_loss(H, SOFT * 1.001), ValueError, "distributions.*sums from 1.001"),
     (lambda: losses.NONLLoss(one_class="drop"), ValueError, "one_class must be 'raise' or 'skip', got 'drop'"),
 ]
 COMPARE_MEMBERS = [

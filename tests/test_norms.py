@@ -119,6 +119,21 @@ def test_refuses():
         LastBatchNorm(3, gamma="full")
     with pytest.raises(ValueError, match="'group' is unknown.*'batch'"):
         last_norm("group", 3)
+    with pytest.raises(ValueError, match="norm .'batch'. is unknown"):
+        last_norm(["batch"], 3)
+    with pytest.raises(ValueError, match="'none' has no setting, but got eps"):
+        last_norm("none", 3, eps=1e-3)
+    with pytest.raises(ValueError, match="gamma=.'vector'. must be one of"):
+        LastBatchNorm(3, gamma=["vector"])
+    with pytest.raises(TypeError, match="features of torch.int64.*floating-point"):
+        norm(torch.zeros(2, 3, dtype=torch.int64))
+    for kind in ("batch", "filter_response"):
+        with pytest.raises(TypeError, match="bias='False' must be True or False"):
+            last_norm(kind, 3, bias="False")
+        with pytest.raises(ValueError, match="eps=inf must be finite and above 0"):
+            last_norm(kind, 3, eps=torch.inf)
+    with pytest.raises(TypeError, match="momentum must be a number, got '0.1'"):
+        LastBatchNorm(3, momentum="0.1")
 
 
 def test_last_norm_kinds():
@@ -134,6 +149,22 @@ def test_last_norm_kinds():
     filtered = last_norm("filter_response", 6)
     assert torch.allclose(filtered(features), features / (features.square() + 1).sqrt(), atol=1e-6)
     assert {name for name, _ in filtered.named_parameters()} == {"weight", "eps"}
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float16, 300.0), (torch.float32, 1e20), (torch.float64, 1e200)])
+def test_filter_response_norm_of_long_features_is_their_sign(dtype, size):
+    norm = last_norm("filter_response", 2).to(dtype)
+    found = norm(torch.tensor([[size, -size]], dtype=dtype))
+    assert found.dtype == dtype and found.tolist() == [[1.0, -1.0]]
+
+
+def test_filter_response_norm_keeps_its_floor_in_float16():
+    norm = last_norm("filter_response", 2).half()
+    with torch.no_grad():
+        norm.eps.zero_()
+    features = torch.zeros(1, 2, dtype=torch.float16, requires_grad=True)
+    norm(features).sum().backward()
+    torch.testing.assert_close(features.grad, torch.full_like(features, 1000.0))  # 1/√1e-6
 
 
 def test_filter_response_norm_gradcheck():

@@ -293,6 +293,22 @@ def test_collapsed_features_give_finite_scores_that_tell(spread):
         torch.testing.assert_close(far, -(torch.cdist(outside, means).amin(1) ** 2) / floor)
 
 
+@pytest.mark.parametrize("spread", [1e-4, 1e-7, 1e-8])
+def test_a_mahalanobis_score_does_not_depend_on_the_rows_beside_it(spread):
+    """Nor does it lose digits: against the definition in long double, on features that have collapsed."""
+    h, y = clusters(spread=spread, samples=400)
+    rows = torch.cat([clusters(spread=spread, samples=40, seed=5)[0], clusters(spread=3 * spread, samples=40)[0]])
+    together = R.mahalanobis_score(rows, h, y)
+    alone = torch.cat([R.mahalanobis_score(row[None], h, y) for row in rows])
+    torch.testing.assert_close(together, alone, rtol=1e-6, atol=0)
+    means = torch.stack([h[y == c].mean(0) for c in range(4)])
+    within = (h - means[y]).numpy()
+    covariance = within.T @ within / len(h) + 1e-9 * float((h - h.mean(0)).square().mean()) * np.eye(h.shape[1])
+    gaps = (rows[:, None] - means).numpy()
+    wanted = -np.einsum("rcd,rcd->rc", gaps, np.linalg.solve(covariance, gaps[..., None])[..., 0]).min(1)
+    np.testing.assert_allclose(together, wanted, rtol=1e-5)
+
+
 def test_few_samples_dead_units_and_large_offsets_stay_finite():
     h, y = clusters(samples=8, dim=40)
     h[:, :5] = 0
@@ -427,6 +443,11 @@ REFUSED = [
     (lambda: R.vim_score(H, Z, H, Z.abs() * -1), ValueError, "must be above 0"),
     (lambda: R.vim_score(H, Z, H, Z.abs(), bias=Z[0]), ValueError, "bias is given without weight"),
     (lambda: R.vim_score(H, Z, H, Z[:3]), ValueError, "train_logits has 3 rows where the features have 40"),
+    (lambda: R.vim_score(H, Z, H, Z[:, :3]), ValueError, "logits have 4 classes where train_logits have 3"),
+    (lambda: R.vim_score(H, Z, H, Z, weight=H[:4], bias=[0.0] * 4), TypeError, "bias must be a tensor .* got list"),
+    (lambda: R.vim_score(H, Z, H, Z, weight=H[:4], bias=Z[0] / 0), ValueError, "bias must be finite"),
+    (lambda: R.neco_score(H, H, dim=2, standardize="no"), TypeError, "standardize='no' must be True or False"),
+    (lambda: R.ood_orthogonality(H, Y, H, centre="no"), TypeError, "centre='no' must be True or False"),
     (lambda: R.neco_score(H, H), ValueError, "pass num_classes"),
     (lambda: R.neco_score(H, H, dim=10), ValueError, "leave nothing out"),
     (lambda: R.neco_score(H[:, :1], H[:, :1], num_classes=4), ValueError, "NECO needs at least 2 features"),

@@ -2,7 +2,7 @@
 
 import math
 import re
-from decimal import Decimal, getcontext
+from decimal import Decimal, getcontext, localcontext
 
 import pytest
 import torch
@@ -161,6 +161,10 @@ def test_contrastive_optima_have_their_floors(num_classes, samples, temperature)
     ntce = theory.ntce_optimum(num_classes, samples, temperature)
     nonl = theory.nonl_optimum(num_classes, samples, temperature)
     chance = math.log(samples * num_classes)
+    with localcontext(prec=60):
+        gap = Decimal(num_classes) / (num_classes - 1) / Decimal(temperature)
+        exact = (samples - 1 + samples * (num_classes - 1) * (-gap).exp()).ln()
+    assert supcon == pytest.approx(float(exact), rel=1e-14)
     assert math.log(samples - 1) <= supcon <= chance and math.log(samples) <= ntce <= chance
     # the own class's n terms are what NTCE's denominator has and NONL's lacks
     assert math.exp(ntce) - samples == pytest.approx(math.exp(nonl), rel=1e-6, abs=1e-9 * samples)

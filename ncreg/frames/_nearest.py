@@ -59,6 +59,12 @@ def _check_means(means: Tensor) -> None:
         raise ValueError("means must be finite; a class without samples has no mean: leave its row out")
 
 
+def _length(matrix: Tensor) -> Tensor:
+    """The Frobenius norm, whatever the size of the entries."""
+    largest = matrix.abs().amax()
+    return largest * (matrix / torch.where(largest > 0, largest, 1)).norm()
+
+
 def _on_basis(means: Tensor) -> Tensor:
     """Qᵀ · means (C−1, d) in float64; a shared offset goes first, before it can swamp the digits."""
     means = means.double()
@@ -94,7 +100,7 @@ def nearest_simplex_etf(means: Float[Tensor, "num_classes dim"]) -> Float[Tensor
             f"{num_classes - 1}: project the features to {num_classes - 1} dimensions or more"
         )
     # Singular values this small are the rounding of the means as given, offset included.
-    cutoff = torch.finfo(means.dtype).eps * max(num_classes, dim) ** 0.5 * means.detach().double().norm()
+    cutoff = torch.finfo(means.dtype).eps * max(num_classes, dim) ** 0.5 * _length(means.detach().double())
     axes = _Polar.apply(_on_basis(means).mT, cutoff)
     return ((num_classes / (num_classes - 1)) ** 0.5 * basis_times(axes.mT)).to(means.dtype)
 
@@ -115,6 +121,6 @@ def etf_distance(means: Float[Tensor, "num_classes dim"]) -> Float[Tensor, ""]:
     """
     _check_means(means)
     values = torch.linalg.svdvals(_on_basis(means))
-    values = F.pad(values, (0, len(means) - 1 - len(values)))
+    values = F.pad(values / values.detach().amax(), (0, len(means) - 1 - len(values)))  # squares stay within range
     # The same number as the variance of S over its mean square: no cancellation near a simplex.
     return ((values - values.mean()).square().sum() / values.square().sum()).to(means.dtype)

@@ -1,12 +1,16 @@
 """What every loss does with its matrices: check, lift to full precision, scale rows to unit length, average."""
 
-from math import isfinite
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from ncreg._checks import check_flag as check_flag
+from ncreg._checks import check_number as check_number
+from ncreg._checks import check_positive as check_positive
+from ncreg._checks import check_share as check_share
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -23,31 +27,6 @@ def check_rows(name: str, rows: Tensor, dim: int | None = None) -> None:
         raise ValueError(f"{name} is empty, shape {tuple(rows.shape)}: skip empty batches")
     if dim is not None and rows.shape[1] != dim:
         raise ValueError(f"{name} has {rows.shape[1]} columns where the features have {dim}")
-
-
-def check_positive(name: str, value: float) -> float:
-    """A finite number above zero."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    if not (isfinite(value) and value > 0):
-        raise ValueError(f"{name}={value} must be finite and above 0")
-    return float(value)
-
-
-def check_number(name: str, value: float) -> float:
-    """A finite number."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    if not isfinite(value):
-        raise ValueError(f"{name}={value} must be finite")
-    return float(value)
-
-
-def check_share(name: str, value: float) -> float:
-    """A number in [0, 1]."""
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name}={value} must be in [0, 1]")
-    return value
 
 
 def check_num_classes(num_classes: int) -> int:
@@ -75,7 +54,7 @@ def unit_rows(rows: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows dim"]:
     """Rows over their lengths, in full precision; a zero row stays zero.
 
     The divisor is at least 1e-6, in float16 1e-3: its inverse is a zero row's gradient, which must not overflow.
-    Shorter rows thus come out shorter than 1.
+    Shorter rows thus come out shorter than 1; rows whose squares overflow come out as NaN.
     """
     return _UnitRows.apply(full_precision(rows), 1e-3 if rows.dtype == torch.float16 else 1e-6)
 
@@ -105,7 +84,9 @@ class _UnitRows(torch.autograd.Function):
 
 
 def _lengths(rows: Tensor, eps: float) -> Float[Tensor, "rows 1"]:
-    return torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(eps)
+    """Lengths, at least eps; NaN where the squares overflow (float32: beyond 1.8e19), or h/inf would pass as 0."""
+    length = torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(eps)
+    return length.masked_fill(length == torch.inf, torch.nan)
 
 
 def dot_products(left: Float[Tensor, "m dim"], right: Float[Tensor, "n dim"]) -> Float[Tensor, "m n"]:
@@ -118,7 +99,7 @@ def dot_products(left: Float[Tensor, "m dim"], right: Float[Tensor, "n dim"]) ->
 def average(
     losses: Float[Tensor, " batch"], reduction: Reduction, sample_weight: Float[Tensor, " batch"] | None = None
 ) -> Tensor:
-    """Reduce a loss a sample as torch does: the mean of weighted samples is their weighted mean."""
+    """Reduce a loss a sample as torch does: the mean of weighted samples is their weighted mean, 0 of no weight."""
     check_reduction(reduction)
     if sample_weight is not None:
         sample_weight = sample_weight.to(losses)
@@ -127,4 +108,7 @@ def average(
         return losses
     if reduction == "sum":
         return losses.sum()
-    return losses.mean() if sample_weight is None else losses.sum() / sample_weight.sum()
+    if sample_weight is None:
+        return losses.mean()
+    total = sample_weight.sum()
+    return losses.sum() / torch.where(total > 0, total, 1)

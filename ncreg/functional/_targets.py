@@ -48,9 +48,9 @@ def check_soft(target: Tensor, rows: Tensor, num_classes: int) -> Float[Tensor, 
     """A distribution over num_classes a row, in the rows' precision."""
     if target.shape != (len(rows), num_classes):
         raise ValueError(f"soft target must have shape {(len(rows), num_classes)}, got {tuple(target.shape)}")
+    near = 0.01 if target.dtype in (torch.float16, torch.bfloat16) else 1e-4  # bfloat16 holds three digits
     target = target.to(torch.promote_types(rows.dtype, torch.float32))
-    # bfloat16 rounds each share to three digits, hence the tolerance.
-    valid = (target >= 0).all() & ((target.sum(1) - 1).abs() < 0.01).all()
+    valid = (target >= 0).all() & ((target.sum(1) - 1).abs() < near).all()
     if not _wait_for(target):
         torch._assert_async(valid, "soft target rows must be distributions")
     elif not valid:
@@ -60,6 +60,22 @@ def check_soft(target: Tensor, rows: Tensor, num_classes: int) -> Float[Tensor, 
             f"to {float(target.sum(1).max()):.4g}"
         )
     return target
+
+
+def weighed(
+    target: Target, class_weight: Tensor | None, num_classes: int
+) -> tuple[Target, Float[Tensor, " batch"] | None]:
+    """The target, and the weight w_i of each sample: its class's, or Σ_c t_c w_c under its soft label t.
+
+    That label comes back as t_c w_c/w_i, so that w_i times a loss that is linear in the label, Σ_c t_c ℓ_c, is
+    Σ_c t_c w_c ℓ_c: each class's part of a mixture has the weight of its class.
+    """
+    weight = sample_weights(class_weight, target, num_classes)
+    if weight is None or not is_soft(target):
+        return target, weight
+    mixed = target * class_weight.to(target)  # type: ignore[union-attr]
+    total = mixed.sum(1, keepdim=True)
+    return torch.where(total > 0, mixed / torch.where(total > 0, total, 1), target), weight
 
 
 def sample_weights(class_weight: Tensor | None, target: Target, num_classes: int) -> Float[Tensor, " batch"] | None:

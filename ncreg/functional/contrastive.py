@@ -17,6 +17,7 @@ from ncreg.functional._targets import (
     compact,
     is_soft,
     sample_weights,
+    weighed,
 )
 
 OneClass = Literal["raise", "skip"]
@@ -58,14 +59,14 @@ def ntce_loss(
     check_rows("weight", weight, features.shape[1])
     check_positive("temperature", temperature)
     if is_soft(target):
-        target = check_soft(target, features, len(weight))
+        target, sample_weight = weighed(check_soft(target, features, len(weight)), class_weight, len(weight))
         scores = dot_products(unit_rows(weight), unit_rows(features)) / temperature
         losses = (target * (scores.logsumexp(1) - scores.T)).sum(1)
     else:
-        target = check_labels(target, features, len(weight))
+        target, sample_weight = weighed(check_labels(target, features, len(weight)), class_weight, len(weight))
         scores, label = _class_scores(features, target, weight, temperature)
         losses = scores.logsumexp(1).index_select(0, label) - scores.gather(0, label[None]).squeeze(0)
-    return average(losses, reduction, sample_weights(class_weight, target, len(weight)))
+    return average(losses, reduction, sample_weight)
 
 
 def nonl_loss(

@@ -178,6 +178,8 @@ def update_class_means(
 ) -> Float[Tensor, "classes dim"]:
     """m_c ← momentum · m_c + (1 − momentum) · t_c for the classes present, t_c itself at the first meeting.
 
+    A class whose t_c is not finite keeps its m_c.
+
     Args:
         memory: m, zero rows for classes not met.
         features: h, any scale; lengths (from the centre) below 1e-6, in float16 1e-3, are divided by that.
@@ -201,7 +203,9 @@ def update_class_means(
         wide = torch.promote_types(memory.dtype, torch.float32)  # bfloat16 cannot count beyond 256
         means, counts = class_means(_directions(features, center).to(memory.device, wide), target, len(memory))
         keep = momentum * memory.any(1, keepdim=True).to(wide)
-        return torch.where((counts > 0)[:, None], keep * memory + (1 - keep) * means, memory).to(memory.dtype)
+        # A batch that overflowed must not stay in the memory: a gradient scaler skips it as well.
+        taken = (counts > 0) & means.isfinite().all(1)
+        return torch.where(taken[:, None], keep * memory + (1 - keep) * means, memory).to(memory.dtype)
 
 
 def _length(memory: Tensor | None, features: Tensor) -> int | None:

@@ -9,9 +9,9 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from ncreg.functional._inputs import Reduction, average, check_number, check_rows, full_precision
-from ncreg.functional._targets import Target, _wait_for, check_labels, check_soft, is_soft, sample_weights
+from ncreg.functional._targets import Target, _wait_for, check_labels, check_soft, is_soft, weighed
 
-Counts = Sequence[int] | Shaped[Tensor, " classes"]
+Counts = Sequence[int | float] | Shaped[Tensor, " classes"]
 
 
 def logit_adjusted_cross_entropy(
@@ -54,12 +54,17 @@ def logit_adjusted_cross_entropy(
     counts = check_counts(class_counts, classes).to(logits.device)
     lifted = full_precision(logits)
     adjusted = lifted + tau * (counts / counts.sum()).log().to(lifted)
+    target, weight = weighed(target, class_weight, classes)
     losses = F.cross_entropy(adjusted, target.to(lifted) if is_soft(target) else target, reduction="none")
-    return average(losses, reduction, sample_weights(class_weight, target, classes))
+    return average(losses, reduction, weight)
 
 
 def class_weights(
-    class_counts: Counts, scheme: Literal["inverse", "effective"] = "inverse", *, beta: float = 0.999
+    class_counts: Counts,
+    scheme: Literal["inverse", "effective"] = "inverse",
+    *,
+    beta: float = 0.999,
+    dtype: torch.dtype | None = None,
 ) -> Float[Tensor, " classes"]:
     """Weights of classes for `class_weight=`, summing to C: w_c ∝ 1/n_c, or ∝ (1 − β)/(1 − β^{n_c}).
 
@@ -72,6 +77,7 @@ def class_weights(
         class_counts: n, training samples of each class, all above 0.
         scheme: "inverse" or "effective".
         beta: β in [0, 1), for "effective" alone; theirs are 0.9, 0.99, 0.999 and 0.9999.
+        dtype: of the result; torch's default dtype where it is None.
 
     Raises:
         ValueError: an unknown scheme, counts or beta out of range.
@@ -86,13 +92,13 @@ def class_weights(
     if scheme == "inverse":
         weight = 1 / counts
     elif scheme == "effective":
-        if not 0 <= beta < 1:
+        if not 0 <= check_number("beta", beta) < 1:
             raise ValueError(f"beta={beta} must be in [0, 1)")
         # 1 − β^n without its cancellation near β = 1.
         weight = -1 / torch.expm1(counts * torch.tensor(beta, dtype=counts.dtype, device=counts.device).log())
     else:
         raise ValueError(f"scheme={scheme!r} is unknown: 'inverse' or 'effective'")
-    return (weight * (len(counts) / weight.sum())).to(torch.get_default_dtype())
+    return (weight * (len(counts) / weight.sum())).to(dtype or torch.get_default_dtype())
 
 
 def check_counts(class_counts: Counts, classes: int | None = None) -> Float[Tensor, " classes"]:
@@ -109,6 +115,8 @@ def check_counts(class_counts: Counts, classes: int | None = None) -> Float[Tens
         raise ValueError(f"class_counts must have {wanted}, got shape {tuple(counts.shape)}")
     if counts.dtype == torch.bool or counts.is_complex():
         raise TypeError(f"class_counts must hold numbers, got {counts.dtype}")
+    if counts.is_floating_point() and isinstance(class_counts, list | tuple):
+        counts = torch.tensor(class_counts, dtype=torch.float64)  # Python's numbers, not their float32 rounding
     valid = (counts > 0) & (counts < torch.inf)
     if not _wait_for(counts):
         torch._assert_async(valid.all(), "class_counts must be finite and above 0")

@@ -14,7 +14,7 @@ from ncreg.functional._inputs import (
     check_share,
     full_precision,
 )
-from ncreg.functional._targets import Target, check_labels, check_soft, is_soft, sample_weights
+from ncreg.functional._targets import Target, check_labels, check_soft, is_soft, sample_weights, weighed
 
 
 def mse_one_hot_loss(
@@ -32,7 +32,8 @@ def mse_one_hot_loss(
     Args:
         logits: z.
         target: class indices in [0, C), or soft labels.
-        class_weight: weight of a class's samples; the mean is then the weighted mean.
+        class_weight: weight of a class's samples (of a soft label the mean of its classes'); the mean is then the
+            weighted mean.
         reduction: "mean", "sum" or "none" (one value a sample).
 
     Raises:
@@ -84,13 +85,18 @@ def spectral_decoupling_loss(
     classes = logits.shape[1]
     target = check_soft(target, logits, classes) if is_soft(target) else check_labels(target, logits, classes)
     lifted = full_precision(logits)
+    target, weight = weighed(target, class_weight, classes)
     entropy = F.cross_entropy(lifted, target.to(lifted) if is_soft(target) else target, reduction="none")
     losses = entropy + coefficient / 2 * lifted.square().sum(1)
-    return average(losses, reduction, sample_weights(class_weight, target, classes))
+    return average(losses, reduction, weight)
 
 
 def smooth_labels(
-    target: Integer[Tensor, " batch"], num_classes: int, smoothing: float = 0.1
+    target: Integer[Tensor, " batch"],
+    num_classes: int,
+    smoothing: float = 0.1,
+    *,
+    dtype: torch.dtype | None = None,
 ) -> Float[Tensor, "batch classes"]:
     """Soft labels (1 − s)·one-hot + s/C for the losses that take them.
 
@@ -100,6 +106,7 @@ def smooth_labels(
         target: class indices in [0, num_classes).
         num_classes: C.
         smoothing: s in [0, 1].
+        dtype: of the result; torch's default dtype where it is None.
 
     Raises:
         ValueError: smoothing outside [0, 1], labels out of range.
@@ -111,5 +118,5 @@ def smooth_labels(
     """
     check_num_classes(num_classes)
     check_share("smoothing", smoothing)
-    hot = F.one_hot(check_labels(target, target, num_classes), num_classes).to(torch.get_default_dtype())
+    hot = F.one_hot(check_labels(target, target, num_classes), num_classes).to(dtype or torch.get_default_dtype())
     return (1 - smoothing) * hot + smoothing / num_classes

@@ -7,6 +7,7 @@ from torch import Tensor
 from ncreg.functional._inputs import (
     Reduction,
     average,
+    check_flag,
     check_positive,
     check_rows,
     check_share,
@@ -14,7 +15,7 @@ from ncreg.functional._inputs import (
     full_precision,
     unit_rows,
 )
-from ncreg.functional._targets import Target, check_labels, check_soft, class_sums, is_soft, sample_weights
+from ncreg.functional._targets import Target, check_labels, check_soft, class_sums, is_soft, weighed
 
 
 def dot_regression_loss(
@@ -55,20 +56,19 @@ def dot_regression_loss(
     check_rows("features", features)
     check_rows("weight", weight, features.shape[1])
     check_positive("length", length)
-    if not isinstance(normalize, bool):
-        raise TypeError(f"normalize must be True or False, got {normalize!r}")
+    check_flag("normalize", normalize)
     scale = unit_rows if normalize else full_precision
     rows = scale(features)
     aim = 1.0 if normalize else length
     if is_soft(target):
-        target = check_soft(target, features, len(weight))
+        target, sample_weight = weighed(check_soft(target, features, len(weight)), class_weight, len(weight))
         gaps = ((dot_products(rows, scale(weight)) - aim).square() * target).sum(1)
     else:
-        target = check_labels(target, features, len(weight))
+        target, sample_weight = weighed(check_labels(target, features, len(weight)), class_weight, len(weight))
         own = scale(weight.index_select(0, target))
         gaps = ((rows * own).sum(1) - aim).square()
     factor = length / 2 if normalize else 0.5 / length
-    return average(factor * gaps, reduction, sample_weights(class_weight, target, len(weight)))
+    return average(factor * gaps, reduction, sample_weight)
 
 
 def center_loss(
@@ -112,6 +112,8 @@ def update_centers(
 ) -> Float[Tensor, "classes dim"]:
     """C ← c + rate · Σ(h_i − c)/(1 + n), over the n samples of the class in the batch.
 
+    A class whose new centre would not be finite keeps the old one.
+
     Source: Wen et al., ECCV 2016, equation 4.
 
     Args:
@@ -136,4 +138,6 @@ def update_centers(
         wide = centers.to(torch.promote_types(centers.dtype, torch.float32))  # bfloat16 cannot count beyond 256
         gaps = features.to(wide) - wide.index_select(0, target)
         sums, counts = class_sums(gaps, target, len(centers))
-        return (wide + rate * sums / (1 + counts)[:, None]).to(centers.dtype)
+        moved = (wide + rate * sums / (1 + counts)[:, None]).to(centers.dtype)
+        # A batch that overflowed must not stay in the centres: a gradient scaler skips it as well.
+        return torch.where(moved.isfinite().all(1, keepdim=True), moved, centers)

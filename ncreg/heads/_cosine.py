@@ -32,13 +32,6 @@ def default_scale(num_classes: int) -> float:
     return scale_for_loss(num_classes, DEFAULT_LOSS)
 
 
-def checked_flag(name: str, value: bool) -> bool:
-    """True or False, and nothing that merely counts as one of them."""
-    if not isinstance(value, bool):
-        raise TypeError(f"{name}={value!r} must be True or False, not {type(value).__name__}")
-    return value
-
-
 def check_features(features: Tensor, in_features: int, dtype: torch.dtype | None = None) -> None:
     """Refuse whatever is not floating-point (batch, in_features), of the dtype given unless autocast is on."""
     if not isinstance(features, Tensor):
@@ -71,8 +64,10 @@ def over_length(features: Tensor, scale: float) -> Tensor:
 
 
 def lengths(features: Tensor) -> Tensor:
+    """‖h‖ a row (batch, 1); NaN where its squares overflow (float32: beyond 1.8e19), or h/inf would pass as 0."""
     wide = torch.float64 if features.dtype == torch.float64 else torch.float32
-    return torch.linalg.vector_norm(features, dim=1, keepdim=True, dtype=wide)
+    length = torch.linalg.vector_norm(features, dim=1, keepdim=True, dtype=wide)
+    return length.masked_fill(length == torch.inf, torch.nan)
 
 
 def head_logits(features: Tensor, weight: Tensor, scale: float, normalize: bool) -> Tensor:

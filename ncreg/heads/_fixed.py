@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ncreg._checks import check_flag, check_word
 from ncreg.frames import as_size, hypercube, orthoplex, seeded, simplex_etf, softmax_code, tammes
 from ncreg.frames._simplex import as_float
 from ncreg.heads._cosine import (
     check_features,
-    checked_flag,
     checked_scale,
     default_scale,
     eager,
@@ -64,7 +64,7 @@ class FixedHead(nn.Module):
         if not weight.is_meta and not weight.isfinite().all():
             raise ValueError("weight must be finite")
         self.num_classes, self.in_features = weight.shape
-        self.normalize = checked_flag("normalize", normalize)
+        self.normalize = check_flag("normalize", normalize)
         default = _margin_scale(weight.detach()) if normalize and scale is None else 1.0
         self.scale = checked_scale(scale, default)
         self.register_buffer("weight", weight.detach().clone())
@@ -85,7 +85,9 @@ def _margin_scale(weight: Tensor) -> float:
     num_classes, simplex_margin = len(weight), len(weight) / (len(weight) - 1)
     if weight.is_meta:
         return default_scale(num_classes)
-    wide = weight.float()
+    exact = weight.double() if weight.device.type != "mps" else weight.float()
+    size = float(exact.abs().amax()) or 1.0
+    wide = exact / size  # squares stay within range
     unit, smallest = F.normalize(wide, dim=1), float("inf")
     for first in range(0, num_classes, ROWS):
         logits = unit[first : first + ROWS] @ wide.T
@@ -95,9 +97,9 @@ def _margin_scale(weight: Tensor) -> float:
     if not smallest > 1e-6:
         raise ValueError(
             f"scale=None has no default for this weight: a feature along its own class vector does not beat the "
-            f"other classes (smallest margin {smallest:.3g}); give a scale, or class vectors of equal lengths"
+            f"other classes (smallest margin {smallest * size:.3g}); give a scale, or class vectors of equal lengths"
         )
-    return default_scale(num_classes) * simplex_margin / smallest
+    return default_scale(num_classes) * simplex_margin / smallest / size
 
 
 class ETFHead(nn.Module):
@@ -158,7 +160,7 @@ class ETFHead(nn.Module):
         self.in_features = as_size("in_features", in_features, 1)
         self.num_classes = as_size("num_classes", num_classes, 2)
         _check_structure(structure, self.in_features, self.num_classes)
-        self.structure, self.normalize, self.seed = structure, checked_flag("normalize", normalize), seed
+        self.structure, self.normalize, self.seed = structure, check_flag("normalize", normalize), seed
         self.scale = checked_scale(scale, default_scale(num_classes) if normalize else 1.0)
         seats = None if permutation is None else _checked_permutation(permutation, num_classes)
         if structure == "dense":
@@ -188,12 +190,11 @@ class ETFHead(nn.Module):
     def _structured(self, features: Tensor, factor: Tensor | float) -> Tensor:
         """Inner products with the class vectors, without the class vectors, times a factor for each row."""
         stretched = (self.num_classes / (self.num_classes - 1)) ** 0.5 * factor
-        if self.structure == "householder":
-            logits = _householder(features)
-        else:
-            groups = features if self.structure == "centre" else group_sums(features, self.num_classes)
-            logits = groups - groups.mean(1, keepdim=True)
-        logits = (logits * stretched).to(logits.dtype)
+        groups = group_sums(features, self.num_classes) if self.structure == "grouped" else features
+        if groups.dtype == torch.float16:
+            groups = groups.float()  # backward sums a row of gradients, which float16 may not hold
+        logits = _householder(groups) if self.structure == "householder" else groups - groups.mean(1, keepdim=True)
+        logits = (logits * stretched).to(features.dtype)
         return logits if self.permutation is None else logits.index_select(1, self.permutation)
 
     def extra_repr(self) -> str:
@@ -213,8 +214,7 @@ def _householder(features: Tensor) -> Tensor:
 def _check_structure(structure: str, dim: int, num_classes: int) -> None:
     """Refuse a structure that does not fit; simplex_etf itself refuses a dense one."""
     needs = {"dense": dim, "grouped": max(dim, num_classes), "householder": num_classes - 1, "centre": num_classes}
-    if structure not in needs:
-        raise ValueError(f"structure={structure!r} must be one of {', '.join(map(repr, needs))}")
+    check_word("structure", structure, needs)
     if dim != needs[structure]:
         at_least = ">= " if structure == "grouped" else ""
         raise ValueError(

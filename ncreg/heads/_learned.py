@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ncreg._checks import check_flag
 from ncreg.frames import as_size, seeded
 from ncreg.frames._simplex import as_float
 from ncreg.heads._cosine import check_features, checked_scale, cosine_logits, default_scale, over_length
@@ -45,7 +46,7 @@ class LinearHead(nn.Linear):
     ) -> None:
         self.seed = seed
         sizes = as_size("in_features", in_features, 1), as_size("num_classes", num_classes, 2)
-        super().__init__(*sizes, bias=bias, device=device, dtype=as_float(dtype))
+        super().__init__(*sizes, bias=check_flag("bias", bias), device=device, dtype=as_float(dtype))
 
     @property
     def num_classes(self) -> int:

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ncreg._checks import check_flag, check_number
 from ncreg.distributed import all_reduce_sum, world_size
 from ncreg.frames import as_size, nearest_simplex_etf, seeded, simplex_etf
-from ncreg.heads._cosine import EPS, check_features, checked_flag, checked_scale, default_scale, head_logits
+from ncreg.heads._cosine import EPS, check_features, checked_scale, default_scale, head_logits
 
 PULL = 1e-4  # towards the present frame, relative to the means: keeps still what the means leave open
 
@@ -73,9 +74,9 @@ class NearestETFHead(nn.Module):
         self.in_features = as_size("in_features", in_features, 1)
         self.num_classes = as_size("num_classes", num_classes, 2)
         self.every = as_size("every", every, 1)
-        if not 0 < momentum <= 1:
+        if not 0 < check_number("momentum", momentum) <= 1:
             raise ValueError(f"momentum={momentum} must lie in (0, 1]")
-        self.momentum, self.normalize, self.seed = momentum, checked_flag("normalize", normalize), seed
+        self.momentum, self.normalize, self.seed = momentum, check_flag("normalize", normalize), seed
         self.scale = checked_scale(scale, default_scale(num_classes) if normalize else 1.0)
         frame = simplex_etf(num_classes, in_features, generator=seeded(seed), dtype=dtype, device=device)
         self.register_buffer("weight", frame)
@@ -123,9 +124,9 @@ class NearestETFHead(nn.Module):
         sums = all_reduce_sum(sums)
         present = sums[:, -1] > 0
         batch_means = sums[:, :-1] / sums[:, -1:].clamp_min(1)
-        rate = torch.where(self.seen, self.momentum, 1.0) * present
         old = self.means.to(batch_means.dtype)
-        return old + rate.to(old.dtype)[:, None] * (batch_means - old), present
+        rate = torch.where(self.seen, old.new_tensor(self.momentum), 1) * present
+        return old + rate[:, None] * (batch_means - old), present
 
     def _aimed(self, means: Tensor) -> Tensor:
         """The nearest simplex; rank 0's, should other hardware round otherwise."""

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ncreg import functional
 from ncreg.distributed import gather_batch
-from ncreg.functional._inputs import Reduction, check_positive, check_reduction
+from ncreg.functional._inputs import Reduction, check_flag, check_positive, check_reduction
 from ncreg.functional._targets import Target
 from ncreg.functional.contrastive import OneClass, check_one_class
 from ncreg.losses._types import ClassVectors, ClassWeight, Features, Labels, Losses, show_hyperparameters
@@ -31,7 +31,7 @@ class NTCELoss(nn.Module):
         self.temperature = check_positive("temperature", temperature)
         self.register_buffer("class_weight", class_weight)
         self.reduction = check_reduction(reduction)
-        self.gather = gather
+        self.gather = check_flag("gather", gather)
 
     def forward(self, features: Features, target: Target, weight: ClassVectors) -> Losses:
         """The loss of the batch."""
@@ -82,7 +82,7 @@ class SupConLoss(nn.Module):
         super().__init__()
         self.temperature = check_positive("temperature", temperature)
         self.reduction = check_reduction(reduction)
-        self.gather = gather
+        self.gather = check_flag("gather", gather)
 
     def forward(self, features: Features, target: Labels) -> Losses:
         """The loss of the batch."""

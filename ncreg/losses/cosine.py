@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ncreg import functional
 from ncreg.distributed import gather_batch
 from ncreg.frames import as_size
-from ncreg.functional._inputs import check_num_classes, check_share
+from ncreg.functional._inputs import check_flag, check_num_classes, check_share
 from ncreg.functional.cosine import Center, check_center
 from ncreg.losses._types import Features, Labels, Loss, show_hyperparameters
 
@@ -51,7 +51,7 @@ class IntraClassCosineLoss(nn.Module):
         super().__init__()
         _hold_center(self, center)
         self.memory = _checked_memory(memory)
-        self.gather = gather
+        self.gather = check_flag("gather", gather)
 
     def forward(self, features: Features, target: Labels) -> Loss:
         """The loss of the batch."""
@@ -78,7 +78,7 @@ class InterClassCosineLoss(nn.Module):
         self.num_classes = check_num_classes(num_classes)
         _hold_center(self, center)
         self.memory = _checked_memory(memory)
-        self.gather = gather
+        self.gather = check_flag("gather", gather)
 
     def forward(self, features: Features, target: Labels) -> Loss:
         """The loss of the batch."""

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ncreg import functional
 from ncreg.distributed import gather_batch
-from ncreg.functional._inputs import Reduction, check_number, check_reduction
+from ncreg.functional._inputs import Reduction, check_flag, check_number, check_reduction
 from ncreg.functional._targets import Target
 from ncreg.functional.imbalance import Counts, check_counts
 from ncreg.losses._types import ClassWeight, Logits, Losses, show_hyperparameters
@@ -43,7 +43,7 @@ class LogitAdjustedLoss(nn.Module):
         self.tau = check_number("tau", tau)
         self.register_buffer("class_weight", class_weight)
         self.reduction = check_reduction(reduction)
-        self.gather = gather
+        self.gather = check_flag("gather", gather)
 
     def forward(self, logits: Logits, target: Target) -> Losses:
         """The loss of the batch."""

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ncreg import functional
 from ncreg.distributed import gather_batch
-from ncreg.functional._inputs import Reduction, check_positive, check_reduction
+from ncreg.functional._inputs import Reduction, check_flag, check_positive, check_reduction
 from ncreg.functional._targets import Target
 from ncreg.losses._types import ClassWeight, Logits, Losses, show_hyperparameters
 
@@ -24,7 +24,7 @@ class OneHotMSELoss(nn.Module):
         super().__init__()
         self.register_buffer("class_weight", class_weight)
         self.reduction = check_reduction(reduction)
-        self.gather = gather
+        self.gather = check_flag("gather", gather)
 
     def forward(self, logits: Logits, target: Target) -> Losses:
         """The loss of the batch."""
@@ -52,7 +52,7 @@ class SpectralDecouplingLoss(nn.Module):
         self.coefficient = check_positive("coefficient", coefficient)
         self.register_buffer("class_weight", class_weight)
         self.reduction = check_reduction(reduction)
-        self.gather = gather
+        self.gather = check_flag("gather", gather)
 
     def forward(self, logits: Logits, target: Target) -> Losses:
         """The loss of the batch."""

@@ -8,7 +8,14 @@ from torch import Tensor, nn
 from ncreg import functional
 from ncreg.distributed import gather_batch
 from ncreg.frames import as_size
-from ncreg.functional._inputs import Reduction, check_num_classes, check_positive, check_reduction, check_share
+from ncreg.functional._inputs import (
+    Reduction,
+    check_flag,
+    check_num_classes,
+    check_positive,
+    check_reduction,
+    check_share,
+)
 from ncreg.functional._targets import Target
 from ncreg.losses._types import ClassVectors, ClassWeight, Features, Labels, Losses, show_hyperparameters
 
@@ -30,13 +37,11 @@ class DotRegressionLoss(nn.Module):
         gather: bool = False,
     ) -> None:
         super().__init__()
-        if not isinstance(normalize, bool):
-            raise TypeError(f"normalize must be True or False, got {normalize!r}")
-        self.normalize = normalize
+        self.normalize = check_flag("normalize", normalize)
         self.length = check_positive("length", length)
         self.register_buffer("class_weight", class_weight)
         self.reduction = check_reduction(reduction)
-        self.gather = gather
+        self.gather = check_flag("gather", gather)
 
     def forward(self, features: Features, target: Target, weight: ClassVectors) -> Losses:
         """The loss of the batch."""
@@ -78,7 +83,8 @@ class CenterLoss(nn.Module):
         super().__init__()
         self.rate = check_share("rate", rate)
         self.reduction = check_reduction(reduction)
-        self.gather = gather  # on by default: the centres must stay the same on every rank
+        # On by default: the centres must stay the same on every rank.
+        self.gather = check_flag("gather", gather)
         self.register_buffer(
             "centers", torch.zeros(check_num_classes(num_classes), as_size("num_features", num_features, 1))
         )

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ncreg._checks import check_number
 from ncreg.robustness._inputs import Model, check_count, check_images, predict
 from ncreg.robustness.adversarial._ascent import Norm, check_epsilon, frozen, length, lift, per_image, size_in
 
@@ -83,10 +84,8 @@ def deepfool(
         >>> found.distance, found.failures  # |0 - 1.5| / 5
         (tensor([0.3000]), 0)
     """
-    if not 0 < overshoot < float("inf"):
-        raise ValueError(
-            f"overshoot={overshoot} must be finite and above 0: without it the point stays on the boundary"
-        )
+    if not check_number("overshoot", overshoot) > 0:
+        raise ValueError(f"overshoot={overshoot} must be above 0: without it the point stays on the boundary")
     check_epsilon(0.0, norm)
     top_k, max_steps = check_count("top_k", top_k), check_count("max_steps", max_steps)
     images = check_images(images).detach()

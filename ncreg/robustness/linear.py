@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from ncreg.functional._inputs import check_positive
+from ncreg._checks import check_positive
 from ncreg.robustness._features import check_all_present, check_features, check_indices, feature_scale
 
 

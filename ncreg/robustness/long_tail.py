@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
+from numbers import Integral
 from typing import Literal
 
 import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
+from ncreg._checks import check_flag, check_positive
 from ncreg.robustness._features import check_features, check_indices
 from ncreg.robustness._inputs import binomial_interval, check_count
 from ncreg.theory import minority_collapse_threshold
@@ -191,20 +193,23 @@ def minority_angles(
         {'many-few': 90, 'few-few': 90}
     """
     rows = check_features("vectors", vectors)
-    if centre:
+    if check_flag("centre", centre):
         rows = rows - rows.mean(0)
-    lengths = rows.norm(dim=1, keepdim=True)
-    if not bool((lengths > 0).all()):
-        raise ValueError(f"vectors of classes {(lengths[:, 0] == 0).nonzero().flatten().tolist()} have length 0")
-    unit = rows / lengths
+    largest = rows.abs().amax(1, keepdim=True)
+    if not bool((largest > 0).all()):
+        raise ValueError(f"vectors of classes {(largest[:, 0] == 0).nonzero().flatten().tolist()} have length 0")
+    rows = rows / largest  # squares stay within range
+    unit = rows / rows.norm(dim=1, keepdim=True)
+    for name, classes in groups.items():
+        wrong = [c for c in classes if not isinstance(c, Integral) or isinstance(c, bool) or not 0 <= c < len(unit)]
+        if wrong:
+            raise ValueError(f"groups[{name!r}] names {wrong[0]!r}: a class is an integer in [0, {len(unit)})")
     found = {}
     for one, other in combinations_with_replacement(groups, 2):
         pairs = [(i, j) for i in groups[one] for j in groups[other] if i < j or (one != other and i != j)]
         if not pairs:
             continue
         left, right = (torch.tensor(side) for side in zip(*pairs, strict=True))
-        if int(torch.maximum(left, right).max()) >= len(unit):
-            raise ValueError(f"groups {one!r} and {other!r} name classes beyond the {len(unit)} vectors")
         angles = _angles(unit[left], unit[right])
         found[f"{one}-{other}"] = Angles(float(angles.mean()), float(angles.min()), len(pairs))
     return found
@@ -242,7 +247,7 @@ def minority_collapse(
     if (feature_decay is None) == (gamma_decay is None):
         raise ValueError("pass one of feature_decay and gamma_decay")
     total = sum(counts)
-    decay = feature_decay if feature_decay is not None else (gamma_decay or 0.0) / total
+    decay = feature_decay if feature_decay is not None else check_positive("gamma_decay", gamma_decay or 0.0) / total
     threshold = minority_collapse_threshold(total, weight_decay, decay)
     return MinorityCollapse(threshold, min(counts), tuple(c for c, n in enumerate(counts) if n <= threshold))
 

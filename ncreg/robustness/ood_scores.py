@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from ncreg.functional._inputs import check_positive
+from ncreg._checks import check_flag, check_positive
 from ncreg.robustness._features import (
     check_all_present,
     check_features,
@@ -140,8 +140,11 @@ def mahalanobis_score(
     covariance = within.T @ within / len(train)
     covariance.diagonal().add_(FLOOR * (train - anchor).square().mean())
     root = torch.linalg.cholesky(covariance)
-    whiten = [torch.linalg.solve_triangular(root, (part - anchor).T, upper=False).T for part in (rows, means)]
-    return -torch.cdist(*whiten).square().amin(1)
+    white, white_means = (
+        torch.linalg.solve_triangular(root, (part - anchor).T, upper=False).T for part in (rows, means)
+    )
+    # Not by ‖x‖² + ‖y‖² − 2xy: whitening makes lengths so large that the difference would be rounding.
+    return -torch.cdist(white, white_means, compute_mode="donot_use_mm_for_euclid_dist").square().amin(1)
 
 
 def vim_score(
@@ -182,6 +185,8 @@ def vim_score(
     for name, left, right in (("logits", z, rows), ("train_logits", train_z, train)):
         if len(left) != len(right):
             raise ValueError(f"{name} has {len(left)} rows where the features have {len(right)}")
+    if z.shape[1] != train_z.shape[1]:
+        raise ValueError(f"logits have {z.shape[1]} classes where train_logits have {train_z.shape[1]}")
     check_varied("train_features", train)
     dim = vim_dim(train.shape[1], dim)
     origin = _origin(weight, bias, train.shape[1])
@@ -216,8 +221,10 @@ def _origin(weight: Tensor | None, bias: Tensor | None, dim: int) -> Tensor:
     if weight is None:
         raise ValueError("bias is given without weight: both say where all logits are 0")
     w = check_features("weight", weight, dim)
-    if bias.shape != (len(w),):
-        raise ValueError(f"bias must have shape ({len(w)},), got {tuple(bias.shape)}")
+    if not isinstance(bias, Tensor):
+        raise TypeError(f"bias must be a tensor of shape ({len(w)},), got {type(bias).__name__}")
+    if bias.shape != (len(w),) or not bool(bias.isfinite().all()):
+        raise ValueError(f"bias must be finite, of shape ({len(w)},), got {bias.tolist()}")
     return -torch.linalg.pinv(w) @ bias.detach().to(w)
 
 
@@ -253,7 +260,7 @@ def neco_score(
     rows = check_features("features", features, train.shape[1])
     check_varied("train_features", train)
     centred, rows = train - train.mean(0), rows - train.mean(0)
-    if standardize:
+    if check_flag("standardize", standardize):
         scale = feature_scale(train)
         centred, rows = centred / scale, rows / scale
     values, vectors = torch.linalg.eigh(centred.T @ centred / len(train))  # ascending
@@ -304,7 +311,7 @@ def ood_orthogonality(
     labels = check_indices("target", target, len(rows))
     means = class_means(rows, labels, check_all_present("target", labels, int(labels.max()) + 1))
     other = check_features("ood_features", ood_features, rows.shape[1]).mean(0)
-    origin: Float[Tensor, " dim"] | float = means.mean(0) if centre else 0.0
+    origin: Float[Tensor, " dim"] | float = means.mean(0) if check_flag("centre", centre) else 0.0
     return float(_cosines(means - origin, other - origin).abs().mean())
 
 

@@ -6,14 +6,14 @@ computed in float64 on the CPU, and settings are chosen on a part of the trainin
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import cos, pi, sin, sqrt, tan
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from ncreg.functional._inputs import check_positive
+from ncreg._checks import check_number, check_positive
 from ncreg.robustness._features import check_features, check_indices
 from ncreg.robustness._inputs import binomial_interval, check_count, check_seed, seeded
 from ncreg.robustness.linear import fit_linear_probe, fitted_probe, labelled
@@ -141,7 +141,7 @@ def knn_probe(
     train = labelled("train_features", train_features, "train_target", train_target)
     rows, labels, classes = train
     fit, held = stratified_split(labels, val_share, seed=seed)
-    grid = sorted({check_count("neighbours_grid", k) for k in neighbours_grid if k <= len(fit)})
+    grid = sorted(k for k in {check_count("neighbours_grid", k) for k in neighbours_grid} if k <= len(fit))
     if not grid:
         raise ValueError(f"neighbours_grid={tuple(neighbours_grid)}: none is at most the {len(fit)} samples to fit")
     votes = _votes(rows[fit], labels[fit], rows[held], classes, grid)
@@ -207,7 +207,7 @@ def stratified_split(target: Integer[Tensor, " samples"], share: float, *, seed:
     Raises:
         ValueError: share outside (0, 1), a class with fewer than two samples.
     """
-    if not 0 < share < 1:
+    if not 0 < check_number("val_share", share) < 1:
         raise ValueError(f"val_share={share} must be between 0 and 1")
     order = _shuffled(target, seed, 0)
     fit, held = [], []
@@ -222,16 +222,26 @@ def stratified_split(target: Integer[Tensor, " samples"], share: float, *, seed:
 
 
 def t_quantile(degrees: int) -> float:
-    """The 97.5 % quantile of Student's t, by integrating its density with t = √ν·tan φ, which is cos^(ν−1) φ.
+    """The 97.5 % quantile of Student's t: √ν·tan φ, where 95 % of its mass lies within ±φ.
 
     Example:
         >>> round(t_quantile(9), 4)
         2.2622
     """
-    angle = torch.linspace(0, torch.pi / 2, 200_001, dtype=torch.float64)
-    mass = torch.cumulative_trapezoid(angle.cos() ** (degrees - 1), angle)
-    place = int(torch.searchsorted(mass, 0.95 * mass[-1]))
-    return sqrt(degrees) * float(angle[place + 1].tan())
+    low, high = 0.0, pi / 2
+    while low < (middle := (low + high) / 2) < high:
+        low, high = (middle, high) if _within(middle, degrees) < 0.95 else (low, middle)
+    return sqrt(degrees) * tan(high)
+
+
+def _within(angle: float, degrees: int) -> float:
+    """P(|t| < √ν·tan φ), a finite sum of powers of cos φ (Abramowitz & Stegun 26.7.3 and 26.7.4)."""
+    odd = degrees % 2
+    term, total = (cos(angle) if odd else 1.0), 0.0
+    for k in range(1, degrees // 2 + 1):
+        total += term
+        term *= cos(angle) ** 2 * ((2 * k) / (2 * k + 1) if odd else (2 * k - 1) / (2 * k))
+    return (angle + sin(angle) * total) * 2 / pi if odd else sin(angle) * total
 
 
 def _votes(

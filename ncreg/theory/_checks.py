@@ -40,6 +40,13 @@ def non_negative(**named: Number) -> None:
             raise ValueError(f"{name}={value!r}: must be finite and not below 0")
 
 
+def flag(**named: bool) -> None:
+    """Raise unless every named value is True or False."""
+    for name, value in named.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"{name}={value!r} must be True or False, not {type(value).__name__}")
+
+
 def count(least: int = 1, **named: int) -> None:
     """Raise unless every named number is whole and at least `least`."""
     for name, value in named.items():

@@ -35,8 +35,9 @@ def supcon_optimum(num_classes: int, samples_per_class: int, temperature: Number
     """
     _checks.count(2, num_classes=num_classes, samples_per_class=samples_per_class)
     _checks.positive(temperature=temperature)
+    positives = samples_per_class - 1
     negatives = samples_per_class * (num_classes - 1) * math.exp(-_gap(num_classes) / temperature)
-    return math.log(samples_per_class - 1 + negatives)
+    return math.log(positives) + math.log1p(negatives / positives)
 
 
 def ntce_optimum(num_classes: int, samples_per_class: int, temperature: Number) -> float:

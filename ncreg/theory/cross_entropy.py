@@ -153,10 +153,11 @@ def last_batch_norm_optimum(
     _checks.positive(weight_decay=weight_decay, gamma_decay=gamma_decay)
     if gamma not in ("vector", "scalar"):
         raise ValueError(f"gamma={gamma!r}: 'vector' or 'scalar' (without γ there is nothing to decay)")
+    if num_features is not None:
+        _checks.count(num_features=num_features)
     if gamma == "scalar":
         if num_features is None:
             raise ValueError("gamma='scalar' needs num_features: one number's decay counts as λ_γ/d")
-        _checks.count(num_features=num_features)
         gamma_decay = gamma_decay / num_features
     return cross_entropy_optimum(num_classes, 1, weight_decay, gamma_decay / num_classes)
 

@@ -128,6 +128,7 @@ def deep_linear_optimum(
     for index, decay in enumerate(weight_decays):
         _checks.positive(**{f"weight_decays[{index}]": decay})
     _checks.positive(feature_decay=feature_decay)
+    _checks.flag(bias=bias)
     factors = len(weight_decays) + 1
     decays = [float(decay) for decay in (*weight_decays, feature_decay)]
     unit = math.exp((math.fsum(map(math.log, decays)) + math.log(samples_per_class)) / factors)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
+from ncreg._checks import check_word
 from ncreg.robustness._inputs import Model, check_logits
 
 Norm = Literal["linf", "l2"]
@@ -38,8 +39,7 @@ def loss_of(name: Loss) -> Callable[[Rows, Int[Tensor, " batch"]], Scalars]:
     Raises:
         ValueError: no such loss.
     """
-    if name not in _LOSSES:
-        raise ValueError(f"loss must be one of {', '.join(map(repr, _LOSSES))}, got {name!r}")
+    check_word("loss", name, _LOSSES)
     return _LOSSES[name]
 
 

@@ -7,7 +7,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
-from ncreg.functional._inputs import check_positive
+from ncreg._checks import check_flag, check_positive
 from ncreg.robustness._inputs import (
     Model,
     binomial_interval,
@@ -116,7 +116,7 @@ def pgd(
     """
     epsilon = check_epsilon(epsilon, norm)
     steps, restarts = check_count("steps", steps), check_count("restarts", restarts)
-    if restarts > 1 and not random:
+    if not check_flag("random", random) and restarts > 1:
         raise ValueError(f"restarts={restarts} without random starts would all be the same: random=True, or restarts=1")
     if step_size is None:
         step_size = 2.5 * epsilon / steps

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
+from ncreg._checks import check_flag, check_word
 from ncreg.robustness._inputs import Model, binomial_interval
 from ncreg.robustness.adversarial._ascent import Norm
 from ncreg.robustness.adversarial.attacks import AttackResult, clean_logits, fgsm, pgd, random_search
@@ -145,8 +146,8 @@ def evaluate_adversarial(
         >>> report.headline.accuracy, report.flagged, [finding.name for finding in report.findings if finding.flagged]
         (0.5, True, ['no_ensemble'])
     """
-    if preset not in _STEPS:
-        raise ValueError(f"preset must be 'quick' or 'full', got {preset!r}")
+    check_word("preset", preset, _STEPS)
+    check_flag("autoattack", autoattack)
     common: dict[str, Any] = {"epsilon": epsilon, "norm": norm, "batch_size": batch_size}
     clean, target = clean_logits(model, images, target, batch_size)
     again: dict[str, Any] = common | {"steps": _STEPS[preset], "restarts": _RESTARTS[preset], "seed": seed}

@@ -1,0 +1,49 @@
+"""Checks of plain arguments that every part of the library shares; it imports nothing of ncreg."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import isfinite
+from numbers import Real
+
+
+def check_flag(name: str, value: bool) -> bool:
+    """True or False, and nothing that merely counts as one of them."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}={value!r} must be True or False, not {type(value).__name__}")
+    return value
+
+
+def check_number(name: str, value: float) -> float:
+    """A finite number."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not isfinite(value):
+        raise ValueError(f"{name}={value} must be finite")
+    return float(value)
+
+
+def check_positive(name: str, value: float) -> float:
+    """A finite number above zero."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not (isfinite(value) and value > 0):
+        raise ValueError(f"{name}={value} must be finite and above 0")
+    return float(value)
+
+
+def check_share(name: str, value: float) -> float:
+    """A number in [0, 1]."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name}={value} must be in [0, 1]")
+    return float(value)
+
+
+def check_word(name: str, value: str, known: Iterable[str]) -> str:
+    """One of the words."""
+    words = list(known)
+    if not isinstance(value, str) or value not in words:
+        raise ValueError(f"{name}={value!r} must be one of {', '.join(map(repr, words))}")
+    return value
