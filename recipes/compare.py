@@ -15,6 +15,7 @@ import json
 import os
 import shlex
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from recipes.config import UserError, recipes
 from recipes.signals import EXIT_CODE, StopRequest
 from recipes.study import results
 from recipes.study.cells import Cell, grid, search_grid, share
-from recipes.study.foresight import foresee
+from recipes.study.foresight import check_evaluations, foresee
 from recipes.study.jobs import Outcome, locked, run_all, run_on_ray
 from recipes.study.progress import Progress, plan_lines
 from recipes.study.report import write_report
@@ -169,12 +170,14 @@ def _seeds(text: str) -> list[int]:
         numbers = [int(part) for part in text.split(",")]
     except ValueError:
         raise UserError(f"--seeds {text}: a number of seeds, or their list as 0,1,2") from None
+    if "," not in text and numbers[0] < 1:
+        raise UserError(f"--seeds {text}: at least one, or their list as 0,1,2")
     return list(range(numbers[0])) if "," not in text else numbers
 
 
 def _shard(text: str) -> tuple[int, int]:
     index, _, count = text.partition("/")
-    if not (index.isdigit() and count.isdigit() and 1 <= int(index) <= int(count)):
+    if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
         raise UserError(f"--shard {text}: i/n with 1 <= i <= n, e.g. 2/4")
     return int(index), int(count)
 
@@ -182,7 +185,8 @@ def _shard(text: str) -> tuple[int, int]:
 def compare(asked: Asked) -> int:
     """Search, run, tabulate and report; 0, 1 where a run failed, 75 where something is left to run."""
     study = asked.study
-    found = results.known(asked.out)
+    found = results.known(asked.out, asked.name)
+    check_evaluations(study)
     search_cells = search_grid(study)
     todo = []
     for item in [*search_cells, *grid(study, chosen(study, found))]:  # every cell must resolve before one runs
@@ -195,6 +199,8 @@ def compare(asked: Asked) -> int:
     if asked.plan:
         print("\n".join(plan_lines(study, found, search_cells)))
         return 0
+    for option, folder in (("--out", asked.out), ("--runs", asked.runs)):
+        _refuse_unwritable(option, folder)
     if not asked.report_only:
         with StopRequest() as stop:
             for stage in ("search", "comparison"):
@@ -203,6 +209,16 @@ def compare(asked: Asked) -> int:
                     break
     with locked(asked.runs / "report", wait=True):  # shards that end at once report one after the other
         return _conclude(asked, found, search_cells)
+
+
+def _refuse_unwritable(option: str, folder: Path) -> None:
+    """Known before the first run is better than after the last."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"{option} {folder} cannot be written to: {error.strerror}") from None
 
 
 def _run(asked: Asked, found: results.Found, cells: Sequence[Cell], stop: StopRequest) -> bool:
@@ -235,6 +251,8 @@ def _conclude(asked: Asked, found: results.Found, search_cells: list[Cell]) -> i
         search=tried(study, found),
         statistics=statistics,
     )
+    if gone := len(set(found.runs) - set(content["runs"])):
+        print(f"note: {gone} runs are no part of the study any more; they are kept in {results.put_aside(asked.out)}")
     results.write(asked.out, content, found)
     content = results.read(asked.out / "results.json")  # tables are made from what is on disk
     write_report(asked.out)

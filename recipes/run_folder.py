@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -168,6 +169,20 @@ def checksums(root: Path) -> dict[str, int]:
     if len(found) > LARGE:
         return {}
     return {path.relative_to(root).as_posix(): zlib.crc32(path.read_bytes()) for path in found if path.is_file()}
+
+
+def contents(root: Path) -> str:
+    """The images under `root` in a few words, others for other images: their number, and a hash of names and contents.
+
+    Of a set beyond the size up to which there are checksums the files' sizes stand for their contents.
+    """
+    files = checksums(root) or {
+        path.relative_to(root).as_posix(): path.stat().st_size
+        for top in parts_of(root).values()
+        for path in image_files(top)
+    }
+    digest = hashlib.sha256(json.dumps(sorted(files.items())).encode()).hexdigest()
+    return f"{len(files)} images, {digest[:16]}"
 
 
 def _new_folder(out: Path, name: str) -> Path:

@@ -1,8 +1,10 @@
 """Studies end to end, small and real: pairing, the bits of results.json, resuming, locks, failures, the report."""
 
+import datetime
 import functools
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +24,7 @@ from recipes.config import TrainConfig, UserError, parse, recipes
 from recipes.data import load
 from recipes.signals import EXIT_CODE
 from recipes.study import jobs, results
-from recipes.study.cells import cell, dotted, grid, identity, share
+from recipes.study.cells import _images_of, cell, dotted, grid, identity, share
 from recipes.study.jobs import Ended, Processes, locked, run_cell
 from recipes.study.progress import Progress
 from recipes.study.search import chosen, tried
@@ -445,6 +447,14 @@ def test_committed_studies_resolve(path):
         ({"seeds": 3}, "seeds"),
         ({"sed": [1]}, "sed"),
         ({"baseline": "mse"}, "baseline='mse'"),
+        ({"arms": {1: {"recipe": "etf"}}}, "arms: 1 is no name"),
+        ({"arms": {" ": {"recipe": "etf"}}}, "arms: ' ' is no name"),
+        ({"data": {3: {}}}, "data: 3 is no name"),
+        ({"arms": {a: {"recipe": "etf", "label": "one"} for a in "ab"}}, "labels of arms: one is named twice"),
+        ({"overrides": {"data.root": datetime.date(2024, 1, 1)}}, "overrides.data.root=datetime.date(2024, 1, 1)"),
+        ({"overrides": {"model.head_args": {"scale": float("inf")}}}, "overrides.model.head_args={'scale': inf}"),
+        ({"overrides": {"resume": "auto"}}, "overrides.resume"),
+        ({"overrides": None}, "overrides"),
         ({"contrasts": [{"arm": "etf", "against": "mse"}]}, "contrasts: 'mse' is no arm: one of baseline, etf"),
         ({"contrasts": [{"arm": "etf", "against": "etf"}]}, "contrasts: 'etf' against itself"),
         ({"contrasts": [{"arm": "etf", "against": "baseline"}] * 2}, "etf against baseline is named twice"),
@@ -455,12 +465,17 @@ def test_committed_studies_resolve(path):
         ({"measures": [{"path": "a", "margin": -1.0}]}, "margin=-1.0"),
         ({"min_seeds": 1}, "min_seeds"),
         ({"overrides": {"seed": 3}}, "overrides.seed"),
-        ({"data": {"a": {"out": "x"}}}, "overrides.out"),
+        ({"data": {"a": {"out": "x"}}}, "data.a.out"),
         ({"search": {"grid": {}}}, "grid"),
         ({"search": {"grid": {"optim.lr": []}}}, "grid"),
         ({"search": {"grid": {"optim.lr": [1.0]}, "measure": "at_end.test.accuracy"}}, "never test images"),
         ({"search": {"grid": {"optim.lr": [1.0]}, "budget": 0}}, "budget"),
-        ({"search": {"grid": {"seed": [1]}}}, "overrides.seed"),
+        ({"search": {"grid": {"seed": [1]}}}, "search.grid.seed"),
+        ({"search": {"grid": {"optim.lr": [0.1, 0.1]}}}, "search.grid.optim.lr: 0.1 is named twice"),
+        ({"search": {"grid": {"optim.lr": [0.1]}, "overrides": {"seed": 3}}}, "search.overrides.seed"),
+        ({"evaluations": {"checkpoints": []}}, "evaluations.checkpoints=[]"),
+        ({"evaluations": {"args": ["--checkpoint", "best"]}}, "say it by evaluations.checkpoints"),
+        ({"evaluations": {"args": ["--parts=ood"]}}, "say it by evaluations.parts"),
         ({"evaluations": {"preset": "slow"}}, "slow"),
         ({"arms": {"a": {"recipe": "etf", "grid": {"optim.lr": [1.0]}}}}, "no search"),
     ],
@@ -478,7 +493,7 @@ def test_a_wrong_study_is_refused_by_name(changes, word):
         (["etf", "none_such"], "none_such"),
         (["etf", "etf"], "twice"),
         (["etf", "--seeds", "x"], "--seeds x"),
-        (["etf", "--seeds", "0"], "seeds=[]"),
+        (["etf", "--seeds", "0"], "--seeds 0: at least one"),
         (["etf", "--shard", "3/2"], "--shard 3/2"),
         (["etf", "--workers", "-1"], "--workers -1"),
         (["etf", "--workers", "many"], "--workers"),
@@ -486,6 +501,8 @@ def test_a_wrong_study_is_refused_by_name(changes, word):
         (["etf", "--optim.lrr", "1", "--plan"], "optim.lrr"),
         (["etf", "--seed", "1"], "overrides.seed"),
         (["etf", "-x"], "-x is unknown"),
+        (["etf", "--seeds", "-1"], "--seeds -1: at least one"),
+        (["etf", "--shard", "²/3"], "--shard ²/3"),
         ([str(STUDIES[0]), "--optim.lr", "1"], "--optim.lr: a study file says everything"),
         ([str(STUDIES[0]), "--seeds", "9"], "--seeds: a study file says everything"),
     ],
@@ -523,6 +540,125 @@ def test_no_table_from_results_that_do_not_say_what_made_them(miniature, tmp_pat
         results.read(tmp_path / "results.json")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda found: found.update(runs=[]),
+        lambda found: next(iter(found["runs"].values())).update(environment=9),
+        lambda found: next(iter(found["runs"].values())).update(status="odd"),
+        lambda found: next(iter(found["runs"].values())).update(summary=None),
+        lambda found: next(iter(found["runs"].values())).update(config={"loss": "mse"}),
+    ],
+)
+def test_a_damaged_results_file_is_one_line(miniature, tmp_path, change, capsys):
+    found = content(miniature)
+    change(found)
+    path = write_study(tmp_path)
+    (tmp_path / path.stem).mkdir()
+    (tmp_path / path.stem / "results.json").write_text(json.dumps(found))
+    assert run(path) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1 and "results.json" in said
+
+
+def test_a_run_whose_files_are_cut_short_fails_alone(miniature, tmp_path, capsys):
+    path = write_study(tmp_path)
+    shutil.copytree(miniature.parent / "runs", tmp_path / "runs")
+    first, second = list((tmp_path / "runs").glob("*/*/summary.json"))[:2]
+    first.write_text(first.read_text()[:100])
+    (second.parent / "timing.json").unlink()
+    assert run(path, "--report-only") == 1
+    said = capsys.readouterr().out
+    assert "2 of 4 runs" in said and said.count("a file of the run is damaged") == 2 and "remove that folder" in said
+    (tmp_path / path.stem / "curves.json").write_text("[1")
+    assert run(path, "--report-only") == 2
+    assert "curves.json is damaged" in capsys.readouterr().err
+
+
+def test_runs_without_the_evaluation_asked_for_are_not_all_there(miniature, tmp_path, capsys):
+    """What needs no evaluation is tabulated all the same."""
+    shutil.copytree(miniature.parent / miniature.stem, tmp_path / miniature.stem)
+    path = write_study(tmp_path, evaluations={"parts": ["calibration"]})
+    assert run(path, "--report-only") == EXIT_CODE
+    said = capsys.readouterr().out
+    assert "0 of 4 runs" in said and "the same command goes on" in said
+    tables = content(path)["statistics"]
+    assert [table["arms"] for table in tables] == [table["arms"] for table in content(miniature)["statistics"]]
+    assert "Not complete" in (tmp_path / path.stem / "report.md").read_text()
+
+
+def test_runs_that_leave_a_study_are_kept_and_another_study_is_not_written_over(miniature, tmp_path, capsys):
+    shutil.copytree(miniature.parent / miniature.stem, tmp_path / miniature.stem)
+    before = (tmp_path / miniature.stem / "results.json").read_bytes()
+    path = write_study(tmp_path, seeds=[0])
+    assert run(path, "--report-only") == 0
+    kept = tmp_path / miniature.stem / "results-before-1.json"
+    assert kept.read_bytes() == before and "2 runs are no part of the study any more" in capsys.readouterr().out
+    assert run(path, "--report-only") == 0 and not kept.with_name("results-before-2.json").exists()
+    other = path.rename(tmp_path / "other.yaml")
+    assert run(other, "--out", str(tmp_path / miniature.stem)) == 2
+    assert "holds the study miniature, not other: --out another folder" in capsys.readouterr().err
+
+
+def test_a_study_file_that_says_a_thing_twice_is_refused(tmp_path):
+    path = tmp_path / "twice.yaml"
+    path.write_text("question: q\nseeds: [0]\narms:\n  a: {recipe: baseline}\n  a: {recipe: etf}\n")
+    with pytest.raises(UserError, match="line 5: a is named twice"):
+        read_study(path)
+    path.write_bytes("question: ä".encode("latin-1"))
+    with pytest.raises(UserError, match="no text in UTF-8"):
+        read_study(path)
+
+
+@pytest.mark.parametrize("option", ["--out", "--runs"])
+def test_a_folder_that_cannot_be_written_to_is_known_before_the_first_run(option, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(compare, "run_all", None)
+    path = write_study(tmp_path)
+    (tmp_path / "file").write_text("")
+    assert run(path, option, str(tmp_path / "file")) == 2
+    assert f"{option} {tmp_path / 'file'} cannot be written to" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("asked", "word"),
+    [
+        ({"parts": ["nope"]}, "--parts nope"),
+        ({"args": ["--nope"]}, "unrecognized arguments: --nope"),
+        ({"args": ["--attacked"]}, "--attacked"),
+    ],
+)
+def test_words_that_the_evaluation_does_not_know_are_said_before_the_first_run(asked, word, tmp_path, capsys):
+    assert run(write_study(tmp_path, evaluations=asked), "--plan") == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: evaluations: recipes/robustness.py ") and word in said and said.count("\n") == 1
+
+
+def test_a_measure_that_one_arm_lacks_is_said_and_ends_nothing():
+    study = study_of(measures=[{"path": "at_end.val.accuracy"}, {"path": "at_end_ema.test.accuracy"}], seeds=[0])
+    found, cells = results.Found(), cells_of(study)
+    plain_run = {"summary": {"at_end": {"val": {"accuracy": 0.5}}}}
+    found.runs = {item.key: plain_run for item in cells}
+    found.timing = {item.key: {"train_seconds": 1.0} for item in cells}
+    progress = Progress(found, cells, study, workers=1)
+    assert "0.5 in 1 s; measure at_end_ema.test.accuracy: no 'at_end_ema'" in progress.line(cells[0], "done")
+    with pytest.raises(UserError, match="no 'at_end_ema'"):
+        progress.line(cells[1], "done")  # now no arm has it
+
+
+def test_a_folder_of_images_is_known_by_its_images_and_not_by_its_place(tmp_path, monkeypatch):
+    def folder(name, *shades):
+        for place, shade in enumerate(shades):
+            (tmp_path / name / "im" / f"c{place % 2}").mkdir(parents=True, exist_ok=True)
+            Image.new("L", (8, 8), shade).save(tmp_path / name / "im" / f"c{place % 2}" / f"{place}.bmp")
+        monkeypatch.chdir(tmp_path / name)
+        _images_of.cache_clear()
+        return identity(dotted(parse(["etf", "--data.name=folder", "--data.root=im"])))
+
+    one = folder("here", 10, 20, 30, 40)
+    assert folder("there", 10, 20, 30, 40) == one
+    assert len({one, folder("other", 10, 20, 30, 41), folder("here", 10, 20, 30, 40, 50)}) == 3
+
+
 def test_the_plan_runs_nothing_and_knows_the_time(miniature, capsys):
     assert run(miniature, "--plan") == 0
     assert "4 runs, 0 to run" in capsys.readouterr().out
@@ -544,6 +680,8 @@ def test_the_plan_runs_nothing_and_knows_the_time(miniature, capsys):
         (["--data.name=folder", "--data.root=nowhere"], "data.root=nowhere is not a folder"),
         (["--data.batch_size=4000"], "fewer than data.batch_size=4000"),
         (["--model.backbone=resnet19"], "did you mean resnet18"),
+        (["--loss.nope.weight=1"], "loss.nope is unknown: one of cross_entropy"),
+        (["--model.head=nope"], "model.head='nope' is unknown: one of"),
     ],
 )
 @pytest.mark.parametrize("plan", [True, False])

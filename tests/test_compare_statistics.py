@@ -20,6 +20,7 @@ from recipes.study.statistics import (
     verdict,
 )
 from recipes.study.study import Contrast, Measure
+from recipes.study.tables import difference, interval
 
 ACCURACY = Measure("at_end.test.accuracy")
 
@@ -164,7 +165,7 @@ def test_a_contrast_is_the_paired_test_of_its_two_arms():
         assert (entry["arm"], entry["against"], entry["pairs"]) == (ours, theirs, 5)
         assert entry["p"] == pytest.approx(test.pvalue, rel=1e-9)
         assert [entry["difference_low"], entry["difference_high"]] == pytest.approx([low, high], rel=1e-9)
-        assert entry["sd"] == pytest.approx(np.std(list(values[ours].values()), ddof=1))
+        assert entry["difference_sd"] == pytest.approx(np.std(np.subtract(*rows), ddof=1))
     smaller, larger = sorted((first, second), key=lambda entry: entry["p"])
     assert smaller["p_holm"] == pytest.approx(2 * smaller["p"]) and larger["p_holm"] >= larger["p"]
     assert second["verdict"] == "better"
@@ -178,6 +179,14 @@ def test_a_contrast_with_what_was_never_reached_says_so():
     entries = contrast(ACCURACY, values, [Contrast("a", "b"), Contrast("b", "a")], min_seeds=3)
     assert [entry["verdict"] for entry in entries] == ["baseline not reached", "not reached"]
     assert all(entry["pairs"] == 0 and entry["difference"] is None and entry["p_holm"] is None for entry in entries)
+
+
+def test_a_small_difference_of_scattered_arms_has_digits_of_its_own():
+    base = dict(enumerate((0.50, 1.10, 0.20, 1.60, 0.90)))
+    arm = {seed: base[seed] + more for seed, more in enumerate((0.0031, 0.0029, 0.0030, 0.0032, 0.0028))}
+    _, entry = compare(ACCURACY, {"base": base, "arm": arm}, base="base", min_seeds=3)
+    assert difference(entry, ACCURACY) == "+0.00300"
+    assert interval(entry, ACCURACY, "difference") == "[+0.00280, +0.00320]"
 
 
 def test_holm_takes_a_verdict_back():

@@ -53,6 +53,8 @@ def test_values_have_the_digits_that_the_seeds_allow():
     assert rounded(1.234e-6, "scientific", 2e-7) == "1.23e-06"  # beyond six places a power of ten
     assert rounded(-0.10888, "plain", 1.7e-5) == "−0.108880"
     assert [rounded(-0.0004, "plain", 0.2, signed=signed) for signed in (True, False)] == ["+0.00", "0.00"]
+    odd = [rounded(1.5, "plain", sd) for sd in (float("nan"), float("inf"), -1.0)]
+    assert odd == ["1.5", "1.5", "1.5"] and rounded(1e30, "plain", 0.1) == "1e+30"
     assert rounded(0.87243, "percent", 0.1) == "87.24" and rounded(None, "plain", 0.1) == "–"
 
 
@@ -78,7 +80,7 @@ def record(images, *, status="done", error=None):
 
 
 def entry(arm, **values):
-    missing = dict.fromkeys(("sd", "difference", "difference_low", "difference_high"))
+    missing = dict.fromkeys(("sd", "difference_sd", "difference", "difference_low", "difference_high"))
     return {"arm": arm, "n": 3, "runs": 3, "mean": 0.5, "verdict": "baseline", **missing, **values}
 
 
@@ -108,7 +110,15 @@ def test_the_number_of_images_stands_in_the_title_where_it_is_small():
 def test_the_closing_table_says_not_reached_and_how_many_of_the_seeds_did(tmp_path):
     rows = [
         entry("a", sd=0.0041, mean=0.137),
-        entry("longer", sd=0.0077, mean=0.179, difference=0.0414, difference_low=0.0346, difference_high=0.0482)
+        entry(
+            "longer",
+            sd=0.0077,
+            difference_sd=0.0077,
+            mean=0.179,
+            difference=0.0414,
+            difference_low=0.0346,
+            difference_high=0.0482,
+        )
         | {"verdict": "higher"},
         entry("some", n=1, difference=0.1, verdict="too few seeds"),
         entry("none", n=0, mean=None, verdict="not reached"),

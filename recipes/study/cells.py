@@ -10,7 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from recipes.config import TermConfig, TrainConfig, parse, recipes
+from recipes.config import TermConfig, TrainConfig, UserError, parse, recipes
+from recipes.run_folder import contents
 from recipes.study.study import Study
 
 GROUPS = tuple(item.name for item in fields(TrainConfig) if is_dataclass(getattr(TrainConfig(), item.name)))
@@ -66,7 +67,10 @@ def cell(study: Study, data: str, arm: str, seed: int, point: Mapping[str, Any],
             merged.pop(key, None)  # a later layer's key comes last, after what it may refine
             merged[key] = value
     argv += [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in merged.items()]
-    config = _resolved(tuple(argv)) | {"seed": seed}
+    try:
+        config = _resolved(tuple(argv)) | {"seed": seed}
+    except UserError as error:
+        raise UserError(f"arm {arm} on {data}: {error}") from None
     pictured = study.collapse and not searching and seed == study.seeds[0]
     return Cell(data, arm, seed, dict(point), searching, pictured, (*argv, f"--seed={seed}"), config, identity(config))
 
@@ -97,9 +101,17 @@ def dotted(config: TrainConfig) -> dict[str, Any]:
         else:
             found[item.name] = value
     found["loss"] = {name: asdict(term) for name, term in config.loss.items()}
-    root = Path(found["data.root"])
-    found["data.root"] = str(root) if config.data.name == "folder" else ""  # elsewhere it is only where files lie
+    found["data.root"] = _images_of(Path(config.data.root).absolute()) if config.data.name == "folder" else ""
     return found
+
+
+@cache
+def _images_of(root: Path) -> str:
+    """What tells a folder of images from another, wherever it lies; of other sets the root says only where that is."""
+    try:
+        return contents(root)
+    except (UserError, OSError):  # on a cluster the images lie elsewhere; what cannot be read is said by its run
+        return str(root)
 
 
 def identity(config: Mapping[str, Any]) -> str:

@@ -43,6 +43,7 @@ STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "ncreg",
     "axes.unicode_minus": True,
+    "text.parse_math": False,  # a label may hold a dollar
 }
 
 
@@ -66,6 +67,11 @@ def look(arms: Sequence[str], arm: str) -> dict[str, Any]:
 def dashes(arms: Sequence[str], arm: str) -> dict[str, Any]:
     """The line of an arm, where it has one: colour is never alone in telling arms apart."""
     return {"linestyle": LINES[list(arms).index(arm) % len(LINES)]}
+
+
+def _shown(label: str) -> str:
+    """The label; matplotlib leaves those with a leading underscore out of the legend."""
+    return f" {label}" if label.startswith("_") else label
 
 
 def finished(canvas: Canvas, name: str, title: str, alt: str, caption: str) -> Figure:
@@ -177,13 +183,16 @@ def scatter(rows: Sequence[Mapping[str, Any]], arms: Mapping[str, str], data: st
             if not own:
                 continue
             x, y = [row["nc1"] for row in own], [100 * row["accuracy"] for row in own]
-            panel.plot(x, y, linestyle="", alpha=0.8, markersize=6, label=label, **look(list(arms), arm))
+            panel.plot(x, y, linestyle="", alpha=0.8, markersize=6, label=_shown(label), **look(list(arms), arm))
         panel.set(xlabel="NC1 of the training features at the end (left: more collapsed)", ylabel="test accuracy (%)")
         panel.set_xscale(scale_for(row["nc1"] for row in rows))
         panel.grid(alpha=0.25)
         canvas.legend(loc="outside right upper", frameon=False, fontsize=9)
-        found = stats.spearmanr([row["nc1"] for row in rows], [row["accuracy"] for row in rows]).statistic
-        rank = f"rank correlation {found:+.2f}".replace("-", "−") if len(rows) > 4 else "too few for a correlation"
+        x, y = [row["nc1"] for row in rows], [row["accuracy"] for row in rows]
+        if len(rows) < 5 or np.ptp(x) == 0 or np.ptp(y) == 0:
+            rank = "too few for a correlation" if len(rows) < 5 else "no correlation: one of them is constant"
+        else:
+            rank = f"rank correlation {stats.spearmanr(x, y).statistic:+.2f}".replace("-", "−")
         return finished(
             canvas,
             name,
@@ -296,4 +305,6 @@ def _curve(
     step = max(1, length // 6)
     marked = (order.index(arm) * step // len(order), step)  # arms that run alike carry their marks side by side
     middle = np.median(values, axis=0)
-    panel.plot(range(1, length + 1), middle, label=label, markevery=marked, markersize=5, linewidth=1.4, **style)
+    panel.plot(
+        range(1, length + 1), middle, label=_shown(label), markevery=marked, markersize=5, linewidth=1.4, **style
+    )

@@ -1,15 +1,40 @@
-"""What would make runs fail, found before the first of them: a set that cannot be had, a batch that it cannot fill."""
+"""What would make runs fail, found before the first: a set that cannot be had, a batch too large, a loss unknown."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
+from ncreg.heads import HEADS
+from recipes import robustness
 from recipes.build import check_backbone
 from recipes.config import UserError, parse
 from recipes.data import SMALLEST, load
+from recipes.objective import build_terms
 from recipes.study.cells import Cell
+from recipes.study.study import Study
+
+LOOKED_AT = ("model.backbone", "model.head", "loss")
+"""Keys beside those of the data that are tried out."""
+
+
+def check_evaluations(study: Study) -> None:
+    """Read the words that recipes/robustness.py will be called with, before runs are trained for it.
+
+    Raises:
+        UserError: it does not know one of them.
+    """
+    for checkpoint in study.evaluations.checkpoints if study.evaluations else []:
+        argv, said = study.evaluations.argv(checkpoint) if study.evaluations else [], io.StringIO()
+        try:
+            with contextlib.redirect_stderr(said):
+                robustness.parse(argv)
+        except (UserError, SystemExit) as error:
+            why = str(error) if isinstance(error, UserError) else said.getvalue().strip().rpartition("error: ")[2]
+            raise UserError(f"evaluations: recipes/robustness.py {' '.join(argv)}: {why}") from None
 
 
 def foresee(cells: Sequence[Cell]) -> None:
@@ -22,7 +47,7 @@ def foresee(cells: Sequence[Cell]) -> None:
     """
     asked: dict[str, Cell] = {}
     for cell in cells:
-        keys = {key: value for key, value in cell.config.items() if key.startswith("data.") or key == "model.backbone"}
+        keys = {key: value for key, value in cell.config.items() if key.startswith("data.") or key in LOOKED_AT}
         asked.setdefault(repr(keys), cell)
     notes: dict[str, None] = {}
     for cell in asked.values():
@@ -30,6 +55,9 @@ def foresee(cells: Sequence[Cell]) -> None:
         try:
             check_backbone(config.model)
             found = load(replace(config.data, memory_limit=0.0), seed=cell.seed, image_size=lambda native: SMALLEST)
+            build_terms(config.loss, class_counts=found.class_counts(), num_features=2)
+            if config.model.head not in HEADS:
+                raise UserError(f"model.head={config.model.head!r} is unknown: one of {', '.join(HEADS)}")
         except UserError as error:
             raise UserError(f"no run of {cell.arm} on {cell.data} can begin: {error}") from None
         notes |= dict.fromkeys(found.notes)

@@ -83,7 +83,10 @@ def in_this_process(script: str, words: Sequence[str], log: Path, lock: int) -> 
 
     module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
     with log.open("a") as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-        return Ended(module.main(list(words)))
+        try:
+            return Ended(module.main(list(words)))
+        except SystemExit as end:  # argparse's way to refuse a word
+            return Ended(end.code if isinstance(end.code, int) else 2)
 
 
 @contextlib.contextmanager

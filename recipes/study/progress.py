@@ -9,7 +9,7 @@ from typing import Any
 
 from recipes.study.cells import Cell, grid
 from recipes.study.jobs import Outcome
-from recipes.study.results import Found, lookup
+from recipes.study.results import Absent, Found
 from recipes.study.search import chosen
 from recipes.study.study import Measure, Study
 from recipes.study.tables import shown, unit, value_of
@@ -83,6 +83,7 @@ class Progress:
         self.workers = max(1, workers)
         self.ended = 0
         self.errors: dict[str, int] = {}
+        self.without: dict[str, set[str]] = {}
         self.began = time.perf_counter()
 
     def line(self, cell: Cell, outcome: Outcome) -> str:
@@ -105,12 +106,27 @@ class Progress:
 
     def _result(self, cell: Cell) -> str:
         record = self.found.runs[cell.key]
-        for measure in self.study.measures:  # a path misspelt is better known after one run than after all
-            if not measure.path.startswith("robustness"):
-                lookup(record, measure.path)
+        lacking = self._lacking(cell)
         first = self.study.measures[0]
         if cell.searching and self.study.search:
             first = Measure(self.study.search.measure)
-        value = value_of(record, first)
+        value = None if first.name in lacking else value_of(record, first)
         said = "not reached" if value is None else shown(value, first.form)
-        return f"{first.title}{unit(first)} {said} in {words(self.found.timing[cell.key]['train_seconds'])}"
+        took = words(self.found.timing[cell.key]["train_seconds"])
+        return f"{first.title}{unit(first)} {said} in {took}" + "".join(f"; {why}" for why in lacking.values())
+
+    def _lacking(self, cell: Cell) -> dict[str, str]:
+        """The measures that a run does not have, and why; an error where no arm has one: its path is misspelt."""
+        found = {}
+        for measure in self.study.measures:
+            if measure.path.startswith("robustness"):
+                continue
+            try:
+                value_of(self.found.runs[cell.key], measure)
+            except Absent as absent:
+                without = self.without.setdefault(measure.name, set())
+                without.add(cell.arm)
+                if without >= set(self.study.arms):
+                    raise
+                found[measure.name] = str(absent)
+        return found

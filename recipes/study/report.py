@@ -30,6 +30,9 @@ SIGNS = {
     "baseline": "",
 }
 
+ANCHORS = ("warnings", "protocol", "search", "failures", "cost", "commands", "environment")
+"""Sections of every page."""
+
 ABREAST = 5
 """Arms beside the baseline in one table of Markdown, which is read as plain text too."""
 
@@ -83,7 +86,7 @@ def view_of(
         "sections": sections,
         "figures": [figure for section in sections for figure in section["figures"]],
         "common": _keys(study.overrides),
-        "overrides": {arms[name]: _keys(arm.overrides) for name, arm in study.arms.items()},
+        "overrides": {name: _keys(arm.overrides) for name, arm in study.arms.items()},
         "settings": {name: _keys(values) for name, values in study.data.items()},
         "search": [_searched(entry, arms) for entry in content["search"]],
         "failed": failed,
@@ -162,12 +165,18 @@ def _section(
         shown_tables.append(_table(table, measure, arms, figure, images_behind(content, data, measure)))
     return {
         "data": data,
-        "slug": re.sub(r"[^a-z0-9]+", "-", data.lower()).strip("-") or prefix,
+        "slug": _slug(data, study, prefix),
         "without": [measures[table["measure"]].title for table in every if table not in tables] if runs else [],
         "tables": shown_tables,
         "more": [figure for figure in more if figure is not None],
         "figures": [figure for figure in [*drawn, *more] if figure is not None],
     }
+
+
+def _slug(data: str, study: Study, spare: str) -> str:
+    """The setting's name as an anchor; the spare one where it would be empty or not the only one of the page."""
+    slug, *others = (re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") for name in [data, *study.settings])
+    return slug if slug and others.count(slug) == 1 and slug not in ANCHORS else spare
 
 
 def _collapse(content: Mapping[str, Any], label: str, name: str) -> figures.Figure:

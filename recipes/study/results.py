@@ -6,6 +6,7 @@ Beside it lie timing.json (seconds and memory, which no two days share), curves.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -63,24 +64,30 @@ class Found:
     def take(self, cell: Cell, runs: Path, asked: Evaluations | None) -> None:
         """Read what a cell's folder holds: a finished run, or how it failed."""
         folder = runs / cell.key
-        run, failure = run_folder(folder), folder / "failure.json"
-        asked = None if cell.searching else asked
         command = shlex.join(["python", "recipes/train.py", *cell.argv])
         common = {"config": cell.config, "command": command, "evaluation": None, "summary": None, "robustness": None}
+        try:
+            self._take(cell, folder, None if cell.searching else asked, common)
+        except (OSError, ValueError, KeyError, TypeError) as error:  # a file cut short, or gone
+            text = f"{cell.key}: a file of the run is damaged ({type(error).__name__}: {error}): remove that folder"
+            text = text.replace(str(folder), "RUN")
+            self.runs[cell.key] = common | {"status": "failed", "error": text, **_made_by(environment([]))}
+
+    def _take(self, cell: Cell, folder: Path, asked: Evaluations | None, common: Mapping[str, Any]) -> None:
+        run, failure = run_folder(folder), folder / "failure.json"
         if failure.exists():
             text = json.loads(failure.read_text())["error"].replace(str(folder), "RUN")
             made = environment([]) if run is None else json.loads((run / "environment.json").read_text())
-            self.runs[cell.key] = common | {"status": "failed", "error": text, **_made_by(made)}
+            self.runs[cell.key] = {**common, "status": "failed", "error": text, **_made_by(made)}
         elif run is not None and (run / "summary.json").exists() and evaluated(run, asked):
             made = json.loads((run / "environment.json").read_text())
-            self.runs[cell.key] = (
-                common
-                | {"status": "done", "error": None, "summary": json.loads((run / "summary.json").read_text())}
+            record = (
+                {**common, "status": "done", "error": None, "summary": json.loads((run / "summary.json").read_text())}
                 | _made_by(made)
                 | ({} if asked is None else {"evaluation": asked.words, "robustness": _evaluation(run, asked)})
             )
-            self.timing[cell.key] = _timing(run)
-            self.curves[cell.key] = _curves(run)
+            timing, curves = _timing(run), _curves(run)
+            self.runs[cell.key], self.timing[cell.key], self.curves[cell.key] = record, timing, curves
             if cell.pictured and (run / "collapse" / "view-train.json").exists():
                 self.collapse[cell.key] = _read(run / "collapse" / "view-train.json")
 
@@ -234,7 +241,15 @@ def outstanding(content: Mapping[str, Any]) -> int:
     settings = max(1, len(study["data"]))
     hopeless = sum(not entry["missing"] and entry["chosen"] is None for entry in content["search"])
     planned = (settings * len(study["arms"]) - hopeless) * len(study["seeds"])
-    return planned - sum(cell["key"] in content["runs"] for cell in content["cells"])
+    return planned - sum(ended(content, cell["key"]) is not None for cell in content["cells"])
+
+
+def ended(content: Mapping[str, Any], key: str) -> str | None:
+    """How a run of the comparison ended: done (and evaluated as the study asks), or failed; None if it has not."""
+    record, asked = content["runs"].get(key), content["study"].get("evaluations")
+    if record is None or (record["status"] == "done" and asked and record["evaluation"] != Evaluations(**asked).words):
+        return None
+    return str(record["status"])
 
 
 def _lines(content: Mapping[str, Any]) -> str:
@@ -278,25 +293,50 @@ def read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is no results.json of schema {SCHEMA}")
     if set(content) != KEYS:
         raise UserError(f"{path}: {', '.join(sorted(set(content) ^ KEYS))} missing or unknown")
-    for key, record in content["runs"].items():
-        if set(record) != RUN_KEYS:
-            raise UserError(f"{path}: run {key}: {', '.join(sorted(set(record) ^ RUN_KEYS))} missing or unknown")
-        if not record["commit"] and record["status"] == "done":
-            raise UserError(f"{path}: run {key} does not name the commit that made it; no table is made from it")
+    try:
+        for key, record in content["runs"].items():
+            _check_record(content, key, record)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({type(error).__name__}: {error}): put the file back as it was") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     return content
+
+
+def _check_record(content: Mapping[str, Any], key: str, record: Mapping[str, Any]) -> None:
+    if set(record) != RUN_KEYS:
+        raise UserError(f"run {key}: {', '.join(sorted(set(record) ^ RUN_KEYS))} missing or unknown")
+    if record["status"] not in ("done", "failed"):
+        raise UserError(f"run {key}: status={record['status']!r} is neither done nor failed")
+    if not record["commit"] and record["status"] == "done":
+        raise UserError(f"run {key} does not name the commit that made it; no table is made from it")
+    identity(content["defaults"] | record["config"])
+    dict(content["environments"][record["environment"]])
+    if record["status"] == "done":
+        dict(record["summary"])
 
 
 def read_beside(folder: Path, name: str) -> dict[str, Any]:
     """One of `BESIDE` beside a results.json; empty where it is not there."""
-    return dict(_read(folder / f"{name}.json"))
+    path = folder / f"{name}.json"
+    try:
+        return dict(_read(path))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}): put it back as it was, or remove it with what it says") from None
 
 
-def known(folder: Path) -> Found:
-    """The runs of an earlier results.json in a folder, by the key that their configuration has today."""
+def known(folder: Path, name: str) -> Found:
+    """The runs of an earlier results.json in a folder, by the key that their configuration has today.
+
+    Raises:
+        UserError: the file is damaged, or of another study.
+    """
     found = Found()
     if not (folder / "results.json").exists():
         return found
     content = read(folder / "results.json")
+    if content["name"] != name:
+        raise UserError(f"{folder} holds the study {content['name']}, not {name}: --out another folder")
     beside = {name: read_beside(folder, name) for name in BESIDE}
     for old, record in content["runs"].items():
         config = content["defaults"] | record["config"]
@@ -306,6 +346,14 @@ def known(folder: Path) -> Found:
             if old in values:
                 getattr(found, name)[key] = values[old]
     return found
+
+
+def put_aside(folder: Path) -> Path:
+    """A copy of results.json, before one that holds fewer runs takes its place."""
+    free = (folder / f"results-before-{number}.json" for number in itertools.count(1))
+    copy = next(path for path in free if not path.exists())
+    _replace(copy, (folder / "results.json").read_text())
+    return copy
 
 
 def as_study_file(study: Study) -> str:

@@ -124,13 +124,15 @@ def never(of_seed: Mapping[int, float | None]) -> bool:
 
 def paired(ours: Mapping[int, float | None], theirs: Mapping[int, float | None]) -> dict[str, Any]:
     """The differences of two arms over the seeds that both have: number, mean, both intervals, p."""
-    shared = sorted(seed for seed, value in ours.items() if value is not None and theirs.get(seed) is not None)
-    differences = subtract([ours[seed] for seed in shared], [theirs[seed] for seed in shared])
+    both = {seed: (value, theirs.get(seed)) for seed, value in sorted(ours.items())}
+    shared = [(one, other) for one, other in both.values() if one is not None and other is not None]
+    differences = subtract([one for one, _ in shared], [other for _, other in shared])
     low, high = t_interval(differences)
     boot_low, boot_high = bootstrap_interval(differences)
     return {
         "pairs": len(shared),
         "difference": float(differences.mean()) if shared else None,
+        "difference_sd": float(differences.std(ddof=1)) if len(shared) > 1 else None,
         "difference_low": low,
         "difference_high": high,
         "bootstrap_low": boot_low,
@@ -192,8 +194,4 @@ def contrast(
 ) -> list[dict[str, Any]]:
     """One entry a contrast for one measure: the paired difference of its two arms, Holm's correction over contrasts."""
     found = judged(measure, values, [(item.arm, item.against) for item in contrasts], min_seeds=min_seeds)
-    sds = [spread([v for v in values[item.arm].values() if v is not None])["sd"] for item in contrasts]
-    return [
-        {"arm": item.arm, "against": item.against, "sd": sd, **entry}
-        for item, sd, entry in zip(contrasts, sds, found, strict=True)
-    ]
+    return [{"arm": item.arm, "against": item.against, **entry} for item, entry in zip(contrasts, found, strict=True)]

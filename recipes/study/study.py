@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +12,8 @@ import jsonargparse
 import numpy as np
 import yaml
 
-from recipes.config import DataConfig, UserError, recipes
+from recipes.config import DataConfig, UserError
+from recipes.study.rules import check
 
 Overrides = Mapping[str, Any]
 
@@ -179,7 +180,7 @@ class Study:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be compared, by name."""
-        _check(self)
+        check(self)
 
     @property
     def base(self) -> str:
@@ -190,7 +191,8 @@ class Study:
     def settings(self) -> dict[str, dict[str, Any]]:
         """The data settings by name; one, named as the set, where the study gives none."""
         nested = self.overrides.get("data", {})
-        return self.data or {str(self.overrides.get("data.name", nested.get("name", DataConfig.name))): {}}
+        named = nested.get("name") if isinstance(nested, Mapping) else None
+        return self.data or {str(self.overrides.get("data.name", named or DataConfig.name)): {}}
 
     def points(self, arm: str) -> list[dict[str, Any]]:
         """What is tried for an arm before the comparison: one empty point without a search."""
@@ -206,71 +208,6 @@ def _points(search: Search, arm: Arm) -> list[dict[str, Any]]:
     return [points[index] for index in sorted(chosen)]
 
 
-def _check(study: Study) -> None:
-    if not study.arms:
-        raise ValueError("arms={}: name at least one")
-    if study.base not in study.arms:
-        raise ValueError(f"baseline={study.base!r} is no arm: one of {', '.join(study.arms)}")
-    for pair in study.contrasts:
-        for name in (pair.arm, pair.against):
-            if name not in study.arms:
-                raise ValueError(f"contrasts: {name!r} is no arm: one of {', '.join(study.arms)}")
-        if pair.arm == pair.against:
-            raise ValueError(f"contrasts: {pair.arm!r} against itself")
-    _refuse_twice("contrasts", [f"{pair.arm} against {pair.against}" for pair in study.contrasts])
-    if not study.measures:
-        raise ValueError("measures=[]: name at least one, e.g. {path: at_end.test.accuracy}")
-    _refuse_twice("measures", [measure.name for measure in study.measures])
-    groups = {"seeds": study.seeds} | ({} if study.search is None else {"search.seeds": study.search.seeds})
-    for key, seeds in groups.items():
-        if not seeds:
-            raise ValueError(f"{key}=[]: give at least one, e.g. [0, 1, 2]")
-        _refuse_twice(key, seeds)
-        if min(seeds) < 0:
-            raise ValueError(f"{key}={seeds}: whole numbers, not negative")
-    for measure in study.measures:
-        if measure.margin is not None and not 0 <= measure.margin < float("inf"):
-            raise ValueError(f"margin={measure.margin} of {measure.name}: a finite number, not negative")
-    if study.min_seeds < 2:
-        raise ValueError(f"min_seeds={study.min_seeds}: an interval needs at least 2")
-    for name, arm in study.arms.items():
-        if arm.recipe not in recipes() and not Path(arm.recipe).is_file():
-            raise ValueError(f"arms.{name}.recipe={arm.recipe!r}: one of {', '.join(recipes())}, or a YAML file")
-    for keys in (study.overrides, *study.data.values(), *(arm.overrides for arm in study.arms.values())):
-        _refuse_fixed(keys)
-    if study.search is not None:
-        _check_search(study, study.search)
-    elif any(arm.grid for arm in study.arms.values()):
-        raise ValueError("an arm has a grid, but the study has no search")
-
-
-def _check_search(study: Study, search: Search) -> None:
-    if not search.measure.startswith(("at_end.val.", "at_onset.val.")):
-        raise ValueError(f"search.measure={search.measure!r}: at_end.val... or at_onset.val..., never test images")
-    if search.budget is not None and search.budget < 1:
-        raise ValueError(f"search.budget={search.budget}: at least 1")
-    for name, grid in [("search", search.grid), *((f"arms.{n}", a.grid) for n, a in study.arms.items() if a.grid)]:
-        if not grid or not all(grid.values()):
-            raise ValueError(f"{name}.grid={grid}: keys, each with its values, e.g. optim.lr: [0.03, 0.1]")
-        _refuse_fixed(grid)
-    counts = {name: len(study.points(name)) for name in study.arms}
-    if len(set(counts.values())) > 1:
-        shown = ", ".join(f"{name} {count}" for name, count in counts.items())
-        raise ValueError(f"search: the arms would try different numbers of points ({shown}); make them equal")
-
-
-def _refuse_twice(key: str, values: Sequence[Any]) -> None:
-    twice = {value for value in values if list(values).count(value) > 1}
-    if twice:
-        raise ValueError(f"{key}: {', '.join(map(str, sorted(twice)))} is named twice")
-
-
-def _refuse_fixed(keys: Overrides) -> None:
-    for key in ("seed", "out", "recipe", "quiet"):
-        if key in keys:
-            raise ValueError(f"overrides.{key}: the study sets it itself (seeds for seed, --runs for out)")
-
-
 def read_study(path: Path) -> Study:
     """The study of a YAML file.
 
@@ -278,11 +215,26 @@ def read_study(path: Path) -> Study:
         UserError: no such file, an unknown key, a value of the wrong type, a rule broken.
     """
     try:
-        return study_from(yaml.safe_load(path.read_text()))
+        return study_from(yaml.load(path.read_text(encoding="utf-8"), _Once))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no text in UTF-8 ({error.reason} at byte {error.start}): save it as such") from None
     except (yaml.YAMLError, UserError) as error:
         raise UserError(f"{path}: {' '.join(str(error).split())}") from None
+
+
+class _Once(yaml.SafeLoader):
+    """YAML in which no key of a mapping comes twice: the last one would win without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping of a node."""
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen and isinstance(key, yaml.ScalarNode):
+                raise yaml.YAMLError(f"line {key.start_mark.line + 1}: {key.value} is named twice")
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
+        return super().construct_mapping(node, deep)
 
 
 def study_from(content: Any) -> Study:

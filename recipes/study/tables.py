@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from recipes.study.cells import Cell
-from recipes.study.results import EVALUATED, Absent, Found, lookup, outstanding
+from recipes.study.results import EVALUATED, Absent, Found, ended, lookup, outstanding
 from recipes.study.statistics import compare, contrast
-from recipes.study.study import Measure, Study
+from recipes.study.study import Evaluations, Measure, Study
 from recipes.study.text_table import columns
 
 FEW = 200
@@ -46,7 +46,7 @@ def tabulate(study: Study, found: Found, cells: Sequence[Cell]) -> list[dict[str
         for measure in study.measures:
             values: dict[str, dict[int, float | None]] = {arm: {} for arm in study.arms}
             for cell in cells:
-                if cell.data == data and found.done(cell, study.evaluations):
+                if cell.data == data and found.done(cell, _needed(study, measure)):
                     values[cell.arm][cell.seed] = _value_or_none(found.runs[cell.key], measure)
             arms = compare(measure, values, base=study.base, min_seeds=study.min_seeds)
             pairs = contrast(measure, values, study.contrasts, min_seeds=study.min_seeds)
@@ -54,9 +54,14 @@ def tabulate(study: Study, found: Found, cells: Sequence[Cell]) -> list[dict[str
     return tables
 
 
+def _needed(study: Study, measure: Measure) -> Evaluations | None:
+    """What must have been evaluated for a run to have the measure."""
+    return study.evaluations if measure.path.startswith("robustness") else None
+
+
 def _refuse_unknown(study: Study, found: Found, cells: Sequence[Cell]) -> None:
-    done = [found.runs[cell.key] for cell in cells if found.done(cell, study.evaluations)]
     for measure in study.measures:
+        done = [found.runs[cell.key] for cell in cells if found.done(cell, _needed(study, measure))]
         absent: list[Absent] = []
         for record in done:
             try:
@@ -83,8 +88,8 @@ def shown(value: float | None, form: str, *, signed: bool = False) -> str:
 
 def rounded(value: float | None, form: str, sd: float | None, *, signed: bool = False) -> str:
     """A value to the second digit of the deviation over seeds; per cent to the hundredth, as ever."""
-    places = max(0, 1 - math.floor(math.log10(sd))) if sd else math.inf
-    if value is None or form == "percent" or places > 6:
+    places = max(0, 1 - math.floor(math.log10(sd))) if sd and 0 < sd < math.inf else math.inf
+    if value is None or form == "percent" or places > 6 or abs(value) >= 1e9:
         return shown(value, form, signed=signed)
     sign = "+" if signed else ""
     return _with_a_minus(f"{value:{sign}.{places}f}", sign)
@@ -119,13 +124,13 @@ def mean_and_sd(entry: Mapping[str, Any], measure: Measure) -> str:
 def interval(entry: Mapping[str, Any], measure: Measure, kind: str) -> str:
     """The 95 % interval of the difference, `kind` being difference (t) or bootstrap; empty where there is none."""
     ends = [entry[f"{kind}_{end}"] for end in ("low", "high")]
-    low, high = (rounded(end, measure.form, entry["sd"], signed=True) for end in ends)
+    low, high = (rounded(end, measure.form, entry["difference_sd"], signed=True) for end in ends)
     return "" if None in ends else f"[{low}, {high}]"
 
 
 def difference(entry: Mapping[str, Any], measure: Measure) -> str:
     """The mean difference to the baseline."""
-    return rounded(entry["difference"], measure.form, entry["sd"], signed=True)
+    return rounded(entry["difference"], measure.form, entry["difference_sd"], signed=True)
 
 
 def images_behind(content: Mapping[str, Any], data: str, measure: Measure) -> int | None:
@@ -171,7 +176,7 @@ def closing_lines(content: Mapping[str, Any], *, total: int, out: Path) -> list[
             lines.append(
                 f"{entry['data']} {entry['arm']}: no point of the search came to its end, so it is not compared"
             )
-    done = sum(content["runs"].get(cell["key"], {}).get("status") == "done" for cell in content["cells"])
+    done = sum(ended(content, cell["key"]) == "done" for cell in content["cells"])
     lines += [f"{done} of {total} runs of the comparison are there; report: {out / 'report.html'}"]
     if outstanding(content):
         lines.append("the same command goes on with the rest")

@@ -1,0 +1,130 @@
+"""What a study must be; a wrong one is refused by name, before anything is run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recipes.config import recipes
+
+if TYPE_CHECKING:
+    from recipes.study.study import Search, Study
+
+OWN = {
+    "seed": "seeds",
+    "out": "--runs",
+    "recipe": "an arm's recipe",
+    "quiet": "nothing",
+    "resume": "nothing: every run goes on where it was stopped",
+    "config": "an arm's recipe",
+    "plan": "compare.py --plan",
+    "print_config": "nothing",
+}
+"""Keys that are the study's own to set, and what is there instead."""
+EVALUATION = {"--checkpoint": "checkpoints", "--parts": "parts", "--preset": "preset", "--quick": "preset"}
+"""Options of recipes/robustness.py that have keys of their own in a study."""
+
+
+def check(study: Study) -> None:
+    """Refuse what cannot be compared.
+
+    Raises:
+        ValueError: names the key, its value and what is allowed.
+    """
+    _check_names(study)
+    if not study.measures:
+        raise ValueError("measures=[]: name at least one, e.g. {path: at_end.test.accuracy}")
+    _refuse_twice("measures", [measure.name for measure in study.measures])
+    groups = {"seeds": study.seeds} | ({} if study.search is None else {"search.seeds": study.search.seeds})
+    for key, seeds in groups.items():
+        if not seeds:
+            raise ValueError(f"{key}=[]: give at least one, e.g. [0, 1, 2]")
+        _refuse_twice(key, seeds)
+        if min(seeds) < 0:
+            raise ValueError(f"{key}={seeds}: whole numbers, not negative")
+    for measure in study.measures:
+        if measure.margin is not None and not 0 <= measure.margin < float("inf"):
+            raise ValueError(f"margin={measure.margin} of {measure.name}: a finite number, not negative")
+    if study.min_seeds < 2:
+        raise ValueError(f"min_seeds={study.min_seeds}: an interval needs at least 2")
+    for name, arm in study.arms.items():
+        if arm.recipe not in recipes() and not Path(arm.recipe).is_file():
+            raise ValueError(f"arms.{name}.recipe={arm.recipe!r}: one of {', '.join(recipes())}, or a YAML file")
+    for where, keys in _overrides(study):
+        _check_overrides(where, keys)
+    if study.evaluations is not None:
+        if not study.evaluations.checkpoints:
+            raise ValueError("evaluations.checkpoints=[]: last, onset or both; without evaluations leave them out")
+        for word in study.evaluations.args:
+            if (option := word.partition("=")[0]) in EVALUATION:
+                raise ValueError(f"evaluations.args: {word}: say it by evaluations.{EVALUATION[option]}")
+    if study.search is not None:
+        _check_search(study, study.search)
+    elif any(arm.grid for arm in study.arms.values()):
+        raise ValueError("an arm has a grid, but the study has no search")
+
+
+def _check_names(study: Study) -> None:
+    if not study.arms:
+        raise ValueError("arms={}: name at least one")
+    for key, names in (("arms", study.arms), ("data", study.data)):
+        for name in names:
+            if not isinstance(name, str) or not name.strip():
+                raise ValueError(f"{key}: {name!r} is no name: write it in quotes, with a letter or digit")
+    _refuse_twice("labels of arms", [arm.label or name for name, arm in study.arms.items()])
+    if study.base not in study.arms:
+        raise ValueError(f"baseline={study.base!r} is no arm: one of {', '.join(study.arms)}")
+    for pair in study.contrasts:
+        for name in (pair.arm, pair.against):
+            if name not in study.arms:
+                raise ValueError(f"contrasts: {name!r} is no arm: one of {', '.join(study.arms)}")
+        if pair.arm == pair.against:
+            raise ValueError(f"contrasts: {pair.arm!r} against itself")
+    _refuse_twice("contrasts", [f"{pair.arm} against {pair.against}" for pair in study.contrasts])
+
+
+def _overrides(study: Study) -> Iterator[tuple[str, Any]]:
+    """Every set of keys, and where it stands."""
+    yield "overrides", study.overrides
+    yield from ((f"data.{name}", keys) for name, keys in study.data.items())
+    yield from ((f"arms.{name}.overrides", arm.overrides) for name, arm in study.arms.items())
+    if study.search is not None:
+        yield "search.overrides", study.search.overrides
+
+
+def _check_overrides(where: str, keys: Any) -> None:
+    if keys is None:
+        raise ValueError(f"{where} is empty: write {{}}, or leave it out")
+    for key, value in keys.items():
+        if key in OWN:
+            raise ValueError(f"{where}.{key}: the study sets it itself; instead there is {OWN[key]}")
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError):
+            raise ValueError(f"{where}.{key}={value!r}: a finite number or a word; write a word in quotes") from None
+
+
+def _check_search(study: Study, search: Search) -> None:
+    if not search.measure.startswith(("at_end.val.", "at_onset.val.")):
+        raise ValueError(f"search.measure={search.measure!r}: at_end.val... or at_onset.val..., never test images")
+    if search.budget is not None and search.budget < 1:
+        raise ValueError(f"search.budget={search.budget}: at least 1")
+    for name, grid in [("search", search.grid), *((f"arms.{n}", a.grid) for n, a in study.arms.items() if a.grid)]:
+        if not grid or not all(grid.values()):
+            raise ValueError(f"{name}.grid={grid}: keys, each with its values, e.g. optim.lr: [0.03, 0.1]")
+        for key, values in grid.items():
+            _refuse_twice(f"{name}.grid.{key}", values)
+            for value in values:
+                _check_overrides(f"{name}.grid", {key: value})
+    counts = {name: len(study.points(name)) for name in study.arms}
+    if len(set(counts.values())) > 1:
+        shown = ", ".join(f"{name} {count}" for name, count in counts.items())
+        raise ValueError(f"search: the arms would try different numbers of points ({shown}); make them equal")
+
+
+def _refuse_twice(key: str, values: Sequence[Any]) -> None:
+    twice = {str(value): None for value in values if list(values).count(value) > 1}
+    if twice:
+        raise ValueError(f"{key}: {', '.join(twice)} is named twice")
