@@ -204,6 +204,8 @@ def test_paired_intervals_cover_the_truth():
 
 P = torch.tensor([0, 1, 2])
 REFUSED = [
+    (lambda: R.class_groups(None), TypeError, "class_counts must hold a whole number a class, got None"),
+    (lambda: R.memorization(P, None, P), TypeError, "given must be a tensor, got NoneType"),
     (lambda: R.class_groups([5]), ValueError, "class_counts has 1 entries"),
     (lambda: R.class_groups([5, 0]), ValueError, r"class_counts\[1\]=0 must be at least 1"),
     (lambda: R.class_groups([5, 2.5]), TypeError, r"class_counts\[1\] must be an int, got 2.5"),

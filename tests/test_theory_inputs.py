@@ -30,6 +30,15 @@ CALLS = {
     r"weight_decays\[1\]='1'": lambda: theory.deep_linear_optimum(4, 5, [1e-3, "1"], 1e-3),
     "class_counts=array": lambda: theory.imbalanced_mse_logits(np.ones((2, 2), dtype=int), 1e-4, 1e-3),
     r"class_counts\[0\]": lambda: theory.imbalanced_mse_logits(np.array([1.5]), 1e-4, 1e-3),
+    "weight must be a tensor .C, d., not ndarray": lambda: theory.collapse_certificate(
+        loss=0.1, weight=np.eye(2), total_variance=2.0, class_counts=[1, 1]
+    ),
+    "class_counts=None": lambda: theory.collapse_certificate(
+        loss=0.1, weight=torch.eye(2), total_variance=2.0, class_counts=None
+    ),
+    "class_counts=.nan, 1": lambda: theory.collapse_certificate(
+        loss=0.1, weight=torch.eye(2), total_variance=2.0, class_counts=[np.nan, 1]
+    ),
     "bias='False'": lambda: theory.mse_optimum(10, 100, 1e-4, 1e-6, bias="False"),
     "total_variance='2'": lambda: theory.collapse_certificate(
         loss=0.1, weight=torch.eye(2), total_variance="2", class_counts=[1, 1]

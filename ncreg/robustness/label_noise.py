@@ -80,6 +80,8 @@ def memorization(
         >>> found.num_wrong, round(found.memorized, 3), round(found.recovered, 3), found.label_accuracy
         (3, 0.333, 0.333, 0.5)
     """
+    if not isinstance(given, Tensor):
+        raise TypeError(f"given must be a tensor, got {type(given).__name__}")
     label = check_indices("given", given, len(given))
     truth = check_indices("true", true, len(label))
     guess = check_indices("predicted", predicted, len(label))

@@ -259,7 +259,10 @@ def check_class_counts(class_counts: Sequence[int] | Tensor) -> list[int]:
         TypeError: no integers.
         ValueError: fewer than two classes, or one without an image.
     """
-    counts = class_counts.tolist() if isinstance(class_counts, Tensor) else list(class_counts)
+    try:
+        counts = list(class_counts.tolist() if isinstance(class_counts, Tensor) else class_counts)
+    except TypeError:
+        raise TypeError(f"class_counts must hold a whole number a class, got {class_counts!r}") from None
     if len(counts) < 2:
         raise ValueError(f"class_counts has {len(counts)} entries: a classifier needs at least 2 classes")
     return [check_count(f"class_counts[{index}]", count) for index, count in enumerate(counts)]

@@ -86,15 +86,20 @@ def collapse_certificate(
 
 
 def _number(name: str, value: SupportsFloat) -> float:
-    if not hasattr(value, "__float__"):
+    if not hasattr(value, "__float__") or isinstance(value, bool):
         raise TypeError(f"{name}={value!r} must be a number, not {type(value).__name__}")
     return float(value.detach() if isinstance(value, Tensor) else value)
 
 
 def _balanced_classes(weight: Tensor, class_counts: Iterable[Any]) -> int:
     """The number of classes, when each has the same number of samples."""
-    given = list(class_counts)
-    counts = [int(count) for count in given]
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"weight must be a tensor (C, d), not {type(weight).__name__}")
+    try:
+        given = list(class_counts)
+        counts = [int(count) for count in given]
+    except (TypeError, ValueError, OverflowError):
+        raise TypeError(f"class_counts={class_counts!r}: must hold a whole number of samples a class") from None
     if counts != given:
         raise ValueError(f"class_counts={given}: must be whole numbers of samples")
     if weight.ndim != 2 or weight.shape[0] < 2:
