@@ -141,3 +141,142 @@ def test_lists_are_refused_by_name():
         model(torch.randn(2, 3))
         with pytest.raises(TypeError, match="target must be a torch.Tensor"):
             depth.update([0, 1])
+
+
+class Head:
+    """A classifier of no library."""
+
+    def __init__(self, weight, bias):
+        self.weight, self.bias = weight, bias
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("bias", [0.5, True, [0.0] * 4])
+def test_a_bias_that_is_no_tensor_is_refused(bias):
+    features, means = sample()
+    for make in (lambda head: NeuralCollapse(4, 6, head), lambda head: NearestClassCenter(means, head)):
+        with pytest.raises(TypeError, match=f"classifier.bias must be a torch.Tensor, got {type(bias).__name__}"):
+            make(Head(means, bias))
+        metric = make(Head(means, None))
+        metric.update(features, TARGET)
+        assert metric.compute()["classifier_accuracy"] > 0.5
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    "call, name",
+    [
+        (lambda: NeuralCollapse(4, 6).update(torch.ones(60, 6, device="meta"), TARGET), "features"),
+        (lambda: NeuralCollapse(4, 6, cache=False).update(torch.ones(60, 6), TARGET.to("meta")), "target"),
+        (lambda: NeuralCollapse(4, 6, nn.Linear(6, 4, device="meta")), "classifier.weight"),
+        (lambda: NearestClassCenter(torch.ones(4, 6, device="meta")), "means"),
+    ],
+)
+def test_tensors_without_values_are_refused_by_name(call, name):
+    with pytest.raises(ValueError, match=f"{name} has no values, being on device meta"):
+        call()
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"num_classes": "4"}, "num_classes='4' must be an integer"),
+        ({"num_classes": True}, "num_classes=True must be an integer"),
+        ({"layers": 5}, "layers=5 must be a sequence of names"),
+        ({"layers": [5]}, r"layers=\[5\] must be a sequence of names"),
+        ({"pool": "avg"}, "pool='avg' must be a function"),
+    ],
+)
+def test_layerwise_settings_are_refused_by_name(settings, words):
+    with pytest.raises(TypeError, match=words):
+        LayerwiseCollapse(nn.Sequential(nn.Linear(3, 2)), **({"layers": ["0"], "num_classes": 2} | settings))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_per_class_is_a_boolean_and_center_a_word():
+    with pytest.raises(TypeError, match="per_class='False' must be True or False"):
+        NearestClassCenter(sample()[1], per_class="False")
+    with pytest.raises(ValueError, match=r"center=\['features'\] must be one of"):
+        NeuralCollapse(4, 6, center=["features"])
+
+
+def fed(classes, dim, **settings):
+    metric = NeuralCollapse(classes, dim, **settings)
+    metric.update(torch.randn(60, dim, generator=torch.Generator().manual_seed(1)), torch.arange(60) % classes)
+    metric.persistent(True)
+    return metric
+
+
+@pytest.mark.parametrize("doing", ["merge", "load"])
+@pytest.mark.parametrize("cache", [True, False])
+@pytest.mark.parametrize("classes, dim, name", [(4, 5, "num_features"), (5, 6, "num_classes")])
+def test_states_of_other_sizes_are_refused_at_the_door(doing, cache, classes, dim, name):
+    here, there = fed(4, 6, cache=cache), fed(classes, dim, cache=cache)
+    before = here.compute()
+    with pytest.raises(ValueError, match=f"cannot {doing}: .*{name}"):
+        here.merge_state(there.metric_state) if doing == "merge" else here.load_state_dict(there.state_dict())
+    assert here.compute() == before
+
+
+def test_a_state_of_another_pass_does_not_merge():
+    first, second = fed(4, 6, cache=False), NeuralCollapse(4, 6, cache=False)
+    for _ in second.passes():
+        second.update(sample()[0].float(), TARGET)
+    with pytest.raises(ValueError, match="cannot merge: both metrics must be in the first pass"):
+        first.merge_state(second.metric_state)
+
+
+def test_what_is_loaded_between_the_passes_is_what_is_measured():
+    """Also by a metric that stood in a second pass of its own, around other means."""
+    features = sample()[0]
+    one, other = NeuralCollapse(4, 6, cache=False), NeuralCollapse(4, 6, cache=False)
+    for metric, rows in ((one, features), (other, features + 3 * TARGET[:, None])):
+        passes = metric.passes()
+        for _ in range(2):
+            next(passes)
+            metric.update(rows[:30], TARGET[:30])
+            if not metric.reference:
+                metric.update(rows[30:], TARGET[30:])
+        metric.persistent(True)
+    other.load_state_dict(one.state_dict())
+    for metric in (one, other):
+        metric.update(features[30:], TARGET[30:])
+    assert other.compute() == one.compute()
+
+
+def test_nearest_centres_of_other_sizes_do_not_load():
+    features, means = sample()
+    metric, same, other = NearestClassCenter(means), NearestClassCenter(means + 1), NearestClassCenter(means[:3])
+    for each in (metric, same, other):
+        each.persistent(True)
+    same.update(features, TARGET)
+    metric.update(features, TARGET)
+    with pytest.raises(ValueError, match=r"cannot load: num_classes or num_features .*means is \(3, 6\) here"):
+        other.load_state_dict(metric.state_dict())
+    same.load_state_dict(metric.state_dict())
+    for each in (metric, same):
+        each.update(features + 0.5, TARGET)
+    assert same.compute() == metric.compute()
+
+
+def test_cosines_within_classes_as_the_documentation_puts_them():
+    """Opposite directions of two samples cancel out; a class of one sample has 1, or 0 where it is the centre."""
+    features = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0], [0.0, 0.0]], dtype=torch.float64)
+    metric = NeuralCollapse(3, 2)
+    metric.update(features, torch.tensor([0, 0, 1, 1, 2]))
+    assert metric.compute()["intra_cosine_max"] == 0
+    metric = NeuralCollapse(3, 2)
+    metric.update(torch.eye(3, 2, dtype=torch.float64), torch.arange(3))
+    assert metric.compute()["intra_cosine_min"] == pytest.approx(1, abs=1e-15)
+
+
+def test_cdnv_of_means_that_coincide():
+    features = torch.tensor([[1.0], [-1.0], [2.0], [-2.0]])
+    target = torch.tensor([0, 0, 1, 1])
+    for scale, expected in ((1.0, math.inf), (0.0, math.nan)):
+        metric = NeuralCollapse(2, 1)
+        metric.update(scale * features, target)
+        torch.testing.assert_close(
+            metric.compute()["cdnv"], torch.tensor(expected, dtype=torch.float64), equal_nan=True
+        )

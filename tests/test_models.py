@@ -122,6 +122,20 @@ def test_normalize_is_the_affine_map_per_channel():
     torch.testing.assert_close(Normalize(mean, std)(x), expected)
 
 
+@pytest.mark.parametrize(
+    "change", [lambda m: m.double(), lambda m: m.half().double(), lambda m: nn.Sequential(m).double()[0]]
+)
+def test_normalize_in_float64_takes_the_numbers_as_given(change):
+    images = torch.rand(2, 1, 3, 3, dtype=torch.float64)
+    assert torch.equal(change(Normalize([0.1], [0.3]))(images), (images - 0.1) / 0.3)
+
+
+def test_numbers_loaded_into_normalize_stay():
+    loaded = Normalize([0.0], [1.0])
+    loaded.load_state_dict(Normalize([0.1], [0.3]).state_dict())
+    assert loaded.double().mean.item() == torch.tensor(0.1).item() and loaded.std.item() == torch.tensor(0.3).item()
+
+
 def test_channels_and_image_size_go_to_timm():
     args = {"in_chans": 1, "img_size": 64}
     classifier = swap_head("test_vit", num_classes=10, model_args=args).eval()

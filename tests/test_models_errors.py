@@ -2,9 +2,10 @@
 
 import pytest
 import timm
+import torch
 from torch import nn
 
-from ncreg.models import Normalize, swap_head
+from ncreg.models import Classifier, Normalize, swap_head
 
 
 class Net(nn.Module):
@@ -107,3 +108,37 @@ def test_neither_name_nor_module(name):
 def test_normalize_refuses(mean, std):
     with pytest.raises(ValueError, match="mean|std"):
         Normalize(mean, std)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("mean, std, name", [("a", "b", "mean"), (0.5, 0.5, "mean"), ([0.5], [True], "std")])
+def test_normalize_takes_sequences_of_numbers(mean, std, name):
+    with pytest.raises(TypeError, match=f"{name}=.* must be a sequence of numbers"):
+        Normalize(mean, std)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    "wrong, words",
+    [
+        ({"input_size": "224"}, "input_size='224' must be a sequence of integers"),
+        ({"input_size": 224}, "input_size=224 must be a sequence of integers"),
+        ({"input_size": (3, "a", 8)}, r"input_size\[1\]='a' must be an integer"),
+        ({"head_args": "a"}, "head_args='a' must be a dict"),
+        ({"model_args": ["a"]}, r"model_args=\['a'\] must be a dict"),
+        ({"classifier": 6}, "classifier=6 must be the path"),
+        ({"num_classes": "10", "head": nn.Linear(96, 10)}, "num_classes='10' must be an integer"),
+    ],
+)
+def test_arguments_of_another_kind(wrong, words):
+    with pytest.raises(TypeError, match=words):
+        swap_head(**({"model": "test_resnet", "num_classes": 10} | wrong))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_switches_and_numbers_of_a_classifier():
+    parts = nn.Identity(), nn.Identity(), nn.Linear(3, 4)
+    with pytest.raises(TypeError, match="with_features='False' must be True or False"):
+        Classifier(*parts)(torch.ones(2, 3), with_features="False")
+    with pytest.raises(TypeError, match="num_classes='5' must be an integer"):
+        Classifier(*parts, num_classes="5")

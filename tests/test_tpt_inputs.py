@@ -1,8 +1,10 @@
 """TPTScheduler: accuracies off by rounding, chained schedules past their end, and what it refuses."""
 
+import copy
 import math
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from timm.scheduler.plateau_lr import PlateauLRScheduler
@@ -103,6 +105,95 @@ def test_a_string_is_no_number(name):
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_a_string_is_no_metric():
-    with pytest.raises(TypeError, match="metric='0.9'"):
-        TPTScheduler(optimizer(), max_epochs=9).step(1, "0.9")
+@pytest.mark.parametrize("name", ["metric", "watch"])
+@pytest.mark.parametrize("wrong", ["0.9", [0.5], True, torch.ones(2), torch.ones((), device="meta")])
+def test_what_is_no_number_is_no_metric(name, wrong):
+    scheduler = TPTScheduler(optimizer(), max_epochs=9)
+    with pytest.raises(TypeError, match=f"{name}=.* must be a number, not {type(wrong).__name__}"):
+        scheduler.step(1, **({"metric": 0.5} | {name: wrong}))
+    assert scheduler.epoch == 0
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("wrong", [True, 1.0, "1", None])
+def test_what_is_no_whole_number_is_no_epoch(wrong):
+    with pytest.raises(ValueError, match=f"epoch={wrong!r}: a whole number"):
+        TPTScheduler(optimizer(), max_epochs=9).step(wrong, 1.0)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("name", ["threshold", "extend", "terminal_lr", "patience", "max_epochs"])
+def test_true_is_no_number(name):
+    with pytest.raises((TypeError, ValueError), match=f"{name}=True"):
+        TPTScheduler(optimizer(), **{"max_epochs": 9, name: True})
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_numbers_of_other_libraries_are_taken_and_kept_as_pythons_own():
+    scheduler = TPTScheduler(optimizer(), max_epochs=np.int64(5), threshold=np.float32(0.5), stop_patience=2)
+    scheduler.step(np.int64(1), torch.tensor(0.75), np.float64(0.1))
+    assert scheduler.onset_epoch == 1
+    kinds = {type(value) for value in scheduler.state_dict().values()}
+    assert kinds == {int, float, str, list, type(None)} and type(scheduler.epoch) is int
+
+
+def cyclic():
+    own = optimizer()
+    schedule = torch_schedules.CyclicLR(own, 0.1, 0.4, step_size_up=3, cycle_momentum=False)
+    return TPTScheduler(own, schedule, max_epochs=9)
+
+
+def test_a_state_can_be_loaded_twice():
+    first = cyclic()
+    first.optimizer.step()
+    for epoch in (1, 2):
+        first.step(epoch, 0.5)
+    state = first.state_dict()
+    kept = copy.deepcopy(state)
+    for scheduler in (cyclic(), cyclic()):
+        scheduler.load_state_dict(state)
+        assert scheduler.get_last_lr() == first.get_last_lr() != [0.1]
+    assert state == kept
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    "name, wrong, words",
+    [
+        ("terminal", "x", "terminal='x'"),
+        ("max_epochs", "a", "max_epochs='a'"),
+        ("threshold", 2.0, "threshold=2.0"),
+        ("extend", [1], r"extend=\[1\]"),
+        ("interval", "batch", "interval='batch'"),
+        ("epoch", 1.5, "epoch=1.5"),
+        ("_peaks", 5, "_peaks=5"),
+        ("lr", ["a"], r"lr\[0\]='a'"),
+    ],
+)
+def test_states_with_wrong_values_are_refused_by_name_and_change_nothing(name, wrong, words):
+    scheduler = TPTScheduler(optimizer(), max_epochs=9)
+    before = scheduler.state_dict()
+    with pytest.raises((TypeError, ValueError), match=words):
+        scheduler.load_state_dict(before | {"max_epochs": 7, name: wrong})
+    assert scheduler.state_dict() == before
+
+
+def test_the_interval_of_a_state_is_followed():
+    def made(interval):
+        own = optimizer()
+        return TPTScheduler(own, torch_schedules.StepLR(own, 1, 0.5), max_epochs=9, interval=interval)
+
+    scheduler = made("epoch")
+    scheduler.load_state_dict(made("update").state_dict())
+    scheduler.optimizer.step()
+    scheduler.step_update(1)
+    assert scheduler.get_last_lr() == [0.05]
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("wrong, words", [(5, "not int"), ({"kind": "StepLR"}, "lacks schedule, steps")])
+def test_states_of_the_inner_schedule_that_are_none(wrong, words):
+    own = optimizer()
+    scheduler = TPTScheduler(own, torch_schedules.StepLR(own, 1), max_epochs=9)
+    with pytest.raises((TypeError, ValueError), match=words):
+        scheduler.load_state_dict(scheduler.state_dict() | {"schedule": wrong})

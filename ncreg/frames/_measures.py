@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ncreg._checks import check_positive
 from ncreg.frames._hull import nearest_to_others
 
 ROWS = 1024  # of a Gram matrix at a time
@@ -14,9 +15,11 @@ ROWS = 1024  # of a Gram matrix at a time
 def _check_weight(weight: Tensor) -> None:
     if not isinstance(weight, Tensor):
         raise TypeError(f"weight must be a tensor of class vectors, not {type(weight).__name__}")
-    if weight.ndim != 2 or weight.shape[0] < 2 or not weight.is_floating_point():
+    if weight.ndim != 2 or weight.shape[0] < 2 or weight.shape[1] < 1 or not weight.is_floating_point():
         got = f"{tuple(weight.shape)} of {weight.dtype}"
-        raise ValueError(f"weight is {got}: class vectors are a floating-point (num_classes >= 2, dim) matrix")
+        raise ValueError(f"weight is {got}: class vectors are a floating-point (num_classes >= 2, dim >= 1) matrix")
+    if weight.is_meta:
+        raise ValueError("weight has no values, being on device meta: move it to a real device first")
     if not weight.isfinite().all():
         raise ValueError("weight must be finite")
 
@@ -67,8 +70,7 @@ def one_vs_rest_distance(weight: Float[Tensor, "num_classes dim"], *, tolerance:
         tensor(1.)
     """
     _check_weight(weight)
-    if not tolerance > 0:
-        raise ValueError(f"tolerance={tolerance} must be positive")
+    check_positive("tolerance", tolerance)
     size = weight.detach().double().abs().max()
     # A power of two, so that nothing is rounded; without it squares of the very long and short leave float64.
     unit = torch.ldexp(torch.ones_like(size), torch.frexp(size).exponent - 1) if size > 0 else size + 1

@@ -8,27 +8,42 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ncreg._checks import check_flag
+
 
 def as_size(name: str, value: int, minimum: int) -> int:
     """`value` as an int of at least `minimum`; TypeError for a non-integer, ValueError below."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name}={value!r} must be an integer, not {type(value).__name__}")
-    size = operator.index(value)
+    size = _as_integer(name, value)
     if size < minimum:
         raise ValueError(f"{name}={size} must be at least {minimum}")
     return size
 
 
+def _as_integer(name: str, value: int) -> int:
+    try:
+        if not isinstance(value, bool):
+            return operator.index(value)
+    except TypeError:  # tensors and arrays have an __index__ that fails
+        pass
+    raise TypeError(f"{name}={value!r} must be an integer, not {type(value).__name__}")
+
+
 def seeded(seed: int) -> torch.Generator:
-    """A generator of one's own, on the CPU whatever the default device; TypeError for a non-integer seed."""
-    if isinstance(seed, bool) or not hasattr(seed, "__index__"):
-        raise TypeError(f"seed={seed!r} must be an integer, not {type(seed).__name__}")
-    return torch.Generator(device="cpu").manual_seed(operator.index(seed))
+    """A generator of one's own, on the CPU whatever the default device.
+
+    Raises:
+        TypeError: for a seed that is no integer.
+        ValueError: for one that 64 bits do not hold.
+    """
+    seed = _as_integer("seed", seed)
+    if not -(2**63) <= seed < 2**64:
+        raise ValueError(f"seed={seed} must lie between -2**63 and 2**64 - 1")
+    return torch.Generator(device="cpu").manual_seed(seed)
 
 
 def as_float(dtype: torch.dtype | None) -> torch.dtype | None:
     """`dtype` where it is floating-point or None; others would round class vectors to zeros."""
-    if dtype is not None and not dtype.is_floating_point:
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise TypeError(f"dtype={dtype} must be a floating-point dtype, such as torch.float32")
     return dtype
 
@@ -52,7 +67,7 @@ def rotation(dim: int, columns: int, generator: torch.Generator | None) -> Tenso
 
 def _axes(dim: int, count: int, rotate: bool, generator: torch.Generator | None) -> Tensor:
     """`count` orthonormal rows: the first axes of the space, or axes turned at random."""
-    if rotate:
+    if check_flag("rotate", rotate):
         return rotation(dim, count, generator).T
     return torch.eye(count, dim, dtype=torch.float64, device="cpu")
 

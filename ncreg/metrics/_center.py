@@ -9,11 +9,20 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 from torchmetrics import Metric
 
+from ncreg._checks import check_flag
 from ncreg.metrics import _reduce
 from ncreg.metrics._base import Float64Metric
 from ncreg.metrics._geometry import geometry
-from ncreg.metrics._inputs import Reference, check_batch, check_classifier, read_classifier, read_finite_classifier
+from ncreg.metrics._inputs import (
+    Reference,
+    check_batch,
+    check_classifier,
+    check_real,
+    read_classifier,
+    read_finite_classifier,
+)
 from ncreg.metrics._second import Frame, new_second, view_second
+from ncreg.metrics._states import check_shapes
 
 
 def _first(stacked: Tensor) -> Tensor:
@@ -63,6 +72,7 @@ class NearestClassCenter(Float64Metric):
         super().__init__(**kwargs)
         if not isinstance(means, Tensor):
             raise TypeError(f"means must be a torch.Tensor (num_classes, num_features), got {type(means).__name__}")
+        check_real("means", means)
         if means.ndim != 2 or not means.is_floating_point():
             raise ValueError(
                 f"means must be floating point (num_classes, num_features), got {means.dtype} {tuple(means.shape)}"
@@ -73,7 +83,7 @@ class NearestClassCenter(Float64Metric):
         if classifier is not None:
             check_classifier(classifier)
             read_classifier(classifier, means.shape[0], means.shape[1], self.home)
-        self.per_class = per_class
+        self.per_class = check_flag("per_class", per_class)
         self._classifier = None if classifier is None else Reference(classifier)
         self._frame: Frame | None = None
         # A state, not a buffer: metrics with other means must not pass for the same one in a MetricCollection.
@@ -129,6 +139,8 @@ class NearestClassCenter(Float64Metric):
         """
         theirs = incoming_state.means if isinstance(incoming_state, NearestClassCenter) else None
         theirs = incoming_state.get("means") if isinstance(incoming_state, dict) else theirs
+        if theirs is not None and not isinstance(theirs, Tensor):
+            raise ValueError(f"cannot merge: means in the state must be a tensor, got {type(theirs).__name__}")
         if theirs is not None and not (
             theirs.shape == self.means.shape and torch.allclose(theirs.to(self.means), self.means, 0, 0, equal_nan=True)
         ):
@@ -137,6 +149,13 @@ class NearestClassCenter(Float64Metric):
                 "or differ in their values"
             )
         super().merge_state(incoming_state)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """A state of other sizes is refused here: compute() would not know what is wrong with it."""
+        own = {name: state_dict[prefix + name] for name in self._defaults if prefix + name in state_dict}
+        check_shapes("load", own, {"means": self.means, "counts": self.counts}, "num_classes or num_features")
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self._frame = None
 
     def _make_frame(self, dtype: torch.dtype) -> Frame:
         has_centre = self.means.isfinite().all(1)

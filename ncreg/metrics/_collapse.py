@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -13,12 +13,14 @@ from torchmetrics import Metric
 from torchmetrics.utilities import rank_zero_warn
 from torchmetrics.utilities.distributed import gather_all_tensors
 
+from ncreg._checks import check_flag, check_word
 from ncreg.frames import as_size
 from ncreg.metrics import _measures, _moments, _reduce
 from ncreg.metrics._base import Float64Metric
 from ncreg.metrics._geometry import Geometry
 from ncreg.metrics._inputs import Reference, check_batch, check_classifier, read_classifier, read_finite_classifier
 from ncreg.metrics._second import Frame, new_second, view_second
+from ncreg.metrics._states import check_cached, check_shapes
 
 
 class NeuralCollapse(Float64Metric):
@@ -99,13 +101,10 @@ class NeuralCollapse(Float64Metric):
     ) -> None:
         super().__init__(**kwargs)
         num_classes, num_features = as_size("num_classes", num_classes, 2), as_size("num_features", num_features, 1)
-        for name, value in {"cache": cache, "scatter": scatter}.items():
-            if not isinstance(value, bool):
-                raise TypeError(f"{name}={value!r} must be True or False")
-        if center not in ("class_means", "features"):
-            raise ValueError(f"center={center!r} must be 'class_means' or 'features'")
-        if convention not in ("ncreg", "papyan"):
-            raise ValueError(f"convention={convention!r} must be 'ncreg' or 'papyan'")
+        check_flag("cache", cache)
+        check_flag("scatter", scatter)
+        check_word("center", center, ("class_means", "features"))
+        check_word("convention", convention, ("ncreg", "papyan"))
         if classifier is not None:
             check_classifier(classifier)
             read_classifier(classifier, num_classes, num_features, self.home)
@@ -280,16 +279,30 @@ class NeuralCollapse(Float64Metric):
                 mine, theirs = getattr(self, name), getattr(incoming_state, name)
                 if mine != theirs:
                     raise ValueError(f"cannot merge: {name} is {mine} here and {theirs} there")
-            if not self.cache and not _reduce.same_pass(self.reference, incoming_state.reference):
-                raise ValueError(
-                    "cannot merge: both metrics must be in the first pass, or in the second pass of the same first one"
-                )
         elif isinstance(incoming_state, dict):
             if incoming_state.keys() != self._defaults.keys():
                 raise ValueError(
                     f"cannot merge: states are {sorted(self._defaults)} here and {sorted(incoming_state)} there; "
                     "cache must be the same in both"
                 )
-            if not self.cache and incoming_state["moments"].shape != self.moments.shape:
-                raise ValueError("cannot merge: num_classes, num_features or scatter differ from those of the state")
+            self._check_state("merge", incoming_state)
+        if not self.cache and isinstance(incoming_state, dict | NeuralCollapse):
+            theirs = incoming_state if isinstance(incoming_state, dict) else incoming_state.metric_state
+            if not _reduce.same_pass(self.reference, theirs["reference"]):
+                raise ValueError(
+                    "cannot merge: both metrics must be in the first pass, or in the second pass of the same first one"
+                )
         super().merge_state(incoming_state)
+
+    def _check_state(self, doing: str, state: Mapping[str, Any]) -> None:
+        if self.cache:
+            check_cached(doing, state, self.num_classes, self.num_features)
+        else:
+            check_shapes(doing, state, {"moments": self.moments}, "num_classes, num_features or scatter")
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """A state of other sizes is refused here: compute() would not know what is wrong with it."""
+        own = {name: state_dict[prefix + name] for name in self._defaults if prefix + name in state_dict}
+        self._check_state("load", own)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self._frame = None

@@ -33,6 +33,7 @@ def check_batch(features: Tensor, target: Tensor, num_classes: int, num_features
     for name, value in (("features", features), ("target", target)):
         if not isinstance(value, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+        check_real(name, value)
     if not features.is_floating_point():
         raise TypeError(f"features must be floating point, got {features.dtype}")
     if features.ndim != 2:
@@ -73,6 +74,12 @@ def check_batch(features: Tensor, target: Tensor, num_classes: int, num_features
         raise ValueError(f"features hold entries up to {largest:.3g}, whose squares overflow: rescale them first")
 
 
+def check_real(name: str, tensor: Tensor) -> None:
+    """Refuse a tensor without values."""
+    if tensor.is_meta:
+        raise ValueError(f"{name} has no values, being on device meta: move it to a real device first")
+
+
 class Reference:
     """Points at the classifier without owning it: copies of the metric share it, its state leaves it out."""
 
@@ -105,10 +112,16 @@ def read_classifier(
     decide, so those are measured.
 
     Raises:
-        ValueError: the weight or the bias has another shape.
+        TypeError: the weight or the bias is no tensor.
+        ValueError: the weight or the bias has another shape, or no values (on the meta device).
     """
-    weight = getattr(classifier, "class_vectors", classifier.weight).detach()
-    bias = getattr(classifier, "bias", None)
+    weight, bias = getattr(classifier, "class_vectors", classifier.weight), getattr(classifier, "bias", None)
+    for name, value in {"weight": weight, "bias": bias}.items():
+        if isinstance(value, Tensor):
+            check_real(f"classifier.{name}", value)
+        elif name == "weight" or not (value is None or value is False):
+            raise TypeError(f"classifier.{name} must be a torch.Tensor, got {type(value).__name__}")
+    weight = weight.detach()
     if tuple(weight.shape) != (num_classes, num_features):
         raise ValueError(
             f"classifier.weight must have shape ({num_classes}, {num_features}), got {tuple(weight.shape)}"

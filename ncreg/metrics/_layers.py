@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 from torchmetrics.utilities.distributed import gather_all_tensors
 
+from ncreg.frames import as_size
 from ncreg.metrics._collapse import NeuralCollapse
 
 
@@ -60,11 +61,15 @@ class LayerwiseCollapse:
             raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
         model = model.module if isinstance(model, DistributedDataParallel) else model
         found = num_classes if num_classes is not None else getattr(model, "num_classes", None)
-        if not isinstance(found, int) or found < 2:
+        if num_classes is None and (not isinstance(found, int) or found < 2):
             raise ValueError(f"num_classes={found}: give num_classes=, at least 2; the model does not say")
         if isinstance(layers, str):
             raise TypeError(f"layers must be a sequence of names, got the string {layers!r}: layers=[{layers!r}]")
-        self.num_classes, self.pool = found, pool
+        if layers is not None and not (isinstance(layers, Iterable) and all(isinstance(name, str) for name in layers)):
+            raise TypeError(f"layers={layers!r} must be a sequence of names, such as ['layer1', 'layer2']")
+        if pool is not None and not callable(pool):
+            raise TypeError(f"pool={pool!r} must be a function of a layer's output, not {type(pool).__name__}")
+        self.num_classes, self.pool = as_size("num_classes", found, 2), pool
         self.modules = _find(model, layers)
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self._channels_last = any(getattr(part, "output_fmt", None) == "NHWC" for part in model.modules())

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +11,8 @@ from jaxtyping import Float
 from timm.models import get_model_input_config
 from torch import Tensor, nn
 
+from ncreg._checks import check_flag
+from ncreg.frames import as_size
 from ncreg.models._backbone import Removed, parameter_like
 
 
@@ -24,11 +27,14 @@ class Normalize(nn.Module):
     """Images in [0, 1] → (x − mean)/std per channel, inside the model so that no loader does it twice.
 
     Args:
-        mean: one number a channel, or a single one for all.
+        mean: a sequence of numbers, one a channel or a single one for all.
         std: likewise, positive.
+
+    The numbers are kept in float64 beside the buffers: `.double()` gives them back as they were given.
 
     Raises:
         ValueError: if the lengths differ, a mean is not finite, or a standard deviation not positive and finite.
+        TypeError: if one is no sequence of numbers.
 
     Example:
         >>> Normalize([0.5], [0.25])(torch.ones(1, 1, 2, 2)).unique()
@@ -40,14 +46,28 @@ class Normalize(nn.Module):
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        if len(mean) != len(std) or not len(mean):
+        mean, std = _numbers("mean", mean), _numbers("std", std)
+        if len(mean) != len(std) or not mean:
             raise ValueError(f"mean and std need one number a channel each, got {mean} and {std}")
         if not all(math.isfinite(m) for m in mean):
             raise ValueError(f"mean must be finite in every channel, got {mean}")
         if not all(0 < s < math.inf for s in std):
             raise ValueError(f"std must be positive and finite in every channel, got {std}")
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1))
-        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1))
+        self._given = {"mean": mean, "std": std}
+        for name, numbers in self._given.items():
+            self.register_buffer(name, torch.tensor(numbers, dtype=torch.float32).view(-1, 1, 1))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        """After a change of dtype the buffers are the numbers given, rounded once, unless others were written there."""
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, numbers in self._given.items():
+            old, new = before[name], self._buffers[name]
+            if old is not None and new is not None and old.dtype != new.dtype and not (old.is_meta or new.is_meta):
+                given = torch.tensor(numbers, dtype=torch.float64, device="cpu").view(-1, 1, 1)
+                if torch.equal(old.cpu(), given.to(old.dtype)):
+                    self._buffers[name] = given.to(new)
+        return self
 
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch _ _ _"]:
         """Normalise a batch of images."""
@@ -107,6 +127,7 @@ class Classifier(nn.Module):
         self, x: Float[Tensor, "batch ..."], with_features: bool = False
     ) -> Float[Tensor, "batch classes"] | ClassifierOutput:
         """Logits (B, C), or `ClassifierOutput(logits, features)` when `with_features` is set."""
+        check_flag("with_features", with_features)
         features = self.norm(self.project(self.backbone(self.preprocess(x))))
         logits = self.head(features)
         return ClassifierOutput(logits, features) if with_features else logits
@@ -117,6 +138,7 @@ class Classifier(nn.Module):
 
     def forward_head(self, x: Any, pre_logits: bool = False) -> Float[Tensor, "batch _"]:
         """Logits from `forward_features`' result, or with `pre_logits` the features (B, d) that enter the head."""
+        check_flag("pre_logits", pre_logits)
         features = self.norm(self.project(self._timm("forward_head")(x)))
         return features if pre_logits else self.head(features)
 
@@ -197,8 +219,20 @@ class Classifier(nn.Module):
         return getattr(self.backbone, name)
 
 
+def _numbers(name: str, values: Sequence[float]) -> list[float]:
+    """The numbers of a list, a tuple, a tensor or an array."""
+    found = values.tolist() if hasattr(values, "tolist") else values
+    if isinstance(found, Sequence):
+        found = [v.item() if isinstance(v, Tensor) and v.numel() == 1 else v for v in found]
+    if not isinstance(found, Sequence) or not all(isinstance(v, Real) and not isinstance(v, bool) for v in found):
+        raise TypeError(f"{name}={values!r} must be a sequence of numbers, one a channel, such as [0.5]")
+    return [float(value) for value in found]
+
+
 def _told(name: str, value: int | None, head: nn.Module, *attributes: str) -> int:
-    told = (value, *(getattr(head, attribute, None) for attribute in attributes))
+    if value is not None:
+        return as_size(name, value, 0)
+    told = (getattr(head, attribute, None) for attribute in attributes)
     size = next((v for v in told if isinstance(v, int)), None)
     if size is None:
         raise ValueError(f"{name} is required: the head {type(head).__name__} has no {' or '.join(attributes)}")

@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -71,6 +71,14 @@ def swap_head(
     for name, value in {"model": model, "head": head, "norm": norm}.items():
         if not isinstance(value, str | nn.Module):
             raise TypeError(f"{name} must be a name or an nn.Module, got {type(value).__name__}")
+    for name, args in {"model_args": model_args, "head_args": head_args}.items():
+        if not (args is None or isinstance(args, Mapping)):
+            raise TypeError(f"{name}={args!r} must be a dict of keyword arguments, not {type(args).__name__}")
+    if not (classifier is None or isinstance(classifier, str)):
+        raise TypeError(f"classifier={classifier!r} must be the path of a submodule, such as 'fc', or None")
+    if num_classes is not None:
+        num_classes = as_size("num_classes", num_classes, 1)
+    input_size = _checked_size(input_size)
     headless = _headless(model, model_args, classifier, input_size)
     backbone = headless.module
     if (rate := dropout_before_head(backbone)) > 0:
@@ -97,6 +105,17 @@ def swap_head(
     swapped._removed, swapped._new_head = headless.removed, new_head if isinstance(head, str) else None
     swapped.training = backbone.training
     return swapped
+
+
+def _checked_size(input_size: Sequence[int] | None) -> tuple[int, ...] | None:
+    if input_size is None:
+        return None
+    if isinstance(input_size, str) or not isinstance(input_size, Iterable):
+        raise TypeError(f"input_size={input_size!r} must be a sequence of integers, such as (3, 224, 224)")
+    size = tuple(as_size(f"input_size[{place}]", side, 1) for place, side in enumerate(input_size))
+    if not size:
+        raise ValueError("input_size is empty: (channels, height, width) of one input, or None")
+    return size
 
 
 def _headless(

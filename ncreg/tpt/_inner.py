@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch.optim import Optimizer
@@ -16,6 +18,8 @@ from torch.optim.lr_scheduler import (
     ReduceLROnPlateau,
     SequentialLR,
 )
+
+from ncreg.tpt._settings import whole
 
 
 @runtime_checkable
@@ -93,20 +97,27 @@ class InnerSchedule:
         wrapped = getattr(self.schedule, "lr_scheduler", None)
         return state | ({"wrapped": wrapped.state_dict()} if isinstance(wrapped, LRScheduler) else {})
 
-    def load_state_dict(self, state: dict[str, Any] | None) -> None:
+    def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
         """Go on where `state_dict` was taken."""
         if (state is None) != (self.schedule is None):
             was, now = ("no", "one") if state is None else ("one", "no")
             raise ValueError(f"state was taken with {was} inner schedule, this scheduler has {now}: build it alike")
         if state is None or self.schedule is None:
             return
+        if not isinstance(state, Mapping):
+            raise TypeError(f"state of the inner schedule must be a dict, not {type(state).__name__}")
         taken, here = state.get("kind"), type(self.schedule).__name__
         if taken is not None and taken != here:
             raise ValueError(
                 f"state was taken with the inner schedule {taken}, this scheduler has {here}: build it alike"
             )
+        lacking = [name for name in ("schedule", "steps") if name not in state]
+        if lacking:
+            raise ValueError(f"state of the inner schedule lacks {', '.join(lacking)}: it is not a TPTScheduler's")
+        state = copy.deepcopy(state)  # torch's CyclicLR takes entries out of what it is given
+        steps = whole("steps", state["steps"])
         self.schedule.load_state_dict(state["schedule"])
-        self.steps = state["steps"]
+        self.steps = steps
         if "wrapped" in state:
             self.schedule.lr_scheduler.load_state_dict(state["wrapped"])  # type: ignore[union-attr]
 

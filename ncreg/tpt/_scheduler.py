@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from numbers import Real
 from typing import Any, Literal
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ncreg.tpt._inner import InnerSchedule, TimmSchedule
+from ncreg.tpt._settings import checked_progress, checked_settings, number, share, whole
 
 Phase = Literal["fitting", "terminal", "finished"]
 Terminal = Literal["cosine", "constant", "step"]
@@ -26,8 +26,6 @@ rate of the last third of Papyan, Han & Donoho's protocol."""
 
 STILL = 0.01
 """A watched measure stands still unless it falls by this share of its least value so far."""
-
-_ROUNDING = 1e-6  # a share summed up in float32 may miss [0, 1] by so much
 
 _HYPERPARAMETERS = (
     "max_epochs",
@@ -147,7 +145,7 @@ class TPTScheduler:
         self.extend, self.min_terminal, self.max_terminal = extend, min_terminal, max_terminal
         self.terminal, self.terminal_lr, self.ramp_epochs = terminal, terminal_lr, ramp_epochs
         self.stop_patience, self.interval = stop_patience, interval
-        self._check_hyperparameters()
+        self._set(checked_settings({name: getattr(self, name) for name in _HYPERPARAMETERS}))
         self._inner = InnerSchedule(schedule, optimizer, interval)
 
         self.epoch = 0
@@ -198,6 +196,7 @@ class TPTScheduler:
             watch: the measure that `stop_patience` looks at, one that falls with collapse such as NC1; NaN counts as
                 no fall, None as not measured. Ignored while fitting.
         """
+        epoch = whole("epoch", epoch)
         if epoch == self.epoch and metric is None:
             self._set_terminal_rates()
             return
@@ -206,7 +205,8 @@ class TPTScheduler:
                 f"epoch={epoch} after epoch {self.epoch}: step() closes one epoch after the other, counted from 1; "
                 "to go on with an earlier run use load_state_dict()"
             )
-        metric = None if metric is None else _check_metric(metric)
+        metric = None if metric is None else share(metric)
+        watch = None if watch is None else number("watch", watch)
         self.epoch = epoch
         self._track_peaks()
         self._judge(metric)
@@ -232,19 +232,24 @@ class TPTScheduler:
         """Go on exactly where `state_dict` was taken, hyperparameters and rates included.
 
         Raises:
-            ValueError: missing keys, another number of parameter groups, a schedule where there was none.
+            ValueError: missing keys, a hyperparameter out of range, another number of parameter groups, a schedule
+                where there was none.
+            TypeError: no number where one belongs.
         """
+        if not isinstance(state, Mapping):
+            raise TypeError(f"state must be what state_dict() gave, not {type(state).__name__}")
         missing = [name for name in (*_HYPERPARAMETERS, *_PROGRESS, "lr", "schedule") if name not in state]
         if missing:
             raise ValueError(f"state lacks {', '.join(missing)}: it is not the state of a TPTScheduler")
-        groups = self.optimizer.param_groups
-        if len(state["lr"]) != len(groups):
-            raise ValueError(f"state has {len(state['lr'])} parameter groups, the optimizer has {len(groups)}")
+        settings = checked_settings({name: state[name] for name in _HYPERPARAMETERS})
+        progress = checked_progress({name: state[name] for name in (*_PROGRESS, "lr")})
+        rates, groups = progress.pop("lr"), self.optimizer.param_groups
+        if len(rates) != len(groups):
+            raise ValueError(f"state has {len(rates)} parameter groups, the optimizer has {len(groups)}")
         self._inner.load_state_dict(state["schedule"])
-        for name in (*_HYPERPARAMETERS, *_PROGRESS):
-            value = state[name]
-            setattr(self, name, list(value) if isinstance(value, list) else value)
-        for group, rate in zip(groups, state["lr"], strict=True):
+        self._set(settings | progress)
+        self._inner.interval = self.interval
+        for group, rate in zip(groups, rates, strict=True):
             _set_rate(group, rate)
 
     def __repr__(self) -> str:
@@ -284,7 +289,7 @@ class TPTScheduler:
         if value is None or self.stop_patience is None or self.onset_epoch is None:
             return
         if value < (self._least if math.isinf(self._least) else self._least - STILL * abs(self._least)):
-            self._least, self._still = float(value), 0
+            self._least, self._still = value, 0
         else:
             self._still += 1
         if self._still >= self.stop_patience and self.epoch - self.onset_epoch >= self.min_terminal:
@@ -315,46 +320,9 @@ class TPTScheduler:
             old = self._peaks + [0.0] * (len(self.optimizer.param_groups) - len(self._peaks))
             self._peaks = [max(*pair) for pair in zip(old, self.get_last_lr(), strict=True)]
 
-    def _check_hyperparameters(self) -> None:
-        whole = {"max_epochs": 1, "patience": 1, "min_terminal": 0, "ramp_epochs": 0}
-        if self.stop_patience is not None:
-            whole["stop_patience"] = 1
-        if self.max_terminal is not None:
-            whole["max_terminal"] = 0
-        for name, least in whole.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name}={value!r}: a whole number of epochs, at least {least}")
-        for name in ("threshold", "extend", "terminal_lr"):
-            value = getattr(self, name)
-            if not isinstance(value, Real) and (value is not None or name == "threshold"):
-                raise TypeError(f"{name}={value!r} must be a number, not {type(value).__name__}")
-        if not 0 < self.threshold <= 1:
-            raise ValueError(f"threshold={self.threshold}: a training accuracy in (0, 1], e.g. 0.999")
-        if self.extend is not None and not 0 <= self.extend < math.inf:
-            raise ValueError(f"extend={self.extend}: a finite factor >= 0, or None to record the onset only")
-        if self.max_terminal is not None and self.max_terminal < self.min_terminal:
-            raise ValueError(f"max_terminal={self.max_terminal} is below min_terminal={self.min_terminal}")
-        if self.terminal not in ("cosine", "constant", "step"):
-            raise ValueError(f"terminal={self.terminal!r}: one of 'cosine', 'constant', 'step'")
-        if self.terminal_lr is not None and not 0 < self.terminal_lr < math.inf:
-            raise ValueError(
-                f"terminal_lr={self.terminal_lr}: a positive learning rate, or None for the rate at the onset"
-            )
-        if self.interval not in ("epoch", "update"):
-            raise ValueError(f"interval={self.interval!r}: 'epoch' or 'update'")
-
-
-def _check_metric(metric: float) -> float:
-    if isinstance(metric, str):
-        raise TypeError(f"metric={metric!r} must be a number, not a str")
-    value = float(metric)
-    if not -_ROUNDING <= value <= 1 + _ROUNDING:  # also refuses nan
-        raise ValueError(
-            f"metric={value!r} is not a share in [0, 1]: pass the accuracy on clean training data, "
-            "divided by 100 where it is in per cent"
-        )
-    return min(max(value, 0.0), 1.0)
+    def _set(self, values: Mapping[str, Any]) -> None:
+        for name, value in values.items():
+            setattr(self, name, value)
 
 
 def _set_rate(group: dict[str, Any], rate: float) -> None:
