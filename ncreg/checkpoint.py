@@ -7,12 +7,15 @@ import pickle
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections import Counter, OrderedDict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
+from ncreg._checks import check_flag
+from ncreg.frames import as_size
 from ncreg.models import Classifier, Normalize, swap_head
 
 FORMAT = 1
@@ -24,10 +27,12 @@ def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
 
     Args:
         path: file to write; its folder must exist.
-        state: nested dicts and lists of tensors, numbers, strings and None: what `load_checkpoint` reads back.
+        state: nested dicts and lists of tensors, numbers, strings and None: what `load_checkpoint` reads back. The
+            key "format" is the checkpoint's own.
 
     Raises:
-        ValueError: `state` holds an object that `load_checkpoint` would refuse.
+        TypeError: `state` is no dict.
+        ValueError: `state` holds an object that `load_checkpoint` would refuse, or another "format".
 
     Example:
         >>> folder = getfixture("tmp_path")
@@ -36,13 +41,23 @@ def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
         3
     """
     path = Path(path)
-    _check_plain(state, "state")
+    if not isinstance(state, Mapping):
+        raise TypeError(f"state must be a dict, not {type(state).__name__}")
+    state = dict(state)
+    try:
+        _check_plain(state, "state")
+    except RecursionError:
+        raise ValueError("state is nested too deeply, or holds itself") from None
+    given = state.setdefault("format", FORMAT)
+    if not (type(given) is int and given == FORMAT):
+        raise ValueError(f"state['format']={given!r}: this key is the checkpoint's own ({FORMAT}); use another")
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with unfinished.open("wb") as file:
-            torch.save({"format": FORMAT, **state}, file)
+            _write(state, file)
             file.flush()
             os.fsync(file.fileno())
+        _check_readable(unfinished)
         os.replace(unfinished, path)
     except BaseException:
         unfinished.unlink(missing_ok=True)
@@ -69,13 +84,13 @@ def load_checkpoint(path: str | Path, map_location: str | torch.device | None = 
     try:
         state = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0] if str(error) else "not a checkpoint"
         raise ValueError(
-            f"checkpoint {path} is refused: it holds more than tensors and plain values ({reason})"
+            f"checkpoint {path} is refused: it holds more than tensors and plain values ({_reason(error)})"
         ) from None
     except (RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"checkpoint {path} cannot be read ({reason}): it is damaged or no checkpoint") from None
+        raise ValueError(
+            f"checkpoint {path} cannot be read ({_reason(error)}): it is damaged or no checkpoint"
+        ) from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = state.get("format") if isinstance(state, dict) else type(state).__name__
         raise ValueError(f"checkpoint {path} is of format {found!r}; this version reads {FORMAT}")
@@ -94,9 +109,10 @@ def load_classifier(source: str | Path, *, ema: bool = False, device: str | torc
 
     Raises:
         FileNotFoundError: no such run or file.
-        ValueError: a checkpoint that cannot be read, one that was not written by a training run, or one without the
-            moving average that is asked for.
+        ValueError: a checkpoint that cannot be read, one that was not written by a training run, one of a diverged
+            run (NaN weights), or one without the moving average that is asked for.
     """
+    check_flag("ema", ema)
     path = Path(source)
     if path.is_dir():
         found = [path / "checkpoints" / f"{name}.pt" for name in ("last", "previous")]
@@ -114,17 +130,42 @@ def load_classifier(source: str | Path, *, ema: bool = False, device: str | torc
     if weights is None:
         raise ValueError(
             f"ema=True: checkpoint {path} holds no moving average of the weights; its run was without optim.ema"
+            if ema
+            else f"checkpoint {path} holds no weights: its model is None"
         )
-    channels = int(state["image_shape"][0])
     try:
+        image_shape = tuple(as_size("image_shape", size, 1) for size in state["image_shape"])
+        if len(image_shape) != 3:
+            raise ValueError(f"image_shape={state['image_shape']!r} must be (channels, height, width)")
         classifier = swap_head(**state["build"])
-        classifier.preprocess = Normalize([0.0] * channels, [1.0] * channels)
+        classifier.preprocess = Normalize([0.0] * image_shape[0], [1.0] * image_shape[0])
         classifier.to(weights["preprocess.mean"].dtype).load_state_dict(weights)
+        class_names = _names(state["class_names"], classifier.num_classes)
     except (RuntimeError, ValueError, KeyError, TypeError, OSError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"checkpoint {path} does not give back its classifier: {reason}") from None
-    classifier.class_names, classifier.image_shape = tuple(state["class_names"]), tuple(state["image_shape"])
+    _check_finite(classifier, path)
+    classifier.class_names, classifier.image_shape = class_names, image_shape
     return classifier.to(device).eval()
+
+
+def _names(class_names: Sequence[str], num_classes: int) -> tuple[str, ...]:
+    if isinstance(class_names, str) or not all(isinstance(name, str) for name in class_names):
+        raise TypeError(f"class_names={class_names!r} must be a list of names")
+    if len(class_names) != num_classes:
+        raise ValueError(f"class_names are {len(class_names)}, and the classifier tells {num_classes} classes apart")
+    return tuple(class_names)
+
+
+def _check_finite(classifier: Classifier, path: Path) -> None:
+    """NaN anywhere, or an infinite parameter, makes every logit NaN; a buffer may be infinite, as a mask is."""
+    trained = dict(classifier.named_parameters())
+    for name, value in classifier.state_dict().items():
+        if value.isnan().any() or (name in trained and value.isinf().any()):
+            raise ValueError(
+                f"checkpoint {path} is of a diverged run: {name} holds NaN or infinite values; take an earlier one "
+                "(checkpoints/best.pt), or look at it with load_checkpoint"
+            )
 
 
 def _damage(path: Path) -> str | None:
@@ -138,16 +179,41 @@ def _damage(path: Path) -> str | None:
 
 
 def _check_plain(value: Any, where: str) -> None:
-    if isinstance(value, Mapping):
+    """Exact types: a subclass, such as numpy's float64 of float, is pickled as an object of its own."""
+    kind = type(value)
+    if kind in (dict, OrderedDict, Counter):  # state dicts, and those of schedules
         for key, item in value.items():
+            _check_plain(key, f"{where}: the key {key!r}")
             _check_plain(item, f"{where}[{key!r}]")
-    elif isinstance(value, list | tuple):
+    elif kind in (list, tuple, torch.Size):
         for index, item in enumerate(value):
             _check_plain(item, f"{where}[{index}]")
-    elif not (value is None or isinstance(value, torch.Tensor | bool | int | float | str)):
+    elif not (value is None or isinstance(value, torch.Tensor) or kind in (bool, int, float, str)):
+        name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
         raise ValueError(
-            f"{where} is a {type(value).__name__}: checkpoints hold tensors, numbers, strings, lists, dicts"
+            f"{where} is a {name}: checkpoints hold tensors, Python's own numbers and strings, lists, dicts"
         )
+
+
+def _write(state: dict[str, Any], file: BinaryIO) -> None:
+    try:
+        torch.save(state, file)
+    except (pickle.PicklingError, TypeError, AttributeError, NotImplementedError, RecursionError) as error:
+        raise ValueError(f"state holds an object that cannot be saved ({_reason(error)})") from error
+
+
+def _check_readable(path: Path) -> None:
+    """What types do not show: tensor subclasses, attributes of tensors. Tensors are mapped, so none is read."""
+    try:
+        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"state holds an object that load_checkpoint would refuse ({_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
+    """The line of torch's long message that says what it met, else the first."""
+    lines = [line.strip().partition(" Please use")[0] for line in str(error).splitlines()] or [type(error).__name__]
+    return next((line for line in lines if line.startswith("WeightsUnpickler error")), lines[0])
 
 
 def _sync_folder(folder: Path) -> None:

@@ -287,8 +287,8 @@ class NeuralCollapse(Float64Metric):
                 )
             self._check_state("merge", incoming_state)
         if not self.cache and isinstance(incoming_state, dict | NeuralCollapse):
-            theirs = incoming_state if isinstance(incoming_state, dict) else incoming_state.metric_state
-            if not _reduce.same_pass(self.reference, theirs["reference"]):
+            state: dict[str, Any] = incoming_state if isinstance(incoming_state, dict) else incoming_state.metric_state
+            if not _reduce.same_pass(self.reference, state["reference"]):
                 raise ValueError(
                     "cannot merge: both metrics must be in the first pass, or in the second pass of the same first one"
                 )

@@ -60,7 +60,7 @@ class LayerwiseCollapse:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
         model = model.module if isinstance(model, DistributedDataParallel) else model
-        found = num_classes if num_classes is not None else getattr(model, "num_classes", None)
+        found: Any = num_classes if num_classes is not None else getattr(model, "num_classes", None)
         if num_classes is None and (not isinstance(found, int) or found < 2):
             raise ValueError(f"num_classes={found}: give num_classes=, at least 2; the model does not say")
         if isinstance(layers, str):
