@@ -7,20 +7,19 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torchvision.datasets import FashionMNIST
 
 from recipes.config import DataConfig, UserError
 from recipes.image_folder import image_folder
-from recipes.split import Source, Split, resized
+from recipes.split import Source, Split, divide, resized, stratified
 from recipes.torchvision_sets import torchvision_set
 from recipes.unread import Unread
 
@@ -96,15 +95,24 @@ def load(config: DataConfig, *, seed: int, image_size: Callable[[int | None], in
     Raises:
         UserError: an unknown set, missing or unreadable files, a class without training images, too few images.
     """
+    return divided(read(config, image_size), config, seed=seed)
+
+
+def read(config: DataConfig, image_size: Callable[[int | None], int]) -> Source:
+    """The set that `config` names as it is, nothing drawn from it yet."""
     if config.name not in SOURCES and not config.name.startswith("torchvision."):
         raise UserError(f"data.name={config.name!r} is unknown: one of {', '.join(SOURCES)}, torchvision.NAME")
-    source = SOURCES.get(config.name, torchvision_set)(config, image_size)
+    return SOURCES.get(config.name, torchvision_set)(config, image_size)
+
+
+def divided(source: Source, config: DataConfig, *, seed: int) -> Dataset:
+    """A set in its three parts, those that it does not have drawn, and the training part made as `config` says."""
     train, test = source.train, source.test
     if test is None:
-        train, test = _split(train, 0.2, seed=0, what="test part")
+        train, test = divide(train, 0.2, source.class_names, seed=0)
     val = source.val
     if val is None:
-        train, val = _split(train, config.val_share, seed=seed, what="data.val_share")
+        train, val = divide(train, config.val_share, source.class_names, seed=seed, key="data.val_share")
     train = stratified(train, config.train_size, seed=seed, what="data.train_size")
     if config.imbalance > 1:
         train = long_tailed(train, config.imbalance, source.class_names, seed=seed)
@@ -120,9 +128,24 @@ def load(config: DataConfig, *, seed: int, image_size: Callable[[int | None], in
             f"{len(train)} training images are fewer than data.batch_size={config.batch_size}: "
             "no full batch; lower --data.batch_size"
         )
-    if sum(part.images.nbytes for part in (train, val, test)) <= config.memory_limit * 2**30:
-        train, val, test = train.held(), val.held(), test.held()
-    return Dataset(source.class_names, train, val, test, clean, source.test is None, source.notes)
+    train, val, test = held((train, val, test), config.memory_limit)
+    notes = (*source.notes, *_not_shown(source.class_names, validation=val, test=test))
+    return Dataset(source.class_names, train, val, test, clean, source.test is None, notes)
+
+
+def held(parts: Sequence[Split], memory_limit: float) -> Sequence[Split]:
+    """The parts in memory, if all of them together take no more than so many GiB."""
+    fit = sum(part.images.nbytes for part in parts) <= memory_limit * 2**30
+    return [part.held() for part in parts] if fit else parts
+
+
+def _not_shown(class_names: tuple[str, ...], **parts: Split) -> Iterator[str]:
+    """In words, the classes of which a part has no image."""
+    for what, part in parts.items():
+        counts = torch.bincount(part.target, minlength=len(class_names))
+        absent = [name for name, count in zip(class_names, counts.tolist(), strict=True) if not count]
+        if absent:
+            yield f"no {what} image of class {', '.join(absent)}: what is measured there says nothing of it; add images"
 
 
 def long_tailed(split: Split, ratio: float, class_names: tuple[str, ...], *, seed: int) -> Split:
@@ -151,30 +174,6 @@ def mislabelled(split: Split, share: float, num_classes: int, *, seed: int) -> t
     target = split.target.clone()
     target[wrong] = (target[wrong] + torch.from_numpy(draw.integers(1, num_classes, len(wrong)))) % num_classes
     return Split(split.images, target), target == split.target
-
-
-def stratified(split: Split, size: int | None, *, seed: int, what: str) -> Split:
-    """A fixed draw of `size` images that keeps the class shares; everything for None."""
-    if size is None or size == len(split):
-        return split
-    if size > len(split):
-        raise UserError(f"{what}={size}: only {len(split)} images are there; null takes them all")
-    few = len(split) - size < len(split.target.unique())  # left out: fewer than one of each class, so no shares to keep
-    return _split(split, size, seed=seed, what=what, keep_shares=not few)[1]
-
-
-def _split(split: Split, part: float | int, *, seed: int, what: str, keep_shares: bool = True) -> tuple[Split, Split]:
-    target = split.target.cpu().numpy()
-    try:
-        rest, taken = train_test_split(
-            np.arange(len(split)),
-            test_size=part,
-            random_state=seed % 2**32,
-            stratify=target if keep_shares else None,
-        )
-    except ValueError as error:
-        raise UserError(f"{what}={part} cannot be drawn from {len(split)} images: {error}") from None
-    return split[torch.from_numpy(np.sort(rest))], split[torch.from_numpy(np.sort(taken))]
 
 
 def _digits(config: DataConfig, image_size: Callable[[int | None], int]) -> Source:

@@ -3,6 +3,7 @@
 import gzip
 import pickle
 import struct
+import zlib
 from urllib.error import URLError
 
 import numpy as np
@@ -187,13 +188,86 @@ def test_faulty_folders_are_refused_by_name(folder, change, words):
         (DataConfig(name="cifar11"), "data.name='cifar11' is unknown: one of digits"),
         (DataConfig(name="folder", root=data.Path("nowhere")), "data.root=nowhere is not a folder"),
         (DataConfig(train_size=5000), "data.train_size=5000: only 1293"),
-        (DataConfig(train_size=3), "data.train_size=3 cannot be drawn"),
+        (DataConfig(train_size=3), "data.train_size=3 cannot be drawn from 10 classes: at least 10, an image of each"),
+        (
+            DataConfig(val_share=0.001),
+            r"data.val_share=0.001 takes 2 of 1437 .*0, 1, 2, 3, 4, .*: 0.007 to 0.993 would do",
+        ),
+        (DataConfig(val_share=0.999), r"data.val_share=0.999 takes 1436 .* and leaves 1, .*: 0.007 to 0.993 would do"),
         (DataConfig(train_size=100), "100 training images are fewer than data.batch_size=128"),
     ],
 )
 def test_impossible_requests_are_refused_by_name(config, words):
     with pytest.raises(UserError, match=words):
         load(config, seed=0, image_size=native(8))
+
+
+def made(monkeypatch, *counts):
+    """A set of the given class sizes; every image is its own number."""
+    target = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    images = torch.arange(len(target), dtype=torch.int16).view(-1, 1, 1, 1)
+    source = Source(tuple("abcde"[: len(counts)]), Split(images, target), None)
+    monkeypatch.setitem(data.SOURCES, "made", lambda config, image_size: source)
+    return lambda **keys: load(DataConfig(name="made", batch_size=2, **keys), seed=0, image_size=native(1))
+
+
+@pytest.mark.parametrize("counts", [(100, 3), (100, 3, 50, 4, 3), (5, 5), (8, 3, 4)])
+def test_each_class_is_in_each_part_where_it_has_three_images(monkeypatch, counts):
+    parts = made(monkeypatch, *counts)(val_share=0.3)
+    for split in (parts.train, parts.val, parts.test):
+        assert len(split.target.unique()) == len(counts)
+    whole = torch.cat([split.images for split in (parts.train, parts.val, parts.test)]).flatten()
+    assert torch.equal(whole.sort().values, torch.arange(sum(counts), dtype=torch.int16)) and parts.notes == ()
+    assert len(parts.test) == -(-sum(counts) // 5)
+
+
+def test_a_class_that_is_too_small_for_every_part_is_named(monkeypatch):
+    parts = made(monkeypatch, 100, 2, 1)()
+    assert [
+        torch.bincount(split.target, minlength=3)[1:].tolist() for split in (parts.train, parts.val, parts.test)
+    ] == [
+        [1, 1],
+        [0, 0],
+        [1, 0],
+    ]
+    validation, test = parts.notes
+    assert "no validation image of class b, c:" in validation and "no test image of class c:" in test
+
+
+def test_a_drawn_test_part_that_is_too_small_says_so(monkeypatch):
+    with pytest.raises(UserError, match=r"the test part, a drawn share of 0.2, takes 1 of 4 .*\(a, b\): add images"):
+        made(monkeypatch, 2, 2)()
+
+
+@pytest.mark.parametrize(
+    ("counts", "size"), [((10_500, 1), 10_000), ((40, 1, 1), 41), ((200, 100, 1), 75), ((9, 1), 2)]
+)
+def test_a_draw_keeps_a_class_of_one_image(counts, size):
+    target = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    split = Split(torch.arange(len(target)).view(-1, 1, 1, 1), target)
+    drawn = stratified(split, size, seed=0, what="measure_size")
+    kept = torch.bincount(drawn.target, minlength=len(counts))
+    assert int(kept.sum()) == size == len(drawn.images.unique())
+    shares = torch.tensor(counts) * size / sum(counts)
+    assert ((kept - shares).abs() < 1.5).all() and (kept >= 1).all()
+
+
+DRAWN = [
+    [3479952125, 780488662, 890062842, 227405337],
+    [3407479397, 780488662, 890062842, 217817992],
+    [3001804217, 780488662, 890062842, 3876219200],
+]
+"""CRC-32 of the images of training, validation, test and measured subset."""
+
+
+def test_draws_of_earlier_runs_are_the_draws_of_today():
+    """Runs are read again by their seed, years later: the same images in every part."""
+    sums = []
+    for keys in ({}, {"train_size": 256}, {"imbalance": 20.0, "label_noise": 0.1}):
+        parts = load(DataConfig(batch_size=64, **keys), seed=7, image_size=native(8))
+        drawn = stratified(parts.train, 200, seed=7, what="measure_size")
+        sums.append([zlib.crc32(s.images.numpy().tobytes()) for s in (parts.train, parts.val, parts.test, drawn)])
+    assert sums == DRAWN
 
 
 def test_a_class_without_training_images_is_named(monkeypatch):

@@ -7,7 +7,7 @@ from PIL import Image
 
 from recipes.config import DataConfig, UserError
 from recipes.data import load
-from recipes.image_folder import parts_of, read_image
+from recipes.image_folder import image_files, parts_of, read_image
 from recipes.run_folder import checksums
 from recipes.train import main
 
@@ -47,6 +47,77 @@ def test_of_two_parts_the_one_beside_training_is_the_test_part(tmp_path):
     images(tmp_path / "valid", (3, 2), first=30)
     parts = loaded(tmp_path)
     assert levels(parts.test) == [30, 31, 32, 110, 111] and len(parts.val) == 4
+
+
+def test_parts_in_capitals_are_parts(tmp_path):
+    images(tmp_path / "Train", (20, 20))
+    images(tmp_path / "TEST", (3, 2), first=30)
+    parts = loaded(tmp_path)
+    assert parts.class_names == ("a", "b") and levels(parts.test) == [30, 31, 32, 110, 111] and not parts.notes
+    images(tmp_path / "testing", (3, 2))
+    with pytest.raises(UserError, match="TEST and .*testing are both for test"):
+        loaded(tmp_path)
+
+
+def test_a_set_is_not_read_from_one_folder_too_high(tmp_path):
+    images(tmp_path / "images" / "train", (5, 5))
+    images(tmp_path / "images" / "Val", (5, 5))
+    images(tmp_path / "labels", (5, 5))
+    with pytest.raises(UserError, match=r"images holds Val, train, which are parts of a set"):
+        loaded(tmp_path)
+    for name in ("train", "val"):  # parts without classes
+        images(tmp_path / "bare" / "source", (5,))
+        (tmp_path / "bare" / "source" / "a").rename(tmp_path / "bare" / name)
+    (tmp_path / "bare" / "source").rmdir()
+    with pytest.raises(UserError, match=r"bare holds train, val, which are parts of a set"):
+        loaded(tmp_path / "bare")
+    images(tmp_path / "high" / "left", (5, 5))
+    images(tmp_path / "high" / "right", (5, 5))
+    (note,) = loaded(tmp_path / "high").notes
+    assert (
+        "each class (left, right) holds no image but the same folders (a, b)" in note and "one level too high" in note
+    )
+    images(tmp_path / "high" / "right" / "again", (1,))
+    assert not loaded(tmp_path / "high").notes  # folders of their own
+
+
+def test_linked_folders_are_followed_but_never_in_a_circle(tmp_path):
+    images(tmp_path / "set", (20, 20))
+    images(tmp_path / "more", (7,), first=30)
+    inner = tmp_path / "set" / "a" / "more"
+    inner.symlink_to(tmp_path / "more" / "a")
+    (tmp_path / "more" / "a" / "back").symlink_to(inner)
+    (tmp_path / "set" / "a" / "up").symlink_to(tmp_path / "set")
+    found = image_files(tmp_path / "set" / "a")
+    assert found == [
+        *(tmp_path / "set" / "a" / f"{n:02}.png" for n in range(20)),
+        *(inner / f"{n:02}.png" for n in range(7)),
+    ]
+    parts = loaded(tmp_path / "set")
+    seen = sorted(level for split in (parts.train, parts.val, parts.test) for level in levels(split))
+    assert seen == [*range(20), *range(30, 37), *range(80, 100)] and not parts.notes
+    assert len(checksums(tmp_path / "set")) == 47
+
+
+def test_hidden_names_are_no_classes_and_no_images(tmp_path):
+    images(tmp_path, (20, 20))
+    for place in (tmp_path / ".git", tmp_path / "a" / ".ipynb_checkpoints"):
+        images(place, (3,))
+    (tmp_path / "b" / "._00.png").write_bytes(b"\0\5\x16\7")
+    parts = loaded(tmp_path)
+    assert parts.class_names == ("a", "b") and sum(map(len, (parts.train, parts.val, parts.test))) == 40
+    assert parts.notes == (f"left out: hidden images in {tmp_path}, whose name or folder begins with a dot (7)",)
+    (tmp_path / "a").rename(tmp_path / "train")  # a class all the same, though it holds a hidden folder
+    assert loaded(tmp_path).class_names == ("b", "train")
+
+
+def test_a_class_that_a_part_lacks_names_both_ways_out(tmp_path):
+    images(tmp_path / "train", (5, 5, 5))
+    images(tmp_path / "test", (2, 2))
+    away = tmp_path / "train" / "c"
+    said = f"no image of class c in {tmp_path / 'test'}: add some, or do without the class and remove {away} too, or"
+    with pytest.raises(UserError, match=said):
+        loaded(tmp_path)
 
 
 def test_a_class_may_be_called_train(tmp_path):
@@ -108,6 +179,25 @@ def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path, order):
         found = read_image(path, 28, channels)
         assert found.shape == (channels, 28, 28) and all(torch.equal(plane, expected) for plane in found)
     assert len(found.unique()) == 256
+
+
+@pytest.mark.parametrize("most", [65535, 4095])
+def test_sixteen_bits_of_pgm_are_scaled_by_their_maximum(tmp_path, most):
+    wide = np.linspace(0, most, 28 * 28).reshape(28, 28).round().astype(np.uint16)
+    (tmp_path / "gray.pgm").write_bytes(b"P5 28 28 %d\n" % most + wide.astype(">u2").tobytes())
+    expected = np.floor(wide / most * 255 + 0.5)
+    assert np.abs(read_image(tmp_path / "gray.pgm", 28, 1)[0].numpy() - expected).max() <= (most != 65535)
+
+
+def test_alpha_and_orientation_change_no_pixel(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (28, 28, 4), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "clear.png")
+    turned = Image.fromarray(pixels[..., :3])
+    exif = turned.getexif()
+    exif[274] = 6
+    turned.save(tmp_path / "turned.png", exif=exif)
+    for name in ("clear.png", "turned.png"):
+        np.testing.assert_array_equal(read_image(tmp_path / name, 28).permute(1, 2, 0), pixels[..., :3])
 
 
 @pytest.mark.parametrize("mode", ["F", "I"])
