@@ -2,14 +2,19 @@
 
     python recipes/evaluate.py RUN [--part test] [--data.name folder --data.root my_images [--part all]]
 
-Writes evaluation-<data>-<part>.json into the run folder and prints the table.
+Writes evaluation-<data>-<part>.json into the run folder and prints the table; <data> is the name of the set, and for
+other data than the run's the name of its folder too and a checksum of the keys that say which data it is.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
+import math
 import sys
+import warnings
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,16 +27,19 @@ import torch
 from ncreg.checkpoint import load_classifier
 from ncreg.models import Classifier
 from recipes.build import pick_device
-from recipes.config import UserError, parse
-from recipes.data import load
+from recipes.config import DataConfig, UserError, parse
+from recipes.data import divided, held, read
 from recipes.measure import BATCH, measure
 from recipes.report import ROWS
 from recipes.run_folder import RunFolder
-from recipes.split import Split, joined
+from recipes.split import Source, Split, joined
 from recipes.unread import lost_workers_told
 
 OWN = {"train_size": None, "imbalance": 1.0, "label_noise": 0.0}
 """What the run did to its own training images, and its value for other data: nothing."""
+
+WHICH = ("name", "root", "val_share", *OWN)
+"""Keys of data that say which images of which set are evaluated."""
 
 MEASURES = (
     ("accuracy", "accuracy", "{:.2%}"),
@@ -57,34 +65,96 @@ def evaluate(source: Path, *, part: str, overrides: Sequence[str], device: str) 
     model = from_run(source, device)
     config = parse(["--config", str(folder_of(source) / "config.yaml"), *overrides])
     side = model.image_shape[-1] if model.image_shape else 0
-    loose = dataclasses.replace(config.data, batch_size=2)  # any number of images will do here
-    other = any(word.startswith(("--data.name", "--data.root")) for word in overrides)
-    for key, none in OWN.items():
-        if other and not any(word.startswith(f"--data.{key}") for word in overrides):
-            setattr(loose, key, none)
-    data = load(loose, seed=config.seed, image_size=lambda native: side)
-    if data.class_names != model.class_names:
-        raise UserError(f"classes differ: the run knows {model.class_names}, the data has {data.class_names}")
-    channels = data.train.images.shape[1]
-    if model.image_shape and channels != model.image_shape[0]:
-        raise UserError(f"the run takes images of {model.image_shape[0]} channels, the data has {channels}")
-    for note in data.notes:
+    data, other = _asked(config.data, overrides, part, side)
+    found = read(data, lambda native: side)
+    names = _fitting(model, found)
+    if other and part == "all":
+        split, notes = _everything(found, data), list(found.notes)
+    else:
+        split, notes = _part(found, data, part, seed=config.seed, other=other)
+    for note in notes:
         print(f"note: {note}", file=sys.stderr)
-    if other and part == "test" and data.test_drawn:
-        print("note: this data has no test part: a fifth was drawn; --part all takes every image", file=sys.stderr)
-    split = joined((data.train, data.val, data.test)) if part == "all" else getattr(data, part)
     split = split.to(next(model.parameters()).device)
     counts = confusion(model, split)
-    per_class = (counts.diagonal() / counts.sum(1).clamp_min(1)).tolist()
+    shares = zip(names, counts.diagonal().tolist(), counts.sum(1).tolist(), strict=True)
+    with warnings.catch_warnings():  # the table says so too
+        warnings.filterwarnings("ignore", message=".*classes have no samples")
+        measures = measure(model, split)
     return {
         "run": str(source),
-        "data": config.data.name,
+        "data": data.name,
+        "data_keys": keys_of(data),
         "part": part,
         "images": len(split),
-        **measure(model, split),
-        "per_class": dict(zip(data.class_names, per_class, strict=True)),
+        **measures,
+        "per_class": {name: right / there if there else None for name, right, there in shares},
         "confusion": counts.tolist(),
     }
+
+
+def _asked(config: DataConfig, overrides: Sequence[str], part: str, side: int) -> tuple[DataConfig, bool]:
+    """The data that is asked for, and whether it is other than the run's own.
+
+    Raises:
+        UserError: a key that would do nothing.
+    """
+    given = {word.removeprefix("--data.").partition("=")[0] for word in overrides if word.startswith("--data.")}
+    data, other = dataclasses.replace(config, batch_size=2), bool(given & {"name", "root"})  # any number of images do
+    if "image_size" in given and data.image_size not in (None, side):
+        raise UserError(
+            f"data.image_size={data.image_size}: the run takes images of side {side}, all are brought to it"
+        )
+    if other and part == "all":
+        for key in sorted(given & {"val_share", *OWN}):
+            raise UserError(f"--data.{key} does nothing with --part all, which takes all images of other data; drop it")
+    for key in OWN.keys() - given if other else ():
+        setattr(data, key, OWN[key])
+    return data, other
+
+
+def _fitting(model: Classifier, source: Source) -> Sequence[str]:
+    """The names of the classes, which are the model's too."""
+    if source.class_names != model.class_names:
+        raise UserError(f"classes differ: the run knows {model.class_names}, the data has {source.class_names}")
+    channels = source.train.images.shape[1]
+    if model.image_shape and channels != model.image_shape[0]:
+        raise UserError(f"the run takes images of {model.image_shape[0]} channels, the data has {channels}")
+    return source.class_names
+
+
+def _everything(source: Source, config: DataConfig) -> Split:
+    """All images of a set, whatever part they are in."""
+    parts = [part for part in (source.train, source.val, source.test) if part is not None]
+    return joined(held(parts, config.memory_limit))
+
+
+def _part(source: Source, config: DataConfig, part: str, *, seed: int, other: bool) -> tuple[Split, list[str]]:
+    """A part of a set, or its parts together as the run had them, and what is to be known of it."""
+    data = divided(source, config, seed=seed)
+    notes = list(data.notes)
+    if other and part == "test" and data.test_drawn:
+        notes.append("this data has no test part: a fifth was drawn; --part all takes every image")
+    if part != "all":
+        return getattr(data, part), notes
+    made = ", ".join(f"data.{key}={getattr(config, key)}" for key, no in OWN.items() if getattr(config, key) != no)
+    sizes = f"{len(data.train)} training, {len(data.val)} validation and {len(data.test)} test images"
+    if made:
+        notes.append(f"all is what the run had of its data, with {made}: {sizes}")
+    return joined((data.train, data.val, data.test)), notes
+
+
+def keys_of(config: DataConfig) -> dict[str, Any]:
+    """The values that say which images these are, the folder by its whole path."""
+    return {key: getattr(config, key) for key in WHICH} | {"root": str(config.root.resolve())}
+
+
+def file_name(result: dict[str, Any], run: Path) -> str:
+    """Where a result is written in its run folder: other data or another checkpoint has a name of its own."""
+    keys, own = result["data_keys"], parse(["--config", str(folder_of(run) / "config.yaml")]).data
+    mark = f"{zlib.crc32(json.dumps(keys).encode()):08x}"
+    data = keys["name"] if keys == keys_of(own) else f"{keys['name']}-{Path(keys['root']).name}-{mark}"
+    which = f"-{run.stem}" if run.suffix == ".pt" else ""
+    return f"evaluation-{data}-{result['part']}{which}.json"
 
 
 def folder_of(source: Path) -> Path:
@@ -110,15 +180,19 @@ def from_run(source: Path, device: str) -> Classifier:
 def table(result: dict[str, Any]) -> str:
     """The evaluation as lines to print."""
     lines = [f"{result['images']} images, {result['data']} {result['part']}"]
-    lines += [f"{label:<38}{form.format(result[key]):>14}" for label, key, form in MEASURES]
+    lines += [f"{label:<38}{_shown(result[key], form):>14}" for label, key, form in MEASURES]
     lines += ["", "accuracy of each class, lowest first, and what it is taken for most often:"]
     names = list(result["per_class"])
-    for name, value in sorted(result["per_class"].items(), key=lambda item: item[1]):
+    for name, value in sorted(result["per_class"].items(), key=lambda item: 2 if item[1] is None else item[1]):
         row = list(result["confusion"][names.index(name)])
         row[names.index(name)] = 0
         rival = f"   {names[row.index(max(row))]} ({max(row)})" if max(row) else ""
-        lines.append(f"  {name:<36}{value:>14.2%}{rival}")
+        lines.append(f"  {name:<36}{'no image' if value is None else f'{value:.2%}':>14}{rival}")
     return "\n".join(lines)
+
+
+def _shown(value: float, form: str) -> str:
+    return "not defined" if math.isnan(value) else form.format(value)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -128,8 +202,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.epilog = "--data.KEY VALUE names other data, e.g. --data.name folder --data.root my_images"
     parser.add_argument("run", type=Path, help="a run folder of recipes/train.py, or one of its checkpoints")
-    parser.add_argument("--part", choices=("train", "val", "test", "all"), default="test",
-                        help="all: every image of the set; default: test")  # fmt: skip
+    parser.add_argument("--part", choices=("train", "val", "test", "all"), default="test", help="all: every image of "
+                        "other data; of the run's own data all that the run had; default: test")  # fmt: skip
     parser.add_argument("--device", default="auto", help="cpu, cuda, ...; default: auto")
     args, overrides = parser.parse_known_args(argv)
     try:
@@ -142,8 +216,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    which = f"-{args.run.stem}" if args.run.suffix == ".pt" else ""
-    name = f"evaluation-{result['data']}-{args.part}{which}.json"
+    name = file_name(result, args.run)
     RunFolder(folder).write(name, result)
     print(table(result))
     print(f"\nmore measures and the confusion matrix: {folder / name} (docs/metrics.md explains them)")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import json
 import sys
 from collections.abc import Sequence
@@ -22,8 +23,11 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from ncreg.models import Classifier
 from recipes.config import UserError
 from recipes.evaluate import from_run
-from recipes.image_folder import image_files, read_image
+from recipes.image_folder import hidden_images, image_files, read_image
 from recipes.measure import BATCH
+
+BYTES = "surrogateescape"
+"""How names that are not UTF-8 are written: as the bytes that they are."""
 
 
 def files_of(paths: Sequence[Path]) -> list[Path]:
@@ -32,6 +36,8 @@ def files_of(paths: Sequence[Path]) -> list[Path]:
     for path in paths:
         if path.is_dir():
             found += image_files(path)
+            if hidden := hidden_images(path):
+                print(f"note: hidden images in {path} are left out ({hidden}): name them to have them", file=sys.stderr)
         elif path.is_file():
             found.append(path)
         else:
@@ -86,9 +92,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         rows = predict(from_run(args.run, args.device), files_of(args.images))
         if args.output is None:
+            if isinstance(sys.stdout, io.TextIOWrapper):
+                sys.stdout.reconfigure(errors=BYTES)
             write(rows, args.format, sys.stdout)
         else:
-            with args.output.open("w", newline="") as file:
+            with args.output.open("w", newline="", encoding="utf-8", errors=BYTES) as file:
                 write(rows, args.format, file)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

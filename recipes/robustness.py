@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from fractions import Fraction
 from pathlib import Path
+from typing import NoReturn
 
 if __package__ in (None, ""):  # run as a script: import from the project's root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -53,12 +54,18 @@ def assess(
     """
     subject = Subject.open(run, checkpoint=checkpoint, device=device, seed=settings.seed, split=split)
     settings = replace(settings, preset=settings.preset.for_images(*subject.shape[1:]))
-    there = len(subject.held_out().target)
-    if settings.attacked is not None and settings.attacked > there:
-        raise UserError(f"--attacked {settings.attacked}: {run} has {there} {split} images")
+    target = subject.held_out().target
+    there, classes = len(target), len(target.unique())
+    if settings.attacked is not None and not classes <= settings.attacked <= there:
+        raise UserError(
+            f"--attacked {settings.attacked}: {run} has {there} {split} images of {classes} classes, so {classes} "
+            f"(one of each) to {there}"
+        )
+    if subject.config.data.name in (settings.sets or ()):
+        print(f"note: --sets {subject.config.data.name} is the run's own data: left out", file=sys.stderr)
     if not (run / "summary.json").is_file():
         print(f"note: {run} is not finished: what is evaluated is its newest checkpoint", file=sys.stderr)
-    folder = run / (out or folder_name(checkpoint, split))
+    folder = folder_in(run, out or folder_name(checkpoint, split))
     with locked(folder) as held:  # two at once would each write the file without the other's parts
         if held is None:
             raise UserError(f"another evaluation is writing to {folder}: wait for its end, or --out NAME")
@@ -72,6 +79,26 @@ def folder_name(checkpoint: str, split: str) -> str:
     """Where in its run an evaluation lies: robustness, and after it what is not the last checkpoint, the test part."""
     rest = [word for word, usual in ((checkpoint, "last"), (split, "test")) if word != usual]
     return "-".join(["robustness", *rest])
+
+
+def folder_in(run: Path, name: str) -> Path:
+    """The folder of a run in which an evaluation lies or is to lie.
+
+    Raises:
+        UserError: it would lie elsewhere, or there is something else of that name.
+    """
+    check_name(name)
+    folder = run / name
+    there = {path.name for path in folder.iterdir()} if folder.is_dir() else {name} if folder.exists() else set()
+    if there and not there & {"results.json", "lock"}:  # the lock is there from the start on
+        raise UserError(f"--out {name}: {folder} is there and is no evaluation; choose another name")
+    return folder
+
+
+def check_name(name: str) -> None:
+    """Refuse what is no name of a folder inside a run."""
+    if name in ("", ".", "..") or Path(name).name != name:
+        raise UserError(f"--out {name!r}: must be the name of a folder inside the run, such as robustness-2")
 
 
 def add_parts(
@@ -182,11 +209,20 @@ def number(text: str) -> float:
         raise ValueError(f"{text} divides by zero") from None
 
 
+class _Parser(argparse.ArgumentParser):
+    """Raises where argparse would leave the process."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (--help lists the options)")
+
+
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="robustness.py", description=(__doc__ or "").splitlines()[0], allow_abbrev=False
-    )
+    """The command line.
+
+    Raises:
+        UserError: an unknown option, or a value that it cannot have.
+    """
+    parser = _Parser(prog="robustness.py", description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
     parser.add_argument("runs", nargs="*", type=Path, help="run folders; default: the newest finished one under runs/")
     parser.add_argument("--preset", choices=tuple(PRESETS), default="full", help="default: full")
     parser.add_argument(
@@ -215,6 +251,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     unknown = [part for part in args.parts if part not in PARTS]
     if unknown:
         raise UserError(f"--parts {unknown[0]} is unknown: one of {', '.join(PARTS)}")
+    if args.out is not None:
+        check_name(args.out)
     return args
 
 

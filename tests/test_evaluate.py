@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from test_data import fashion
 from ncreg.checkpoint import load_classifier
 from recipes import evaluate, predict
 from recipes.config import parse
-from recipes.data import load
+from recipes.data import SOURCES, load
+from recipes.split import Source, Split
 from recipes.train import train
 
 
@@ -68,12 +70,63 @@ def test_other_images_are_taken_whole_and_as_they_are(run, tmp_path, capsys, lim
     assert "72 images, folder test" in said.out and "a fifth was drawn; --part all takes every image" in said.err
     assert evaluate.main([*asked, "--part", "all"]) == 0
     assert "360 images, folder all" in capsys.readouterr().out
-    result = json.loads((noisy / "evaluation-folder-all.json").read_text())
+    (file,) = noisy.glob("evaluation-folder-other-*-all.json")
+    result = json.loads(file.read_text())
+    assert result["data_keys"] | {"root": str(whole), "train_size": None, "label_noise": 0} == result["data_keys"]
+    assert evaluate.main([str(noisy), "--part", "all"]) == 0
+    assert (
+        "all is what the run had of its data, with data.imbalance=2.0, data.label_noise=0.4" in capsys.readouterr().err
+    )
+    own = json.loads((noisy / "evaluation-folder-all.json").read_text())
+    assert own["images"] < 360 and own["data_keys"]["imbalance"] == 2
     assert np.sum(result["confusion"], 1).tolist() == torch.bincount(known.target).tolist()
     with torch.no_grad():
         guess = load_classifier(noisy)(known.images.expand(-1, 3, -1, -1).float() / 255).argmax(1)
     right = (guess == known.target).double().mean()
     assert result["accuracy"] == pytest.approx(float(right), abs=1e-9)
+
+
+@pytest.fixture
+def few(expected, monkeypatch):
+    """A set that is the images of the run's test part, its first ones but no 9, in parts that the roots name."""
+    known, _ = expected
+    rows = torch.stack([(known.target == label).nonzero()[0, 0] for label in range(10)])
+    whole, names = Split(known.images[rows], known.target[rows]), tuple(map(str, range(10)))
+    tens = whole[torch.arange(10).repeat(10)]
+    sources = {"ten": Source(names, whole, None), "nine": Source(names, tens, whole[torch.arange(9)])}
+    monkeypatch.setitem(SOURCES, "made", lambda config, image_size: sources[config.root.name])
+
+
+def test_a_class_without_images_has_no_accuracy(run, few, capsys):
+    assert evaluate.main([str(run), "--data.name", "made", "--data.root", "nine"]) == 0
+    said = capsys.readouterr()
+    assert "  9" + "no image".rjust(49) in said.out and "nan" not in said.out
+    assert "note: no test image of class 9" in said.err
+    (file,) = run.glob("evaluation-made-nine-*-test.json")
+    result = json.loads(file.read_text())
+    assert result["per_class"]["9"] is None and result["images"] == 9
+    assert result["accuracy"] == pytest.approx(np.mean([result["per_class"][str(label)] for label in range(9)]))
+
+
+def test_all_takes_a_set_that_is_too_small_to_be_divided(run, few, capsys):
+    asked = [str(run), "--data.name", "made", "--data.root"]
+    assert evaluate.main([*asked, "ten"]) == 2 and "the test part, a drawn share of 0.2" in capsys.readouterr().err
+    for root, count in (("ten", 10), ("nine", 109)):
+        assert evaluate.main([*asked, root, "--part", "all"]) == 0
+        (file,) = run.glob(f"evaluation-made-{root}-*-all.json")
+        result = json.loads(file.read_text())
+        assert result["images"] == count and result["data_keys"]["root"].endswith(f"/{root}")
+
+
+def test_names_that_are_no_text_are_written_as_they_are(run, expected, tmp_path, capsys):
+    odd = tmp_path / os.fsdecode(b"x\xff.png")
+    Image.fromarray(expected[0].images[0, 0].numpy()).save(tmp_path / "y.png")
+    (tmp_path / "y.png").rename(odd)
+    (tmp_path / ".hidden.png").write_bytes(b"no picture")
+    output = tmp_path / "out.csv"
+    assert predict.main([str(run), str(tmp_path), "--output", str(output)]) == 0
+    assert output.read_bytes().splitlines()[1].startswith(os.fsencode(odd) + b",")
+    assert f"note: hidden images in {tmp_path} are left out (1)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("form", ["csv", "json"])
@@ -98,6 +151,12 @@ def test_predict_gives_the_models_probabilities(run, expected, tmp_path, form):
         (evaluate, ["nowhere"], "nowhere is no run folder"),
         (evaluate, ["RUN", "--data.name", "fashion_mnist", "--data.val_share", "0.5"], "classes differ"),
         (evaluate, ["RUN", "--seed", "3"], "--seed is unknown"),
+        (evaluate, ["RUN", "--data.image_size", "64"], "data.image_size=64: the run takes images of side 28"),
+        (
+            evaluate,
+            ["RUN", "--data.name=digits", "--part=all", "--data.train_size=9"],
+            "--data.train_size does nothing",
+        ),
         (predict, ["nowhere", "image.png"], "nowhere does not exist"),
         (predict, ["RUN", "none.png"], "none.png does not exist"),
         (predict, ["RUN", "BAD"], "is not a readable image"),

@@ -21,6 +21,7 @@ from recipes.build import build_model
 from recipes.config import UserError, parse
 from recipes.data import load
 from recipes.robustness import assess, main, newest, number
+from recipes.robustness import parse as parse_words
 from recipes.split import Split, as_floats
 from recipes.study.jobs import locked
 from recipes.train import train
@@ -344,7 +345,7 @@ def test_the_curve_stays_within_the_range_of_images(run):
 
 @pytest.mark.parametrize(
     ("counts", "size", "kept"),
-    [((21,) * 10, 204, (20,) * 10), ((200, 100, 1), 75, (50, 25, 1)), ((200, 100, 4), 76, (50, 25, 1))],
+    [((21,) * 10, 200, (20,) * 10), ((200, 100, 1), 75, (49, 25, 1)), ((200, 100, 4), 76, (50, 25, 1))],
 )
 def test_draws_keep_every_class_whatever_their_sizes(run, counts, size, kept):
     subject = Subject.open(run)
@@ -366,27 +367,51 @@ def test_draws_keep_every_class_whatever_their_sizes(run, counts, size, kept):
         (["--epsilon", "8"], "--epsilon 8.0: at most 1, in units of [0, 1]; 8/255?"),
         (["--attacked", "0"], "--attacked 0: must be at least one image"),
         (["--attacked", "361"], "has 360 test images"),
-        (["--sets", "digits, nothing"], "data.name='nothing' is unknown"),
+        (["--attacked", "9"], "--attacked 9: RUN has 360 test images of 10 classes, so 10 (one of each) to 360"),
+        (["--attacked", "1.5"], "argument --attacked: invalid int value: '1.5'"),
+        (["--epsilon", "8/0"], "argument --epsilon: invalid number value: '8/0'"),
+        (["--norm", "l1"], "argument --norm: invalid choice: 'l1'"),
+        (["--strange"], "unrecognized arguments: --strange (--help lists the options)"),
+        (["--checkpoint", "../checkpoints/last"], "no checkpoint '../checkpoints/last'"),
+        (["--out", "../beside"], "--out '../beside': must be the name of a folder inside the run"),
+        (["--out", "/tmp/elsewhere"], "--out '/tmp/elsewhere': must be the name"),
+        (["--out", "checkpoints"], "--out checkpoints: RUN/checkpoints is there and is no evaluation"),
+        (["--out", "config.yaml"], "--out config.yaml: RUN/config.yaml is there and is no evaluation"),
+        (["--sets", "mnist5k, nothing"], "data.name='nothing' is unknown"),
         (["--checkpoint", "third"], "no checkpoint 'third'"),
     ],
 )
 def test_wrong_commands_are_one_line(run, words, said, capsys):
     assert main([str(run), "--quick", "--quiet", "--out", "wrong", *words]) == 2
     printed = capsys.readouterr()
-    assert said in printed.err and printed.err.count("\n") == 1
+    assert said.replace("RUN", str(run)) in printed.err and printed.err.count("\n") == 1
 
 
-def test_what_cannot_be_written_and_a_stop_by_hand_are_one_line(run, tmp_path, monkeypatch, capsys):
-    (tmp_path / "file").write_text("")
+def test_the_command_line_raises_what_a_caller_can_catch(capsys):
+    for words in (["--nothing"], ["--attacked", "x"], ["--preset", "slow"], ["--out", "a/b"], ["--parts", ""]):
+        with pytest.raises(UserError):
+            parse_words(words)
+    with pytest.raises(SystemExit) as end:
+        parse_words(["--help"])
+    assert end.value.code == 0 and "--attacked N" in capsys.readouterr().out
+
+
+def test_the_runs_own_set_among_those_asked_for_is_told_of(run, capsys):
+    settings = replace(SETTINGS, sets=("digits",))
+    assess(run, settings, parts=["terminal_phase"], out="own-set", quiet=True)
+    assert capsys.readouterr().err == "note: --sets digits is the run's own data: left out\n"
+
+
+def test_what_cannot_be_written_and_a_stop_by_hand_are_one_line(run, monkeypatch, capsys):
     words = [str(run), "--quick", "--quiet", "--parts", "calibration", "--out"]
-    assert main([*words, str(tmp_path / "file" / "x")]) == 2
-    assert "Not a directory" in (said := capsys.readouterr().err) and said.count("\n") == 1
+    assert main([*words, "x" * 300]) == 2
+    assert "File name too long" in (said := capsys.readouterr().err) and said.count("\n") == 1
 
     def stopped(subject, settings):
         raise KeyboardInterrupt
 
     monkeypatch.setitem(PARTS, "calibration", stopped)
-    assert main([*words, str(tmp_path / "y")]) == 130
+    assert main([*words, "stopped"]) == 130
     assert "parts that are done are kept" in (said := capsys.readouterr().err) and said.count("\n") == 1
 
 

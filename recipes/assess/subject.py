@@ -62,10 +62,10 @@ class Subject:
         """
         if not (run / "config.yaml").is_file():
             raise UserError(f"{run} is no run folder: it has no config.yaml")
-        file = run / "checkpoints" / f"{checkpoint}.pt"
-        if not file.is_file():
-            there = ", ".join(sorted(path.stem for path in (run / "checkpoints").glob("*.pt"))) or "none"
-            raise UserError(f"{run} has no checkpoint {checkpoint!r}; there: {there}")
+        there = {path.stem: path for path in sorted((run / "checkpoints").glob("*.pt"))}
+        if checkpoint not in there:
+            raise UserError(f"{run} has no checkpoint {checkpoint!r}; there: {', '.join(there) or 'none'}")
+        file = there[checkpoint]
         try:
             model = load_classifier(file, device=pick_device(device))
         except ValueError as error:
@@ -90,11 +90,7 @@ class Subject:
         split: Split = getattr(self.data, part)
         if size is None or size >= len(split):
             return split
-        size = max(size, self.model.num_classes)
-        try:
-            return stratified(split, size, seed=self.seed, what="images")
-        except UserError:  # a class of a single image, or fewer images left over than there are classes
-            return split[at_least_one(split.target.cpu(), size, seed=self.seed)]
+        return stratified(split, max(size, len(split.target.unique())), seed=self.seed, what="images")
 
     def held_out(self, size: int | None = None) -> Split:
         """The images that the run is evaluated on, or a fixed draw of them."""
@@ -145,16 +141,6 @@ class Subject:
         """The sets asked for, or all at hand besides the run's own."""
         names = [name for name in SETS if at_hand(name, root)] if asked is None else asked
         return {name: self.other(name, root) for name in names if name != self.config.data.name}
-
-
-def at_least_one(target: Tensor, size: int, *, seed: int) -> Tensor:
-    """Indices of about `size` images, of each class its share, rounded, and one at least."""
-    order = torch.randperm(len(target), generator=torch.Generator().manual_seed(seed))
-    kept = []
-    for label in target.unique():
-        own = order[target[order] == label]
-        kept.append(own[: max(1, round(size * len(own) / len(target)))])
-    return torch.cat(kept).sort().values
 
 
 def at_hand(name: str, root: Path) -> bool:
