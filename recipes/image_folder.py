@@ -128,11 +128,11 @@ def _strange_classes(train: Path) -> Iterable[str]:
                 f"{path} holds {', '.join(names)}, which are parts of a set: --data.root names the folder that holds "
                 f"the parts, and each part holds a folder for each class"
             )
-    held = {tuple(names) for names in inside.values()}
-    if len(inside) == len(classes) and len(held) == 1 and len(names := held.pop()) > 1:
+    same = {tuple(names) for names in inside.values()}
+    if len(inside) == len(classes) and len(same) == 1 and len(held := same.pop()) > 1:
         yield (
             f"each class ({', '.join(path.name for path in classes)}) holds no image but the same folders "
-            f"({', '.join(names)}): if these are the classes, --data.root is one level too high"
+            f"({', '.join(held)}): if these are the classes, --data.root is one level too high"
         )
 
 
