@@ -104,6 +104,47 @@ def test_soft_labels_mix_hard_ones_and_weights_weigh():
     torch.testing.assert_close(weighted, (hard[0] * share[y]).sum() / share[y].sum())
 
 
+@pytest.mark.parametrize("tau", [0.0, 0.5, 1.0])
+def test_smoothing_goes_by_the_shares_and_its_optimum_has_equal_wrong_logits(tau):
+    """Against torch's smoothing at τ = 0, against the definition, and at the optimum in closed form."""
+    z, y = batch()
+    s, share = 0.2, torch.tensor(COUNTS, dtype=torch.float64) / sum(COUNTS)
+    got = nf.logit_adjusted_cross_entropy(z, y, COUNTS, tau=tau, label_smoothing=s, reduction="none")
+    each = torch.stack(
+        [nf.logit_adjusted_cross_entropy(z, torch.full_like(y, c), COUNTS, tau=tau, reduction="none") for c in range(4)]
+    )
+    spread = share**tau / (share**tau).sum()
+    torch.testing.assert_close(got, (1 - s) * each.gather(0, y[None])[0] + s * spread @ each)
+    if tau == 0:
+        torch.testing.assert_close(got, F.cross_entropy(z, y, label_smoothing=s, reduction="none"))
+    hot = F.one_hot(y, 4).double()
+    soft = nf.logit_adjusted_cross_entropy(z, hot, COUNTS, tau=tau, label_smoothing=s, reduction="none")
+    torch.testing.assert_close(soft, got)
+    # Adjusted probabilities equal to the smoothed label are its minimum: there the gradient vanishes.
+    label = (1 - s) * F.one_hot(torch.tensor([0]), 4).double() + s * spread
+    best = (label.log() - tau * share.log()).requires_grad_()
+    (slope,) = torch.autograd.grad(
+        nf.logit_adjusted_cross_entropy(best, torch.tensor([0]), COUNTS, tau=tau, label_smoothing=s), best
+    )
+    assert slope.abs().max() < 1e-15
+    torch.testing.assert_close(best[0, 1:], best[0, 1].expand(3))
+
+
+@pytest.mark.parametrize(("ratio", "wins"), [(90, True), (92, False)])
+def test_labels_smoothed_evenly_lose_a_class_to_one_with_a_91st_of_its_images(ratio, wins):
+    """The warning of the docstring: (1 − s)·C/s + 1 = 91 for ten classes and s = 0.1."""
+    counts = torch.tensor([ratio, *[10] * 8, 1], dtype=torch.float64)
+    for even in (True, False):
+        spread = torch.full((10,), 0.1, dtype=torch.float64) if even else counts / counts.sum()
+        label = 0.9 * F.one_hot(torch.tensor([0]), 10).double() + 0.1 * spread
+        best = (label.log() - (counts / counts.sum()).log()).requires_grad_()
+        smoothing = {} if even else {"label_smoothing": 0.1}
+        target = nf.smooth_labels(torch.tensor([0]), 10, 0.1, dtype=torch.float64) if even else torch.tensor([0])
+        (slope,) = torch.autograd.grad(nf.logit_adjusted_cross_entropy(best, target, counts, **smoothing), best)
+        assert slope.abs().max() < 1e-15
+        assert (best.argmax() == 0) == (wins or not even)
+
+
 def test_gradients():
     z, y = batch()
     assert gradcheck(lambda z: nf.logit_adjusted_cross_entropy(z, y, COUNTS, tau=1.3), z.requires_grad_())
@@ -127,7 +168,7 @@ def test_the_module_holds_its_counts():
     torch.testing.assert_close(module(z, y), wanted)
     torch.testing.assert_close(pickle.loads(pickle.dumps(module))(z, y), wanted)
     assert set(module.state_dict()) == {"class_counts", "class_weight"}
-    assert repr(module) == "LogitAdjustedLoss(tau=0.5, reduction='sum', gather=False)"
+    assert repr(module) == "LogitAdjustedLoss(tau=0.5, label_smoothing=0.0, reduction='sum', gather=False)"
 
 
 def test_it_moves_decisions_towards_rare_classes():
@@ -190,6 +231,8 @@ REFUSED = [
     (lambda: nf.logit_adjusted_cross_entropy(Z, Y, "many"), TypeError, "one number a class, got 'many'"),
     (lambda: nf.logit_adjusted_cross_entropy(Z, Y, COUNTS, tau=math.inf), ValueError, "tau=inf must be finite"),
     (lambda: nf.logit_adjusted_cross_entropy(Z, Y, COUNTS, tau="1"), TypeError, "tau must be a number, got '1'"),
+    (lambda: losses.LogitAdjustedLoss(COUNTS, label_smoothing=1.1), ValueError, "label_smoothing=1.1 must be in"),
+    (lambda: losses.LogitAdjustedLoss(COUNTS, label_smoothing="1"), TypeError, "label_smoothing must be a number"),
     (lambda: nf.logit_adjusted_cross_entropy(Z, Y + 2, COUNTS), ValueError, r"in \[0, 4\), got indices from 2 to 4"),
     (lambda: nf.logit_adjusted_cross_entropy(Z.long(), Y, COUNTS), TypeError, "logits must hold floating-point"),
     (lambda: nf.logit_adjusted_cross_entropy(Z, Y, COUNTS, reduction="avg"), ValueError, "got 'avg'"),

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ncreg import functional
 from ncreg.distributed import gather_batch
-from ncreg.functional._inputs import Reduction, check_flag, check_number, check_reduction
+from ncreg.functional._inputs import Reduction, check_flag, check_number, check_reduction, check_share
 from ncreg.functional._targets import Target
 from ncreg.functional.imbalance import Counts, check_counts
 from ncreg.losses._types import ClassWeight, Logits, Losses, show_hyperparameters
@@ -14,6 +14,8 @@ from ncreg.losses._types import ClassWeight, Logits, Losses, show_hyperparameter
 
 class LogitAdjustedLoss(nn.Module):
     """Cross-entropy of z + τ·ln π, π the shares of the classes in the training set; τ = 1 is balanced softmax.
+
+    `label_smoothing` goes to the classes by π^τ, see `ncreg.functional.logit_adjusted_cross_entropy`.
 
     Example:
         >>> import torch
@@ -32,6 +34,7 @@ class LogitAdjustedLoss(nn.Module):
         class_counts: Counts,
         *,
         tau: float = 1.0,
+        label_smoothing: float = 0.0,
         class_weight: ClassWeight | None = None,
         reduction: Reduction = "mean",
         gather: bool = False,
@@ -41,6 +44,7 @@ class LogitAdjustedLoss(nn.Module):
         counts = check_counts(class_counts)
         self.register_buffer("class_counts", counts.long() if bool((counts == counts.round()).all()) else counts)
         self.tau = check_number("tau", tau)
+        self.label_smoothing = check_share("label_smoothing", label_smoothing)
         self.register_buffer("class_weight", class_weight)
         self.reduction = check_reduction(reduction)
         self.gather = check_flag("gather", gather)
@@ -54,6 +58,7 @@ class LogitAdjustedLoss(nn.Module):
             target,
             self.class_counts,
             tau=self.tau,
+            label_smoothing=self.label_smoothing,
             class_weight=self.class_weight,
             reduction=self.reduction,
         )
