@@ -23,10 +23,10 @@ from ncreg.checkpoint import load_checkpoint, load_classifier
 from ncreg.models import Classifier
 from recipes.build import build_model, class_vectors, image_size
 from recipes.config import TrainConfig, UserError, parse
-from recipes.data import Dataset, load, stratified
+from recipes.data import Dataset, load
 from recipes.measure import BATCH
 from recipes.run_folder import RunFolder
-from recipes.split import Split
+from recipes.split import Split, stratified
 from recipes.study.simplex_view import Snapshot, draw, project, save, stored
 
 WORDS = {"onset": "zero error", "best": "best validation", "last": "end"}

@@ -43,7 +43,7 @@ from recipes.build import (
     watched,
 )
 from recipes.config import TrainConfig, UserError, as_yaml, parse, parse_command
-from recipes.data import Dataset, load, stratified
+from recipes.data import Dataset, load
 from recipes.measure import measure, measure_all
 from recipes.objective import build_terms, try_out
 from recipes.plan import show_plan
@@ -51,7 +51,7 @@ from recipes.ranks import Ranks, joined
 from recipes.report import closing_lines, draw, history_entry, progress_bar, show, timing_line
 from recipes.run_folder import RunFolder
 from recipes.signals import EXIT_CODE, Stopped, StopRequest
-from recipes.split import Split
+from recipes.split import Split, stratified
 from recipes.state import TrainState
 from recipes.unread import lost_workers_told
 

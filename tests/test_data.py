@@ -15,8 +15,8 @@ from sklearn.datasets import load_digits
 
 import recipes.data as data
 from recipes.config import DataConfig, UserError
-from recipes.data import load, long_tailed, stratified
-from recipes.split import Source, Split
+from recipes.data import load, long_tailed
+from recipes.split import Source, Split, stratified
 
 
 def native(side):

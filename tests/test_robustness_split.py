@@ -14,9 +14,9 @@ from ncreg.checkpoint import load_classifier
 from recipes.assess.parts import halves
 from recipes.assess.table import table
 from recipes.config import UserError, parse
-from recipes.data import load, stratified
+from recipes.data import load
 from recipes.robustness import assess, folder_name
-from recipes.split import Split, as_floats
+from recipes.split import Split, as_floats, stratified
 from recipes.study.results import _evaluation
 from recipes.study.study import Evaluations
 

@@ -30,9 +30,9 @@ def logit_adjusted_cross_entropy(
     softmax, −ln(n_y e^{z_y} / Σ_c n_c e^{z_c}); τ = 0 cross-entropy.
 
     Smoothing gives the share s of a label to the classes by π^τ, so that at the optimum all wrong logits are alike.
-    Labels smoothed evenly (`smooth_labels`) do harm here: at their optimum the rarest class has the largest wrong logit,
-    which beats the right one wherever that class has (1 − s)·C/s + 1 times the images: 91 times with ten classes and
-    s = 0.1. The two are the same where classes are balanced, and for τ = 0.
+    Labels smoothed evenly (`smooth_labels`) do harm here: at their optimum the rarest class has the largest wrong
+    logit, which beats the right one wherever that class has (1 − s)·C/s + 1 times the images: 91 times with ten
+    classes and s = 0.1. The two are the same where classes are balanced, and for τ = 0.
 
     Source: Menon et al., "Long-tail learning via logit adjustment", ICLR 2021 (arXiv 2007.07314); Ren et al., "Balanced
     Meta-Softmax for Long-Tailed Visual Recognition", NeurIPS 2020 (arXiv 2007.10740).

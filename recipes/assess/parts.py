@@ -13,8 +13,7 @@ from ncreg import robustness
 from recipes.assess.labels import label_noise, long_tail, numbers
 from recipes.assess.presets import Found, NotHere, Settings, shrunk
 from recipes.assess.subject import Subject
-from recipes.data import stratified
-from recipes.split import Split
+from recipes.split import Split, stratified
 
 
 def calibration(subject: Subject, settings: Settings) -> Found:

@@ -15,9 +15,9 @@ from ncreg.checkpoint import load_classifier
 from ncreg.models import Classifier
 from recipes.build import pick_device
 from recipes.config import DataConfig, TrainConfig, UserError, parse
-from recipes.data import DEBIAN, Dataset, load, stratified
+from recipes.data import DEBIAN, Dataset, load
 from recipes.measure import BATCH
-from recipes.split import Split, as_floats
+from recipes.split import Split, as_floats, stratified
 
 SETS = ("digits", "mnist5k", "fashion_mnist")
 """Image sets that need no download, where they are there."""
