@@ -14,10 +14,14 @@ def check_flag(name: str, value: bool) -> bool:
     return value
 
 
-def check_number(name: str, value: float) -> float:
-    """A finite number."""
+def _check_real(name: str, value: float) -> None:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {value!r}")
+
+
+def check_number(name: str, value: float) -> float:
+    """A finite number."""
+    _check_real(name, value)
     if not isfinite(value):
         raise ValueError(f"{name}={value} must be finite")
     return float(value)
@@ -25,8 +29,7 @@ def check_number(name: str, value: float) -> float:
 
 def check_positive(name: str, value: float) -> float:
     """A finite number above zero."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number, got {value!r}")
+    _check_real(name, value)
     if not (isfinite(value) and value > 0):
         raise ValueError(f"{name}={value} must be finite and above 0")
     return float(value)
@@ -34,8 +37,7 @@ def check_positive(name: str, value: float) -> float:
 
 def check_share(name: str, value: float) -> float:
     """A number in [0, 1]."""
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number, got {value!r}")
+    _check_real(name, value)
     if not 0 <= value <= 1:
         raise ValueError(f"{name}={value} must be in [0, 1]")
     return float(value)

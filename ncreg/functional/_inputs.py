@@ -7,11 +7,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ncreg._checks import check_flag as check_flag
-from ncreg._checks import check_number as check_number
-from ncreg._checks import check_positive as check_positive
-from ncreg._checks import check_share as check_share
-
 Reduction = Literal["mean", "sum", "none"]
 
 

@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
-from ncreg.functional._inputs import Reduction, average, check_positive, check_rows, dot_products, unit_rows
+from ncreg._checks import check_positive
+from ncreg.functional._inputs import Reduction, average, check_rows, dot_products, unit_rows
 from ncreg.functional._targets import (
     Target,
     check_labels,

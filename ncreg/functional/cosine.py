@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from ncreg.functional._inputs import check_num_classes, check_rows, check_share, dot_products, full_precision, unit_rows
+from ncreg._checks import check_share
+from ncreg.functional._inputs import check_num_classes, check_rows, dot_products, full_precision, unit_rows
 from ncreg.functional._targets import check_labels, class_means, class_of_slot, compact
 
 Center = Literal["batch"] | Float[Tensor, " dim"] | None

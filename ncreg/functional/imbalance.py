@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from ncreg.functional._inputs import Reduction, average, check_number, check_rows, check_share, full_precision
+from ncreg._checks import check_number, check_share
+from ncreg.functional._inputs import Reduction, average, check_rows, full_precision
 from ncreg.functional._targets import Target, _wait_for, check_labels, check_soft, is_soft, weighed
 
 Counts = Sequence[int | float] | Shaped[Tensor, " classes"]

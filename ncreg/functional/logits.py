@@ -5,15 +5,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from ncreg.functional._inputs import (
-    Reduction,
-    average,
-    check_num_classes,
-    check_positive,
-    check_rows,
-    check_share,
-    full_precision,
-)
+from ncreg._checks import check_positive, check_share
+from ncreg.functional._inputs import Reduction, average, check_num_classes, check_rows, full_precision
 from ncreg.functional._targets import Target, check_labels, check_soft, is_soft, sample_weights, weighed
 
 

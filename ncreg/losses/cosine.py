@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from ncreg import functional
+from ncreg._checks import check_flag, check_share
 from ncreg.distributed import gather_batch
 from ncreg.frames import as_size
-from ncreg.functional._inputs import check_flag, check_num_classes, check_share
+from ncreg.functional._inputs import check_num_classes
 from ncreg.functional.cosine import Center, check_center
 from ncreg.losses._types import Features, Labels, Loss, show_hyperparameters
 

@@ -6,16 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from ncreg import functional
+from ncreg._checks import check_flag, check_positive, check_share
 from ncreg.distributed import gather_batch
 from ncreg.frames import as_size
-from ncreg.functional._inputs import (
-    Reduction,
-    check_flag,
-    check_num_classes,
-    check_positive,
-    check_reduction,
-    check_share,
-)
+from ncreg.functional._inputs import Reduction, check_num_classes, check_reduction
 from ncreg.functional._targets import Target
 from ncreg.losses._types import ClassVectors, ClassWeight, Features, Labels, Losses, show_hyperparameters
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,14 +25,14 @@ def check_evaluations(study: Study) -> None:
     Raises:
         UserError: it does not know one of them.
     """
-    for checkpoint in study.evaluations.checkpoints if study.evaluations else []:
-        argv, said = study.evaluations.argv(checkpoint) if study.evaluations else [], io.StringIO()
+    if study.evaluations is None:
+        return
+    for checkpoint in study.evaluations.checkpoints:
+        argv = study.evaluations.argv(checkpoint)
         try:
-            with contextlib.redirect_stderr(said):
-                robustness.parse(argv)
-        except (UserError, SystemExit) as error:
-            why = str(error) if isinstance(error, UserError) else said.getvalue().strip().rpartition("error: ")[2]
-            raise UserError(f"evaluations: recipes/robustness.py {' '.join(argv)}: {why}") from None
+            robustness.parse(argv)
+        except UserError as error:
+            raise UserError(f"evaluations: recipes/robustness.py {' '.join(argv)}: {error}") from None
 
 
 def foresee(cells: Sequence[Cell]) -> None:
