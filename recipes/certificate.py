@@ -50,7 +50,7 @@ def outputs(model: Classifier, split: Split) -> tuple[Tensor, Tensor]:
     model.eval()
     rows = [model(images, with_features=True) for images, _ in split.in_turn(BATCH)]
     model.train(training)
-    logits, features = (torch.cat(part).double().cpu() for part in zip(*rows, strict=True))
+    logits, features = (torch.cat(part).cpu().double() for part in zip(*rows, strict=True))
     return features, logits
 
 
@@ -66,7 +66,7 @@ def affine_map(model: Classifier, features: Tensor, logits: Tensor) -> tuple[Ten
     weight = getattr(model.head, "class_vectors", getattr(model.head, "weight", None))
     if not isinstance(weight, Tensor):
         return None
-    rows = weight.detach().double().cpu()
+    rows = weight.detach().cpu().double()
     scale = getattr(model.head, "scale", None)
     scaled = rows if scale is None else float(scale) * rows
     for seen in (features, F.normalize(features, dim=1)):

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ncreg._precision import float64_device, in_float64
 from ncreg.metrics import NeuralCollapse
 from ncreg.models import Classifier
 from recipes.certificate import certificate
@@ -48,12 +49,12 @@ def measure(
     metric = NeuralCollapse(model.num_classes, model.head_hidden_size, classifier=model.head).to(device)
     training = model.training
     model.eval()
-    sums = torch.zeros(2, dtype=torch.float64, device=device)  # correct, loss
+    sums = torch.zeros(2, dtype=torch.float64, device=float64_device(device))  # correct, loss
     now = time.perf_counter()
     for images, target in ranks.share(split).in_turn(BATCH):
         logits, features = model(images, with_features=True)
-        sums[0] += (logits.argmax(1) == target).sum()
-        sums[1] += F.cross_entropy(logits.double(), target, reduction="sum")
+        sums[0] += (logits.argmax(1) == target).sum().to(sums.device)
+        sums[1] += F.cross_entropy(in_float64(logits), target.to(sums.device), reduction="sum")
         now = clock.add("measure_forward", now)
         if collapse:
             metric.update(features, target)

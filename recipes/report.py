@@ -113,24 +113,13 @@ def progress_bar(config: TrainConfig, state: TrainState, steps: int) -> tqdm:
 
 
 def history_entry(
-    epoch: int,
-    phase: str,
-    ramp: float,
-    rate: float,
-    loss: float,
-    values: dict[str, float],
-    val: dict[str, float],
-    num_classes: int,
+    planned: Mapping[str, Any], values: Mapping[str, float], val: Mapping[str, float], num_classes: int
 ) -> dict[str, Any]:
-    """What history.jsonl keeps of an epoch."""
+    """What history.jsonl keeps of an epoch: what it was to be, and what came of it."""
     ideal = -1 / (num_classes - 1)
     gaps = {"intra_cosine_gap": 1 - values["intra_cosine"], "inter_cosine_gap": abs(values["inter_cosine"] - ideal)}
     return {
-        "epoch": epoch,
-        "phase": phase,
-        "ramp": ramp,
-        "lr": rate,
-        "loss": loss,
+        **planned,
         "train_accuracy": values["accuracy"],
         "train_loss": values["loss"],
         "val_accuracy": val["accuracy"],

@@ -22,6 +22,7 @@ from recipes import compare
 from recipes.build import build_model, image_size
 from recipes.config import TrainConfig, UserError, parse, recipes
 from recipes.data import load
+from recipes.loop import order
 from recipes.signals import EXIT_CODE
 from recipes.study import jobs, results
 from recipes.study.cells import _images_of, cell, dotted, grid, identity, share
@@ -29,7 +30,6 @@ from recipes.study.jobs import Ended, Processes, locked, run_cell
 from recipes.study.progress import Progress
 from recipes.study.search import chosen, tried
 from recipes.study.study import Evaluations, plain, read_study, study_from
-from recipes.train import order
 
 STUDIES = sorted((Path(__file__).parents[1] / "benchmarks" / "studies").glob("*.yaml"))
 TINY = {

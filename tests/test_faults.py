@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import recipes.train as training
+import recipes.loop
 from ncreg import checkpoint
 from ncreg.checkpoint import load_checkpoint
 from recipes.config import UserError, parse
@@ -124,7 +124,7 @@ def test_a_second_signal_acts_as_it_would_have():
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(whole, tmp_path, monkeypatch, capsys):
     config = parse([*ARGS, "--out", str(tmp_path)])
-    monkeypatch.setattr(training, "measure_all", lambda *args, **kwargs: (_ for _ in ()).throw(Killed))
+    monkeypatch.setattr(recipes.loop, "measure_all", lambda *args, **kwargs: (_ for _ in ()).throw(Killed))
     with pytest.raises(Killed):
         train(config)
     monkeypatch.undo()

@@ -22,8 +22,9 @@ from recipes import report
 from recipes.build import build_model
 from recipes.config import CONFIGS, TermConfig, TrainConfig, UserError, as_yaml, parse, recipes
 from recipes.data import load
+from recipes.loop import order
 from recipes.objective import build_terms
-from recipes.train import main, order, train
+from recipes.train import main, train
 
 ROOT = Path(__file__).parents[1]
 SHORT = ["--data.train_size", "256", "--data.batch_size", "64", "--tpt.max_epochs", "4", "--tpt.min_terminal", "2"]

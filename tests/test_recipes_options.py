@@ -13,18 +13,20 @@ import torch.nn.functional as F
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from timm.data.mixup import Mixup
 
+import recipes.loop
 import recipes.train as training
 from ncreg.checkpoint import load_checkpoint, load_classifier
 from recipes.augment import batches, moved
 from recipes.build import build_model, build_optimizer, freeze
 from recipes.config import AugmentConfig, TermConfig, parse
 from recipes.data import load
+from recipes.loop import order
 from recipes.objective import build_terms
 from recipes.plan import curves, rates
 from recipes.ranks import Ranks
 from recipes.run_folder import RunFolder
 from recipes.split import Split
-from recipes.train import main, order, train
+from recipes.train import main, train
 
 SHORT = [
     *("--data.train_size", "192", "--data.batch_size", "64", "--quiet", "true", "--tpt.threshold", "0.1"),
@@ -332,12 +334,12 @@ def test_plan_prints_a_table_leaves_a_figure_and_trains_nothing(tmp_path, capsys
 
 
 def test_a_standstill_ends_the_terminal_phase(tmp_path, monkeypatch):
-    real = training.measure
+    real = recipes.loop.measure
 
     def still(*args, **kwargs):
         return real(*args, **kwargs) | ({} if kwargs.get("collapse") is False else {"nc1": 0.5})
 
-    monkeypatch.setattr(training, "measure", still)
+    monkeypatch.setattr(recipes.loop, "measure", still)
     args = ["--tpt.stop_patience", "2", "--tpt.min_terminal", "1", "--tpt.extend", "20", "--tpt.threshold", "0.01"]
     state = last(run(tmp_path, *args, epochs=12))
     onset = state["scheduler"]["onset_epoch"]

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ncreg._checks import check_positive
+from ncreg._precision import in_float64
 from ncreg.frames._hull import nearest_to_others
 
 ROWS = 1024  # of a Gram matrix at a time
@@ -37,16 +38,16 @@ def max_cosine(weight: Float[Tensor, "num_classes dim"]) -> Float[Tensor, ""]:
         tensor(0.)
     """
     _check_weight(weight)
-    sizes = weight.detach().double().abs().amax(1, keepdim=True)
+    sizes = in_float64(weight.detach()).abs().amax(1, keepdim=True)
     if not sizes.all():
         raise ValueError("weight has a class vector of length 0, which has no cosine")
-    wide = weight.double() / sizes  # squares of the very long and the very short would leave float64
+    wide = in_float64(weight) / sizes  # squares of the very long and the very short would leave float64
     unit, largest = wide / torch.linalg.vector_norm(wide, dim=1, keepdim=True), []
     for first in range(0, len(unit), ROWS):
         cosines = unit[first : first + ROWS] @ unit.T
-        own = torch.eye(*cosines.shape, dtype=torch.bool, device=weight.device).roll(first, dims=1)
+        own = torch.eye(*cosines.shape, dtype=torch.bool, device=unit.device).roll(first, dims=1)
         largest.append(cosines.masked_fill(own, -torch.inf).max())
-    return torch.stack(largest).max().to(weight.dtype)
+    return torch.stack(largest).max().to(weight)
 
 
 def one_vs_rest_distance(weight: Float[Tensor, "num_classes dim"], *, tolerance: float = 1e-9) -> Float[Tensor, ""]:
@@ -71,10 +72,10 @@ def one_vs_rest_distance(weight: Float[Tensor, "num_classes dim"], *, tolerance:
     """
     _check_weight(weight)
     check_positive("tolerance", tolerance)
-    size = weight.detach().double().abs().max()
+    size = in_float64(weight.detach()).abs().max()
     # A power of two, so that nothing is rounded; without it squares of the very long and short leave float64.
     unit = torch.ldexp(torch.ones_like(size), torch.frexp(size).exponent - 1) if size > 0 else size + 1
-    wide = weight.double() / unit
+    wide = in_float64(weight) / unit
     with torch.no_grad():
         nearest, shares = nearest_to_others(wide, tolerance)
-    return (unit * torch.linalg.vector_norm(wide[nearest] - shares @ wide)).to(weight.dtype)
+    return (unit * torch.linalg.vector_norm(wide[nearest] - shares @ wide)).to(weight)

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ncreg._precision import in_float64
 from ncreg.frames._simplex import basis_times, basis_transposed_times
 
 
@@ -67,7 +68,7 @@ def _length(matrix: Tensor) -> Tensor:
 
 def _on_basis(means: Tensor) -> Tensor:
     """Qᵀ · means (C−1, d) in float64; a shared offset goes first, before it can swamp the digits."""
-    means = means.double()
+    means = in_float64(means)
     return basis_transposed_times(means - means[:1].detach())
 
 
@@ -100,9 +101,9 @@ def nearest_simplex_etf(means: Float[Tensor, "num_classes dim"]) -> Float[Tensor
             f"{num_classes - 1}: project the features to {num_classes - 1} dimensions or more"
         )
     # Singular values this small are the rounding of the means as given, offset included.
-    cutoff = torch.finfo(means.dtype).eps * max(num_classes, dim) ** 0.5 * _length(means.detach().double())
+    cutoff = torch.finfo(means.dtype).eps * max(num_classes, dim) ** 0.5 * _length(in_float64(means.detach()))
     axes = _Polar.apply(_on_basis(means).mT, cutoff)
-    return ((num_classes / (num_classes - 1)) ** 0.5 * basis_times(axes.mT)).to(means.dtype)
+    return ((num_classes / (num_classes - 1)) ** 0.5 * basis_times(axes.mT)).to(means)
 
 
 def etf_distance(means: Float[Tensor, "num_classes dim"]) -> Float[Tensor, ""]:
@@ -123,4 +124,4 @@ def etf_distance(means: Float[Tensor, "num_classes dim"]) -> Float[Tensor, ""]:
     values = torch.linalg.svdvals(_on_basis(means))
     values = F.pad(values / values.detach().amax(), (0, len(means) - 1 - len(values)))  # squares stay within range
     # The same number as the variance of S over its mean square: no cancellation near a simplex.
-    return ((values - values.mean()).square().sum() / values.square().sum()).to(means.dtype)
+    return ((values - values.mean()).square().sum() / values.square().sum()).to(means)

@@ -12,6 +12,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from ncreg._checks import check_share
+from ncreg._precision import in_float64
 from ncreg.functional._inputs import check_num_classes, check_rows, dot_products, full_precision, unit_rows
 from ncreg.functional._targets import check_labels, class_means, class_of_slot, compact
 
@@ -224,7 +225,8 @@ def _class_directions(
     check_rows("features", features)
     check_num_classes(num_classes)
     label = check_labels(target, features, num_classes)
-    return class_means(_directions(features.double(), center, _exact_unit_rows), label, num_classes)
+    wide = in_float64(features)
+    return class_means(_directions(wide, center, _exact_unit_rows), label.to(wide.device), num_classes)
 
 
 def _exact_unit_rows(rows: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows dim"]:

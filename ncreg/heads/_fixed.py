@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ncreg._checks import check_flag, check_word
+from ncreg._precision import in_float64
 from ncreg.frames import as_size, hypercube, orthoplex, seeded, simplex_etf, softmax_code, tammes
 from ncreg.frames._simplex import as_float
 from ncreg.heads._cosine import (
@@ -85,13 +86,13 @@ def _margin_scale(weight: Tensor) -> float:
     num_classes, simplex_margin = len(weight), len(weight) / (len(weight) - 1)
     if weight.is_meta:
         return default_scale(num_classes)
-    exact = weight.double() if weight.device.type != "mps" else weight.float()
+    exact = in_float64(weight)
     size = float(exact.abs().amax()) or 1.0
     wide = exact / size  # squares stay within range
     unit, smallest = F.normalize(wide, dim=1), float("inf")
     for first in range(0, num_classes, ROWS):
         logits = unit[first : first + ROWS] @ wide.T
-        own = torch.arange(first, first + len(logits), device=weight.device)[:, None]
+        own = torch.arange(first, first + len(logits), device=exact.device)[:, None]
         rest = logits.scatter(1, own, -torch.inf).amax(1)
         smallest = min(smallest, float((logits.gather(1, own)[:, 0] - rest).min()))
     if not smallest > 1e-6:
@@ -175,7 +176,8 @@ class ETFHead(nn.Module):
         """Class vectors (C, d): the dense frame, or what the structure amounts to, built when asked for."""
         if self.structure == "dense":
             return cast(Tensor, super().__getattr__("weight"))
-        axes = torch.eye(self.in_features, dtype=torch.float64, device=self._place.device)
+        wide = torch.float32 if self._place.device.type == "mps" else torch.float64  # MPS has no float64
+        axes = torch.eye(self.in_features, dtype=wide, device=self._place.device)
         return self._structured(axes, 1.0).T.contiguous().to(self._place.dtype)
 
     def forward(self, features: Float[Tensor, "batch in_features"]) -> Float[Tensor, "batch num_classes"]:

@@ -125,7 +125,7 @@ class NearestETFHead(nn.Module):
         present = sums[:, -1] > 0
         batch_means = sums[:, :-1] / sums[:, -1:].clamp_min(1)
         old = self.means.to(batch_means.dtype)
-        rate = torch.where(self.seen, old.new_tensor(self.momentum), 1) * present
+        rate = torch.where(self.seen, old.new_full((), self.momentum), 1) * present
         return old + rate[:, None] * (batch_means - old), present
 
     def _aimed(self, means: Tensor) -> Tensor:

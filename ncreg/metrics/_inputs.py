@@ -1,8 +1,7 @@
-"""What every metric checks at its boundary, and where its float64 sums live."""
+"""What every metric checks at its boundary."""
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
@@ -11,16 +10,6 @@ from torch import Tensor
 from ncreg.metrics._geometry import LARGEST
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-
-
-@functools.cache
-def float64_device(device: torch.device) -> torch.device:
-    """The device itself, or the CPU where the device has no float64 (Apple's MPS, some others)."""
-    try:
-        torch.zeros(1, dtype=torch.float64, device=device)
-    except (TypeError, RuntimeError):
-        return torch.device("cpu")
-    return device
 
 
 def check_batch(features: Tensor, target: Tensor, num_classes: int, num_features: int) -> None:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ncreg._precision import in_float64
 from ncreg.models._backbone import evaluating, example_image, parameter_like
 from ncreg.models._classifier import Classifier, Normalize
 from ncreg.norms import LastBatchNorm
@@ -186,7 +187,7 @@ def _filled(plain: nn.Module, slots: Slots, chosen: tuple[str, ...], tail: Linea
         position = (position + layer.weight.shape[1]) % tail.weight.shape[1]
         nn.init.ones_(layer.bias)
         image = _image(classifier)
-        shares.append(1.0 if image is None else float(plain(image).double().mean()))
+        shares.append(1.0 if image is None else float(in_float64(plain(image)).mean()))
         nn.init.zeros_(layer.bias)
     for layer, start in zip(layers, starts, strict=True):
         mixed = sum(share for share, other in zip(shares, starts, strict=True) if other == start)
@@ -215,8 +216,8 @@ def _agree(plain: nn.Module, classifier: Classifier, exact: bool) -> bool:
     if image is None:
         return True
     images = torch.cat([image, image.flip(1)])
-    expected = classifier.head(classifier.norm(classifier.project(classifier.backbone(images)))).double()
-    got = plain(images).double()
+    expected = in_float64(classifier.head(classifier.norm(classifier.project(classifier.backbone(images)))))
+    got = in_float64(plain(images))
     rounding = 1e-3 if image.dtype in (torch.float32, torch.float64) else 5e-2
     if got.shape != expected.shape:
         return False
