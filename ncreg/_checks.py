@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from math import isfinite
 from numbers import Real
 
+import torch
+
 
 def check_flag(name: str, value: bool) -> bool:
     """True or False, and nothing that merely counts as one of them."""
@@ -49,3 +51,8 @@ def check_word(name: str, value: str, known: Iterable[str]) -> str:
     if not isinstance(value, str) or value not in words:
         raise ValueError(f"{name}={value!r} must be one of {', '.join(map(repr, words))}")
     return value
+
+
+def tracing() -> bool:
+    """Whether torch.jit.trace is looking on, which takes sizes for tensors and warns where one is compared."""
+    return bool(torch._C._get_tracing_state())

@@ -137,7 +137,8 @@ def load_classifier(source: str | Path, *, ema: bool = False, device: str | torc
         image_shape = tuple(as_size("image_shape", size, 1) for size in state["image_shape"])
         if len(image_shape) != 3:
             raise ValueError(f"image_shape={state['image_shape']!r} must be (channels, height, width)")
-        classifier = swap_head(**state["build"])
+        with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten below
+            classifier = swap_head(**state["build"])
         classifier.preprocess = Normalize([0.0] * image_shape[0], [1.0] * image_shape[0])
         classifier.to(weights["preprocess.mean"].dtype).load_state_dict(weights)
         class_names = _names(state["class_names"], classifier.num_classes)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ncreg._checks import check_flag, check_positive, check_share, check_word
+from ncreg._checks import check_flag, check_positive, check_share, check_word, tracing
 from ncreg.distributed import all_reduce_sum, world_size
 from ncreg.frames import as_size
 
@@ -181,7 +181,7 @@ class FilterResponseNorm(nn.Module):
 def _check_pooled(features: Tensor, num_features: int) -> None:
     if not isinstance(features, Tensor):
         raise TypeError(f"features must be a tensor (batch, {num_features}), not {type(features).__name__}")
-    if features.ndim != 2 or features.shape[1] != num_features:
+    if features.ndim != 2 or (not tracing() and features.shape[1] != num_features):
         shape = tuple(features.shape)
         raise ValueError(f"features of shape {shape}: the norm takes pooled features (batch, {num_features})")
     if not features.is_floating_point():

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
 from numbers import Real
-from typing import Any
+from typing import Any, cast
 
 from timm.models import group_parameters
 from torch import nn
@@ -50,6 +50,7 @@ def param_groups(model: nn.Module, weight_decay: float, *, layer_decay: float | 
             raise TypeError(f"{name}={value!r} must be a number, not {type(value).__name__}")
     if not (math.isfinite(weight_decay) and weight_decay >= 0):
         raise ValueError(f"weight_decay={weight_decay} must be finite and at least 0")
+    model = cast(nn.Module, getattr(model, "_orig_mod", model))  # of torch.compile, which puts that before all names
     scales = _layer_scales(model, layer_decay)
     gammas = {id(parameter) for parameter in _last_norm_weights(model)}
     exempt = _exempt_patterns(model)
@@ -71,14 +72,14 @@ def _last_norm_weights(model: nn.Module) -> Iterator[nn.Parameter]:
     for module in model.modules():
         norm = module.norm if isinstance(module, Classifier) else module
         if isinstance(module, Classifier | LastBatchNorm):
-            yield from (p for name, p in norm.named_parameters() if not name.endswith("bias"))
+            yield from (p for name, p in norm.named_parameters() if not name.endswith(("bias", "eps")))
 
 
 def _exempt_patterns(model: nn.Module) -> set[str]:
     """Patterns of names that the model, or the one inside a DistributedDataParallel, exempts from decay."""
     for prefix, module in model.named_modules():
         names: Callable[[], set[str]] | None = getattr(module, "no_weight_decay", None)
-        if names is not None:
+        if names is not None and "_orig_mod" not in module._modules:
             return {f"{prefix}.{name}" if prefix else name for name in names()}
     return set()
 

@@ -25,6 +25,7 @@ from ncreg.optim import param_groups
 from ncreg.tpt import TPTScheduler
 from recipes.config import ModelConfig, OptimConfig, TPTConfig, TrainConfig, UserError
 from recipes.data import SMALLEST, Dataset
+from recipes.measure import measure_names
 
 
 def pick_device(name: str) -> torch.device:
@@ -164,13 +165,16 @@ def freeze(model: Classifier, optimizer: Optimizer, frozen: bool) -> None:
 
 def build_scheduler(config: TrainConfig, optimizer: Optimizer) -> TPTScheduler:
     """The schedule of the fitting phase inside the scheduler of the terminal phase."""
+    if config.tpt.stop_patience is not None and config.tpt.stop_measure not in (known := measure_names()):
+        raise UserError(f"tpt.stop_measure={config.tpt.stop_measure!r} is unknown: one of {', '.join(known)}")
     asked, length = config.optim, config.tpt.max_epochs
     warmup: dict[str, Any] = {"warmup_t": asked.warmup_epochs, "warmup_lr_init": asked.lr / (asked.warmup_epochs + 1)}
     drops = [length // 3, 2 * length // 3] if asked.schedule == "step" else []
     try:
-        schedule: Scheduler = MultiStepLRScheduler(optimizer, decay_t=drops, decay_rate=0.1, **warmup)
-        if asked.schedule == "cosine":
-            schedule = CosineLRScheduler(optimizer, t_initial=length, **warmup)
+        if asked.schedule == "cosine" and length > 1:
+            schedule: Scheduler = CosineLRScheduler(optimizer, t_initial=length, **warmup)
+        else:
+            schedule = MultiStepLRScheduler(optimizer, decay_t=drops, decay_rate=0.1, **warmup)
         ours = ("stop_measure", "target")
         return TPTScheduler(optimizer, schedule, **{k: v for k, v in asdict(config.tpt).items() if k not in ours})
     except (ValueError, AssertionError) as error:
@@ -179,11 +183,7 @@ def build_scheduler(config: TrainConfig, optimizer: Optimizer) -> TPTScheduler:
 
 def watched(values: Mapping[str, float], asked: TPTConfig) -> float | None:
     """The measure whose standstill ends the terminal phase, where one is to."""
-    if asked.stop_patience is None:
-        return None
-    if asked.stop_measure not in values:
-        raise UserError(f"tpt.stop_measure={asked.stop_measure!r} is unknown: one of {', '.join(values)}")
-    return values[asked.stop_measure]
+    return None if asked.stop_patience is None else values[asked.stop_measure]
 
 
 def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:

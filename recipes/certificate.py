@@ -27,10 +27,12 @@ def certificate(model: Classifier, split: Split) -> dict[str, float] | None:
     scaled to length 1.
     """
     chosen = balanced(split.target.cpu(), model.num_classes, MOST)
+    if len(chosen) == 0:
+        return None
     features, logits = outputs(model, split[chosen.to(split.target.device)])
     target = split.target.cpu()[chosen]
     affine = affine_map(model, features, logits)
-    if affine is None or len(target) == 0:
+    if affine is None:
         return None
     seen, weight = affine
     total = (seen - seen.mean(0)).square().sum(1).mean()

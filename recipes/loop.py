@@ -38,6 +38,7 @@ class Loop:
         self.device = next(state.model.parameters()).device
         self.adversary = Adversary(config, state.model, state.ranks)
         self.wrapped = self._wrapped()
+        self.began = time.perf_counter()  # with the training of the epoch in progress
         self.about = {
             "config": as_yaml(config),
             "build": build_args(config, data),
@@ -48,7 +49,7 @@ class Loop:
     def epoch(self, bar: tqdm) -> dict[str, Any]:
         """Train for the rest of the epoch in progress; its number, phase, ramp and learning rate."""
         config, state, scheduler = self.config, self.state, self.state.scheduler
-        epoch, began = state.epoch, time.perf_counter()
+        epoch, self.began = state.epoch, time.perf_counter()
         planned = {"epoch": epoch, "phase": scheduler.phase, "ramp": scheduler.ramp, "lr": max(scheduler.get_last_lr())}
         weights = {term.name: term.weight(scheduler.ramp) for term in state.terms}
         state.model.train()
@@ -61,7 +62,7 @@ class Loop:
             self.step(batch, weights)
             bar.update()
             self._look_up()
-        state.clock.add("train", began)
+        state.clock.add("train", self.began)
         return planned
 
     def step(self, batch: Batch, weights: Mapping[str, float]) -> None:
@@ -87,12 +88,14 @@ class Loop:
         """Measure, and tell the scheduler; the epoch's entry, and the further checkpoints that it deserves."""
         config, state, scheduler = self.config, self.state, self.state.scheduler
         on_validation = partial(measure, split=self.data.val, ranks=state.ranks, clock=state.clock, collapse=False)
+        state.ranks.share_buffers(state.model)
         values = measured(state.model, subset, state, self.run)
         val = on_validation(state.model)
         scheduler.step(planned["epoch"], values["accuracy"], watched(values, config.tpt))
         loss = float(state.ranks.sum(in_float64(torch.stack(state.taken)).mean())) / state.ranks.size
         entry = history_entry({**planned, "loss": loss}, values, val, state.model.num_classes)
         if state.ema is not None:
+            state.ranks.share_buffers(state.ema.module)
             entry["ema"] = on_validation(state.ema.module)
         copies = []
         if val["accuracy"] > max((old["val_accuracy"] for old in state.history), default=-1.0):
@@ -134,6 +137,7 @@ class Loop:
     def _look_up(self) -> None:
         """Save and stop, if that was asked of any rank."""
         if self._looks_up and self.state.ranks.any(self.stop.asked, self.device):
+            self.state.clock.add("train", self.began)
             self.save()
             at = f"step {len(self.state.taken)} of epoch {self.state.epoch}"
             raise Stopped(f"stopped at {at}; go on with --resume {self.run.path}")
@@ -145,6 +149,9 @@ def descend(
     """Forward, losses and backward of a batch, in as many parts as asked for; its loss, and its features."""
     count, ranks, device = config.optim.accumulate, state.ranks, batch.images.device
     reads_weight = any("weight" in term.consumes for term in state.terms)
+    # DDP waits for the gradient of every parameter: a learned head that no loss looks at gets one of 0.
+    reads_logits = any("logits" in term.consumes for term in state.terms if weights[term.name])
+    reads_logits = reads_logits or not any(p.requires_grad for p in state.model.head.parameters())
     total, seen = torch.zeros((), device=device), []
     for number, part in enumerate(batch.parts(count), start=1):
         with ranks.alone_until(wrapped, number == count):
@@ -155,6 +162,8 @@ def descend(
                 available["weight"] = class_vectors(state.model)
             losses = {term.name: term(available) for term in state.terms if weights[term.name]}
             loss = torch.stack([weights[name] * value for name, value in losses.items()]).sum() / count
+            if not reads_logits:
+                loss = loss + 0 * available["logits"].sum()
             state.scaler.scale(loss).backward()
         total = total + loss.detach()
         seen.append(available["features"].detach())

@@ -68,6 +68,13 @@ def measure(
     return result
 
 
+def measure_names() -> tuple[str, ...]:
+    """What `measure` gives, by name."""
+    metric = NeuralCollapse(2, 2, classifier=torch.nn.Linear(2, 2))
+    metric.update(torch.eye(2), torch.arange(2))
+    return ("accuracy", "loss", *metric.compute())
+
+
 def measure_all(
     model: Classifier, data: Dataset, *, ranks: Ranks = ALONE, clock: Clock | None = None
 ) -> dict[str, Any]:

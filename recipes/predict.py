@@ -26,6 +26,7 @@ from recipes.evaluate import from_run
 from recipes.image_folder import hidden_images, image_files, read_image
 from recipes.measure import BATCH
 
+SHOWN = 10  # files named that cannot be read
 BYTES = "surrogateescape"
 """How names that are not UTF-8 are written: as the bytes that they are."""
 
@@ -55,15 +56,26 @@ def predict(model: Classifier, files: Sequence[Path]) -> list[dict[str, Any]]:
     channels, _, side = model.image_shape
     parameter = next(model.parameters())
     rows: list[dict[str, Any]] = []
+    refused: list[str] = []
     for start in range(0, len(files), BATCH):
-        chunk = files[start : start + BATCH]
-        images = torch.stack([read_image(file, side, channels) for file in chunk])
+        chunk, read = files[start : start + BATCH], []
+        for file in chunk:
+            try:
+                read.append(read_image(file, side, channels))
+            except UserError as error:  # the rest is looked at, so that all that is wrong is said at once
+                refused.append(str(error))
+        if refused:
+            continue
+        images = torch.stack(read)
         shares = model(images.to(parameter.device).float().div(255)).softmax(1).cpu()
         for file, row in zip(chunk, shares, strict=True):
             probabilities = dict(zip(model.class_names, row.tolist(), strict=True))
             best = model.class_names[int(row.argmax())]
             chosen = {"file": str(file), "class": best, "probability": probabilities[best]}
             rows.append({**chosen, "probabilities": probabilities})
+    if refused:
+        more = f"; and {len(refused) - SHOWN} more" if len(refused) > SHOWN else ""
+        raise UserError("; ".join(refused[:SHOWN]) + more)
     return rows
 
 

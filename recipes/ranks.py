@@ -44,6 +44,11 @@ class Ranks:
                 f"optim.accumulate={parts}: the {size // self.size} images that a rank has of a batch are to be cut "
                 "into equal parts"
             )
+        if size // self.size // parts < 2:
+            raise UserError(
+                f"data.batch_size={size} leaves each of the {self.size} ranks one image, and BatchNorm has no "
+                f"variance of one: at least {2 * self.size * parts}"
+            )
         return size // self.size
 
     def wrap(self, model: nn.Module, device: torch.device, *, compiled: bool = False) -> nn.Module:
@@ -55,6 +60,12 @@ class Ranks:
     def alone_until(self, wrapped: nn.Module, last: bool) -> AbstractContextManager[None]:
         """Leave gradients unaveraged while parts of a batch are to follow."""
         return nullcontext() if last or self.size == 1 else wrapped.no_sync()  # type: ignore[operator]
+
+    def share_buffers(self, model: nn.Module) -> None:
+        """Give every rank the main rank's running statistics; DDP does so only before a forward pass in training."""
+        if self.size > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, 0)
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum over ranks, the same on all of them."""
@@ -86,6 +97,8 @@ def joined(device: torch.device) -> Iterator[Ranks]:
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ or dist.is_initialized():
         yield Ranks(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else Ranks()
         return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # NCCL sends plain values over the current device: GPU 0 on all ranks otherwise
     try:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     except (ValueError, RuntimeError) as error:

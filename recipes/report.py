@@ -14,8 +14,10 @@ import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
+from ncreg.models import Classifier  # noqa: E402
 from ncreg.tpt import TPTScheduler  # noqa: E402
 from recipes.config import TrainConfig  # noqa: E402
+from recipes.data import Dataset  # noqa: E402
 from recipes.measure import Clock  # noqa: E402
 from recipes.ranks import Ranks  # noqa: E402
 from recipes.state import TrainState  # noqa: E402
@@ -65,6 +67,18 @@ def _finish(figure: Any, panels: Sequence[Axes], onset: int | None, title: str, 
     figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def opening_line(config: TrainConfig, data: Dataset, model: Classifier) -> str:
+    """What a run is about to train, on what, and where."""
+    parts = {"training": data.train, "validation": data.val, "test": data.test}
+    images = ", ".join(f"{len(split):,} {name}" for name, split in parts.items())
+    shape = " x ".join(map(str, data.train.images.shape[1:]))
+    size = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    return (
+        f"{config.data.name}: {images} images of {len(data.class_names)} classes, {shape}; {config.model.backbone}, "
+        f"{size:.3g} million parameters, on {next(model.parameters()).device}"
+    )
 
 
 ROWS = (

@@ -113,12 +113,16 @@ def add_parts(
 ) -> None:
     """The parts that the result has not yet, each written as soon as it is done; one that fails keeps none back."""
     made_by, failed = environment(command), []
+    if not quiet:
+        print(f"evaluating {subject.run}, checkpoint {subject.checkpoint}: {', '.join(parts)}", flush=True)
     bar = tqdm(parts, unit="part", disable=True if quiet else None)
     for name in bar:
         bar.set_description(name)
         if name in result.parts:
             continue
         start = time.perf_counter()
+        if bar.disable and not quiet:
+            print(f"{name:<14}", end="", flush=True)
         result.skipped.pop(name, None)
         try:
             found, warnings = PARTS[name](subject, settings)
@@ -132,7 +136,7 @@ def add_parts(
             result.warnings += [f"{name}: {warning}" for warning in warnings]
         result.write(folder)
         if bar.disable and not quiet:
-            print(f"{name:<14}{time.perf_counter() - start:6.0f} s", flush=True)
+            print(f"{time.perf_counter() - start:6.0f} s", flush=True)
     if failed:
         raise UserError(f"{subject.run}, {'; '.join(failed)}")
 

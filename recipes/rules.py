@@ -28,6 +28,11 @@ def check(config: TrainConfig) -> None:
         "measure_size": (config.measure_size, config.measure_size is None or config.measure_size >= 1, "at least 1"),
         "optim.lr": (optim.lr, 0 < optim.lr < math.inf, "a positive rate"),
         "optim.momentum": (optim.momentum, 0 <= optim.momentum < 1, "in [0, 1)"),
+        "optim.momentum of adamw": (
+            optim.momentum,
+            optim.name == "sgd" or optim.momentum == type(optim).momentum,
+            "left alone: adamw has none, it is sgd's",
+        ),
         "optim.weight_decay": (optim.weight_decay, 0 <= optim.weight_decay < math.inf, "not negative"),
         "optim.warmup_epochs": (
             optim.warmup_epochs,

@@ -31,7 +31,7 @@ from recipes.measure import measure_all
 from recipes.objective import build_terms, try_out
 from recipes.plan import show_plan
 from recipes.ranks import Ranks, joined
-from recipes.report import closing_lines, draw, progress_bar, show, timing_line
+from recipes.report import closing_lines, draw, opening_line, progress_bar, show, timing_line
 from recipes.run_folder import RunFolder
 from recipes.signals import EXIT_CODE, Stopped, StopRequest
 from recipes.split import Split, stratified
@@ -68,6 +68,8 @@ def fit(
     run = open_run(config, command, resume, state)
     for note in data.notes if ranks.main else ():
         print(f"note: {note}", file=sys.stderr)
+    if ranks.main and not config.quiet:
+        print(opening_line(config, data, state.model), flush=True)
     steps = len(data.train) // config.data.batch_size
     loop = Loop(config, data, state, run, stop, steps)
     bar = progress_bar(config, state, steps)

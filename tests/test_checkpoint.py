@@ -213,6 +213,10 @@ def bad_statistics(state):
     return {"model": state["model"] | {"norm.running_mean": state["model"]["norm.running_mean"] * torch.nan}}
 
 
+def infinite_gamma(state):
+    return {"model": state["model"] | {"norm.weight": state["model"]["norm.weight"] * torch.inf}}
+
+
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     "change, words",
@@ -224,6 +228,7 @@ def bad_statistics(state):
         (lambda state: {"class_names": "0123456789"}, "class_names='0123456789' must be a list of names"),
         (diverged, "is of a diverged run: .* holds NaN"),
         (bad_statistics, "is of a diverged run: norm.running_mean holds NaN"),
+        (infinite_gamma, "is of a diverged run: norm.weight holds"),
     ],
 )
 def test_a_checkpoint_that_gives_no_classifier_says_why(averaged, tmp_path, change, words):
@@ -231,3 +236,9 @@ def test_a_checkpoint_that_gives_no_classifier_says_why(averaged, tmp_path, chan
     save_checkpoint(tmp_path / "changed.pt", state | change(state))
     with pytest.raises(ValueError, match=f"changed.pt .*{words}"):
         load_classifier(tmp_path / "changed.pt")
+
+
+def test_loading_a_classifier_draws_nothing_from_the_global_generator(averaged):
+    before = torch.get_rng_state()
+    load_classifier(averaged)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -160,16 +160,20 @@ def test_predict_gives_the_models_probabilities(run, expected, tmp_path, form):
         (predict, ["nowhere", "image.png"], "nowhere does not exist"),
         (predict, ["RUN", "none.png"], "none.png does not exist"),
         (predict, ["RUN", "BAD"], "is not a readable image"),
+        (predict, ["RUN", "BAD", "GOOD", "WORSE"], "worse.png is not a readable image"),
+        (predict, ["RUN", "WORSE", "GOOD", "BAD"], "bad.png is not a readable image"),
         (predict, ["RUN", "EMPTY"], "no images"),
         (predict, ["RUN", "GOOD", "--output", "nowhere/out.csv"], "output=nowhere/out.csv cannot be written"),
     ],
 )
 def test_bad_input_is_one_line(run, tmp_path, capsys, monkeypatch, command, args, words):
     (tmp_path / "bad.png").write_bytes(b"no picture")
+    (tmp_path / "worse.png").write_bytes(b"none either")
     (tmp_path / "empty").mkdir()
     Image.new("L", (9, 5)).save(tmp_path / "good.png")
     monkeypatch.setattr("recipes.data.DEBIAN", made_fashion(tmp_path / "fashion"))
-    known = {"RUN": run, "BAD": tmp_path / "bad.png", "EMPTY": tmp_path / "empty", "GOOD": tmp_path / "good.png"}
+    named = {word: tmp_path / f"{word.lower()}.png" for word in ("BAD", "WORSE", "GOOD")}
+    known = named | {"RUN": run, "EMPTY": tmp_path / "empty"}
     assert command.main([str(known.get(arg, arg)) for arg in args]) == 2
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.count("\n") == 1 and words in captured.err

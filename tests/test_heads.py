@@ -19,6 +19,7 @@ from ncreg.frames import etf_distance, max_cosine, nearest_simplex_etf, orthople
 from ncreg.heads import HEADS, CosineHead, ETFHead, FixedHead, LinearHead, NearestETFHead
 from ncreg.heads._cosine import cosine_logits, plain_cosine_logits
 from ncreg.heads._grouped import GroupedCosine, grouped_cosine
+from ncreg.models import swap_head
 
 F64 = {"dtype": torch.float64}
 STRUCTURES = [("dense", 9), ("dense", 14), ("grouped", 10), ("grouped", 14), ("grouped", 30)]
@@ -495,3 +496,13 @@ def test_the_grouped_heads_own_backward_is_that_of_the_plain_formula(dim, classe
     rows = features[:3].clone().requires_grad_()
     assert torch.autograd.gradcheck(lambda h: GroupedCosine.apply(h, classes, 3.0), (rows,))
     assert torch.autograd.gradgradcheck(lambda h: GroupedCosine.apply(h, classes, 3.0), (rows,))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated")
+@pytest.mark.parametrize("head", ["etf", "cosine", "linear", "nearest_etf"])
+def test_a_model_that_is_traced_in_training_is_right_at_other_batch_sizes_and_warns_of_nothing(head):
+    """Warnings are errors here; trace itself compares two traces and a fresh forward pass."""
+    model = swap_head("test_resnet", head, num_classes=10).eval()
+    traced = torch.jit.trace(model, torch.rand(2, 3, 32, 32))
+    images = torch.rand(5, 3, 32, 32)
+    torch.testing.assert_close(traced(images), model(images))

@@ -613,3 +613,23 @@ def test_mismatched_merges():
     next(passes)
     with pytest.raises(ValueError, match="both metrics must be in the first pass"):
         first.merge_state(NeuralCollapse(2, 3, cache=False))
+
+
+def test_class_means_that_nearly_coincide_keep_the_digits_of_their_distance():
+    generator = torch.Generator().manual_seed(3)
+    target = torch.arange(40) % 4
+    means = torch.randn(4, 6, generator=generator, dtype=torch.float64)
+    means[1] = means[0] + 1e-7 * means[1]
+    features = means[target] + 1e-6 * torch.randn(40, 6, generator=generator, dtype=torch.float64)
+    head = nn.Linear(6, 4, dtype=torch.float64)
+    found, expected = measure(features, target, head), expect(features, target, head)
+    assert float(found["cdnv"]) == pytest.approx(float(expected["cdnv"]), rel=1e-6) and expected["cdnv"] > 1
+
+
+def test_means_of_many_classes_that_barely_fill_a_direction_are_decomposed_as_those_of_few(monkeypatch):
+    features, target, head = make(12, 16, 120, spread=1e-3)
+    squeezed = torch.linspace(0, -7, 16, dtype=torch.float64)
+    features = features @ torch.diag(10**squeezed)
+    expected = measure(features, target, head)
+    monkeypatch.setattr("ncreg.metrics._geometry._SMALL", 4)
+    assert_agrees(measure(features, target, head), expected, 1e-7)

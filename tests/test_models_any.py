@@ -1,10 +1,12 @@
 """Modules of no library, and parts of one's own."""
 
 import pickle
+import warnings
 
 import pytest
 import timm
 import torch
+import torchvision
 from torch import nn
 
 from ncreg.models import Classifier, Normalize, fold, swap_head
@@ -115,6 +117,18 @@ def test_dropout_before_the_norm_is_announced():
     for model in ("test_resnet", "test_vit"):
         with pytest.warns(UserWarning, match="dropout of rate 0.3"):
             swap_head(model, num_classes=10, model_args={"drop_rate": 0.3})
+
+
+@pytest.mark.parametrize("build", [torchvision.models.mobilenet_v3_small, torchvision.models.alexnet])
+def test_what_the_warning_of_dropout_says_removes_it(build):
+    model = build(weights=None)
+    with pytest.warns(UserWarning, match=r"first model\.get_submodule\('classifier\.\d'\)\.p = 0\.0") as told:
+        swap_head(model, "etf", num_classes=10)
+    remedy = str(told[0].message).partition("first ")[2].partition(" removes")[0]
+    exec(remedy, {"model": model})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        swap_head(model, "etf", num_classes=10)
 
 
 def test_a_classifier_of_several_layers_gives_way_to_one():

@@ -92,3 +92,22 @@ def test_what_is_no_model_and_no_number_is_named():
         param_groups([1], 0.1)
     with pytest.raises(TypeError, match="weight_decay='0.1'"):
         param_groups(nn.Linear(2, 2), "0.1")
+
+
+def test_the_threshold_of_a_filter_response_norm_does_not_decay():
+    classifier = swap_head("test_resnet", norm="filter_response", num_classes=10)
+    assert {n for n in names(classifier, True) if n.startswith("norm.")} == {"norm.weight"}
+
+
+def test_a_compiled_model_has_the_groups_of_the_model_inside():
+    classifier = swap_head("test_vit", num_classes=10)
+    known = {parameter: name for name, parameter in classifier.named_parameters()}
+    for model in (torch.compile(classifier), nn.ModuleDict({"module": torch.compile(classifier)})):
+        decayed = {known[p] for group in param_groups(model, 5e-4) if group["weight_decay"] for p in group["params"]}
+        assert decayed == names(classifier, True) and "backbone.pos_embed" not in decayed
+
+
+def test_a_bias_of_two_dimensions_does_not_decay():
+    module = nn.Linear(3, 2)
+    module.bias = nn.Parameter(torch.zeros(2, 1))
+    assert names(module, True) == {"weight"}

@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from ncreg.checkpoint import load_checkpoint
-from recipes.ranks import Ranks
+from ncreg.checkpoint import load_checkpoint, load_classifier
+from recipes.config import UserError, parse
+from recipes.data import load
+from recipes.measure import measure
+from recipes.ranks import Ranks, joined
 
 ROOT = Path(__file__).parents[1]
 ARGS = [
@@ -125,3 +128,40 @@ def test_a_rank_that_dies_ends_the_job_which_can_be_resumed(alone, tmp_path):
     assert [entry["epoch"] for entry in history] == [1, 2, 3, 4]
     for name, value in alone[0]["model"].items():
         torch.testing.assert_close(state["model"][name], value, rtol=1e-9, atol=1e-9)
+
+
+def test_ranks_measure_the_model_that_is_kept_and_let_a_head_rest(tmp_path):
+    """BatchNorm's statistics differ between ranks; from the onset on no loss looks at the logits or the head's bias."""
+    resnet = ("--model.backbone", "test_resnet", "--model.model_args", "{}", "--model.head", "linear")
+    terms = "{cross_entropy: {phase: fitting}, dot_regression: {phase: terminal}}"
+    done = launch(tmp_path, 2, *resnet, "--loss", terms, "--optim.ema", "0.5", "--tpt.max_epochs", "3")
+    assert done.returncode == 0, done.stderr
+    _, history, summary = ending(tmp_path)
+    (path,) = tmp_path.iterdir()
+    config = parse(["--config", str(path / "config.yaml")])
+    data = load(config.data, seed=config.seed, image_size=lambda native: 32)
+    found = measure(load_classifier(path), data.train)
+    assert history[-1]["phase"] == "terminal"
+    for name in ("accuracy", "loss", "nc1", "intra_cosine"):
+        assert summary["at_end"]["train"][name] == pytest.approx(found[name], rel=1e-9), name
+    average = measure(load_classifier(path, ema=True), data.val, collapse=False)
+    assert history[-1]["ema"]["loss"] == pytest.approx(average["loss"], rel=1e-9)
+
+
+def test_a_rank_takes_its_own_gpu_before_it_joins(monkeypatch):
+    calls = []
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: calls.append(str(device)))
+    for name in ("init_process_group", "destroy_process_group"):
+        monkeypatch.setattr(torch.distributed, name, lambda *args, name=name: calls.append(name))
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    with joined(torch.device("cuda:1")) as ranks:
+        assert ranks == Ranks(1, 2)
+    assert calls == ["cuda:1", "init_process_group", "destroy_process_group"]
+
+
+def test_a_rank_gets_two_images_of_a_batch_at_least():
+    with pytest.raises(UserError, match="data.batch_size=8 leaves each of the 4 ranks one image.*at least 16"):
+        Ranks(0, 4).share_of_batch(8, 2)

@@ -349,3 +349,11 @@ def test_a_standstill_is_counted_across_a_resume():
     assert first.state_dict() == second.state_dict() and first.last_epoch == 11  # min_terminal is 10
     with pytest.raises(ValueError, match="stop_patience=0"):
         TPTScheduler(optimizer(), max_epochs=5, stop_patience=0)
+
+
+def test_a_peak_between_two_epochs_counts_for_the_first_terminal_rate():
+    given = optimizer()
+    inner = torch_schedules.OneCycleLR(given, max_lr=1.0, total_steps=20, pct_start=0.2, final_div_factor=1e9)
+    scheduler = TPTScheduler(given, inner, max_epochs=8, interval="update", terminal="constant")
+    run(scheduler, [0.0, 1.0, 1.0, 1.0], updates=10)  # the peak is at update 4 of the first epoch
+    assert scheduler.get_last_lr() == [pytest.approx(FLOOR * 1.0, rel=1e-6)]

@@ -197,3 +197,16 @@ def test_states_of_the_inner_schedule_that_are_none(wrong, words):
     scheduler = TPTScheduler(own, torch_schedules.StepLR(own, 1), max_epochs=9)
     with pytest.raises((TypeError, ValueError), match=words):
         scheduler.load_state_dict(scheduler.state_dict() | {"schedule": wrong})
+
+
+def test_a_run_that_ends_without_a_metric_is_warned_once():
+    scheduler = TPTScheduler(optimizer(), max_epochs=3)
+    scheduler.step(1)
+    scheduler.step(2)
+    with pytest.warns(UserWarning, match="3 epochs without a metric: no terminal phase could begin"):
+        scheduler.step(3)
+    measured, plain = TPTScheduler(optimizer(), max_epochs=2), TPTScheduler(optimizer(), max_epochs=2, extend=None)
+    for epoch in (1, 2):  # warnings are errors here
+        measured.step(epoch, 0.5 if epoch == 1 else None)
+        plain.step(epoch)
+    assert measured.finished and plain.finished

@@ -203,7 +203,9 @@ def update_class_means(
     target = check_labels(target, features, _length(memory, features))
     with torch.no_grad():
         wide = torch.promote_types(memory.dtype, torch.float32)  # bfloat16 cannot count beyond 256
-        means, counts = class_means(_directions(features, center).to(memory.device, wide), target, len(memory))
+        means, counts = class_means(
+            _directions(features, center).to(memory.device, wide), target.to(memory.device), len(memory)
+        )
         keep = momentum * memory.any(1, keepdim=True).to(wide)
         # A batch that overflowed must not stay in the memory: a gradient scaler skips it as well.
         taken = (counts > 0) & means.isfinite().all(1)

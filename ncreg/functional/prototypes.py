@@ -127,6 +127,7 @@ def update_centers(
     target = check_labels(target, features, len(centers))
     with torch.no_grad():
         wide = centers.to(torch.promote_types(centers.dtype, torch.float32))  # bfloat16 cannot count beyond 256
+        target = target.to(wide.device)
         gaps = features.to(wide) - wide.index_select(0, target)
         sums, counts = class_sums(gaps, target, len(centers))
         moved = (wide + rate * sums / (1 + counts)[:, None]).to(centers.dtype)

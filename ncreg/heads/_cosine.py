@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ncreg._checks import tracing
 from ncreg.theory import scale_for_loss
 
 DEFAULT_LOSS = 0.01  # the smallest cross-entropy that the default scale can reach
@@ -36,7 +37,7 @@ def check_features(features: Tensor, in_features: int, dtype: torch.dtype | None
     """Refuse whatever is not floating-point (batch, in_features), of the dtype given unless autocast is on."""
     if not isinstance(features, Tensor):
         raise TypeError(f"features must be a tensor (batch, {in_features}), not {type(features).__name__}")
-    if features.ndim != 2 or features.shape[1] != in_features:
+    if features.ndim != 2 or (not tracing() and features.shape[1] != in_features):
         shape = tuple(features.shape)
         raise ValueError(f"features of shape {shape}: the head takes pooled features (batch, {in_features})")
     if not features.is_floating_point():
@@ -93,7 +94,7 @@ def eager(features: Tensor) -> bool:
 
     Compilers fuse the plain formula, torch.func wants it to transform, and float16 would overflow on the short cut.
     """
-    traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or tracing()
     if features.dtype == torch.float16:
         return False
     return features.requires_grad and torch.is_grad_enabled() and not traced

@@ -14,7 +14,8 @@ Formula, source and arguments are at the function of the same name in `ncreg.fun
 
     gather   the loss is that of all ranks' batches together, and DistributedDataParallel's averaged gradient exactly
              the global batch's; every rank must make the call. On where samples are compared with each other, off
-             where the loss is a mean over samples: equal batches then need none.
+             where the loss is a mean over samples: equal batches then need none. With class_weight= they do, since
+             the weights of each rank's batch add up to something else: hand in gather=True.
     memory   a ClassMeanMemory, one for each loss, which every batch updates in training mode, after the loss.
 """
 

@@ -245,12 +245,13 @@ def pooled_features(model: nn.Module, image: Tensor, name: str = "the model") ->
     )
 
 
-def dropout_before_head(model: nn.Module) -> float:
-    """The largest rate of dropout that stands between the pooled features and the classifier."""
+def dropout_before_head(model: nn.Module) -> dict[str, float]:
+    """What stands between the pooled features and the classifier and drops them, and at which rate."""
     heads = {"head", "head_drop", "classifier", "fc", "dropout"}
-    rates = [
-        module.p
+    rates = {
+        f"get_submodule({name!r}).p": float(module.p)
         for name, module in model.named_modules()
         if isinstance(module, _DropoutNd) and name.partition(".")[0] in heads
-    ]
-    return max([float(getattr(model, "drop_rate", None) or 0.0), *rates])
+    }
+    rates["drop_rate"] = float(getattr(model, "drop_rate", None) or 0.0)
+    return {place: rate for place, rate in rates.items() if rate > 0}

@@ -81,10 +81,12 @@ def swap_head(
     input_size = _checked_size(input_size)
     headless = _headless(model, model_args, classifier, input_size)
     backbone = headless.module
-    if (rate := dropout_before_head(backbone)) > 0:
+    if rates := dropout_before_head(backbone):
+        by_hand = "; ".join(f"model.{place} = 0.0" for place in rates)
+        remedy = "model_args={'drop_rate': 0.0} removes it" if isinstance(model, str) else f"first {by_hand} removes it"
         warnings.warn(
-            f"dropout of rate {rate} stands between the backbone and the last norm and blurs its statistics; "
-            "pass model_args={'drop_rate': 0.0} or set its p to 0",
+            f"dropout of rate {max(rates.values())} stands between the backbone and the last norm and blurs its "
+            f"statistics; {remedy}",
             UserWarning,
             stacklevel=2,
         )

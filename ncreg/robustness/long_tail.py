@@ -209,7 +209,7 @@ def minority_angles(
         pairs = [(i, j) for i in groups[one] for j in groups[other] if i < j or (one != other and i != j)]
         if not pairs:
             continue
-        left, right = (torch.tensor(side) for side in zip(*pairs, strict=True))
+        left, right = (torch.tensor(side, device="cpu") for side in zip(*pairs, strict=True))
         angles = _angles(unit[left], unit[right])
         found[f"{one}-{other}"] = Angles(float(angles.mean()), float(angles.min()), len(pairs))
     return found

@@ -161,12 +161,12 @@ def noise_images(
     check_images(images)
     draw = seeded(seed)
     if kind == "uniform":
-        return torch.rand(images.shape, generator=draw).to(images)
+        return torch.rand(images.shape, generator=draw, device="cpu").to(images)
     if kind == "gaussian":
-        return torch.randn(images.shape, generator=draw).add(0.5).clamp(0, 1).to(images)
+        return torch.randn(images.shape, generator=draw, device="cpu").add(0.5).clamp(0, 1).to(images)
     if kind == "shuffle":
         flat = images.flatten(2)
-        order = torch.rand(len(flat), 1, flat.shape[2], generator=draw).argsort(2).to(images.device)
+        order = torch.rand(len(flat), 1, flat.shape[2], generator=draw, device="cpu").argsort(2).to(images.device)
         return flat.gather(2, order.expand_as(flat)).view_as(images)
     raise ValueError(f"kind={kind!r} is unknown: 'uniform', 'gaussian' or 'shuffle'")
 

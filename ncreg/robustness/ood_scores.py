@@ -109,7 +109,11 @@ def knn_score(
     rows = check_features("features", features, train.shape[1])
     if len(train) < check_count("neighbours", neighbours):
         raise NotDefined(f"neighbours={neighbours} but there are only {len(train)} training features: pass fewer")
-    fitted = _pytorch_ood().KNN(None, k=neighbours).fit_features(train, torch.zeros(len(train), dtype=torch.int64))
+    fitted = (
+        _pytorch_ood()
+        .KNN(None, k=neighbours)
+        .fit_features(train, torch.zeros(len(train), dtype=torch.int64, device="cpu"))
+    )
     return -fitted.predict_features(rows)
 
 
@@ -217,7 +221,7 @@ def vim_dim(features: int, dim: int | None) -> int:
 
 def _origin(weight: Tensor | None, bias: Tensor | None, dim: int) -> Tensor:
     if bias is None:
-        return torch.zeros(dim, dtype=torch.float64)
+        return torch.zeros(dim, dtype=torch.float64, device="cpu")
     if weight is None:
         raise ValueError("bias is given without weight: both say where all logits are 0")
     w = check_features("weight", weight, dim)

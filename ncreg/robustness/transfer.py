@@ -196,7 +196,7 @@ def few_shot(
         taken = torch.cat([order[labels[order] == c][:shots] for c in range(classes)])
         probe = fit_linear_probe(rows[taken], labels[taken], 1 / len(taken) if l2 is None else l2)
         found.append(_accuracy(probe(test).argmax(1), wanted))
-    values = torch.tensor(found, dtype=torch.float64)
+    values = torch.tensor(found, dtype=torch.float64, device="cpu")
     mean, half = float(values.mean()), t_quantile(draws - 1) * float(values.std()) / sqrt(draws)
     return FewShotResult(shots, mean, (mean - half, mean + half), tuple(found))
 
@@ -289,7 +289,7 @@ def _test_set(features: Tensor, target: Tensor, dim: int, classes: int) -> tuple
 
 
 def _shuffled(labels: Tensor, seed: int, draw: int) -> Tensor:
-    return torch.randperm(len(labels), generator=seeded((check_seed(seed) * 1_000_003 + draw) % 2**63))
+    return torch.randperm(len(labels), generator=seeded((check_seed(seed) * 1_000_003 + draw) % 2**63), device="cpu")
 
 
 def _accuracy(predicted: Tensor, target: Tensor) -> float:

@@ -8,6 +8,7 @@ watches the training accuracy, and when zero error is found swaps the schedule f
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -156,6 +157,7 @@ class TPTScheduler:
         self._peaks: list[float] = []
         self._starts: list[float] = []
         self._least, self._still = math.inf, 0
+        self._measured = False
         self._track_peaks()
 
     # what a training loop reads
@@ -192,7 +194,7 @@ class TPTScheduler:
             epoch: finished epochs, counted from 1, one call each. The same epoch again without a metric (timm's loop
                 does that on resume) sets the rates again and nothing else.
             metric: clean training accuracy in [0, 1]; None where it was not measured (the epoch then neither counts
-                for `patience` nor breaks it).
+                for `patience` nor breaks it; a run that ends without any is warned).
             watch: the measure that `stop_patience` looks at, one that falls with collapse such as NC1; NaN counts as
                 no fall, None as not measured. Ignored while fitting.
         """
@@ -215,6 +217,13 @@ class TPTScheduler:
             self._inner.step(epoch, metric)
         else:
             self._set_terminal_rates()
+        if self.finished and not self._measured and self.extend is not None:
+            warnings.warn(
+                f"{epoch} epochs without a metric: no terminal phase could begin; hand in the clean training accuracy, "
+                "step(epoch, accuracy)",
+                UserWarning,
+                stacklevel=2,
+            )
 
     def step_update(self, num_updates: int, metric: float | None = None) -> None:
         """After an optimizer step: let an inner schedule that counts updates follow (`num_updates` so far)."""
@@ -248,6 +257,7 @@ class TPTScheduler:
             raise ValueError(f"state has {len(rates)} parameter groups, the optimizer has {len(groups)}")
         self._inner.load_state_dict(state["schedule"])
         self._set(settings | progress)
+        self._measured = self.epoch > 0  # not kept; a run that is gone on with is not warned
         self._inner.interval = self.interval
         for group, rate in zip(groups, rates, strict=True):
             _set_rate(group, rate)
@@ -267,6 +277,7 @@ class TPTScheduler:
         """Latch the onset, or record a regression."""
         if metric is None:
             return
+        self._measured = True
         reached = metric >= self.threshold
         if self.onset_epoch is not None:
             if not reached:

@@ -77,4 +77,4 @@ def true_classes(subject: Subject) -> Tensor:
 
 def numbers(tensor: Any) -> Tensor | None:
     """A tensor in float64 on the CPU; None for what is none."""
-    return tensor.detach().double().cpu() if isinstance(tensor, Tensor) else None
+    return tensor.detach().cpu().double() if isinstance(tensor, Tensor) else None

@@ -24,8 +24,7 @@ def calibration(subject: Subject, settings: Settings) -> Found:
         (fitted, held), source = halves(val.target, subject.seed), "the other half of the validation images"
         test, val = val[held], val[fitted]
     report = robustness.evaluate_calibration(test.logits, test.target, val.logits, val.target)
-    coverage = torch.linspace(0.05, 1.0, 20)
-    ranks = (coverage * report.samples).ceil().long().clamp(1, report.samples) - 1
+    ranks = torch.arange(1, 21).mul(report.samples).add(19).div(20, rounding_mode="floor") - 1  # n·k/20, rounded up
     curve = {"coverage": report.risk_coverage.coverage[ranks], "risk": report.risk_coverage.risk[ranks]}
     found = {
         **vars(report),

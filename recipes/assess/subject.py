@@ -112,7 +112,7 @@ class Subject:
     def run_on(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Features and logits of images in [0, 1], as `outputs` gives them."""
         rows = [self.model(part, with_features=True) for part in images.split(BATCH)]
-        logits, features = (torch.cat(part).double().cpu() for part in zip(*rows, strict=True))
+        logits, features = (torch.cat(part).cpu().double() for part in zip(*rows, strict=True))
         return features, logits
 
     def of_part(self, part: str, size: int | None = None) -> Outputs:

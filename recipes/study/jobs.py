@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import signal
@@ -22,6 +21,11 @@ from recipes.config import UserError
 from recipes.signals import EXIT_CODE, StopRequest
 from recipes.study.cells import Cell
 from recipes.study.study import Evaluations
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 ROOT = Path(__file__).resolve().parents[2]
 Outcome = Literal["done", "failed", "stopped", "elsewhere"]
@@ -94,7 +98,12 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[int | None]:
     """The folder's lock as a file descriptor; None where another living process holds it, unless to `wait` for it.
 
     The lock is the kernel's: it goes when the last process that holds it is gone, however it died.
+
+    Raises:
+        UserError: the system has no such locks (Windows).
     """
+    if fcntl is None:
+        raise UserError("evaluations and studies lock their folders as POSIX does: run them on Linux, macOS or WSL")
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:

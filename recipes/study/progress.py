@@ -119,7 +119,7 @@ class Progress:
         """The measures that a run does not have, and why; an error where no arm has one: its path is misspelt."""
         found = {}
         for measure in self.study.measures:
-            if measure.path.startswith("robustness"):
+            if any(path.startswith("robustness") for path in (measure.path, measure.minus or "")):
                 continue
             try:
                 value_of(self.found.runs[cell.key], measure)

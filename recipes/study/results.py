@@ -16,8 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from recipes import robustness
 from recipes.config import TrainConfig, UserError
 from recipes.run_folder import environment
@@ -354,8 +352,3 @@ def put_aside(folder: Path) -> Path:
     copy = next(path for path in free if not path.exists())
     _replace(copy, (folder / "results.json").read_text())
     return copy
-
-
-def as_study_file(study: Study) -> str:
-    """The study as YAML that `read_study` reads back."""
-    return yaml.safe_dump(plain(study), sort_keys=False, allow_unicode=True)

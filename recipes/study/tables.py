@@ -56,7 +56,8 @@ def tabulate(study: Study, found: Found, cells: Sequence[Cell]) -> list[dict[str
 
 def _needed(study: Study, measure: Measure) -> Evaluations | None:
     """What must have been evaluated for a run to have the measure."""
-    return study.evaluations if measure.path.startswith("robustness") else None
+    paths = (measure.path, measure.minus or "")
+    return study.evaluations if any(path.startswith("robustness") for path in paths) else None
 
 
 def _refuse_unknown(study: Study, found: Found, cells: Sequence[Cell]) -> None:

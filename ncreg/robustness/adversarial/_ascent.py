@@ -147,10 +147,12 @@ def random_start(images: Images, radius: Scalars, norm: Norm, generator: torch.G
     """A point drawn evenly from the ball, then cut to [0, 1]; drawn on the CPU, so the same on every device."""
     shape = images.shape
     if norm == "linf":
-        noise = torch.rand(shape, generator=generator, dtype=torch.float64) * 2 - 1
+        noise = torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu") * 2 - 1
     else:
-        noise = torch.randn(shape, generator=generator, dtype=torch.float64)
-        depth = torch.rand(len(images), generator=generator, dtype=torch.float64) ** (1 / images[0].numel())
+        noise = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
+        depth = torch.rand(len(images), generator=generator, dtype=torch.float64, device="cpu") ** (
+            1 / images[0].numel()
+        )
         noise = noise * per_image(depth / length(noise))
     scaled = images.double() + noise.to(images.device) * per_image(radius.double())
     return project(scaled.to(images.dtype), images, radius, norm)
@@ -186,7 +188,7 @@ def ascend(
         if number < steps:
             x = project(x + per_image(step).to(x.dtype) * steepest(grad, norm), images, radius, norm)
     if not bool(finite):
-        check_logits(torch.full((1, 2), torch.nan))  # says so in the one wording
+        check_logits(torch.full((1, 2), torch.nan, device="cpu"))  # says so in the one wording
     return best, lowest
 
 

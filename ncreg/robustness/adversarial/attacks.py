@@ -253,9 +253,11 @@ def random_search(
     lowest = logit_margin(clean, target).double()
     left = correct.clone()
     for number in range(queries if epsilon > 0 else 0):
-        draw = torch.rand(len(images), 2 + images.shape[1], generator=generator, dtype=torch.float64)
+        draw = torch.rand(len(images), 2 + images.shape[1], generator=generator, dtype=torch.float64, device="cpu")
         if number == 0:
-            draw = torch.rand(len(images), images.shape[1] * images.shape[3], generator=generator, dtype=torch.float64)
+            draw = torch.rand(
+                len(images), images.shape[1] * images.shape[3], generator=generator, dtype=torch.float64, device="cpu"
+            )
         for part in in_parts(left.nonzero().squeeze(1), batch_size):
             x, drawn = images[part], draw[part.cpu()].to(images.device)
             moved = _stripes(x, drawn) if number == 0 else _square(x, drawn, 1 - number / queries)

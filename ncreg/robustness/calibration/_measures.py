@@ -167,7 +167,7 @@ def negative_log_likelihood(probabilities: Float[Tensor, "batch classes"], targe
 
 
 def binned(confidence: Tensor, correct: Tensor, bins: int) -> ReliabilityBins:
-    edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64)
+    edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64, device="cpu")
     index = torch.bucketize(confidence, edges[1:-1])  # a confidence on an edge belongs below it
     count = torch.bincount(index, minlength=bins)
     total = confidence.new_zeros(2, bins).index_add(1, index, torch.stack([confidence, correct]))

@@ -72,7 +72,7 @@ def risk_of(score: Tensor, correct: Tensor) -> RiskCoverage:
     errors = correct.new_zeros(len(size)).index_add(0, group, 1 - correct)
     # Expected errors among the first k: those of the groups before, and the share of the own group that is in.
     expected = (errors / size).repeat_interleave(size).cumsum(0)
-    kept = torch.arange(1, n + 1, dtype=torch.float64)
+    kept = torch.arange(1, n + 1, dtype=torch.float64, device="cpu")
     risk = (expected / kept).clamp_max(1)
     best = (kept - correct.sum()).clamp_min(0) / kept
     area = float(risk.mean())

@@ -19,9 +19,11 @@ def gaussian_blur(x: Tensor, sigma: float, rng: Draws) -> Tensor:
 def _disk(radius: float, smoothing: float) -> Tensor:
     """A disk of equal weights with a softened rim."""
     half, reach = (8, 1) if radius <= 8 else (int(radius), 2)
-    place = torch.arange(-half, half + 1, dtype=torch.float64)
+    place = torch.arange(-half, half + 1, dtype=torch.float64, device="cpu")
     disk = (place[:, None] ** 2 + place**2 <= radius**2).double()
-    rim = torch.tensor([exp(-0.5 * (k / smoothing) ** 2) for k in range(-reach, reach + 1)], dtype=torch.float64)
+    rim = torch.tensor(
+        [exp(-0.5 * (k / smoothing) ** 2) for k in range(-reach, reach + 1)], dtype=torch.float64, device="cpu"
+    )
     rim = rim / rim.sum()
     disk = stencil(disk / disk.sum(), rim[:, None] * rim, "mirror")
     disk[disk < 1e-9] = 0

@@ -37,11 +37,11 @@ def zoom_rows(size: int, factor: float) -> tuple[Tensor, Tensor]:
     """Rows that enlarge the middle ceil(size/factor) samples by `factor`, linearly, ends on ends, cut to `size`."""
     kept = ceil(size / factor)
     start, grown = (size - kept) // 2, round(kept * factor)
-    place = torch.arange(size, dtype=torch.float64) + (grown - size) // 2
+    place = torch.arange(size, dtype=torch.float64, device="cpu") + (grown - size) // 2
     place = (place * ((kept - 1) / max(grown - 1, 1))).clamp(0, kept - 1)
     low = place.floor().long().clamp_max(max(kept - 2, 0))
     share = place - low
-    matrix = torch.zeros(size, size, dtype=torch.float64)
+    matrix = torch.zeros(size, size, dtype=torch.float64, device="cpu")
     matrix.scatter_add_(1, start + low[:, None], 1 - share[:, None])
     matrix.scatter_add_(1, start + (low[:, None] + 1).clamp_max(kept - 1), share[:, None])
     return _sparse(matrix)
@@ -52,8 +52,8 @@ def box_rows(size: int, wanted: int) -> tuple[Tensor, Tensor]:
     """Rows that resize to `wanted` samples, each the mean of the samples whose middles it covers, as in Pillow."""
     scale = size / wanted
     reach = max(scale, 1.0)
-    middle = ((torch.arange(wanted, dtype=torch.float64) + 0.5) * scale)[:, None]
-    sample = torch.arange(size, dtype=torch.float64)
+    middle = ((torch.arange(wanted, dtype=torch.float64, device="cpu") + 0.5) * scale)[:, None]
+    sample = torch.arange(size, dtype=torch.float64, device="cpu")
     # Middles that fall on an end are common, and Pillow's own rounding decides them.
     place = (sample - middle + 0.5) * (1 / reach)
     inner = (sample >= (middle - 0.5 * reach + 0.5).floor()) & (sample < (middle + 0.5 * reach + 0.5).floor())
@@ -149,11 +149,11 @@ def bilinear(
 def _motion(radius: int, sigma: float, low: float, high: float) -> tuple[Tensor, Tensor]:
     """Offsets (1024 angles, taps, 2) of a one-sided Gaussian streak, and the taps' weights."""
     taps = 2 * radius + 1
-    weight = torch.tensor([exp(-0.5 * (k / sigma) ** 2) for k in range(taps)], dtype=torch.float64)
+    weight = torch.tensor([exp(-0.5 * (k / sigma) ** 2) for k in range(taps)], dtype=torch.float64, device="cpu")
     weight = weight / weight.sum()
     weight = weight[weight > 1e-9]  # those are below float32's rounding
-    angle = torch.deg2rad(low + (high - low) * (torch.arange(1024, dtype=torch.float64) + 0.5) / 1024)
-    step = torch.arange(len(weight), dtype=torch.float64)[:, None]
+    angle = torch.deg2rad(low + (high - low) * (torch.arange(1024, dtype=torch.float64, device="cpu") + 0.5) / 1024)
+    step = torch.arange(len(weight), dtype=torch.float64, device="cpu")[:, None]
     along = torch.stack([angle.sin(), angle.cos()], 1)[:, None] * step
     return (along - 0.5).ceil().long(), weight
 

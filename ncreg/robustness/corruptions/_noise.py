@@ -33,12 +33,12 @@ def impulse_noise(x: Tensor, amount: float, rng: Draws) -> Tensor:
 def _poisson_table(top: float, rows: int, device: torch.device) -> tuple[Tensor, int]:
     """P(X ≤ k) of rates r·top/(rows − 1) in units of 2^-31, all rows in one ascending vector, and a row's length."""
     length = int(top + 10 * top**0.5 + 20)
-    rate = torch.arange(rows, dtype=torch.float64)[:, None] * (top / (rows - 1))
-    below = torch.special.gammaincc(torch.arange(1.0, length + 1, dtype=torch.float64), rate)
+    rate = torch.arange(rows, dtype=torch.float64, device="cpu")[:, None] * (top / (rows - 1))
+    below = torch.special.gammaincc(torch.arange(1.0, length + 1, dtype=torch.float64, device="cpu"), rate)
     below = (below * _ONE).round().long()
     below[:, -1] = _ONE  # the search ends within its row
     below = below.cummax(1).values
-    return (below + (torch.arange(rows)[:, None] << 32)).flatten().to(device), length
+    return (below + (torch.arange(rows, device="cpu")[:, None] << 32)).flatten().to(device), length
 
 
 def _poisson(row: Tensor, top: float, rows: int, bits: Tensor) -> Tensor:

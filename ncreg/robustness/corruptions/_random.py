@@ -38,7 +38,7 @@ def _mix(z: Tensor) -> Tensor:
 @functools.cache
 def _normal_table(device: torch.device) -> Tensor:
     """Φ⁻¹ at the middles of 2^16 equal shares: within ±4.3, variance 1 to 2e-5."""
-    shares = (torch.arange(_QUANTILES, dtype=torch.float64) + 0.5) / _QUANTILES
+    shares = (torch.arange(_QUANTILES, dtype=torch.float64, device="cpu") + 0.5) / _QUANTILES
     return torch.special.ndtri(shares).float().to(device)
 
 

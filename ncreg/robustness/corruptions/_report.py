@@ -84,7 +84,7 @@ def corruption_accuracy(
 
     n = len(images)
     clean = right(predict(model, images, batch_size))
-    correct = torch.zeros(len(names), len(severities), dtype=torch.int64)
+    correct = torch.zeros(len(names), len(severities), dtype=torch.int64, device="cpu")
     for row, name in enumerate(names):
         for column, severity in enumerate(severities):
             parts = (
@@ -92,7 +92,7 @@ def corruption_accuracy(
                 for at in range(0, n, batch_size)
             )
             correct[row, column] = right(torch.cat([predict(model, part, batch_size) for part in parts]))
-    ends = torch.tensor([binomial_interval(int(k), n) for k in correct.flatten()], dtype=torch.float64)
+    ends = torch.tensor([binomial_interval(int(k), n) for k in correct.flatten()], dtype=torch.float64, device="cpu")
     low, high = ends.T.reshape(2, *correct.shape)
     accuracy = correct.double() / n
     return CorruptionReport(names, severities, n, clean / n, accuracy, low, high, float(accuracy.mean()))
