@@ -498,6 +498,7 @@ def test_the_grouped_heads_own_backward_is_that_of_the_plain_formula(dim, classe
     assert torch.autograd.gradgradcheck(lambda h: GroupedCosine.apply(h, classes, 3.0), (rows,))
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated")
 @pytest.mark.parametrize("head", ["etf", "cosine", "linear", "nearest_etf"])
 def test_a_model_that_is_traced_in_training_is_right_at_other_batch_sizes_and_warns_of_nothing(head):
