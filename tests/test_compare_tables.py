@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recipes.study.figures import _when, dashes, dots, look
-from recipes.study.study import Measure
-from recipes.study.tables import closing_lines, failure_lines, heading, images_behind, rounded, shown
+from recipes.study.study import Measure, read_study
+from recipes.study.tables import _needed, closing_lines, failure_lines, heading, images_behind, rounded, shown
 from recipes.study.text_table import columns, lined_up
 
 CELLS = st.text("ab±−▲ |\\", max_size=6).map(str.strip)
@@ -153,3 +153,15 @@ def test_no_two_arms_of_a_study_are_told_apart_by_colour_alone():
         assert look(arms, ours)["marker"] != look(arms, theirs)["marker"]
     by_line = [(look(arms, arm)["color"], str(dashes(arms, arm))) for arm in arms]
     assert len(set(by_line)) == 30  # where marks are far apart, colour and line still are one of a kind
+
+
+def test_a_difference_to_something_evaluated_waits_for_the_evaluation(tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text(
+        "question: Which?\narms: {a: {recipe: baseline}, b: {recipe: etf}}\nbaseline: a\nseeds: [0, 1]\n"
+        "evaluations: {preset: quick, parts: [calibration]}\nmeasures: [{path: at_end.test.accuracy}, "
+        "{path: at_end.test.accuracy, minus: robustness.calibration.before.ece}]\n"
+    )
+    study = read_study(path)
+    plain, minus = (_needed(study, measure) for measure in study.measures)
+    assert plain is None and minus is not None and minus == study.evaluations
