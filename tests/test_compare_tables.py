@@ -165,3 +165,14 @@ def test_a_difference_to_something_evaluated_waits_for_the_evaluation(tmp_path):
     study = read_study(path)
     plain, minus = (_needed(study, measure) for measure in study.measures)
     assert plain is None and minus is not None and minus == study.evaluations
+
+
+def test_a_logarithmic_axis_has_plain_numbers():
+    for values, ticks in (
+        ({"0": 3e-3, "1": 0.06}, (">0.005<", ">0.01<")),
+        ({"0": 1e-4, "1": 1.0}, (">0.001<", ">0.1<")),
+    ):
+        rows = [entry("a", pairs=0, by_seed=values), entry("b", pairs=2, by_seed=values, difference=0.0)]
+        table = {"data": "set", "arms": rows}
+        svg = dots(table, Measure("x", form="scientific"), {"a": "A", "b": "B"}, "a", "name").svg
+        assert all(tick in svg for tick in ticks) and "mathdefault" not in svg and "10^" not in svg

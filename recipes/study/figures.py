@@ -14,6 +14,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
+from matplotlib.axis import XAxis, YAxis  # noqa: E402
 from matplotlib.figure import Figure as Canvas  # noqa: E402
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter  # noqa: E402
 from scipy import stats  # noqa: E402
@@ -118,7 +119,7 @@ def dots(table: Mapping[str, Any], measure: Measure, arms: Mapping[str, str], ba
         left.invert_yaxis()
         left.set(xlabel=f"{measure.title}{unit(measure)}")
         if measure.form == "scientific":
-            left.set_xscale(scale_for(value for entry in entries for value in entry["by_seed"].values()))
+            scaled(left.xaxis, [value for entry in entries for value in entry["by_seed"].values()])
         right.set(xlabel="difference to the baseline" + (" (points)" if measure.form == "percent" else ""))
         for panel in (left, right):
             panel.grid(axis="x", alpha=0.25)
@@ -171,6 +172,18 @@ def scale_for(values: Iterable[float]) -> str:
     return "log" if seen and min(seen) > 0 and max(seen) >= 10 * min(seen) else "linear"
 
 
+def scaled(axis: XAxis | YAxis, values: Sequence[float]) -> None:
+    """The axis as `scale_for` says, a logarithm with plain numbers: mathematics would be shown as its source."""
+    if scale_for(values) == "linear":
+        return
+    (axis.axes.set_xscale if isinstance(axis, XAxis) else axis.axes.set_yscale)("log")
+    seen = [value for value in values if np.isfinite(value)]
+    wide = max(seen) > 100 * min(seen)
+    axis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def scatter(rows: Sequence[Mapping[str, Any]], arms: Mapping[str, str], data: str, name: str) -> Figure | None:
     """NC1 of the training features against test accuracy at the end; a point a run."""
     rows = [row for row in rows if row["nc1"] and row["nc1"] > 0 and row["accuracy"] is not None]
@@ -185,7 +198,7 @@ def scatter(rows: Sequence[Mapping[str, Any]], arms: Mapping[str, str], data: st
             x, y = [row["nc1"] for row in own], [100 * row["accuracy"] for row in own]
             panel.plot(x, y, linestyle="", alpha=0.8, markersize=6, label=_shown(label), **look(list(arms), arm))
         panel.set(xlabel="NC1 of the training features at the end (left: more collapsed)", ylabel="test accuracy (%)")
-        panel.set_xscale(scale_for(row["nc1"] for row in rows))
+        scaled(panel.xaxis, [row["nc1"] for row in rows])
         panel.grid(alpha=0.25)
         canvas.legend(loc="outside right upper", frameon=False, fontsize=9)
         x, y = [row["nc1"] for row in rows], [row["accuracy"] for row in rows]
@@ -283,11 +296,8 @@ def _scale(panel: Axes, key: str) -> None:
         panel.set_yscale("symlog", linthresh=0.1)
         panel.set_yticks([0, 0.1, 1, 10, 100], ["0", "0.1", "1", "10", "100"], minor=False)
         panel.set_ylim(0, 1.3 * max([0.1, *(value for value in values if np.isfinite(value))]))
-    elif key != "val_accuracy" and scale_for(values) == "log":
-        panel.set_yscale("log")
-        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        panel.yaxis.set_minor_formatter(NullFormatter())
+    elif key != "val_accuracy":
+        scaled(panel.yaxis, values)
 
 
 def _curve(
