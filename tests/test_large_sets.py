@@ -129,7 +129,8 @@ def test_an_image_that_a_worker_cannot_read_is_one_line_that_names_it(tmp_path, 
     assert main([*short, "--out", str(tmp_path / "out"), "--quiet", "true"]) == 0
 
 
-@pytest.mark.usefixtures("unchecked")  # the loss can be told anywhere, inside a check too
+@pytest.mark.usefixtures("unchecked")  # torch's signal handler tells the loss wherever the run is, inside a check too,
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # or in its own loader's __del__
 def test_a_lost_worker_is_one_line(args, tmp_path, monkeypatch, capsys):
     parent, real = os.getpid(), image_folder.read_image
 
