@@ -149,9 +149,9 @@ def descend(
     """Forward, losses and backward of a batch, in as many parts as asked for; its loss, and its features."""
     count, ranks, device = config.optim.accumulate, state.ranks, batch.images.device
     reads_weight = any("weight" in term.consumes for term in state.terms)
-    # DDP waits for the gradient of every parameter: a learned head that no loss looks at gets one of 0.
-    reads_logits = any("logits" in term.consumes for term in state.terms if weights[term.name])
-    reads_logits = reads_logits or not any(p.requires_grad for p in state.model.head.parameters())
+    # DDP waits for the gradient of every parameter: a learned head whose logits no loss reads gets one of 0.
+    learned = any(p.requires_grad for p in state.model.head.parameters())
+    unread = learned and not any("logits" in term.consumes for term in state.terms if weights[term.name])
     total, seen = torch.zeros((), device=device), []
     for number, part in enumerate(batch.parts(count), start=1):
         with ranks.alone_until(wrapped, number == count):
@@ -162,7 +162,7 @@ def descend(
                 available["weight"] = class_vectors(state.model)
             losses = {term.name: term(available) for term in state.terms if weights[term.name]}
             loss = torch.stack([weights[name] * value for name, value in losses.items()]).sum() / count
-            if not reads_logits:
+            if unread:
                 loss = loss + 0 * available["logits"].sum()
             state.scaler.scale(loss).backward()
         total = total + loss.detach()

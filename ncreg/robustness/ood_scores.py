@@ -109,11 +109,8 @@ def knn_score(
     rows = check_features("features", features, train.shape[1])
     if len(train) < check_count("neighbours", neighbours):
         raise NotDefined(f"neighbours={neighbours} but there are only {len(train)} training features: pass fewer")
-    fitted = (
-        _pytorch_ood()
-        .KNN(None, k=neighbours)
-        .fit_features(train, torch.zeros(len(train), dtype=torch.int64, device="cpu"))
-    )
+    labels = torch.zeros(len(train), dtype=torch.int64, device="cpu")
+    fitted = _pytorch_ood().KNN(None, k=neighbours).fit_features(train, labels)
     return -fitted.predict_features(rows)
 
 
