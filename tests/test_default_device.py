@@ -1,4 +1,4 @@
-"""Evaluations under a default device that is not the images': `meta` plays it, on which nothing can be read."""
+"""Evaluations under a default device that is not the images' (`meta` plays it), and on a device without float64."""
 
 import pytest
 import torch
@@ -53,3 +53,25 @@ def test_an_evaluation_gives_the_same_under_another_default_device(given, name):
         found = parts(EVALUATIONS[name](*given))
     for one, other in zip(found, expected, strict=True):
         assert torch.equal(one, other) if isinstance(other, torch.Tensor) else one == other
+
+
+ATTACKS = {
+    "fgsm": lambda m, x, y: robustness.fgsm(m, x, y, epsilon=0.1),
+    "pgd": lambda m, x, y: robustness.pgd(m, x, y, epsilon=0.1, steps=2),
+    "random search": lambda m, x, y: robustness.random_search(m, x, y, epsilon=0.1, queries=3),
+    "autoattack": lambda m, x, y: robustness.autoattack(m, x, y, epsilon=0.1),
+    "minimum norm": lambda m, x, y: robustness.minimum_norm(m, x, y),
+    "deepfool": lambda m, x, y: robustness.deepfool(m, x),
+    "curve": lambda m, x, y: robustness.robustness_curve(m, x, y, [0.1]),
+    "report": lambda m, x, y: robustness.evaluate_adversarial(m, x, y, epsilon=0.1),
+    "suspicions": lambda m, x, y: robustness.find_suspicions(m, x, y),
+}
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_attacks_say_which_device_they_cannot_run_on(given, name, monkeypatch):
+    """Here the CPU plays a device without float64, such as Apple's MPS."""
+    monkeypatch.setattr("ncreg.robustness._inputs.float64_device", lambda device: torch.device("meta"))
+    model, images, target, _ = given
+    with pytest.raises(TypeError, match=r"images are on cpu, which has no float64.*to\(\"cpu\"\)"):
+        ATTACKS[name](model, images, target)

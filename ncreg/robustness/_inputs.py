@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ncreg._precision import float64_device
+
 # Images in [0, 1] (B, channels, H, W) to logits (B, C): a plain function, an nn.Module, a Classifier.
 Model = Callable[[Tensor], Tensor]
 
@@ -34,6 +36,21 @@ def check_images(images: Tensor) -> Tensor:
         hint = "normalise inside the model, and hand in the images as they are (ncreg.Normalize)"
         raise ValueError(f"images must be finite and lie in [0, 1], got values from {low:.4g} to {high:.4g}: {hint}")
     return images
+
+
+def check_attackable(images: Tensor) -> Tensor:
+    """`check_images`, on a device that has float64: an attack measures its radius and the margins in it.
+
+    Raises:
+        TypeError: the device has no float64, or no floating-point tensor.
+        ValueError: as `check_images`.
+    """
+    if isinstance(images, Tensor) and float64_device(images.device) != images.device:
+        raise TypeError(
+            f"images are on {images.device}, which has no float64, and attacks measure distances in it: "
+            'move model and images to the CPU, model.to("cpu") and images.to("cpu")'
+        )
+    return check_images(images)
 
 
 def check_target(target: Tensor, batch: Tensor, num_classes: int) -> Int[Tensor, " batch"]:

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ncreg._checks import check_number
-from ncreg.robustness._inputs import Model, check_count, check_images, predict
+from ncreg.robustness._inputs import Model, check_attackable, check_count, predict
 from ncreg.robustness.adversarial._ascent import Norm, check_epsilon, frozen, length, lift, per_image, size_in
 
 
@@ -88,7 +88,7 @@ def deepfool(
         raise ValueError(f"overshoot={overshoot} must be above 0: without it the point stays on the boundary")
     check_epsilon(0.0, norm)
     top_k, max_steps = check_count("top_k", top_k), check_count("max_steps", max_steps)
-    images = check_images(images).detach()
+    images = check_attackable(images).detach()
     logits = predict(model, images, batch_size)
     order = logits.argsort(1, descending=True)[:, : top_k + 1]
     shift = torch.zeros_like(images)

@@ -11,8 +11,8 @@ from ncreg._checks import check_flag, check_positive
 from ncreg.robustness._inputs import (
     Model,
     binomial_interval,
+    check_attackable,
     check_count,
-    check_images,
     check_target,
     in_parts,
     predict,
@@ -291,7 +291,7 @@ def _square(images: Tensor, drawn: Tensor, share: float) -> Tensor:
 
 def clean_logits(model: Model, images: Tensor, target: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
     """Logits of the images as they are, and the target; everything checked before the first gradient."""
-    check_images(images)
+    check_attackable(images)
     logits = predict(model, images, check_count("batch_size", batch_size))
     return logits, check_target(target, logits, logits.shape[1]).clone()  # a clone of an inference tensor is none
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 
-from ncreg.robustness._inputs import Model, check_count, check_images, check_logits, check_target
+from ncreg.robustness._inputs import Model, check_attackable, check_count, check_logits, check_target
 from ncreg.robustness.adversarial._ascent import frozen, gradient, lift, logit_margin, loss_of
 
 # Above these a result is flagged. Shares of images, but for what says otherwise.
@@ -76,7 +76,7 @@ def find_suspicions(
         >>> [finding.name for finding in find_suspicions(model, images, target) if finding.flagged]
         ['zero_gradient', 'logit_scale', 'no_ensemble']
     """
-    check_images(images)
+    check_attackable(images)
     check_count("batch_size", batch_size)
     model, training = _untouched(model)
     raw, again, alone = _passes(model, images, batch_size)
