@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import math
 import sys
 import warnings
 import zlib
@@ -30,7 +29,7 @@ from recipes.build import pick_device
 from recipes.config import DataConfig, UserError, parse
 from recipes.data import divided, held, read
 from recipes.measure import BATCH, measure
-from recipes.report import ROWS
+from recipes.report import ROWS, shown
 from recipes.run_folder import RunFolder
 from recipes.split import Source, Split, joined
 from recipes.unread import lost_workers_told
@@ -180,7 +179,7 @@ def from_run(source: Path, device: str) -> Classifier:
 def table(result: dict[str, Any]) -> str:
     """The evaluation as lines to print."""
     lines = [f"{result['images']} images, {result['data']} {result['part']}"]
-    lines += [f"{label:<38}{_shown(result[key], form):>14}" for label, key, form in MEASURES]
+    lines += [f"{label:<38}{shown(result[key], form):>14}" for label, key, form in MEASURES]
     lines += ["", "accuracy of each class, lowest first, and what it is taken for most often:"]
     names = list(result["per_class"])
     for name, value in sorted(result["per_class"].items(), key=lambda item: 2 if item[1] is None else item[1]):
@@ -189,10 +188,6 @@ def table(result: dict[str, Any]) -> str:
         rival = f"   {names[row.index(max(row))]} ({max(row)})" if max(row) else ""
         lines.append(f"  {name:<36}{'no image' if value is None else f'{value:.2%}':>14}{rival}")
     return "\n".join(lines)
-
-
-def _shown(value: float, form: str) -> str:
-    return "not defined" if math.isnan(value) else form.format(value)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -95,6 +95,11 @@ ROWS = (
 )
 
 
+def shown(value: float, form: str) -> str:
+    """A number, or that there is none: NC measures of a class without images, the accuracy of an empty split."""
+    return "not defined" if math.isnan(value) else form.format(value)
+
+
 def closing_lines(summary: Mapping[str, Any], path: Path) -> str:
     """The last lines that a run prints: both ends of the terminal phase side by side."""
     onset, end = summary["at_onset"], summary["at_end"]
@@ -114,7 +119,7 @@ def closing_lines(summary: Mapping[str, Any], path: Path) -> str:
     lines.append(f"{heads[0]:<38}" + "".join(f"{head:>14}" for head in heads[1:]))
     for label, part, key, form in ROWS:
         cells = [column[part].get(key, math.nan) for column in columns]
-        lines.append(f"{label:<38}" + "".join(f"{form.format(cell):>14}" for cell in cells))
+        lines.append(f"{label:<38}" + "".join(f"{shown(cell, form):>14}" for cell in cells))
     return "\n".join([*lines, f"run folder: {path}"])
 
 

@@ -189,6 +189,9 @@ def test_closing_lines_show_both_ends(run):
     assert lines[-1] == f"run folder: {run}"
     for name in ("NC1", "NC2", "NC3", "NC4", "intra-class", "inter-class"):
         assert any(name in line for line in lines)
+    summary["at_end"]["train"]["nc1"] = float("nan")  # a class without images
+    (line,) = (line for line in report.closing_lines(summary, run).splitlines() if line.startswith("NC1"))
+    assert line.endswith("   not defined") and "nan" not in line
 
 
 @pytest.mark.parametrize("name", sorted(recipes()))
