@@ -57,8 +57,11 @@ def filled(text: str, folder: Path, *, up: str = "") -> str:
 
 
 def _list(folder: Path, up: str) -> str:
-    """All studies: what they ask, how many runs are there of those planned, and the hours of one thread they took."""
-    rows, total = [["study", "question", "runs", "searching", "hours of one thread"], ["---"] * 5], 0.0
+    """All studies: what they ask, how many runs are there of those planned, and the hours of one thread they took.
+
+    A run that two of them share counts once in the sum.
+    """
+    rows, every = [["study", "question", "runs", "searching", "hours of one thread"], ["---"] * 5], {}
     for path in sorted(folder.glob("*.yaml")):
         study, there = read_study(path), folder / path.stem / "results.json"
         link = f"[{path.stem}]({up}benchmarks/studies/{path.name})"
@@ -70,11 +73,14 @@ def _list(folder: Path, up: str) -> str:
         content, timing = results.read(there), json.loads(there.with_name("timing.json").read_text())
         done = sum(cell["key"] in content["runs"] for cell in content["cells"])
         tried = sum(len(point["values"]) for entry in content["search"] for point in entry["points"])
-        hours = sum(run["train_seconds"] + run["evaluation_seconds"] for run in timing.values()) / 3600
+        taken = {key: run["train_seconds"] + run["evaluation_seconds"] for key, run in timing.items()}
+        every = taken | every  # a run that two studies share took its time once
         runs = f"{done}" if done == len(content["cells"]) else f"{done} of {len(content['cells'])}"
-        rows.append([link, study.question, runs, f"{tried or ''}", f"{hours:.1f}"])
-        total += hours
-    lines = ["| " + " | ".join(row) + " |" for row in (*rows, ["", "all of them", "", "", f"{total:.1f}"])]
+        rows.append([link, study.question, runs, f"{tried or ''}", f"{sum(taken.values()) / 3600:.1f}"])
+    lines = [
+        "| " + " | ".join(row) + " |"
+        for row in (*rows, ["", "all of them", "", "", f"{sum(every.values()) / 3600:.1f}"])
+    ]
     return "\n".join(["", *lines, "", ""])
 
 

@@ -34,10 +34,12 @@ from recipes.study.study import Study, read_study  # noqa: E402
 STUDIES = ROOT / "benchmarks" / "studies"
 
 
-def strata(study: Study, found: results.Found) -> list[list[Cell]]:
-    """The runs that a study holds: those of the search, and those of the comparison, arm by arm."""
+def strata(study: Study, found: results.Found, taken: set[str]) -> list[list[Cell]]:
+    """The runs that a study holds: those of the comparison, and those of the search, arm by arm.
+
+    `taken` are the runs that another study holds too; the study's own are added.
+    """
     made: list[list[Cell]] = []
-    taken: set[str] = set()
     for cells in (grid(study, chosen(study, found)), search_grid(study)):
         fresh = {cell.key: cell for cell in cells if cell.key not in taken and cell.key in found.timing}
         taken |= set(fresh)
@@ -45,7 +47,7 @@ def strata(study: Study, found: results.Found) -> list[list[Cell]]:
     return [cells for cells in made if cells]
 
 
-def drawn(cells: Sequence[Cell], one_in: int, draw: random.Random) -> list[Cell]:
+def drawn(cells: Sequence[Any], one_in: int, draw: random.Random) -> list[Any]:
     """Every `one_in`-th from a random start, two at the least."""
     step = min(one_in, len(cells) // 2) or 1
     return list(cells[draw.randrange(step) :: step])
@@ -121,14 +123,16 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2, help="runs at a time, of one thread each")
     args = parser.parse_args()
     names = args.studies or sorted(path.stem for path in STUDIES.glob("*.yaml") if (STUDIES / path.stem).is_dir())
-    draw, rows, counts = random.Random(args.seed), [], {}
+    rows, counts, taken, recorded = [], {}, set(), {}
     with StopRequest() as stop:
         for name in names:
             study, known = read_study(STUDIES / f"{name}.yaml"), results.known(STUDIES / name, name)
             picked = {}
-            for cells in strata(study, known):
+            recorded |= {key: seconds(timing) for key, timing in known.timing.items()}
+            for cells in strata(study, known, taken):
                 stratum = f"{name}, searching" if cells[0].searching else name
                 counts[stratum] = len(cells)
+                draw = random.Random(f"{args.seed} {stratum}")  # another study changes no other's draw
                 picked |= {cell.key: (stratum, cell) for cell in drawn(cells, args.one_in, draw)}
             cells = [cell for _, cell in picked.values()]
             if not run_all(cells, args.runs, study.evaluations, workers=args.workers, report=_say, stop=stop):
@@ -141,16 +145,13 @@ def main() -> int:
                     return 1
                 rows.append({"stratum": stratum, "run": cell.name} | compared(known, again, cell.key))
     total, error = expected(rows, counts)
-    recorded = sum(
-        seconds(run) for name in names for run in json.loads((STUDIES / name / "timing.json").read_text()).values()
-    )
     whole = {
         "runs": sum(counts.values()),
         "made_again": len(rows),
         "the_same": sum(
             all(not row[part]["differ"] for part in ("summary", "robustness") if part in row) for row in rows
         ),
-        "hours_then": recorded / 3600,
+        "hours_then": sum(recorded.values()) / 3600,
         "hours": total / 3600,
         "hours_standard_error": error / 3600,
         "workers": args.workers,
