@@ -92,7 +92,7 @@ def again(studies, monkeypatch):
 def test_runs_made_again_are_held_to_the_study(studies, monkeypatch):
     """The same numbers count as the same; a number that the study has otherwise is found, with its place and size."""
     whole, *rows = again(studies, monkeypatch)
-    assert (whole["runs"], whole["made_again"], whole["the_same"]) == (6, 4, 4)
+    assert (whole["runs"], whole["made_again"], whole["summaries_the_same"], whole["evaluated"]) == (6, 4, 4, 0)
     assert {row["stratum"] for row in rows} == {"small", "small, searching"}
     assert all(row["summary"]["numbers"] > 50 and row["summary"]["differ"] == 0 for row in rows)
     there = studies / "small" / "results.json"
@@ -101,5 +101,5 @@ def test_runs_made_again_are_held_to_the_study(studies, monkeypatch):
         record["summary"]["at_end"]["test"]["loss"] *= 2
     there.write_text(json.dumps(content))
     whole, *rows = again(studies, monkeypatch)
-    assert whole["the_same"] == 0
+    assert whole["summaries_the_same"] == 0
     assert all(row["summary"]["largest"] == {"at_end.test.loss": 0.5} for row in rows)
