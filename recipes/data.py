@@ -100,8 +100,7 @@ def load(config: DataConfig, *, seed: int, image_size: Callable[[int | None], in
 
 def read(config: DataConfig, image_size: Callable[[int | None], int]) -> Source:
     """The set that `config` names as it is, nothing drawn from it yet."""
-    if config.name not in SOURCES and not config.name.startswith("torchvision."):
-        raise UserError(f"data.name={config.name!r} is unknown: one of {', '.join(SOURCES)}, torchvision.NAME")
+    check_set("data.name=", config.name)
     return SOURCES.get(config.name, torchvision_set)(config, image_size)
 
 
@@ -228,6 +227,12 @@ def _fashion_mnist(config: DataConfig, image_size: Callable[[int | None], int]) 
             ) from None
         parts.append(Split(resized(images, image_size(28)), target))
     return Source(tuple(FashionMNIST.classes), train=parts[0], test=parts[1])
+
+
+def check_set(asked: str, name: str) -> None:
+    """Refuse a set that there is none of; `asked` is how it was asked for."""
+    if name not in SOURCES and not name.startswith("torchvision."):
+        raise UserError(f"{asked}{name!r} is unknown: one of {', '.join(SOURCES)}, torchvision.NAME")
 
 
 SOURCES: dict[str, Callable[[DataConfig, Callable[[int | None], int]], Source]] = {

@@ -29,6 +29,7 @@ from recipes.assess.result import About, Damaged, Result, digest, plain
 from recipes.assess.subject import SPLITS, Subject
 from recipes.assess.table import table
 from recipes.config import UserError
+from recipes.data import check_set
 from recipes.run_folder import environment
 from recipes.study.jobs import locked
 
@@ -63,7 +64,7 @@ def assess(
         )
     if subject.config.data.name in (settings.sets or ()):
         print(f"note: --sets {subject.config.data.name} is the run's own data: left out", file=sys.stderr)
-    if not (run / "summary.json").is_file():
+    if checkpoint == "last" and not (run / "summary.json").is_file():
         print(f"note: {run} is not finished: what is evaluated is its newest checkpoint", file=sys.stderr)
     folder = folder_in(run, out or folder_name(checkpoint, split))
     with locked(folder) as held:  # two at once would each write the file without the other's parts
@@ -255,6 +256,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     unknown = [part for part in args.parts if part not in PARTS]
     if unknown:
         raise UserError(f"--parts {unknown[0]} is unknown: one of {', '.join(PARTS)}")
+    args.sets = None if args.sets is None else tuple(name.strip() for name in args.sets.split(","))
+    for name in args.sets or ():
+        check_set("--sets ", name)
     if args.out is not None:
         check_name(args.out)
     return args
@@ -270,7 +274,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             norm=args.norm,
             epsilon=args.epsilon,
             seed=args.seed,
-            sets=None if args.sets is None else tuple(name.strip() for name in args.sets.split(",")),
+            sets=args.sets,
             root=args.root,
             attacked=args.attacked,
         )

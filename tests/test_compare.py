@@ -682,6 +682,7 @@ def test_the_plan_runs_nothing_and_knows_the_time(miniature, capsys):
         (["--model.backbone=resnet19"], "did you mean resnet18"),
         (["--loss.nope.weight=1"], "loss.nope is unknown: one of cross_entropy"),
         (["--model.head=nope"], "model.head='nope' is unknown: one of"),
+        (["--device=nope"], "device='nope' cannot be used"),
     ],
 )
 @pytest.mark.parametrize("plan", [True, False])

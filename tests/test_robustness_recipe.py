@@ -377,7 +377,8 @@ def test_draws_keep_every_class_whatever_their_sizes(run, counts, size, kept):
         (["--out", "/tmp/elsewhere"], "--out '/tmp/elsewhere': must be the name"),
         (["--out", "checkpoints"], "--out checkpoints: RUN/checkpoints is there and is no evaluation"),
         (["--out", "config.yaml"], "--out config.yaml: RUN/config.yaml is there and is no evaluation"),
-        (["--sets", "mnist5k, nothing"], "data.name='nothing' is unknown"),
+        (["--sets", "mnist5k, nothing"], "--sets 'nothing' is unknown: one of digits"),
+        (["--sets", "mnist5k, nothing", "--fresh"], "--sets 'nothing' is unknown: one of digits"),
         (["--checkpoint", "third"], "no checkpoint 'third'"),
     ],
 )

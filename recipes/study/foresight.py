@@ -8,14 +8,14 @@ from dataclasses import replace
 
 from ncreg.heads import HEADS
 from recipes import robustness
-from recipes.build import check_backbone
+from recipes.build import check_backbone, pick_device
 from recipes.config import UserError, parse
 from recipes.data import SMALLEST, load
 from recipes.objective import build_terms
 from recipes.study.cells import Cell
 from recipes.study.study import Study
 
-LOOKED_AT = ("model.backbone", "model.head", "loss")
+LOOKED_AT = ("device", "model.backbone", "model.head", "loss")
 """Keys beside those of the data that are tried out."""
 
 
@@ -51,6 +51,7 @@ def foresee(cells: Sequence[Cell]) -> None:
     for cell in asked.values():
         config = parse(list(cell.argv))
         try:
+            pick_device(config.device)
             check_backbone(config.model)
             found = load(replace(config.data, memory_limit=0.0), seed=cell.seed, image_size=lambda native: SMALLEST)
             build_terms(config.loss, class_counts=found.class_counts(), num_features=2)
