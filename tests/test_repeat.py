@@ -93,6 +93,9 @@ def test_runs_made_again_are_held_to_the_study(studies, monkeypatch):
     """The same numbers count as the same; a number that the study has otherwise is found, with its place and size."""
     whole, *rows = again(studies, monkeypatch)
     assert (whole["runs"], whole["made_again"], whole["summaries_the_same"], whole["evaluated"]) == (6, 4, 4, 0)
+    timing = json.loads((studies / "small" / "timing.json").read_text())
+    took = sum(run["train_seconds"] + run["evaluation_seconds"] for run in timing.values())
+    assert len(timing) == 6 and whole["hours_then"] == pytest.approx(took / 3600)
     assert {row["stratum"] for row in rows} == {"small", "small, searching"}
     assert all(row["summary"]["numbers"] > 50 and row["summary"]["differ"] == 0 for row in rows)
     there = studies / "small" / "results.json"
