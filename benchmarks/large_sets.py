@@ -24,10 +24,10 @@ import torch.nn.functional as F
 from PIL import Image
 
 from benchmarks.harness import parser, race, save
-from recipes.build import build_model, build_optimizer
-from recipes.config import parse
-from recipes.data import load
-from recipes.split import Split
+from recipes.core.cli import parse
+from recipes.data.load import load
+from recipes.data.split import Split
+from recipes.training.build import build_model, build_optimizer
 
 GOALS = ["with a core to spare, workers hide the decoding behind the training step wherever the step takes longer"]
 

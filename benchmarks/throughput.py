@@ -38,11 +38,12 @@ from torch.optim import SGD
 
 from benchmarks.harness import parser, save, spread
 from ncreg.models import Classifier
-from recipes.build import build_model, build_optimizer
-from recipes.config import TrainConfig, parse
-from recipes.data import Dataset, load
-from recipes.split import as_floats
+from recipes.core.cli import parse
+from recipes.core.config import TrainConfig
+from recipes.data.load import Dataset, load
+from recipes.data.split import as_floats
 from recipes.train import train
+from recipes.training.build import build_model, build_optimizer
 
 GOALS = [
     "recipes/train.py gives at least 1.3 times the images a second of a loop with timm's loader",

@@ -1,6 +1,5 @@
 """Neural collapse on purpose: heads, norms, losses, measures and a terminal-phase scheduler."""
 
-from ncreg import frames, functional, losses, metrics, robustness, theory
 from ncreg.checkpoint import load_checkpoint, load_classifier, save_checkpoint
 from ncreg.frames import (
     etf_distance,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
 from math import isfinite
-from numbers import Real
+from numbers import Integral, Real
 
 import torch
 
@@ -56,3 +57,29 @@ def check_word(name: str, value: str, known: Iterable[str]) -> str:
 def tracing() -> bool:
     """Whether torch.jit.trace is looking on, which takes sizes for tensors and warns where one is compared."""
     return bool(torch._C._get_tracing_state())
+
+
+def as_size(name: str, value: int, minimum: int) -> int:
+    """`value` as an int of at least `minimum`; TypeError for a non-integer, ValueError below."""
+    size = _as_integer(name, value)
+    if size < minimum:
+        raise ValueError(f"{name}={size} must be at least {minimum}")
+    return size
+
+
+def _as_integer(name: str, value: int) -> int:
+    try:
+        if not isinstance(value, bool):
+            return operator.index(value)
+    except TypeError:  # tensors and arrays have an __index__ that fails
+        pass
+    raise TypeError(f"{name}={value!r} must be an integer, not {type(value).__name__}")
+
+
+def check_count(name: str, value: int, least: int = 1) -> int:
+    """An int of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name}={value} must be at least {least}")
+    return int(value)

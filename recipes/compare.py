@@ -23,17 +23,19 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a script: import from the project's root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from recipes.config import UserError, recipes
-from recipes.signals import EXIT_CODE, StopRequest
+from recipes.core.cli import recipes
+from recipes.core.errors import UserError
+from recipes.core.files import locked
+from recipes.core.interrupt import EXIT_CODE, StopRequest
 from recipes.study import results
-from recipes.study.cells import Cell, grid, search_grid, share
-from recipes.study.foresight import check_evaluations, foresee
-from recipes.study.jobs import Outcome, locked, run_all, run_on_ray
+from recipes.study.preflight import check_evaluations, foresee
 from recipes.study.progress import Progress, plan_lines
 from recipes.study.report import write_report
+from recipes.study.runner import Outcome, run_all, run_on_ray
 from recipes.study.search import chosen, tried
-from recipes.study.study import Arm, Study, read_study
+from recipes.study.spec import Arm, Study, read_study
 from recipes.study.tables import closing_lines, tabulate
+from recipes.study.trials import Cell, grid, search_grid, share
 
 
 @dataclass(frozen=True)

@@ -25,14 +25,16 @@ import torch
 
 from ncreg.checkpoint import load_classifier
 from ncreg.models import Classifier
-from recipes.build import pick_device
-from recipes.config import DataConfig, UserError, parse
-from recipes.data import divided, held, read
-from recipes.measure import BATCH, measure
-from recipes.report import ROWS, shown
-from recipes.run_folder import RunFolder
-from recipes.split import Source, Split, joined
-from recipes.unread import lost_workers_told
+from recipes.core.cli import parse
+from recipes.core.config import DataConfig
+from recipes.core.errors import UserError
+from recipes.data.lazy_images import lost_workers_told
+from recipes.data.load import divided, held, read
+from recipes.data.split import Source, Split, joined
+from recipes.training.build import pick_device
+from recipes.training.metrics import BATCH, measure
+from recipes.training.reporting import ROWS, shown
+from recipes.training.run_dir import RunFolder
 
 OWN = {"train_size": None, "imbalance": 1.0, "label_noise": 0.0}
 """What the run did to its own training images, and its value for other data: nothing."""

@@ -12,20 +12,21 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ncreg._precision import in_float64
 from ncreg.heads import NearestETFHead
 from ncreg.models import Classifier
-from recipes.adversary import Adversary
-from recipes.augment import Batch, batches
-from recipes.build import autocast, build_args, class_vectors, freeze, full, watched
-from recipes.config import TrainConfig, UserError, as_yaml
-from recipes.data import Dataset
-from recipes.measure import measure, measure_all
-from recipes.report import history_entry
-from recipes.run_folder import RunFolder
-from recipes.signals import Stopped, StopRequest
-from recipes.split import Split
-from recipes.state import TrainState
+from ncreg.numerics import in_float64
+from recipes.core.config import TrainConfig, as_yaml
+from recipes.core.errors import UserError
+from recipes.core.interrupt import Stopped, StopRequest
+from recipes.data.augment import Batch, batches
+from recipes.data.load import Dataset
+from recipes.data.split import Split
+from recipes.training.adversarial import Adversary
+from recipes.training.build import autocast, build_args, class_vectors, freeze, full, watched
+from recipes.training.metrics import measure, measure_all
+from recipes.training.reporting import history_entry
+from recipes.training.run_dir import RunFolder
+from recipes.training.state import TrainState
 
 
 class Loop:

@@ -21,10 +21,10 @@ import torch
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ncreg.models import Classifier
-from recipes.config import UserError
+from recipes.core.errors import UserError
+from recipes.data.image_folder import hidden_images, image_files, read_image
 from recipes.evaluate import from_run
-from recipes.image_folder import hidden_images, image_files, read_image
-from recipes.measure import BATCH
+from recipes.training.metrics import BATCH
 
 SHOWN = 10  # files named that cannot be read
 BYTES = "surrogateescape"

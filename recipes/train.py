@@ -12,7 +12,6 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +19,22 @@ if __package__ in (None, ""):  # run as a script: import from the project's root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
-from timm.utils.model_ema import ModelEmaV3
 
-from recipes.board import Board
-from recipes.build import build_model, build_optimizer, build_scheduler, image_size, pick_device
-from recipes.config import TrainConfig, UserError, parse, parse_command
-from recipes.data import Dataset, load
+from recipes.core.cli import parse, parse_command
+from recipes.core.config import TrainConfig
+from recipes.core.distributed import Ranks, joined
+from recipes.core.errors import UserError
+from recipes.core.interrupt import EXIT_CODE, Stopped, StopRequest
+from recipes.data.lazy_images import lost_workers_told
+from recipes.data.load import Dataset, load
+from recipes.data.split import Split, stratified
 from recipes.loop import Loop
-from recipes.measure import measure_all
-from recipes.objective import build_terms, try_out
-from recipes.plan import show_plan
-from recipes.ranks import Ranks, joined
-from recipes.report import closing_lines, draw, opening_line, progress_bar, show, timing_line
-from recipes.run_folder import RunFolder
-from recipes.signals import EXIT_CODE, Stopped, StopRequest
-from recipes.split import Split, stratified
-from recipes.state import TrainState
-from recipes.unread import lost_workers_told
+from recipes.training.board import Board
+from recipes.training.build import image_size, pick_device
+from recipes.training.plan import show_plan
+from recipes.training.reporting import closing_lines, draw, opening_line, progress_bar, show, summary_of, timing_line
+from recipes.training.run_dir import RunFolder
+from recipes.training.state import TrainState, build_state
 
 
 def train(config: TrainConfig, command: Sequence[str] = (), *, resume: RunFolder | None = None) -> Path:
@@ -104,42 +102,6 @@ def measured_images(config: TrainConfig, data: Dataset) -> Split:
     judged = data.rightly_labelled() if config.tpt.target == "clean_subset" else data.train
     size = None if config.measure_size is None else min(config.measure_size, len(judged))
     return stratified(judged, size, seed=config.seed, what="measure_size")
-
-
-def build_state(config: TrainConfig, data: Dataset, device: torch.device, ranks: Ranks) -> TrainState:
-    """Model, losses, optimizer and schedule as a run begins."""
-    model = build_model(config, data).to(device)
-    counts, width = data.class_counts(), model.head_hidden_size
-    terms = build_terms(config.loss, class_counts=counts, num_features=width, device=device)
-    try_out(terms, model, soft=config.augment.softens)
-    optimizer = build_optimizer(config.optim, model)
-    scheduler = build_scheduler(config, optimizer)
-    scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
-    ema = None if config.optim.ema is None else ModelEmaV3(model, decay=config.optim.ema)
-    return TrainState(model, terms, optimizer, scheduler, scaler, ema, ranks)
-
-
-def summary_of(config: TrainConfig, state: TrainState, data: Dataset) -> dict[str, Any]:
-    """What summary.json says: what was run, and the measures at zero error and at the end."""
-    scheduler, measured_all = state.scheduler, partial(measure_all, data=data, ranks=state.ranks, clock=state.clock)
-    summary = {
-        "recipe": config.recipe,
-        "threshold": config.tpt.threshold,
-        "data": config.data.name,
-        "backbone": config.model.backbone,
-        "seed": config.seed,
-        "parameters": sum(p.numel() for p in state.model.parameters()),
-        "class_counts": data.class_counts().tolist(),
-        "onset_epoch": scheduler.onset_epoch,
-        "epochs": scheduler.epoch,
-        "regressions": scheduler.regressions,
-        "best_train_accuracy": max(entry["train_accuracy"] for entry in state.history),
-        "at_onset": state.at_onset,
-        "at_end": measured_all(state.model),
-    }
-    if state.ema is not None:
-        summary["at_end_ema"] = measured_all(state.ema.module)
-    return summary
 
 
 def finish(run: RunFolder, state: TrainState, summary: dict[str, Any], *, images: int) -> None:

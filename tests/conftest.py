@@ -6,7 +6,7 @@ import pytest
 # The tower of PEP 484: an int is welcome where a float is.
 jaxtyping.install_import_hook("ncreg", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
-collect_ignore = ["compile_heads.py"]  # a script that a slow test runs
+collect_ignore = ["ncreg/compile_heads.py"]  # a script that a slow test runs
 
 
 @pytest.fixture

@@ -29,9 +29,9 @@ from typing import Any
 if __package__ in (None, ""):  # run as a script: import from the project's root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from recipes.config import UserError
+from recipes.core.errors import UserError
 from recipes.study import results
-from recipes.study.study import Measure, read_study
+from recipes.study.spec import Measure, read_study
 from recipes.study.tables import difference, heading, images_behind, interval, mean_and_sd
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -27,8 +27,8 @@ from benchmarks import harness  # noqa: E402
 from ncreg.checkpoint import load_classifier  # noqa: E402
 from ncreg.models import Classifier  # noqa: E402
 from ncreg.robustness import autoattack, binomial_interval, find_suspicions, pgd  # noqa: E402
-from recipes.config import parse  # noqa: E402
-from recipes.data import load  # noqa: E402
+from recipes.core.cli import parse  # noqa: E402
+from recipes.data.load import load  # noqa: E402
 from recipes.train import train  # noqa: E402
 
 matplotlib.use("Agg")

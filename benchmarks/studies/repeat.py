@@ -24,12 +24,12 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[0] = str(ROOT)  # run as a script: import from the project's root, not from this folder
 
 from benchmarks import harness  # noqa: E402
-from recipes.signals import EXIT_CODE, StopRequest  # noqa: E402
+from recipes.core.interrupt import EXIT_CODE, StopRequest  # noqa: E402
 from recipes.study import results  # noqa: E402
-from recipes.study.cells import Cell, grid, search_grid  # noqa: E402
-from recipes.study.jobs import Outcome, run_all  # noqa: E402
+from recipes.study.runner import Outcome, run_all  # noqa: E402
 from recipes.study.search import chosen  # noqa: E402
-from recipes.study.study import Study, read_study  # noqa: E402
+from recipes.study.spec import Study, read_study  # noqa: E402
+from recipes.study.trials import Cell, grid, search_grid  # noqa: E402
 
 STUDIES = ROOT / "benchmarks" / "studies"
 

@@ -23,7 +23,7 @@ import torch  # noqa: E402
 
 from benchmarks import harness  # noqa: E402
 from ncreg.robustness import autoattack  # noqa: E402
-from recipes.assess.subject import Subject  # noqa: E402
+from recipes.evaluation.run_under_test import Subject  # noqa: E402
 
 STUDY = ROOT / "benchmarks" / "studies" / "heads_and_losses" / "results.json"
 

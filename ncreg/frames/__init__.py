@@ -5,10 +5,12 @@ CPU, from a generator of their own, and rounded once to the dtype asked for: the
 on every rank and device, and the global generator is never touched.
 """
 
+from ncreg._checks import as_size
 from ncreg.frames._codes import softmax_code, tammes
 from ncreg.frames._measures import max_cosine, one_vs_rest_distance
-from ncreg.frames._nearest import etf_distance, nearest_simplex_etf
-from ncreg.frames._simplex import as_size, hypercube, orthoplex, seeded, simplex_etf
+from ncreg.frames._nearest_simplex import etf_distance, nearest_simplex_etf
+from ncreg.frames._simplex import hypercube, orthoplex, simplex_etf
+from ncreg.numerics import seeded
 
 __all__ = [
     "as_size",

@@ -10,7 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ncreg.frames._simplex import as_float, as_size, finish, on_meta, orthoplex, seeded, simplex_etf
+from ncreg._checks import as_size
+from ncreg.frames._simplex import finish, on_meta, orthoplex, simplex_etf
+from ncreg.numerics import as_float, seeded
 
 LEVELS = 14  # β = 5, 10, 20, … : from a smooth view of all pairs to the few closest
 STEPS = 250  # a level

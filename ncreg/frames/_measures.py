@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ncreg._checks import check_positive
-from ncreg._precision import in_float64
-from ncreg.frames._hull import nearest_to_others
+from ncreg.frames._one_vs_rest import nearest_to_others
+from ncreg.numerics import in_float64
 
 ROWS = 1024  # of a Gram matrix at a time
 

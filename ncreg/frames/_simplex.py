@@ -2,50 +2,12 @@
 
 from __future__ import annotations
 
-import operator
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ncreg._checks import check_flag
-
-
-def as_size(name: str, value: int, minimum: int) -> int:
-    """`value` as an int of at least `minimum`; TypeError for a non-integer, ValueError below."""
-    size = _as_integer(name, value)
-    if size < minimum:
-        raise ValueError(f"{name}={size} must be at least {minimum}")
-    return size
-
-
-def _as_integer(name: str, value: int) -> int:
-    try:
-        if not isinstance(value, bool):
-            return operator.index(value)
-    except TypeError:  # tensors and arrays have an __index__ that fails
-        pass
-    raise TypeError(f"{name}={value!r} must be an integer, not {type(value).__name__}")
-
-
-def seeded(seed: int) -> torch.Generator:
-    """A generator of one's own, on the CPU whatever the default device.
-
-    Raises:
-        TypeError: for a seed that is no integer.
-        ValueError: for one that 64 bits do not hold.
-    """
-    seed = _as_integer("seed", seed)
-    if not -(2**63) <= seed < 2**64:
-        raise ValueError(f"seed={seed} must lie between -2**63 and 2**64 - 1")
-    return torch.Generator(device="cpu").manual_seed(seed)
-
-
-def as_float(dtype: torch.dtype | None) -> torch.dtype | None:
-    """`dtype` where it is floating-point or None; others would round class vectors to zeros."""
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise TypeError(f"dtype={dtype} must be a floating-point dtype, such as torch.float32")
-    return dtype
+from ncreg._checks import as_size, check_flag
+from ncreg.numerics import as_float, seeded
 
 
 def finish(frame: Tensor, dtype: torch.dtype | None, device: torch.device | str | None) -> Tensor:

@@ -8,8 +8,8 @@ from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
 from ncreg._checks import check_positive
-from ncreg.functional._inputs import Reduction, average, check_rows, dot_products, unit_rows
-from ncreg.functional._targets import (
+from ncreg.losses._inputs import Reduction, average, check_rows, dot_products, unit_rows
+from ncreg.losses._targets import (
     Target,
     check_labels,
     check_soft,

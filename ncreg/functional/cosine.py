@@ -12,9 +12,9 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from ncreg._checks import check_share
-from ncreg._precision import in_float64
-from ncreg.functional._inputs import check_num_classes, check_rows, dot_products, full_precision, unit_rows
-from ncreg.functional._targets import check_labels, class_means, class_of_slot, compact
+from ncreg.losses._inputs import check_num_classes, check_rows, dot_products, full_precision, unit_rows
+from ncreg.losses._targets import check_labels, class_means, class_of_slot, compact
+from ncreg.numerics import in_float64
 
 Center = Literal["batch"] | Float[Tensor, " dim"] | None
 

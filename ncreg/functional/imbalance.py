@@ -9,8 +9,8 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from ncreg._checks import check_number, check_share
-from ncreg.functional._inputs import Reduction, average, check_rows, full_precision
-from ncreg.functional._targets import Target, _wait_for, check_labels, check_soft, is_soft, weighed
+from ncreg.losses._inputs import Reduction, average, check_rows, full_precision
+from ncreg.losses._targets import Target, _wait_for, check_labels, check_soft, is_soft, weighed
 
 Counts = Sequence[int | float] | Shaped[Tensor, " classes"]
 

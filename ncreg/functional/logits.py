@@ -6,8 +6,8 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from ncreg._checks import check_positive, check_share
-from ncreg.functional._inputs import Reduction, average, check_num_classes, check_rows, full_precision
-from ncreg.functional._targets import Target, check_labels, check_soft, is_soft, sample_weights, weighed
+from ncreg.losses._inputs import Reduction, average, check_num_classes, check_rows, full_precision
+from ncreg.losses._targets import Target, check_labels, check_soft, is_soft, sample_weights, weighed
 
 
 def mse_one_hot_loss(

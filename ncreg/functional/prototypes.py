@@ -5,8 +5,8 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from ncreg._checks import check_flag, check_positive, check_share
-from ncreg.functional._inputs import Reduction, average, check_rows, dot_products, full_precision, unit_rows
-from ncreg.functional._targets import Target, check_labels, check_soft, class_sums, is_soft, weighed
+from ncreg.losses._inputs import Reduction, average, check_rows, dot_products, full_precision, unit_rows
+from ncreg.losses._targets import Target, check_labels, check_soft, class_sums, is_soft, weighed
 
 
 def dot_regression_loss(

@@ -11,9 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ncreg._checks import check_flag, check_word
-from ncreg._precision import in_float64
 from ncreg.frames import as_size, hypercube, orthoplex, seeded, simplex_etf, softmax_code, tammes
-from ncreg.frames._simplex import as_float
 from ncreg.heads._cosine import (
     check_features,
     checked_scale,
@@ -23,6 +21,7 @@ from ncreg.heads._cosine import (
     over_length,
 )
 from ncreg.heads._grouped import GroupedCosine, group_sums
+from ncreg.numerics import as_float, in_float64
 
 Structure = Literal["dense", "grouped", "householder", "centre"]
 ROWS = 1024  # of a Gram matrix at a time

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from ncreg._checks import check_flag
 from ncreg.frames import as_size, seeded
-from ncreg.frames._simplex import as_float
 from ncreg.heads._cosine import check_features, checked_scale, cosine_logits, default_scale, over_length
+from ncreg.numerics import as_float
 
 
 class LinearHead(nn.Linear):

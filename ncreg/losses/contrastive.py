@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from ncreg import functional
 from ncreg._checks import check_flag, check_positive
 from ncreg.distributed import gather_batch
-from ncreg.functional._inputs import Reduction, check_reduction
-from ncreg.functional._targets import Target
 from ncreg.functional.contrastive import OneClass, check_one_class
+from ncreg.losses._inputs import Reduction, check_reduction
+from ncreg.losses._targets import Target
 from ncreg.losses._types import ClassVectors, ClassWeight, Features, Labels, Losses, show_hyperparameters
 
 

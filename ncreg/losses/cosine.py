@@ -9,8 +9,8 @@ from ncreg import functional
 from ncreg._checks import check_flag, check_share
 from ncreg.distributed import gather_batch
 from ncreg.frames import as_size
-from ncreg.functional._inputs import check_num_classes
 from ncreg.functional.cosine import Center, check_center
+from ncreg.losses._inputs import check_num_classes
 from ncreg.losses._types import Features, Labels, Loss, show_hyperparameters
 
 

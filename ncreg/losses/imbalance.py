@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from ncreg import functional
 from ncreg._checks import check_flag, check_number, check_share
 from ncreg.distributed import gather_batch
-from ncreg.functional._inputs import Reduction, check_reduction
-from ncreg.functional._targets import Target
 from ncreg.functional.imbalance import Counts, check_counts
+from ncreg.losses._inputs import Reduction, check_reduction
+from ncreg.losses._targets import Target
 from ncreg.losses._types import ClassWeight, Logits, Losses, show_hyperparameters
 
 

@@ -9,8 +9,8 @@ from ncreg import functional
 from ncreg._checks import check_flag, check_positive, check_share
 from ncreg.distributed import gather_batch
 from ncreg.frames import as_size
-from ncreg.functional._inputs import Reduction, check_num_classes, check_reduction
-from ncreg.functional._targets import Target
+from ncreg.losses._inputs import Reduction, check_num_classes, check_reduction
+from ncreg.losses._targets import Target
 from ncreg.losses._types import ClassVectors, ClassWeight, Features, Labels, Losses, show_hyperparameters
 
 

@@ -4,8 +4,8 @@ NeuralCollapse measures last-layer features and the classifier, NearestClassCent
 other features, LayerwiseCollapse the layers inside. docs/metrics.md says what each number means.
 """
 
-from ncreg.metrics._center import NearestClassCenter
-from ncreg.metrics._collapse import NeuralCollapse
-from ncreg.metrics._layers import LayerwiseCollapse
+from ncreg.metrics._layerwise import LayerwiseCollapse
+from ncreg.metrics._nearest_center import NearestClassCenter
+from ncreg.metrics._neural_collapse import NeuralCollapse
 
 __all__ = ["LayerwiseCollapse", "NearestClassCenter", "NeuralCollapse"]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from ncreg._precision import float64_device
+from ncreg.numerics import float64_device
 
 
 class Float64Metric(Metric):

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ncreg.metrics import _moments
+from ncreg.metrics import _first_pass
 from ncreg.metrics._geometry import Geometry, geometry
-from ncreg.metrics._second import Frame, SecondPass, new_second, view_second
+from ncreg.metrics._second_pass import Frame, SecondPass, new_second, view_second
 
 _BLOCK = 2**17  # entries of a block on a CPU: its float64 copies are to stay in the cache
 
@@ -97,17 +97,17 @@ def cached(
     gram = shape.mean.new_zeros(dim, dim) if scatter else None
     margins = frame.add(sums, blocks(features, target), gram, shift=False)
     second = view_second(add_up(flat, gather), classes, dim)
-    gram = _moments.symmetric(add_up(gram, gather)) if gram is not None else None
+    gram = _first_pass.symmetric(add_up(gram, gather)) if gram is not None else None
     decided = None if frame.classifier is None else _all_margins([margins], shape.mean, gather)
     return Statistics(shape, second.trace, gram, second, decided)
 
 
-def merged(flat: Tensor, num_classes: int, dim: int, gather: Gather) -> _moments.Moments:
+def merged(flat: Tensor, num_classes: int, dim: int, gather: Gather) -> _first_pass.Moments:
     """First pass, streamed: central moments of all ranks."""
-    return _moments.view(_moments.merge(torch.stack(gather(flat)), num_classes, dim), num_classes, dim)
+    return _first_pass.view(_first_pass.merge(torch.stack(gather(flat)), num_classes, dim), num_classes, dim)
 
 
-def pack(moments: _moments.Moments) -> Tensor:
+def pack(moments: _first_pass.Moments) -> Tensor:
     """Counts and means side by side, (C, 1 + d), of central moments."""
     return torch.cat([moments.counts[:, None], moments.anchor], dim=1)
 
@@ -129,7 +129,7 @@ def streamed(
     """
     moments = merged(flat, num_classes, dim, gather)
     shape = shape_of(pack(moments))
-    scatter = _moments.symmetric(moments.scatter) if moments.scatter.numel() else None
+    scatter = _first_pass.symmetric(moments.scatter) if moments.scatter.numel() else None
     if not second:
         return Statistics(shape, moments.trace, scatter, None, None)
     sums = view_second(add_up(torch.stack(list(second)).sum(0), gather), num_classes, dim)
@@ -150,7 +150,7 @@ def _all_margins(margins: Sequence[Tensor | None], like: Tensor, gather: Gather)
     return torch.cat(gather(torch.cat(own)))
 
 
-def _check_same_samples(shape: Geometry, moments: _moments.Moments, sums: SecondPass) -> None:
+def _check_same_samples(shape: Geometry, moments: _first_pass.Moments, sums: SecondPass) -> None:
     """The second pass's class means must be the first's, but for the rounding of a repeated forward pass."""
     if not torch.equal(sums.counts, shape.counts):
         raise ValueError(

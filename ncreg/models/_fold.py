@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ncreg._precision import in_float64
 from ncreg.models._backbone import evaluating, example_image, parameter_like
 from ncreg.models._classifier import Classifier, Normalize
 from ncreg.norms import LastBatchNorm
+from ncreg.numerics import in_float64
 
 Slots = dict[str, nn.Linear | nn.Conv2d]
 EPS = 1e-12  # γ may have decayed to zero

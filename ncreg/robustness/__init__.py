@@ -1,6 +1,6 @@
 """Generalization and robustness of any `model(images in [0, 1]) -> logits`: functions that return typed results."""
 
-from ncreg.robustness._inputs import Model, binomial_interval, predict
+from ncreg.robustness._inputs import Model, predict
 from ncreg.robustness.adversarial import (
     AdversarialReport,
     AttackResult,
@@ -17,6 +17,8 @@ from ncreg.robustness.adversarial import (
     random_search,
     robustness_curve,
 )
+from ncreg.robustness.adversarial.deepfool import DeepFoolResult, deepfool
+from ncreg.robustness.adversarial.minimum_norm import MinimumNormResult, minimum_norm
 from ncreg.robustness.calibration import (
     CalibrationReport,
     CalibrationScores,
@@ -40,20 +42,12 @@ from ncreg.robustness.corruptions import (
     corruption_accuracy,
     mean_corruption_error,
 )
-from ncreg.robustness.deepfool import DeepFoolResult, deepfool
-from ncreg.robustness.detection import (
-    Detection,
-    evaluate_detection,
-)
+from ncreg.robustness.intervals import binomial_interval
 from ncreg.robustness.label_noise import (
     Memorization,
     PairedAccuracy,
     memorization,
     paired_accuracy,
-)
-from ncreg.robustness.linear import (
-    LinearProbe,
-    fit_linear_probe,
 )
 from ncreg.robustness.long_tail import (
     Angles,
@@ -65,13 +59,9 @@ from ncreg.robustness.long_tail import (
     minority_angles,
     minority_collapse,
 )
-from ncreg.robustness.minimum_norm import MinimumNormResult, minimum_norm
-from ncreg.robustness.ood import (
-    OODReport,
-    evaluate_ood,
-    noise_images,
-)
-from ncreg.robustness.ood_scores import (
+from ncreg.robustness.ood.detection import Detection, evaluate_detection
+from ncreg.robustness.ood.evaluate import OODReport, evaluate_ood, noise_images
+from ncreg.robustness.ood.scores import (
     energy_score,
     knn_score,
     mahalanobis_score,
@@ -81,13 +71,8 @@ from ncreg.robustness.ood_scores import (
     ood_orthogonality,
     vim_score,
 )
-from ncreg.robustness.transfer import (
-    FewShotResult,
-    ProbeResult,
-    few_shot,
-    knn_probe,
-    linear_probe,
-)
+from ncreg.robustness.transfer.evaluate import FewShotResult, ProbeResult, few_shot, knn_probe, linear_probe
+from ncreg.robustness.transfer.linear_probe import LinearProbe, fit_linear_probe
 
 __all__ = [
     "AdversarialReport",

@@ -1,19 +1,17 @@
 """What every evaluation does first: check images, target, logits and mode; run the model; say how sure a share is."""
 
 from collections.abc import Callable, Sequence
-from math import sqrt
 from numbers import Integral
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ncreg._precision import float64_device
+from ncreg._checks import check_count
+from ncreg.numerics import float64_device
 
 # Images in [0, 1] (B, channels, H, W) to logits (B, C): a plain function, an nn.Module, a Classifier.
 Model = Callable[[Tensor], Tensor]
-
-_Z95 = 1.959963984540054  # the normal distribution's 97.5 % quantile
 
 
 def check_images(images: Tensor) -> Tensor:
@@ -119,15 +117,6 @@ def in_eval_mode(model: Model) -> Model:
     return model
 
 
-def check_count(name: str, value: int, least: int = 1) -> int:
-    """An int of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name} must be an int, got {value!r}")
-    if value < least:
-        raise ValueError(f"{name}={value} must be at least {least}")
-    return int(value)
-
-
 def check_seed(seed: int) -> int:
     """An int that torch takes as a seed, numpy's too."""
     if isinstance(seed, bool) or not isinstance(seed, Integral):
@@ -166,29 +155,6 @@ def predict(
     chunks = images.split(check_count("batch_size", batch_size))
     rows = torch.cat([_checked_shape(model(chunk), chunk) for chunk in chunks])
     return check_logits(rows, images)
-
-
-def binomial_interval(correct: int, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share of `correct` among `n` independent trials.
-
-    (p + z²/2n ± z·√(p(1−p)/n + z²/4n²)) / (1 + z²/n), z = 1.96 (Wilson, JASA 1927).
-
-    Raises:
-        TypeError: counts that are no ints.
-        ValueError: n < 1, or correct outside [0, n].
-
-    Example:
-        >>> [round(end, 3) for end in binomial_interval(90, 100)]
-        [0.826, 0.945]
-    """
-    n, correct = check_count("n", n), check_count("correct", correct, 0)
-    if correct > n:
-        raise ValueError(f"correct={correct} must be at most n={n}")
-    p, z2 = correct / n, _Z95**2 / n
-    centre, half = p + z2 / 2, sqrt(z2 * p * (1 - p) + z2**2 / 4)
-    low = 0.0 if correct == 0 else (centre - half) / (1 + z2)  # exact at the ends, where rounding shows
-    high = 1.0 if correct == n else (centre + half) / (1 + z2)
-    return low, high
 
 
 def _checked_shape(logits: Tensor, images: Tensor) -> Tensor:

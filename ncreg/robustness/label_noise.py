@@ -6,8 +6,8 @@ from math import sqrt
 from jaxtyping import Integer
 from torch import Tensor
 
-from ncreg.robustness._features import check_indices
-from ncreg.robustness._inputs import _Z95, binomial_interval
+from ncreg._features import check_indices
+from ncreg.robustness.intervals import _Z95, binomial_interval
 
 
 @dataclass(frozen=True)

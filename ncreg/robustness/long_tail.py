@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from ncreg._checks import check_flag, check_positive
-from ncreg.robustness._features import check_features, check_indices
-from ncreg.robustness._inputs import binomial_interval, check_count
+from ncreg._checks import check_count, check_flag, check_positive
+from ncreg._features import check_features, check_indices
+from ncreg.robustness.intervals import binomial_interval
 from ncreg.theory import minority_collapse_threshold
 
 MANY, FEW = 100, 20

@@ -7,13 +7,13 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from recipes.study.cells import Cell, grid
-from recipes.study.jobs import Outcome
 from recipes.study.results import Absent, Found
+from recipes.study.runner import Outcome
 from recipes.study.search import chosen
-from recipes.study.study import Measure, Study
+from recipes.study.spec import Measure, Study
 from recipes.study.tables import shown, unit, value_of
 from recipes.study.text_table import columns
+from recipes.study.trials import Cell, grid
 
 
 def seconds_of(found: Found, cell: Cell, cells: Sequence[Cell]) -> float | None:

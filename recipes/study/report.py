@@ -11,10 +11,12 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from recipes.study import figures, robustness_figures, simplex_view
+from recipes.evaluation import simplex_plot as simplex_view
+from recipes.study import plots as figures
+from recipes.study import robustness_figures
 from recipes.study.progress import words
 from recipes.study.results import BESIDE, lookup, outstanding, read, read_beside
-from recipes.study.study import Measure, Study, study_from
+from recipes.study.spec import Measure, Study, study_from
 from recipes.study.tables import count, difference, failures, heading, images_behind, interval, mean, mean_and_sd, shown
 from recipes.study.text_table import lined_up
 

@@ -9,19 +9,20 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recipes import robustness
-from recipes.config import TrainConfig, UserError
-from recipes.run_folder import environment
-from recipes.study.cells import Cell, differences, dotted, identity
-from recipes.study.jobs import evaluated, run_folder
-from recipes.study.study import Evaluations, Study, plain
+from recipes.core.config import TrainConfig
+from recipes.core.errors import UserError
+from recipes.core.files import environment, write_atomically
+from recipes.evaluation.run import folder_name
+from recipes.evaluation.run import parse as parse_evaluation
+from recipes.study.runner import evaluated, run_folder
+from recipes.study.spec import Evaluations, Study, plain
+from recipes.study.trials import Cell, differences, dotted, identity
 
 SCHEMA = 1
 BESIDE = ("timing", "curves", "collapse")
@@ -103,8 +104,8 @@ def _evaluation(run: Path, asked: Evaluations) -> dict[str, Any]:
     """By checkpoint: parts, warnings and what was skipped; not the path of the run, which no two machines share."""
     found: dict[str, Any] = {}
     for checkpoint in asked.checkpoints:
-        args = robustness.parse(asked.argv(checkpoint))
-        content = _read(run / (args.out or robustness.folder_name(args.checkpoint, args.split)) / "results.json")
+        args = parse_evaluation(asked.argv(checkpoint))
+        content = _read(run / (args.out or folder_name(args.checkpoint, args.split)) / "results.json")
         found[checkpoint] = (
             _scalars({key: content[key] for key in ("parts", "warnings", "skipped")}) if content else None
         )
@@ -226,11 +227,11 @@ def write(out: Path, results: Mapping[str, Any], found: Found) -> None:
     """The files; entries a line each, so that a diff shows what was added."""
     out.mkdir(parents=True, exist_ok=True)
     keys = list(results["runs"])
-    _replace(out / "results.json", _lines(results))
+    write_atomically(out / "results.json", _lines(results))
     for name in BESIDE:
         values = getattr(found, name)
         rows = ",\n ".join(f"{json.dumps(key)}: {json.dumps(values[key])}" for key in keys if key in values)
-        _replace(out / f"{name}.json", f"{{\n {rows}\n}}\n")
+        write_atomically(out / f"{name}.json", f"{{\n {rows}\n}}\n")
 
 
 def outstanding(content: Mapping[str, Any]) -> int:
@@ -267,12 +268,6 @@ def _lines(content: Mapping[str, Any]) -> str:
         else:
             parts.append(f"{row(key)}: {row(value)}")
     return "{\n " + ",\n ".join(parts) + "\n}\n"
-
-
-def _replace(path: Path, text: str) -> None:
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(text)
-    os.replace(unfinished, path)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -350,5 +345,5 @@ def put_aside(folder: Path) -> Path:
     """A copy of results.json, before one that holds fewer runs takes its place."""
     free = (folder / f"results-before-{number}.json" for number in itertools.count(1))
     copy = next(path for path in free if not path.exists())
-    _replace(copy, (folder / "results.json").read_text())
+    write_atomically(copy, (folder / "results.json").read_text())
     return copy

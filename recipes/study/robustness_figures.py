@@ -8,7 +8,8 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
-from recipes.study.figures import STYLE, Figure, dashes, finished, look
+from recipes.core.plot_style import STYLE
+from recipes.study.plots import Figure, dashes, finished, look
 from recipes.study.tables import FEW
 
 Reports = Mapping[str, Sequence[Mapping[str, Any]]]

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from recipes.config import recipes
+from recipes.core.cli import recipes
 
 if TYPE_CHECKING:
-    from recipes.study.study import Search, Study
+    from recipes.study.spec import Search, Study
 
 OWN = {
     "seed": "seeds",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from recipes.study.cells import cell
 from recipes.study.results import Found, lookup
-from recipes.study.study import Search, Study
+from recipes.study.spec import Search, Study
+from recipes.study.trials import cell
 
 
 def tried(study: Study, found: Found) -> list[dict[str, Any]]:

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from recipes.study.cells import Cell
+from recipes.study.paired_tests import compare, contrast
 from recipes.study.results import EVALUATED, Absent, Found, ended, lookup, outstanding
-from recipes.study.statistics import compare, contrast
-from recipes.study.study import Evaluations, Measure, Study
+from recipes.study.spec import Evaluations, Measure, Study
 from recipes.study.text_table import columns
+from recipes.study.trials import Cell
 
 FEW = 200
 """Images below which the title of a measure says on how many it was taken."""

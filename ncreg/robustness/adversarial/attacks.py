@@ -7,18 +7,9 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
-from ncreg._checks import check_flag, check_positive
-from ncreg.robustness._inputs import (
-    Model,
-    binomial_interval,
-    check_attackable,
-    check_count,
-    check_target,
-    in_parts,
-    predict,
-    seeded,
-)
-from ncreg.robustness.adversarial._ascent import (
+from ncreg._checks import check_count, check_flag, check_positive
+from ncreg.robustness._inputs import Model, check_attackable, check_target, in_parts, predict, seeded
+from ncreg.robustness.adversarial.steps import (
     Loss,
     Norm,
     ascend,
@@ -32,6 +23,7 @@ from ncreg.robustness.adversarial._ascent import (
     project,
     random_start,
 )
+from ncreg.robustness.intervals import binomial_interval
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,16 +9,11 @@ import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
-from ncreg.robustness._inputs import Model, binomial_interval, check_count, check_seed, in_parts
-from ncreg.robustness.adversarial._ascent import (
-    Norm,
-    check_epsilon,
-    frozen,
-    lift,
-    logit_margin,
-    project,
-)
+from ncreg._checks import check_count
+from ncreg.robustness._inputs import Model, check_seed, in_parts
 from ncreg.robustness.adversarial.attacks import clean_logits, keep_lower, scored
+from ncreg.robustness.adversarial.steps import Norm, check_epsilon, frozen, lift, logit_margin, project
+from ncreg.robustness.intervals import binomial_interval
 
 Version = Literal["standard", "apgd"]
 _ATTACKS = {"standard": ("apgd-ce", "apgd-t", "fab-t", "square"), "apgd": ("apgd-ce", "apgd-t")}

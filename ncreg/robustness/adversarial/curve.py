@@ -7,9 +7,10 @@ import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
-from ncreg.robustness._inputs import Model, binomial_interval
-from ncreg.robustness.adversarial._ascent import Loss, Norm, check_epsilon
+from ncreg.robustness._inputs import Model
 from ncreg.robustness.adversarial.attacks import clean_logits, pgd
+from ncreg.robustness.adversarial.steps import Loss, Norm, check_epsilon
+from ncreg.robustness.intervals import binomial_interval
 
 
 @dataclass(frozen=True, eq=False)

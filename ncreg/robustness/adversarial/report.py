@@ -8,11 +8,12 @@ from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
 from ncreg._checks import check_flag, check_word
-from ncreg.robustness._inputs import Model, binomial_interval
-from ncreg.robustness.adversarial._ascent import Norm
+from ncreg.robustness._inputs import Model
 from ncreg.robustness.adversarial.attacks import AttackResult, clean_logits, fgsm, pgd, random_search
 from ncreg.robustness.adversarial.autoattack import autoattack as run_autoattack
-from ncreg.robustness.adversarial.suspicion import Finding, find_suspicions
+from ncreg.robustness.adversarial.sanity_checks import Finding, find_suspicions
+from ncreg.robustness.adversarial.steps import Norm
+from ncreg.robustness.intervals import binomial_interval
 
 Preset = Literal["quick", "full"]
 _STEPS = {"quick": 20, "full": 40}

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ncreg.robustness._inputs import check_count
+from ncreg._checks import check_count
 from ncreg.robustness.calibration._inputs import checked, top
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ncreg.robustness._inputs import check_count
+from ncreg._checks import check_count
 from ncreg.robustness.calibration._inputs import checked_logits, top
 from ncreg.robustness.calibration._measures import ReliabilityBins, adaptive_gap, binned, brier, classwise_gap, gap_of
 from ncreg.robustness.calibration._selective import RiskCoverage, risk_of

@@ -7,9 +7,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ncreg.robustness._inputs import Model, binomial_interval, check_count, check_images, check_target, predict
+from ncreg._checks import check_count
+from ncreg.robustness._inputs import Model, check_images, check_target, predict
 from ncreg.robustness.corruptions._constants import Table
 from ncreg.robustness.corruptions._corrupt import CORRUPTION_GROUPS, check_name, check_severity, corrupt
+from ncreg.robustness.intervals import binomial_interval
 
 # The benchmark's types: the extra ones were held out for validation.
 DEFAULT_NAMES = tuple(name for group, names in CORRUPTION_GROUPS.items() if group != "extra" for name in names)

@@ -1,0 +1,167 @@
+"""NearestClassCenter: what the nearest class mean decides, against the truth and against the classifier."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Integer
+from torch import Tensor
+from torchmetrics import Metric
+
+from ncreg._checks import check_flag
+from ncreg.metrics import _reduce
+from ncreg.metrics._base import Float64Metric
+from ncreg.metrics._geometry import geometry
+from ncreg.metrics._inputs import (
+    Reference,
+    check_batch,
+    check_classifier,
+    check_real,
+    read_classifier,
+    read_finite_classifier,
+)
+from ncreg.metrics._second_pass import Frame, new_second, view_second
+from ncreg.metrics._states import check_shapes
+
+
+def _first(stacked: Tensor) -> Tensor:
+    return stacked[0]
+
+
+class NearestClassCenter(Float64Metric):
+    """Decisions of the nearest class centre, argmin_c ‖h − μ_c‖, for given means: of training or test features.
+
+    `compute` returns a dict of 0-d float64 tensors: ncc_accuracy, the share of samples whose nearest centre is their
+    own class's; with a classifier also classifier_accuracy, the share where argmax_c (w_c·h + b_c) is, and nc4, the
+    share where the two choices differ (Papyan, Han & Donoho, PNAS 2020). `per_class=True` adds, for each, a (C,)
+    tensor under the same name with _per_class, by the samples' class, NaN for classes without samples.
+
+    Args:
+        means: class means (C, d), such as `NeuralCollapse.class_means()`; a class whose row is NaN has no centre.
+        classifier: anything with `.weight` (C, d) and optionally `.bias` (C,); read at the first update after a
+            reset. It is no part of the metric's state, and clones share it.
+        per_class: also return the results of each class.
+        **kwargs: as for torchmetrics.Metric.
+
+    Several of these with the same means but different classifiers in one MetricCollection need
+    `compute_groups=False`: torchmetrics takes metrics whose states agree on the first batch for one.
+
+    Example:
+        >>> import torch
+        >>> from ncreg.metrics import NearestClassCenter
+        >>> head = torch.nn.Linear(2, 2, bias=False)
+        >>> head.weight = torch.nn.Parameter(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+        >>> metric = NearestClassCenter(torch.tensor([[1.0, 0.0], [0.0, 3.0]]), head)
+        >>> metric.update(torch.tensor([[0.9, 1.0], [0.1, 2.9]]), torch.tensor([0, 1]))
+        >>> {name: value.item() for name, value in metric.compute().items()}
+        {'ncc_accuracy': 1.0, 'nc4': 0.5, 'classifier_accuracy': 0.5}
+    """
+
+    means: Tensor
+    counts: Tensor
+
+    def __init__(
+        self,
+        means: Float[Tensor, "classes dim"],
+        classifier: Any = None,
+        *,
+        per_class: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if not isinstance(means, Tensor):
+            raise TypeError(f"means must be a torch.Tensor (num_classes, num_features), got {type(means).__name__}")
+        check_real("means", means)
+        if means.ndim != 2 or not means.is_floating_point():
+            raise ValueError(
+                f"means must be floating point (num_classes, num_features), got {means.dtype} {tuple(means.shape)}"
+            )
+        finite = means.isfinite()
+        if not (finite.all(1) | means.isnan().all(1)).all() or not finite.any():
+            raise ValueError("means hold NaN or infinite values: a row must be finite, or NaN throughout (no centre)")
+        if classifier is not None:
+            check_classifier(classifier)
+            read_classifier(classifier, means.shape[0], means.shape[1], self.home)
+        self.per_class = check_flag("per_class", per_class)
+        self._classifier = None if classifier is None else Reference(classifier)
+        self._frame: Frame | None = None
+        # A state, not a buffer: metrics with other means must not pass for the same one in a MetricCollection.
+        self.add_state("means", means.detach().to(self.home, torch.float64, copy=True), dist_reduce_fx=_first)
+        # per class: samples, nearest centre is their own, classifier chooses their own, the two choices differ
+        self.add_state("counts", torch.zeros(len(means), 4, device=self.home, dtype=torch.int64), "sum")
+
+    def update(self, features: Float[Tensor, "batch dim"], target: Integer[Tensor, " batch"]) -> None:
+        """Take in a batch of features (B, d) and class labels (B,).
+
+        Raises:
+            TypeError: features are not floating point, or target is not integer.
+            ValueError: a wrong shape, a label out of range, NaN or infinite features.
+        """
+        classes, dim = self.means.shape
+        check_batch(features, target, classes, dim)
+        features, target = features.detach().to(self.home), target.detach().to(self.home, torch.int64)
+        dtype = _reduce.product_dtype([features])
+        if self._frame is None or self._frame.asked != dtype:
+            self._frame = self._make_frame(dtype)
+        flat = new_second(classes, dim, self.home)
+        sums = view_second(flat, classes, dim)
+        self._frame.add(sums, _reduce.blocks([features], [target]))
+        found = torch.stack([sums.counts, sums.nearest, sums.correct, sums.disagree], dim=1)
+        self.counts = self.counts + found.to(self.counts)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Shares over all samples of all ranks; every rank must call.
+
+        Raises:
+            ValueError: no sample has been seen.
+        """
+        counts = self.counts.double()
+        if not counts.any():
+            raise ValueError("no samples seen: call update(features, target) before compute()")
+        total = counts.sum(0)
+        names = {"ncc_accuracy": 1} | ({"nc4": 3, "classifier_accuracy": 2} if self._classifier else {})
+        values = {name: total[column] / total[0] for name, column in names.items()}
+        if self.per_class:
+            values |= {f"{name}_per_class": counts[:, column] / counts[:, 0] for name, column in names.items()}
+        return values
+
+    def reset(self) -> None:
+        """Forget all samples; the classifier is read again at the next update."""
+        super().reset()
+        self._frame = None
+
+    def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
+        """Add the samples of another metric of the same means, or of its state.
+
+        Raises:
+            ValueError: the means differ.
+        """
+        theirs = incoming_state.means if isinstance(incoming_state, NearestClassCenter) else None
+        theirs = incoming_state.get("means") if isinstance(incoming_state, dict) else theirs
+        if theirs is not None and not isinstance(theirs, Tensor):
+            raise ValueError(f"cannot merge: means in the state must be a tensor, got {type(theirs).__name__}")
+        if theirs is not None and not (
+            theirs.shape == self.means.shape and torch.allclose(theirs.to(self.means), self.means, 0, 0, equal_nan=True)
+        ):
+            raise ValueError(
+                f"cannot merge: means are {tuple(self.means.shape)} here and {tuple(theirs.shape)} there, "
+                "or differ in their values"
+            )
+        super().merge_state(incoming_state)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """A state of other sizes is refused here: compute() would not know what is wrong with it."""
+        own = {name: state_dict[prefix + name] for name in self._defaults if prefix + name in state_dict}
+        check_shapes("load", own, {"means": self.means, "counts": self.counts}, "num_classes or num_features")
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self._frame = None
+
+    def _make_frame(self, dtype: torch.dtype) -> Frame:
+        has_centre = self.means.isfinite().all(1)
+        shape = geometry(has_centre.double(), self.means)
+        classifier = None
+        if self._classifier is not None:
+            classes, dim = self.means.shape
+            classifier = read_finite_classifier(self._classifier.module, classes, dim, self.home)
+        return Frame(shape, shape.global_mean, classifier, dtype)

@@ -1,0 +1,308 @@
+"""NeuralCollapse: one object for both passes over the features."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Integer
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import rank_zero_warn
+from torchmetrics.utilities.distributed import gather_all_tensors
+
+from ncreg._checks import check_flag, check_word
+from ncreg.frames import as_size
+from ncreg.metrics import _first_pass, _formulas, _reduce
+from ncreg.metrics._base import Float64Metric
+from ncreg.metrics._geometry import Geometry
+from ncreg.metrics._inputs import Reference, check_batch, check_classifier, read_classifier, read_finite_classifier
+from ncreg.metrics._second_pass import Frame, new_second, view_second
+from ncreg.metrics._states import check_cached, check_shapes
+
+
+class NeuralCollapse(Float64Metric):
+    """Measures of neural collapse of last-layer features (Papyan, Han & Donoho, PNAS 2020, and later work).
+
+    Some measures need the final class means before they can look at a sample: a second pass. This one object drives
+    both. By default `update` keeps the features, and `compute` makes both passes over them. With `cache=False`
+    nothing is kept but sums: after one pass over the data `compute` returns what one pass gives, and the loop
+
+        for _ in metric.passes():
+            for images, target in loader:
+                metric.update(backbone(images), target)
+        values = metric.compute()
+
+    feeds the data as often as the metric needs them (once with the cache, twice without) and returns everything.
+
+    `compute` returns a dict of 0-d float64 tensors. From one pass: nc1, nc1_rank, trace_ratio, cdnv, nc2_equinorm,
+    nc2_equiangularity, nc2_cosine_std, etf_distance, stable_rank and effective_rank (of the centred class means),
+    within_stable_rank and within_effective_rank (of the within-class scatter). With a classifier: nc0,
+    nc2_weight_equinorm, nc2_weight_equiangularity, nc2_weight_cosine_std, nc2_weight_gram, nc3, nc3_bias. From the
+    second pass: intra_cosine and inter_cosine with _min and _max, ncc_accuracy, and with a classifier nc4,
+    classifier_accuracy, margin and normalized_margin with _mean, _min, _q01, _q10, _q50. docs/metrics.md gives
+    formulas, ranges, values at collapse and sources.
+
+    Statistics are float64 around the class means, so that NC1 = 1e-10 and features far from the origin cost no
+    digits. Products of the second pass run in float32 unless the features are float64. Across ranks only sums (and
+    the margins) travel, never features; shards may be uneven or empty.
+
+    Args:
+        num_classes: C, at least 2. Classes without samples are left out of the measures, with one warning.
+        num_features: d.
+        classifier: the last layer: anything with `.weight` (C, d) and optionally `.bias` (C,); `.class_vectors` (C, d)
+            comes before `.weight` where there is one. It is read when the measures are computed (without the cache:
+            when the second pass starts), and is no part of the metric's state; clones share it.
+        cache: keep the features (N·d·itemsize bytes) so that one feed gives every measure.
+        scatter: keep the d×d within-class scatter. Without it memory is O(Cd + C²), NC1 comes from the second pass,
+            and the two within-class ranks are not given: for large d.
+        center: what the cosines are taken around: the unweighted mean of class means, or the mean of all features
+            (Pan & Cao, arXiv 2309.04644), which is misleading for unbalanced classes.
+        convention: "ncreg", or "papyan" for the normalisations of the original notebook: nc1 not divided by C, nc3
+            squared, sample standard deviations in the equinorms.
+        **kwargs: as for torchmetrics.Metric.
+
+    Example:
+        >>> import torch
+        >>> from ncreg.metrics import NeuralCollapse
+        >>> means = torch.tensor([[2.0, 0.0], [-1.0, 3.0**0.5], [-1.0, -(3.0**0.5)]])
+        >>> target = torch.arange(300) % 3
+        >>> features = means[target] + 1e-3 * torch.randn(300, 2, generator=torch.Generator().manual_seed(0))
+        >>> metric = NeuralCollapse(num_classes=3, num_features=2)
+        >>> for batch in torch.arange(300).split(64):
+        ...     metric.update(features[batch], target[batch])
+        >>> values = metric.compute()
+        >>> print(f"{values['inter_cosine']:.4f} {values['ncc_accuracy']:.1f} {values['nc1'] < 1e-6}")
+        -0.5000 1.0 True
+    """
+
+    # states: with the cache
+    features: list[Tensor]
+    target: list[Tensor]
+    # and without; the lists are empty until the second pass: class counts and means of all ranks, sums, margins
+    moments: Tensor
+    reference: list[Tensor]
+    second: list[Tensor]
+    margins: list[Tensor]
+
+    def __init__(
+        self,
+        num_classes: int,
+        num_features: int,
+        classifier: Any = None,
+        *,
+        cache: bool = True,
+        scatter: bool = True,
+        center: Literal["class_means", "features"] = "class_means",
+        convention: Literal["ncreg", "papyan"] = "ncreg",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        num_classes, num_features = as_size("num_classes", num_classes, 2), as_size("num_features", num_features, 1)
+        check_flag("cache", cache)
+        check_flag("scatter", scatter)
+        check_word("center", center, ("class_means", "features"))
+        check_word("convention", convention, ("ncreg", "papyan"))
+        if classifier is not None:
+            check_classifier(classifier)
+            read_classifier(classifier, num_classes, num_features, self.home)
+        self.num_classes, self.num_features = num_classes, num_features
+        self.cache, self.scatter, self.center, self.convention = cache, scatter, center, convention
+        self._classifier = None if classifier is None else Reference(classifier)
+        self._synced: _reduce.Statistics | None = None
+        self._frame: Frame | None = None
+        self._warned = False
+        if cache:
+            self.add_state("features", [], dist_reduce_fx="cat")
+            self.add_state("target", [], dist_reduce_fx="cat")
+            return
+        zero = _first_pass.new(num_classes, num_features, scatter=scatter, device=self.home)
+        self.add_state("moments", zero, functools.partial(_first_pass.merge, num_classes=num_classes, dim=num_features))
+        self.add_state("reference", [], dist_reduce_fx="cat")
+        self.add_state("second", [], dist_reduce_fx="cat")
+        self.add_state("margins", [], dist_reduce_fx="cat")
+
+    def update(self, features: Float[Tensor, "batch dim"], target: Integer[Tensor, " batch"]) -> None:
+        """Take in a batch of features (B, d) and class labels (B,).
+
+        Raises:
+            TypeError: features are not floating point, or target is not integer.
+            ValueError: a wrong shape, a label out of range, NaN or infinite features.
+        """
+        check_batch(features, target, self.num_classes, self.num_features)
+        self._leave_inference_mode()
+        features, target = features.detach().to(self.home), target.detach().to(self.home, torch.int64)
+        if self.cache:
+            # copies: what the caller does to its tensors later must not reach the cache
+            self.features.append(features.clone())
+            self.target.append(target.clone())
+        elif self.reference:
+            self._update_second(features, target)
+        else:
+            moments = _first_pass.view(self.moments, self.num_classes, self.num_features)
+            for rows, labels in _reduce.blocks([features], [target]):
+                _first_pass.add(moments, rows.double(), labels)
+
+    def _leave_inference_mode(self) -> None:
+        """Sums made under inference_mode cannot be added to outside of it: go on with copies."""
+        if self.cache or torch.is_inference_mode_enabled():
+            return
+        if self.moments.is_inference():
+            self.moments = self.moments.clone()
+        self.second[:] = [sums.clone() if sums.is_inference() else sums for sums in self.second]
+
+    def _update_second(self, features: Tensor, target: Tensor) -> None:
+        dtype = _reduce.product_dtype([features])
+        if self._frame is None or self._frame.asked != dtype:
+            self._frame = self._make_frame(_reduce.shape_of(self.reference[0]), dtype)
+        sums = view_second(self.second[-1], self.num_classes, self.num_features)
+        margins = self._frame.add(sums, _reduce.blocks([features], [target]))
+        if margins is not None:
+            self.margins.append(margins)
+
+    def compute(self) -> dict[str, Tensor]:
+        """All measures that the passes made so far give, as 0-d float64 tensors; every rank must call.
+
+        Raises:
+            ValueError: no sample has been seen, the classifier is not finite, or the second pass was not fed the
+                samples of the first.
+        """
+        found = self._synced if self._is_synced and self._synced else self._reduce(_reduce.alone)
+        self._warn_absent(found.shape.present)
+        classifier = None if self._classifier is None else self._read_classifier()
+        values = _formulas.of_statistics(found, classifier)
+        if self.convention == "papyan":
+            values = _formulas.as_published(values, int(found.shape.present.sum()))
+        return values
+
+    def passes(self) -> Iterator[int]:
+        """Reset, then yield 1, 2 once per pass over the data that the metric needs to give every measure.
+
+        Feed the same samples in each pass, in eval mode and without augmentation; their order is free. Every rank
+        must take part.
+        """
+        self.reset()
+        yield 1
+        if not self.cache:
+            moments = _reduce.merged(self.moments, self.num_classes, self.num_features, self._gather)
+            self.reference.append(_reduce.pack(moments))
+            self.second.append(new_second(self.num_classes, self.num_features, self.home))
+            yield 2
+
+    def class_means(self) -> Float[Tensor, "classes dim"]:
+        """Class means (C, d) over all ranks in float64, NaN for classes without samples; every rank must call."""
+        size = (self.num_classes, self.num_features)
+        if self.cache:
+            shape = _reduce.cached_shape(self.features, self.target, *size, self.home, self._gather)
+        else:
+            shape = _reduce.shape_of(_reduce.pack(_reduce.merged(self.moments, *size, self._gather)))
+        return shape.mean.masked_fill(~shape.present[:, None], torch.nan)
+
+    def _gather(self, tensor: Tensor) -> list[Tensor]:
+        """The tensor of every rank, by the rules that compute() follows."""
+        if not (self.sync_on_compute and self.distributed_available_fn()):
+            return [tensor]
+        return list((self.dist_sync_fn or gather_all_tensors)(tensor, group=self.process_group))
+
+    def _read_classifier(self) -> tuple[Tensor, Tensor]:
+        assert self._classifier is not None
+        return read_finite_classifier(self._classifier.module, self.num_classes, self.num_features, self.home)
+
+    def _make_frame(self, shape: Geometry, dtype: torch.dtype) -> Frame:
+        centre = shape.global_mean
+        if self.center == "features":
+            centre = (shape.counts / shape.counts.sum()) @ shape.mean
+        return Frame(shape, centre, None if self._classifier is None else self._read_classifier(), dtype)
+
+    def _reduce(self, gather: _reduce.Gather) -> _reduce.Statistics:
+        size = (self.num_classes, self.num_features)
+        if self.cache:
+            shape = _reduce.cached_shape(self.features, self.target, *size, self.home, gather)
+            frame = self._make_frame(shape, _reduce.product_dtype(self.features))
+            return _reduce.cached(self.features, self.target, frame, gather, scatter=self.scatter)
+        decides = self._classifier is not None
+        return _reduce.streamed(self.moments, self.second, self.margins, *size, gather, decides=decides)
+
+    def _warn_absent(self, present: Tensor) -> None:
+        absent = (~present).nonzero().squeeze(1).tolist()
+        if absent and not self._warned:
+            self._warned = True
+            named = ", ".join(map(str, absent[:10])) + (", …" if len(absent) > 10 else "")
+            rank_zero_warn(
+                f"{len(absent)} of {self.num_classes} classes have no samples ({named}): "
+                "measured over the classes present",
+                UserWarning,
+            )
+
+    # What torchmetrics leaves to do: only sums cross ranks, a stale frame is dropped, mismatched merges are refused.
+
+    def _sync_dist(self, dist_sync_fn: Callable = gather_all_tensors, process_group: Any = None) -> None:
+        group = process_group or self.process_group
+        self._synced = self._reduce(lambda tensor: list(dist_sync_fn(tensor, group=group)))
+
+    def unsync(self, should_unsync: bool = True) -> None:
+        """Return to this rank's own samples."""
+        super().unsync(should_unsync)
+        if should_unsync:
+            self._synced = None
+
+    def _copy_state_dict(self) -> dict[str, Any]:
+        lists = {key: list(value) for key, value in self.metric_state.items() if isinstance(value, list)}
+        tensors = {key: value.clone() for key, value in self.metric_state.items() if isinstance(value, Tensor)}
+        return lists | tensors
+
+    def reset(self) -> None:
+        """Forget all samples; the next update belongs to a first pass."""
+        super().reset()
+        self._frame = None
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Update, and return the measures of this batch alone."""
+        if not self.cache and self.reference:
+            raise RuntimeError("forward() measures one batch alone: use update() in the second pass")
+        warned, self._warned = self._warned, True  # a batch seldom holds every class
+        try:
+            return super().forward(*args, **kwargs)
+        finally:
+            self._warned = warned
+
+    def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
+        """Add the samples of another metric of the same settings, or of its state.
+
+        Raises:
+            ValueError: the settings differ, or the two are in different passes.
+        """
+        if isinstance(incoming_state, NeuralCollapse):
+            for name in ("num_classes", "num_features", "cache", "scatter", "center"):
+                mine, theirs = getattr(self, name), getattr(incoming_state, name)
+                if mine != theirs:
+                    raise ValueError(f"cannot merge: {name} is {mine} here and {theirs} there")
+        elif isinstance(incoming_state, dict):
+            if incoming_state.keys() != self._defaults.keys():
+                raise ValueError(
+                    f"cannot merge: states are {sorted(self._defaults)} here and {sorted(incoming_state)} there; "
+                    "cache must be the same in both"
+                )
+            self._check_state("merge", incoming_state)
+        if not self.cache and isinstance(incoming_state, dict | NeuralCollapse):
+            state: dict[str, Any] = incoming_state if isinstance(incoming_state, dict) else incoming_state.metric_state
+            if not _reduce.same_pass(self.reference, state["reference"]):
+                raise ValueError(
+                    "cannot merge: both metrics must be in the first pass, or in the second pass of the same first one"
+                )
+        super().merge_state(incoming_state)
+
+    def _check_state(self, doing: str, state: Mapping[str, Any]) -> None:
+        if self.cache:
+            check_cached(doing, state, self.num_classes, self.num_features)
+        else:
+            check_shapes(doing, state, {"moments": self.moments}, "num_classes, num_features or scatter")
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """A state of other sizes is refused here: compute() would not know what is wrong with it."""
+        own = {name: state_dict[prefix + name] for name in self._defaults if prefix + name in state_dict}
+        self._check_state("load", own)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self._frame = None

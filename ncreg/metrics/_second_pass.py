@@ -1,0 +1,210 @@
+"""Second pass: what needs the final class means (cosines, nearest centres, margins, NC1 without a d×d matrix)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ncreg.metrics._first_pass import add_gram
+from ncreg.metrics._geometry import Geometry
+
+_TINY = 1e-150  # the square of a shorter length leaves float64: its direction counts as none
+_LARGEST_TABLE = 2**26  # entries of a C×C table that is kept; beyond, its rows are made as they are needed
+
+
+class SecondPass(NamedTuple):
+    """Sums of the second pass; views of one flat tensor, all of them additive over batches and shards.
+
+    Per class: tally (C, 5) of counts, trace Σ‖h − μ_y‖², and the number of samples whose nearest class mean is their
+    own (nearest), whose logits choose their class (correct), whose two choices differ (disagree); shift Σ(h − μ_y)
+    (C, d), zero but for rounding; units Σu_i (C, d) with u_i the unit vector from the centre to the sample.
+    Over all classes: spread Σ(v_k·(h − μ_y))² along each basis vector, in the first r of (C,) entries.
+    """
+
+    tally: Tensor
+    spread: Tensor
+    shift: Tensor
+    units: Tensor
+
+    @property
+    def counts(self) -> Tensor:
+        """Samples per class (C,)."""
+        return self.tally[:, 0]
+
+    @property
+    def trace(self) -> Tensor:
+        """Σ‖h − μ_y‖² per class (C,)."""
+        return self.tally[:, 1]
+
+    @property
+    def nearest(self) -> Tensor:
+        """Samples per class whose nearest class mean is their own (C,)."""
+        return self.tally[:, 2]
+
+    @property
+    def correct(self) -> Tensor:
+        """Samples per class whose logits choose their class (C,)."""
+        return self.tally[:, 3]
+
+    @property
+    def disagree(self) -> Tensor:
+        """Samples per class whose two choices differ (C,)."""
+        return self.tally[:, 4]
+
+
+def new_second(num_classes: int, dim: int, device: torch.device) -> Tensor:
+    """A flat tensor of zero sums."""
+    return torch.zeros(num_classes * (6 + 2 * dim), dtype=torch.float64, device=device)
+
+
+def view_second(flat: Tensor, num_classes: int, dim: int) -> SecondPass:
+    """The sums as views of `flat`."""
+    wide = num_classes * dim
+    tally, spread, shift, units = flat.split([5 * num_classes, num_classes, wide, wide])
+    return SecondPass(tally.view(-1, 5), spread, shift.view(-1, dim), units.view(-1, dim))
+
+
+class Rule:
+    """A linear decision rule argmax_k (w_k·h + b_k), read off from a sample's deviation from its class mean.
+
+    The lead of class k over the sample's own class y is (w_k − w_y)·(h − μ_y) plus the lead at the mean μ_y, which a
+    table made in float64 holds: neither an offset of the features nor collapse costs digits.
+    """
+
+    def __init__(self, points: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> None:
+        self.points, self.weight, self.bias, self.dtype = points, weight, bias, dtype
+        self.weight_t = weight.T.to(dtype)
+        every = torch.arange(len(points), device=points.device)
+        self.table = self._leads(every) if len(points) ** 2 <= _LARGEST_TABLE else None
+
+    def _leads(self, labels: Tensor) -> Tensor:
+        value = torch.addmm(self.bias, self.points[labels], self.weight.T)
+        own = value.gather(1, labels[:, None])
+        return (value - own.masked_fill(own.isinf(), 0)).to(self.dtype)  # −inf: a class that cannot be chosen
+
+    def decide(self, leads: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Lead of the own class over the best other one (n,), and the class chosen (n,).
+
+        `leads` (n, C) comes as w_k·(h − μ_y) and is overwritten.
+        """
+        if self.table is not None:
+            leads += self.table.index_select(0, target)
+        else:
+            labels, place = target.unique(return_inverse=True)
+            leads += self._leads(labels).index_select(0, place)
+        own = leads.gather(1, target[:, None])
+        margin = own[:, 0] - leads.scatter_(1, target[:, None], -torch.inf).amax(1)
+        chosen, lost = target, (margin <= 0).nonzero().squeeze(1)
+        if len(lost):
+            label, rival = target[lost], leads[lost].argmax(1)
+            tied = (margin[lost] == 0) & (label < rival)  # argmax over all classes would find the own one first
+            chosen = target.index_copy(0, lost, torch.where(tied, label, rival))
+        return margin, chosen
+
+
+class Frame:
+    """The tables of one second pass, made once from the final means and the classifier.
+
+    Deviations from the class means and the products with them are taken in the `dtype` asked for, unit vectors in
+    float64: these stay apart from 1 by less than float32 holds.
+    """
+
+    def __init__(
+        self,
+        shape: Geometry,
+        centre: Tensor,
+        classifier: tuple[Tensor, Tensor] | None,
+        dtype: torch.dtype,
+    ) -> None:
+        self.shape, self.centre, self.asked = shape, centre, dtype
+        # the squares of very small or large features do not fit into float32
+        self.dtype = dtype = dtype if 1e-9 < float(shape.values.amax()) < 1e9 else torch.float64
+        # Rounded means, and what rounding took from them: a float32 difference to both is right to its last digit.
+        self.means = [shape.mean.to(dtype)]
+        if dtype != torch.float64:
+            self.means.append((shape.mean - self.means[0]).to(dtype))
+        vectors = [shape.basis] if classifier is None else [shape.basis, classifier[0]]
+        self.vectors = torch.cat(vectors).T.to(dtype).contiguous()
+        # The nearest of the means is the largest of μ_c·h − ‖μ_c‖²/2, in coordinates of the span of the means: the
+        # part of h outside of it is common to all distances.
+        points = shape.centred @ shape.basis.T
+        absent = ~shape.present
+        half = (points.square().sum(1) / 2).masked_fill(absent, torch.inf)
+        self.nearest = Rule(points, points, -half, dtype)
+        # Samples less than half way to any other mean, in that span, need no comparison: the squared lengths.
+        self.safe = torch.zeros_like(half, dtype=dtype)
+        if self.nearest.table is not None:
+            leads = self.nearest.table.clone().fill_diagonal_(-torch.inf)
+            self.safe = (-0.4999 * leads.amax(1)).masked_fill_(absent, 0)
+        self.classifier = None
+        if classifier is not None:
+            self.classifier = Rule(shape.mean, *classifier, dtype)
+            self.weight_norm = classifier[0].square().sum(1).mean().sqrt()
+
+    def add(
+        self,
+        sums: SecondPass,
+        blocks: Iterable[tuple[Tensor, Tensor]],
+        scatter: Tensor | None = None,
+        *,
+        shift: bool = True,
+    ) -> Tensor | None:
+        """Add features with their labels in place; the margins (n, 2), raw and normalised, where there are any."""
+        seen = [self._look(sums, features, target, scatter, shift=shift) for features, target in blocks]
+        if not seen:
+            return None
+        target, distance, nearest, *decided = (torch.cat(part) for part in zip(*seen, strict=True))
+        found, margins = [torch.ones_like(distance), distance.square(), nearest == target], None
+        if decided:
+            margin, chosen, length = decided
+            found += [chosen == target, chosen != nearest]
+            margins = torch.stack([margin, margin / (length * self.weight_norm)], dim=1)
+        sums.tally[:, : len(found)].index_add_(0, target, torch.stack(found, dim=1))
+        return margins
+
+    def _look(
+        self, sums: SecondPass, features: Tensor, target: Tensor, scatter: Tensor | None, *, shift: bool
+    ) -> tuple[Tensor, ...]:
+        """Of each sample: label, distance to its mean, nearest class; margin, class chosen and length if decided."""
+        rows = features.to(self.dtype)
+        deviation = self._deviation(rows, target)
+        self._add_units(sums.units, rows, target)
+        if shift:
+            sums.shift.index_add_(0, target, deviation.double())
+        if scatter is not None:
+            add_gram(scatter, deviation)
+        inside, leads = (deviation @ self.vectors).tensor_split([len(self.shape.basis)], dim=1)
+        squares = inside.square()
+        sums.spread[: inside.shape[1]] += squares.sum(0)
+        nearest = self._nearest(inside, squares.sum(1), target)
+        distance = torch.linalg.vector_norm(deviation, dim=1).double()
+        if self.classifier is None:
+            return target, distance, nearest
+        margin, chosen = self.classifier.decide(leads, target)
+        return target, distance, nearest, margin.double(), chosen, torch.linalg.vector_norm(rows, dim=1).double()
+
+    def _deviation(self, rows: Tensor, target: Tensor) -> Tensor:
+        """Differences to the own class means."""
+        mean, *rest = self.means
+        own = mean.index_select(0, target)
+        deviation = torch.sub(rows, own, out=own)
+        for part in rest:
+            deviation -= part.index_select(0, target)
+        return deviation
+
+    def _add_units(self, units: Tensor, rows: Tensor, target: Tensor) -> None:
+        exact = rows.dtype == torch.float64
+        outward = rows - self.centre if exact else rows.to(torch.float64).sub_(self.centre)
+        outward *= torch.linalg.vector_norm(outward, dim=1, keepdim=True).clamp_min(_TINY).reciprocal()
+        units.index_add_(0, target, outward)
+
+    def _nearest(self, inside: Tensor, squared: Tensor, target: Tensor) -> Tensor:
+        """Nearest class mean of samples whose deviation has these coordinates (n, r) in the span of the means."""
+        unsure = (squared >= self.safe.index_select(0, target)).nonzero().squeeze(1)
+        if not len(unsure):
+            return target
+        label = target[unsure]
+        return target.index_copy(0, unsure, self.nearest.decide(inside[unsure] @ self.nearest.weight_t, label)[1])

@@ -1,0 +1,46 @@
+"""Precision and random numbers: float64 wherever a tensor lives (Apple's MPS has none), seeded generators, dtypes."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+from ncreg._checks import _as_integer
+
+
+@functools.cache
+def float64_device(device: torch.device) -> torch.device:
+    """The device itself, or the CPU where the device has no float64."""
+    try:
+        torch.zeros(1, dtype=torch.float64, device=device)
+    except (TypeError, RuntimeError):
+        return torch.device("cpu")
+    return device
+
+
+def in_float64(tensor: Tensor) -> Tensor:
+    """The tensor in float64, on its own device, or on the CPU where that has no float64; differentiable."""
+    place = float64_device(tensor.device)
+    return tensor.double() if place == tensor.device else tensor.to(place).double()
+
+
+def seeded(seed: int) -> torch.Generator:
+    """A generator of one's own, on the CPU whatever the default device.
+
+    Raises:
+        TypeError: for a seed that is no integer.
+        ValueError: for one that 64 bits do not hold.
+    """
+    seed = _as_integer("seed", seed)
+    if not -(2**63) <= seed < 2**64:
+        raise ValueError(f"seed={seed} must lie between -2**63 and 2**64 - 1")
+    return torch.Generator(device="cpu").manual_seed(seed)
+
+
+def as_float(dtype: torch.dtype | None) -> torch.dtype | None:
+    """`dtype` where it is floating-point or None; others would round class vectors to zeros."""
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(f"dtype={dtype} must be a floating-point dtype, such as torch.float32")
+    return dtype

@@ -1,0 +1,32 @@
+"""Confidence intervals of a proportion."""
+
+from __future__ import annotations
+
+from math import sqrt
+
+from ncreg._checks import check_count
+
+_Z95 = 1.959963984540054  # the normal distribution's 97.5 % quantile
+
+
+def binomial_interval(correct: int, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share of `correct` among `n` independent trials.
+
+    (p + z²/2n ± z·√(p(1−p)/n + z²/4n²)) / (1 + z²/n), z = 1.96 (Wilson, JASA 1927).
+
+    Raises:
+        TypeError: counts that are no ints.
+        ValueError: n < 1, or correct outside [0, n].
+
+    Example:
+        >>> [round(end, 3) for end in binomial_interval(90, 100)]
+        [0.826, 0.945]
+    """
+    n, correct = check_count("n", n), check_count("correct", correct, 0)
+    if correct > n:
+        raise ValueError(f"correct={correct} must be at most n={n}")
+    p, z2 = correct / n, _Z95**2 / n
+    centre, half = p + z2 / 2, sqrt(z2 * p * (1 - p) + z2**2 / 4)
+    low = 0.0 if correct == 0 else (centre - half) / (1 + z2)  # exact at the ends, where rounding shows
+    high = 1.0 if correct == n else (centre + half) / (1 + z2)
+    return low, high

@@ -1,0 +1,1 @@
+"""Out-of-distribution detection: scores, and how well they tell images apart."""

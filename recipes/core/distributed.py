@@ -1,0 +1,104 @@
+"""The processes of a run under torchrun, and what they must agree on; alone, one process is rank 0 of 1."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from recipes.core.errors import UserError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Which process this is, and of how many."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes and prints."""
+        return self.rank == 0
+
+    def share_of_batch(self, size: int, parts: int = 1) -> int:
+        """Images of a global batch of `size` that fall to each rank, in equal parts."""
+        if size % self.size:
+            raise UserError(
+                f"data.batch_size={size} is the global batch: it must be a multiple of the {self.size} ranks"
+            )
+        if size // self.size % parts:
+            raise UserError(
+                f"optim.accumulate={parts}: the {size // self.size} images that a rank has of a batch are to be cut "
+                "into equal parts"
+            )
+        if size // self.size // parts < 2:
+            raise UserError(
+                f"data.batch_size={size} leaves each of the {self.size} ranks one image, and BatchNorm has no "
+                f"variance of one: at least {2 * self.size * parts}"
+            )
+        return size // self.size
+
+    def wrap(self, model: nn.Module, device: torch.device, *, compiled: bool = False) -> nn.Module:
+        """The model as a loop calls it: gradients averaged over ranks, compiled on request."""
+        if self.size > 1:
+            model = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+        return torch.compile(model) if compiled else model  # type: ignore[return-value]
+
+    def alone_until(self, wrapped: nn.Module, last: bool) -> AbstractContextManager[None]:
+        """Leave gradients unaveraged while parts of a batch are to follow."""
+        return nullcontext() if last or self.size == 1 else wrapped.no_sync()  # type: ignore[operator]
+
+    def share_buffers(self, model: nn.Module) -> None:
+        """Give every rank the main rank's running statistics; DDP does so only before a forward pass in training."""
+        if self.size > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, 0)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over ranks, the same on all of them."""
+        if self.size > 1:
+            values = values.clone()
+            dist.all_reduce(values)
+        return values
+
+    def any(self, flag: bool, device: torch.device) -> bool:
+        """Whether the flag is up on any rank."""
+        return flag if self.size == 1 else bool(self.sum(torch.tensor(float(flag), device=device)))
+
+    def gather(self, value: Any) -> list[Any]:
+        """A plain value of each rank, on all ranks."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def from_main(self, value: Any) -> Any:
+        """The main rank's value, on all ranks."""
+        return self.gather(value)[0]
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[Ranks]:
+    """Join the ranks that torchrun started, if it did: NCCL for GPUs, gloo for CPUs."""
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ or dist.is_initialized():
+        yield Ranks(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else Ranks()
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # NCCL sends plain values over the current device: GPU 0 on all ranks otherwise
+    try:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"the ranks cannot be joined: {' '.join(str(error).split())}; start with torchrun") from None
+    try:
+        yield Ranks(dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()

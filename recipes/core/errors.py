@@ -1,0 +1,7 @@
+"""The one error that is shown to the user as a line."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """Something that the user can put right; shown as one line, without a traceback."""

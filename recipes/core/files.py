@@ -1,0 +1,94 @@
+"""Files that are written whole or not at all, strict JSON, locks, and a note of where a result was made."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from recipes.core.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+PACKAGES = ("ncreg", "torch", "torchvision", "timm", "torchmetrics", "numpy", "scikit-learn")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all: a reader never sees half of it."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        unfinished.write_text(text)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def json_row(entry: Mapping[str, Any]) -> str:
+    """One line of a .jsonl file."""
+    return json.dumps(strict(entry), allow_nan=False) + "\n"
+
+
+def strict(value: Any) -> Any:
+    """The value with null in place of every float that is not finite, as strict JSON needs it."""
+    if isinstance(value, Mapping):
+        return {str(key): strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [strict(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def environment(command: Sequence[str]) -> dict[str, Any]:
+    """Where and by what a run was made."""
+    packages = {}
+    for name in PACKAGES:
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = "not installed"
+    asked = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        commit = subprocess.run(asked, capture_output=True, text=True).stdout.strip() or None
+    except OSError:
+        commit = None
+    return {
+        "command": list(command),
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "packages": packages,
+        "git_commit": commit,
+    }
+
+
+@contextlib.contextmanager
+def locked(folder: Path, *, wait: bool = False) -> Iterator[int | None]:
+    """The folder's lock as a file descriptor; None where another living process holds it, unless to `wait` for it.
+
+    The lock is the kernel's: it goes when the last process that holds it is gone, however it died.
+
+    Raises:
+        UserError: the system has no such locks (Windows).
+    """
+    if fcntl is None:
+        raise UserError("evaluations and studies lock their folders as POSIX does: run them on Linux, macOS or WSL")
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError:
+            yield None
+            return
+        yield descriptor
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,219 @@
+"""A folder of images as a set: its parts, its classes, its files."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from recipes.core.config import DataConfig
+from recipes.core.errors import UserError
+from recipes.data.lazy_images import Unread, reading_processes
+from recipes.data.split import Source, Split, resized
+
+PARTS = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "eval", "evaluation"),
+    "test": ("test", "testing"),
+}
+"""Usual names of the folders of a set's parts, in small letters; capitals are read as these."""
+
+
+def image_folder(config: DataConfig, image_size: Callable[[int | None], int]) -> Source:
+    """Images in root/train/CLASS, with root/val or root/test or both beside it, or in root/CLASS alone.
+
+    Of val and test, one alone is the test part; where there are both, val is the validation part. Links are followed,
+    names that begin with a dot passed over.
+
+    Raises:
+        UserError: no folder, fewer than two classes, a class without images, parts that do not fit together, or that
+            lie where the classes belong.
+    """
+    parts = parts_of(config.root)
+    train = parts["train"]
+    names = tuple(sorted(path.name for path in _folders(train)))
+    if len(names) < 2:
+        raise UserError(f"{train} has {len(names)} class folders: a classifier needs at least 2")
+    notes = [*_strange_classes(train), *_left_out(config.root, parts)]
+    side, workers = image_size(None), reading_processes(config.workers)
+    splits = {part: _split(folder, names, train, side, workers) for part, folder in parts.items()}
+    if "test" not in splits and "val" in splits:
+        splits["test"] = splits.pop("val")
+    return Source(names, splits["train"], splits.get("test"), splits.get("val"), tuple(notes))
+
+
+def parts_of(root: Path) -> dict[str, Path]:
+    """The folders of the parts, train always among them: the root itself where the classes lie right in it.
+
+    Raises:
+        UserError: no folder, one part under two names, or a part beside none for training.
+    """
+    if not root.is_dir():
+        raise UserError(f"data.root={root} is not a folder: --data.root FOLDER with a folder for each class in it")
+    folders = _folders(root)
+    parts: dict[str, Path] = {}
+    for part, names in PARTS.items():
+        # A folder that holds images but no folders is a class, though it be called train.
+        there = [path for name in names for path in folders if path.name.lower() == name and _folders(path)]
+        if len(there) > 1:
+            raise UserError(f"{there[0]} and {there[1]} are both for {part}: remove one of them")
+        if there:
+            parts[part] = there[0]
+    if parts and "train" not in parts:
+        other = next(iter(parts.values()))
+        raise UserError(f"{other} has no {root / 'train'} beside it: put the training images there")
+    return parts or {"train": root}
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The files in a folder that are images by their names, and those in its folders; hidden ones aside."""
+    return sorted(path for path, hidden in _files(folder) if not hidden and _is_image(path))
+
+
+def hidden_images(folder: Path) -> int:
+    """How many images `image_files` passes over, because their name or that of a folder begins with a dot."""
+    return sum(hidden and _is_image(path) for path, hidden in _files(folder))
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMG_EXTENSIONS
+
+
+def _files(folder: Path, hidden: bool = False, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path, bool]]:
+    """The files in a folder and its folders, links followed but for those back up, and whether they are hidden."""
+    real = folder.resolve()
+    if any(place.is_relative_to(real) for place in above):
+        return
+    for entry in _entries(folder):
+        dotted = hidden or entry.name.startswith(".")
+        if entry.is_dir():
+            yield from _files(Path(entry.path), dotted, (*above, real))
+        else:
+            yield Path(entry.path), dotted
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(Path(entry.path) for entry in _entries(folder) if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read: {error.strerror}") from None
+
+
+def _strange_classes(train: Path) -> Iterable[str]:
+    """In words, what speaks against the folders that were taken for classes.
+
+    Raises:
+        UserError: they are parts of a set, or hold such parts.
+    """
+    classes = _folders(train)
+    own = [path for path in classes if any(_is_image(Path(entry.name)) for entry in _entries(path))]
+    inside = {path: [folder.name for folder in _folders(path)] for path in classes if path not in own}
+    for path, names in [(train, [path.name for path in classes]), *inside.items()]:
+        found = {part for part, known in PARTS.items() if {name.lower() for name in names} & set(known)}
+        if len(found) > 1 and (path != train or len(names) == len(found)):
+            raise UserError(
+                f"{path} holds {', '.join(names)}, which are parts of a set: --data.root names the folder that holds "
+                f"the parts, and each part holds a folder for each class"
+            )
+    same = {tuple(names) for names in inside.values()}
+    if len(inside) == len(classes) and len(same) == 1 and len(held := same.pop()) > 1:
+        yield (
+            f"each class ({', '.join(path.name for path in classes)}) holds no image but the same folders "
+            f"({', '.join(held)}): if these are the classes, --data.root is one level too high"
+        )
+
+
+def _split(folder: Path, names: tuple[str, ...], train: Path, side: int, workers: int) -> Split:
+    unknown = sorted(path.name for path in _folders(folder) if path.name not in names)
+    if unknown:
+        raise UserError(f"{folder} has classes without training images: {', '.join(unknown)}")
+    there = [(folder / name, index) for index, name in enumerate(names) if (folder / name).is_dir()]
+    files = [(path, index) for place, index in there for path in image_files(place)]
+    if not files:
+        raise UserError(f"{folder} has no images ({', '.join(IMG_EXTENSIONS)}) in its class folders")
+    present = {index for _, index in files}
+    absent = [name for index, name in enumerate(names) if index not in present]
+    if absent:
+        away = ", ".join(str(train / name) for name in absent)
+        raise UserError(
+            f"no image of class {', '.join(absent)} in {folder}: add some, or do without the class and remove {away}"
+            + ("" if folder == train else f" too, or remove {folder}, for its part to be drawn")
+        )
+    read = Files(np.array([os.fsencode(path) for path, _ in files]), side)
+    images = Unread(read, torch.arange(len(files)), (3, side, side), workers)
+    return Split(images, torch.tensor([index for _, index in files]))
+
+
+def _left_out(root: Path, parts: dict[str, Path]) -> Iterable[str]:
+    """What lies in the folder and is not read, in words; hidden files are told of where they are images."""
+    used = set(parts.values())
+    beside = [] if root in used else sorted(path.name for path in _folders(root) if path not in used)
+    if beside:
+        yield f"left out: {', '.join(str(root / name) for name in beside)}, beside {', '.join(map(str, sorted(used)))}"
+    strange: Counter[str] = Counter()
+    unseen = 0
+    for part in used:
+        for path, hidden in _files(part):
+            image = _is_image(path)
+            unseen += hidden and image
+            if not hidden and (path.parent == part or not image):
+                strange["images outside class folders" if image else path.suffix or "without a suffix"] += 1
+    if strange:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(strange.items()))
+        yield f"left out: files in {root} that are no images of a class ({kinds}); read are {', '.join(IMG_EXTENSIONS)}"
+    if unseen:
+        yield f"left out: hidden images in {root}, whose name or folder begins with a dot ({unseen})"
+
+
+@dataclass(frozen=True)
+class Files:
+    """Image files by their number; the paths (N,) in one array, which a worker is handed without a copy."""
+
+    paths: np.ndarray
+    side: int
+
+    def __call__(self, number: int) -> Tensor:
+        """An image as uint8 (3, side, side)."""
+        return read_image(Path(os.fsdecode(self.paths[number])), self.side)
+
+
+def read_image(path: Path, side: int, channels: int = 3) -> Tensor:
+    """An image file as uint8 (channels, side, side), RGB or gray; 16 bits of gray are brought to eight, rounded.
+
+    Of 16 bits in colour or beside an alpha channel Pillow itself keeps the upper eight. Alpha is dropped, and a note on
+    the orientation (EXIF) is not followed.
+
+    Raises:
+        UserError: the file is not a readable image, or its pixels are numbers of no known range.
+    """
+    try:
+        with Image.open(path) as opened:
+            image = pil_to_tensor(_of_bytes(opened).convert("RGB" if channels == 3 else "L"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow raises
+        reason = str(error).replace(str(path), "").strip(" :'")
+        raise UserError(f"{path} is not a readable image ({reason}): repair or remove it") from None
+    return resized(image, side)
+
+
+def _of_bytes(image: Image.Image) -> Image.Image:
+    """The same with a byte a channel, which Pillow's own conversion of wider gray pixels would clip to."""
+    wide = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PPM", "PNG"))  # never 32 bits
+    if image.mode in ("I", "F") and not wide:
+        raise ValueError(f"pixels of 32 bits, mode {image.mode}, have no known range; 8 or 16 bits do")
+    if not wide:
+        return image
+    return Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))

@@ -1,0 +1,186 @@
+"""Images that stay in their files until a batch needs them, read ahead of the training step by worker processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from timm.data.loader import PrefetchLoader, fast_collate
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from recipes.core.errors import UserError
+
+CPU = torch.device("cpu")
+STOPS = {signal.SIGINT, signal.SIGTERM}
+
+
+@dataclass(frozen=True)
+class Unread:
+    """Stands where the bytes (N, channels, side, side) of a set would that is not held in memory.
+
+    Attributes:
+        read: the image of a number as bytes (channels, side, side), the same at every call.
+        numbers: which images these are, (N,).
+        image_shape: channels, side, side.
+        workers: processes that read; 0 reads in this one.
+        device: to which batches go.
+    """
+
+    read: Callable[[int], Tensor]
+    numbers: Tensor
+    image_shape: tuple[int, int, int]
+    workers: int
+    device: torch.device = CPU
+
+    @property
+    def shape(self) -> torch.Size:
+        """That of the tensor in whose place this stands."""
+        return torch.Size((len(self.numbers), *self.image_shape))
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the images would take."""
+        return self.shape.numel()
+
+    def __getitem__(self, index: Tensor | slice) -> Unread:
+        return replace(self, numbers=self.numbers[index.cpu() if isinstance(index, Tensor) else index])
+
+    def to(self, device: torch.device) -> Unread:
+        """The same images, their batches on a device."""
+        return replace(self, device=device)
+
+    def whole(self) -> Tensor:
+        """All of them, read into memory."""
+        images = torch.empty(self.shape, dtype=torch.uint8)
+        for position, number in enumerate(self.numbers.tolist()):
+            images[position] = self.read(number)
+        return images.to(self.device)
+
+    def batches(self, indices: Iterable[Tensor | slice]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches (images in [0, 1], positions) of the given indices, in their order.
+
+        Workers read whole batches and timm's PrefetchLoader brings them to the device while the one before is used.
+
+        Raises:
+            UserError: an image cannot be read.
+        """
+        positions = torch.arange(len(self.numbers))
+        wanted = [positions[index.cpu() if isinstance(index, Tensor) else index].tolist() for index in indices]
+        workers = min(self.workers, len(wanted)) if len(wanted) > 1 else 0
+        loader = DataLoader(
+            _Numbered(self.read, self.numbers),
+            batch_sampler=wanted,
+            num_workers=workers,
+            collate_fn=_together,
+            pin_memory=self.device.type == "cuda",
+            worker_init_fn=_outlive_signals,
+            generator=torch.Generator(),  # the global one is left as it is
+            multiprocessing_context="fork" if workers and sys.platform == "linux" else None,  # starts at once
+        )
+        scale: dict[str, Any] = {"mean": (0.0,) * self.image_shape[0], "std": (1.0,) * self.image_shape[0]}
+        for images, index in PrefetchLoader(_good(loader), channels=self.image_shape[0], device=self.device, **scale):
+            yield images.contiguous(memory_format=torch.channels_last), index
+
+
+def in_a_row(parts: Sequence[Unread]) -> Unread:
+    """Images of several readers as those of one."""
+    numbers = torch.arange(sum(len(part.numbers) for part in parts))
+    return replace(parts[0], read=_InARow(tuple(parts)), numbers=numbers)
+
+
+@dataclass(frozen=True)
+class _InARow:
+    parts: tuple[Unread, ...]
+
+    def __call__(self, number: int) -> Tensor:
+        for part in self.parts:
+            if number < len(part.numbers):
+                return part.read(int(part.numbers[number]))
+            number -= len(part.numbers)
+        raise IndexError(number)
+
+
+@dataclass(frozen=True)
+class _Numbered(Dataset):
+    """What a worker holds: gives an image and its position, or why there is none."""
+
+    read: Callable[[int], Tensor]
+    numbers: Tensor
+
+    def __getitem__(self, position: int) -> tuple[Tensor, int] | UserError:
+        try:
+            return self.read(int(self.numbers[position])), position
+        except UserError as error:  # raised by the loader, it would come with the worker's traceback in its message
+            return error
+
+
+def _together(items: list[Any]) -> Any:
+    """A batch, or the first error in it."""
+    return next((item for item in items if isinstance(item, UserError)), None) or fast_collate(items)
+
+
+def _good(loader: Iterable[Any]) -> Any:
+    """The batches; the first error in one, or the loss of a worker while it hands its batch over, raised."""
+    with _signals_kept_back():
+        batches = iter(loader)
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except (ConnectionError, EOFError) as error:  # it died before the loader's own watch saw it
+            raise RuntimeError(f"DataLoader worker hung up: {type(error).__name__}") from error
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
+
+
+@contextmanager
+def lost_workers_told() -> Iterator[None]:
+    """Turn torch's word on a lost worker, which can come at any step, into one line for the user."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"a process that reads images was lost ({reason}); with too little memory, or shared memory, "
+            "lower --data.workers"
+        ) from None
+
+
+@contextmanager
+def _signals_kept_back() -> Iterator[None]:
+    """Workers that are born in here hear of signals from `_outlive_signals` on, not sooner: they would die of them."""
+    if sys.platform == "win32":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _outlive_signals(worker: int) -> None:
+    """Keep reading after a signal to the whole job: the run finishes its step and saves, then ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(600))  # measures may take long; but not for ever
+    if sys.platform != "win32":
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+
+
+def reading_processes(asked: int | None) -> int:
+    """Workers of this process: as asked, or a core each, 8 at most, the cores of a node shared among its ranks."""
+    if asked is not None:
+        return asked
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(8, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))

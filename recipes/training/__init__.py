@@ -1,0 +1,1 @@
+"""What a training run is made of; recipes/train.py puts it together."""

@@ -1,0 +1,132 @@
+"""The loss of a recipe: a sum of named terms, each with a weight and a phase."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ncreg import losses
+from ncreg.distributed import gather_batch
+from ncreg.functional.imbalance import class_weights
+from ncreg.models import Classifier
+from recipes.core.config import TermConfig
+from recipes.core.errors import UserError
+
+WEIGHABLE = ("cross_entropy", "dot_regression", "ntce", "nonl", "mse_one_hot", "spectral_decoupling", "logit_adjusted")
+"""Losses that take a weight for each class."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """One loss, what it is given, how much it counts and when."""
+
+    name: str
+    loss: nn.Module
+    consumes: tuple[str, ...]
+    factor: float
+    phase: str
+
+    def weight(self, ramp: float) -> float:
+        """Its weight where the terminal phase has faded in to `ramp`."""
+        return self.factor * {"always": 1.0, "fitting": 1.0 - ramp, "terminal": ramp}[self.phase]
+
+    def __call__(self, available: Mapping[str, Tensor]) -> Tensor:
+        """The loss of a batch, out of its features, logits, target and the head's weight."""
+        return self.loss(*(available[name] for name in self.consumes))
+
+
+class CrossEntropyLoss(nn.CrossEntropyLoss):
+    """torch's, whose weighted mean is taken over the batches of all ranks."""
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The loss of the batch."""
+        if self.weight is not None:
+            logits, target = gather_batch(logits, target)
+        return super().forward(logits, target)
+
+
+def _losses(class_counts: Tensor, num_features: int) -> dict[str, Callable[..., nn.Module]]:
+    num_classes = len(class_counts)
+    return {
+        "cross_entropy": CrossEntropyLoss,
+        "dot_regression": losses.DotRegressionLoss,
+        "ntce": losses.NTCELoss,
+        "nonl": losses.NONLLoss,
+        "supcon": losses.SupConLoss,
+        "mse_one_hot": losses.OneHotMSELoss,
+        "spectral_decoupling": losses.SpectralDecouplingLoss,
+        "center": partial(losses.CenterLoss, num_classes, num_features),
+        "logit_adjusted": partial(losses.LogitAdjustedLoss, class_counts),
+        "intra_class_cosine": losses.IntraClassCosineLoss,
+        "inter_class_cosine": partial(losses.InterClassCosineLoss, num_classes),
+    }
+
+
+def build_terms(
+    config: Mapping[str, TermConfig], *, class_counts: Tensor, num_features: int, device: torch.device | None = None
+) -> list[Term]:
+    """The terms that a configuration names, for training images of the given number in each class.
+
+    Raises:
+        UserError: an unknown loss, or arguments that it does not take.
+    """
+    known = _losses(class_counts, num_features)
+    terms = []
+    for name, asked in config.items():
+        if name not in known:
+            raise UserError(f"loss.{name} is unknown: one of {', '.join(known)}")
+        loss = _built(name, known[name], asked.args | weighing(name, asked, class_counts)).to(device)
+        consumes = getattr(loss, "consumes", ("logits", "target"))  # torch's own losses
+        terms.append(Term(name, loss, consumes, asked.weight, asked.phase))
+    return terms
+
+
+def weighing(name: str, asked: TermConfig, class_counts: Tensor) -> dict[str, Any]:
+    """The arguments with which a loss weighs classes, the weights having mean 1 over the training images."""
+    if asked.class_weights == "none":
+        return {}
+    if name not in WEIGHABLE:
+        raise UserError(f"loss.{name}.class_weights={asked.class_weights}: only {', '.join(WEIGHABLE)} weigh classes")
+    weight = class_weights(class_counts, asked.class_weights)
+    weight = (weight * (class_counts.sum() / (weight * class_counts).sum())).to(torch.get_default_dtype())
+    return {"weight": weight} if name == "cross_entropy" else {"class_weight": weight, "gather": True}
+
+
+def try_out(terms: Sequence[Term], model: Classifier, *, soft: bool) -> None:
+    """Put a few labels, soft ones where the augmentation makes them, to a copy of every term before the run begins.
+
+    Raises:
+        UserError: its arguments do not work, it needs class indices, or it is not a single number.
+    """
+    like: dict[str, Any] = {"device": next(model.parameters()).device, "dtype": next(model.parameters()).dtype}
+    classes, width = model.num_classes, model.head_hidden_size
+    labels = torch.arange(4, device=like["device"]) % 2
+    tried = {
+        "features": torch.eye(4, width, **like),
+        "logits": torch.zeros(4, classes, **like),
+        "target": torch.full((4, classes), 1 / classes, **like) if soft else labels,
+        "weight": torch.eye(classes, width, **like),
+    }
+    for term in terms:
+        with_soft = " with augment.mixup, cutmix or smoothing" if soft else ""
+        try:
+            value = replace(term, loss=copy.deepcopy(term.loss))(tried)
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise UserError(f"loss.{term.name}{with_soft}: {' '.join(str(error).split())}") from None
+        if value.ndim:
+            raise UserError(
+                f"loss.{term.name} gives {value.numel()} numbers for 4 images: args.reduction must be mean or sum"
+            )
+
+
+def _built(name: str, factory: Callable[..., nn.Module], args: Mapping[str, Any]) -> nn.Module:
+    try:
+        return factory(**args)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"loss.{name}.args={dict(args)}: {error}") from None

@@ -1,0 +1,112 @@
+"""Tables in the documents are made from committed results alone, and are what those say."""
+
+import json
+import statistics
+
+import pytest
+from scipy import stats
+
+from benchmarks.studies import digest
+from recipes.core.errors import UserError
+
+STUDIES = digest.ROOT / "benchmarks" / "studies"
+ASKED = "<!-- study: terminal_phase; measures: at_end.test.accuracy, at_end.test.loss; arms: known, short -->\n"
+END = "<!-- end of study -->"
+
+
+def test_no_table_of_a_document_is_stale(capsys):
+    assert digest.main(["--check"]) == 0, capsys.readouterr().out
+
+
+def test_a_cell_is_what_the_runs_give():
+    content = json.loads((STUDIES / "terminal_phase" / "results.json").read_text())
+    values = {
+        arm: [
+            content["runs"][cell["key"]]["summary"]["at_end"]["test"]["accuracy"] * 100
+            for cell in content["cells"]
+            if cell["arm"] == arm
+        ]
+        for arm in ("known", "short")
+    }
+    differences = [ours - theirs for ours, theirs in zip(values["short"], values["known"], strict=True)]
+    mean = statistics.mean(differences)
+    half = stats.t.ppf(0.975, 4) * statistics.stdev(differences) / 5**0.5
+    low, high = mean - half, mean + half
+    cell = (
+        f"| short | {statistics.mean(values['short']):.2f} ± {statistics.stdev(values['short']):.2f}; "
+        f"{mean:+.2f} [{low:+.2f}, {high:+.2f}] |".replace("-", "−")
+    )
+    assert cell in digest.filled(f"a\n{ASKED}old{END}\nb", STUDIES)
+
+
+def test_a_row_of_contrasts_is_what_the_runs_give():
+    content = json.loads((STUDIES / "last_bn" / "results.json").read_text())
+    values = {
+        arm: {cell["seed"]: content["runs"][cell["key"]]["summary"]["at_end"]["train"]["intra_cosine"]}
+        for arm in ("bn_5e-3", "plain_5e-3")
+        for cell in content["cells"]
+        if cell["arm"] == arm and cell["seed"] == 0
+    }
+    text = digest.filled(
+        f"<!-- study: last_bn; rows: contrasts; measures: at_end.train.intra_cosine -->\n{END}", STUDIES
+    )
+    (row,) = [line for line in text.splitlines() if line.startswith("| bn_5e-3 − plain_5e-3 |")]
+    low, high = (float(number.replace("−", "-")) for number in row.partition("[")[2].partition("]")[0].split(", "))
+    assert low < values["bn_5e-3"][0] - values["plain_5e-3"][0] < high and row.endswith("] ↑ |")
+
+
+def test_differences_can_be_left_to_the_report():
+    text = digest.filled(ASKED.replace("; arms", "; differences: no; arms") + END, STUDIES)
+    full = digest.filled(ASKED + END, STUDIES)
+    (row,) = [line for line in text.splitlines() if line.startswith("| short |")]
+    (whole,) = [line for line in full.splitlines() if line.startswith("| short |")]
+    assert "[" not in row and row.endswith(" ▲ |") and whole.endswith(" ▲ |")
+    assert [cell.split(";")[0].strip(" ▲") for cell in whole.split("|")] == [
+        cell.strip(" ▲") for cell in row.split("|")
+    ]
+
+
+def test_the_text_around_a_table_stays_and_a_second_time_changes_nothing():
+    once = digest.filled(f"a\n{ASKED}{END}\nb\n{ASKED}stale\n{END}c", STUDIES, up="../")
+    assert once.startswith(f"a\n{ASKED}\n| arm |") and once.endswith(f"{END}c") and "stale" not in once
+    assert once.count("| known |") == 2 and "(../benchmarks/studies/terminal_phase/report.md)" in once
+    assert digest.filled(once, STUDIES, up="../") == once
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("nowhere; measures: a", "cannot be read"),
+        ("terminal_phase; measures: at_end.test", "measures='at_end.test' is not there: one of at_end.test.accuracy"),
+        ("terminal_phase; measures: onset_epoch; arms: nobody", "arms='nobody' is not there: one of known"),
+        ("terminal_phase; measures: onset_epoch; data: mars", "data='mars' is not there: one of fashion_mnist"),
+        ("terminal_phase; measure: onset_epoch", "study, measures, and if wanted data, arms"),
+        ("terminal_phase", "study, measures, and if wanted data, arms"),
+        ("terminal_phase; measures: onset_epoch; rows: arms", "rows can only be contrasts"),
+        ("terminal_phase; measures: onset_epoch; differences: yes", "differences can only be no"),
+    ],
+)
+def test_what_is_not_there_is_named(asked, said):
+    with pytest.raises(UserError, match=said):
+        digest.filled(f"<!-- study: {asked} -->\n{END}", STUDIES)
+
+
+def test_the_list_of_studies_adds_up_what_their_runs_took():
+    asked = "<!-- all studies -->\n{}<!-- end of studies -->\n"
+    text = digest.filled(asked.format("stale"), STUDIES, up="../")
+    assert digest.filled(text, STUDIES, up="../") == text and "stale" not in text
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")][2:]
+    assert [row[0][1:].partition("]")[0] for row in rows[:-1]] == sorted(path.stem for path in STUDIES.glob("*.yaml"))
+    assert all((STUDIES.parent / row[0].partition("(../benchmarks/")[2][:-1]).exists() for row in rows[:-1])
+    once = {}
+    for row in reversed(rows[:-1]):
+        timing = STUDIES / row[0][1:].partition("]")[0] / "timing.json"
+        runs = json.loads(timing.read_text()) if timing.exists() else {}
+        took = {name: sum(run[key] for key in run if key.endswith("_seconds")) for name, run in runs.items()}
+        assert row[4] == (f"{sum(took.values()) / 3600:.1f}" if took else "")
+        once.update(took)
+    assert rows[-1][4] == f"{sum(once.values()) / 3600:.1f}"
+    shared = sum(len(json.loads(path.read_text())) for path in STUDIES.glob("*/timing.json")) - len(once)
+    assert shared > 0  # runs that two studies have count once
+    scale = next(row for row in rows if row[0].startswith("[scale]"))
+    assert scale[2:4] == ["45", ""]  # a finished study without a search

@@ -1,0 +1,185 @@
+"""evaluate.py and predict.py on a real run, against counts made by hand."""
+
+import csv
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_data import fashion
+
+from ncreg.checkpoint import load_classifier
+from recipes import evaluate, predict
+from recipes.core.cli import parse
+from recipes.data.load import SOURCES, load
+from recipes.data.split import Source, Split
+from recipes.train import train
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    args = ["tpt", "--data.train_size", "256", "--data.batch_size", "64", "--tpt.max_epochs", "2", "--quiet", "true"]
+    return train(parse([*args, "--out", str(tmp_path_factory.mktemp("runs"))]))
+
+
+@pytest.fixture(scope="module")
+def expected(run):
+    """Test images, their classes and the run's probabilities."""
+    test = load(parse(["tpt"]).data, seed=0, image_size=lambda native: 28).test
+    with torch.no_grad():
+        return test, load_classifier(run)(test.images.float() / 255).softmax(1)
+
+
+def test_evaluate_counts_each_class(run, expected, capsys):
+    test, shares = expected
+    assert evaluate.main([str(run)]) == 0
+    result = json.loads((run / "evaluation-digits-test.json").read_text())
+    guess, truth = shares.argmax(1).numpy(), test.target.numpy()
+    counts = np.array([[((truth == row) & (guess == column)).sum() for column in range(10)] for row in range(10)])
+    assert result["confusion"] == counts.tolist() and result["images"] == 360
+    assert result["accuracy"] == pytest.approx((guess == truth).mean())
+    for name, value in result["per_class"].items():
+        assert value == pytest.approx((guess == truth)[truth == int(name)].mean())
+    summary = json.loads((run / "summary.json").read_text())
+    assert result["nc1"] == pytest.approx(summary["at_end"]["test"]["nc1"], rel=1e-4)
+    said = capsys.readouterr().out
+    assert "accuracy of each class" in said and "nc2_equinorm" not in said  # names for people; keys are in the file
+    printed = {label.strip(): value for label, value in (line.rsplit(None, 1) for line in said.splitlines() if line)}
+    assert printed["accuracy"] == f"{result['accuracy']:.2%}"
+    assert float(printed["NC1  within-class variability"]) == pytest.approx(result["nc1"], rel=1e-3)
+    assert float(printed["cross-entropy (nats)"]) == pytest.approx(result["loss"], abs=1e-4)
+
+
+@pytest.mark.parametrize("limit", ["8", "0"])
+def test_other_images_are_taken_whole_and_as_they_are(run, tmp_path, capsys, limit):
+    """Of a folder without parts a fifth is drawn, which is said; with --part all none is left out, or mislabelled."""
+    known = load(parse(["tpt"]).data, seed=0, image_size=lambda native: 28).test
+    for number, (image, label) in enumerate(zip(known.images, known.target.tolist(), strict=True)):
+        place = tmp_path / "other" / str(label) / f"{number}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[0].numpy()).save(place)
+    args = ["tpt", "--data.batch_size", "64", "--tpt.max_epochs", "1", "--quiet", "true"]
+    args += ["--data.label_noise", "0.4", "--data.imbalance", "2", "--model.model_args", "{in_chans: 3}"]
+    whole = tmp_path / "other"
+    noisy = train(parse([*args, "--data.name", "folder", "--data.root", str(whole), "--out", str(tmp_path / "runs")]))
+    asked = [str(noisy), "--data.name", "folder", "--data.root", str(whole), "--data.memory_limit", limit]
+    assert evaluate.main(asked) == 0
+    said = capsys.readouterr()
+    assert "72 images, folder test" in said.out and "a fifth was drawn; --part all takes every image" in said.err
+    assert evaluate.main([*asked, "--part", "all"]) == 0
+    assert "360 images, folder all" in capsys.readouterr().out
+    (file,) = noisy.glob("evaluation-folder-other-*-all.json")
+    result = json.loads(file.read_text())
+    assert result["data_keys"] | {"root": str(whole), "train_size": None, "label_noise": 0} == result["data_keys"]
+    assert evaluate.main([str(noisy), "--part", "all"]) == 0
+    assert (
+        "all is what the run had of its data, with data.imbalance=2.0, data.label_noise=0.4" in capsys.readouterr().err
+    )
+    own = json.loads((noisy / "evaluation-folder-all.json").read_text())
+    assert own["images"] < 360 and own["data_keys"]["imbalance"] == 2
+    assert np.sum(result["confusion"], 1).tolist() == torch.bincount(known.target).tolist()
+    with torch.no_grad():
+        guess = load_classifier(noisy)(known.images.expand(-1, 3, -1, -1).float() / 255).argmax(1)
+    right = (guess == known.target).double().mean()
+    assert result["accuracy"] == pytest.approx(float(right), abs=1e-9)
+
+
+@pytest.fixture
+def few(expected, monkeypatch):
+    """A set that is the images of the run's test part, its first ones but no 9, in parts that the roots name."""
+    known, _ = expected
+    rows = torch.stack([(known.target == label).nonzero()[0, 0] for label in range(10)])
+    whole, names = Split(known.images[rows], known.target[rows]), tuple(map(str, range(10)))
+    tens = whole[torch.arange(10).repeat(10)]
+    sources = {"ten": Source(names, whole, None), "nine": Source(names, tens, whole[torch.arange(9)])}
+    monkeypatch.setitem(SOURCES, "made", lambda config, image_size: sources[config.root.name])
+
+
+def test_a_class_without_images_has_no_accuracy(run, few, capsys):
+    assert evaluate.main([str(run), "--data.name", "made", "--data.root", "nine"]) == 0
+    said = capsys.readouterr()
+    assert "  9" + "no image".rjust(49) in said.out and "nan" not in said.out
+    assert "note: no test image of class 9" in said.err
+    (file,) = run.glob("evaluation-made-nine-*-test.json")
+    result = json.loads(file.read_text())
+    assert result["per_class"]["9"] is None and result["images"] == 9
+    assert result["accuracy"] == pytest.approx(np.mean([result["per_class"][str(label)] for label in range(9)]))
+
+
+def test_all_takes_a_set_that_is_too_small_to_be_divided(run, few, capsys):
+    asked = [str(run), "--data.name", "made", "--data.root"]
+    assert evaluate.main([*asked, "ten"]) == 2 and "the test part, a drawn share of 0.2" in capsys.readouterr().err
+    for root, count in (("ten", 10), ("nine", 109)):
+        assert evaluate.main([*asked, root, "--part", "all"]) == 0
+        (file,) = run.glob(f"evaluation-made-{root}-*-all.json")
+        result = json.loads(file.read_text())
+        assert result["images"] == count and result["data_keys"]["root"].endswith(f"/{root}")
+
+
+def test_names_that_are_no_text_are_written_as_they_are(run, expected, tmp_path, capsys):
+    odd = tmp_path / os.fsdecode(b"x\xff.png")
+    Image.fromarray(expected[0].images[0, 0].numpy()).save(tmp_path / "y.png")
+    (tmp_path / "y.png").rename(odd)
+    (tmp_path / ".hidden.png").write_bytes(b"no picture")
+    output = tmp_path / "out.csv"
+    assert predict.main([str(run), str(tmp_path), "--output", str(output)]) == 0
+    assert output.read_bytes().splitlines()[1].startswith(os.fsencode(odd) + b",")
+    assert f"note: hidden images in {tmp_path} are left out (1)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["csv", "json"])
+def test_predict_gives_the_models_probabilities(run, expected, tmp_path, form):
+    test, shares = expected
+    for number in range(5):
+        Image.fromarray(test.images[number, 0].numpy()).save(tmp_path / f"{number}.png")
+    output = tmp_path / f"out.{form}"
+    assert predict.main([str(run), str(tmp_path), "--format", form, "--output", str(output)]) == 0
+    rows = json.loads(output.read_text()) if form == "json" else list(csv.DictReader(output.read_text().splitlines()))
+    assert [row["file"] for row in rows] == [str(tmp_path / f"{number}.png") for number in range(5)]
+    for row, share in zip(rows, shares, strict=False):
+        each = [row["probabilities"][str(c)] if form == "json" else float(row[f"p({c})"]) for c in range(10)]
+        np.testing.assert_allclose(each, share.numpy(), atol=1e-5)
+        assert row["class"] == str(int(share.argmax()))
+        assert float(row["probability"]) == pytest.approx(share.max().item(), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("command", "args", "words"),
+    [
+        (evaluate, ["nowhere"], "nowhere is no run folder"),
+        (evaluate, ["RUN", "--data.name", "fashion_mnist", "--data.val_share", "0.5"], "classes differ"),
+        (evaluate, ["RUN", "--seed", "3"], "--seed is unknown"),
+        (evaluate, ["RUN", "--data.image_size", "64"], "data.image_size=64: the run takes images of side 28"),
+        (
+            evaluate,
+            ["RUN", "--data.name=digits", "--part=all", "--data.train_size=9"],
+            "--data.train_size does nothing",
+        ),
+        (predict, ["nowhere", "image.png"], "nowhere does not exist"),
+        (predict, ["RUN", "none.png"], "none.png does not exist"),
+        (predict, ["RUN", "BAD"], "is not a readable image"),
+        (predict, ["RUN", "BAD", "GOOD", "WORSE"], "worse.png is not a readable image"),
+        (predict, ["RUN", "WORSE", "GOOD", "BAD"], "bad.png is not a readable image"),
+        (predict, ["RUN", "EMPTY"], "no images"),
+        (predict, ["RUN", "GOOD", "--output", "nowhere/out.csv"], "output=nowhere/out.csv cannot be written"),
+    ],
+)
+def test_bad_input_is_one_line(run, tmp_path, capsys, monkeypatch, command, args, words):
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    (tmp_path / "worse.png").write_bytes(b"none either")
+    (tmp_path / "empty").mkdir()
+    Image.new("L", (9, 5)).save(tmp_path / "good.png")
+    monkeypatch.setattr("recipes.data.load.DEBIAN", made_fashion(tmp_path / "fashion"))
+    named = {word: tmp_path / f"{word.lower()}.png" for word in ("BAD", "WORSE", "GOOD")}
+    known = named | {"RUN": run, "EMPTY": tmp_path / "empty"}
+    assert command.main([str(known.get(arg, arg)) for arg in args]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1 and words in captured.err
+
+
+def made_fashion(folder):
+    folder.mkdir()
+    fashion(folder)
+    return folder

@@ -1,0 +1,208 @@
+"""Folders of images as people have them: parts by their usual names, odd files, wide pixels."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from recipes.core.config import DataConfig
+from recipes.core.errors import UserError
+from recipes.data.fingerprint import checksums
+from recipes.data.image_folder import image_files, parts_of, read_image
+from recipes.data.load import load
+from recipes.train import main
+
+
+def images(folder, counts, *, first=0):
+    """Gray images of one level each, so that a level names its file; classes a, b, ... of the given sizes."""
+    for index, count in enumerate(counts):
+        (folder / "abc"[index]).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            level = first + 80 * index + number
+            Image.fromarray(np.full((8, 8), level, np.uint8)).save(folder / "abc"[index] / f"{number:02}.png")
+
+
+def levels(split):
+    return split.images[:, 0, 0, 0].tolist()
+
+
+def loaded(root, **keys):
+    return load(DataConfig(name="folder", root=root, batch_size=4, **keys), seed=0, image_size=lambda own: 8)
+
+
+@pytest.mark.parametrize("val", ["val", "valid", "validation", "eval", "evaluation"])
+@pytest.mark.parametrize(("train", "test"), [("train", "test"), ("training", "testing")])
+def test_three_parts_are_taken_as_they_are(tmp_path, train, val, test):
+    for name, counts, first in ((train, (9, 8), 0), (val, (3, 2), 20), (test, (2, 4), 40)):
+        images(tmp_path / name, counts, first=first)
+    parts = loaded(tmp_path)
+    assert levels(parts.train) == [*range(9), *range(80, 88)]
+    assert levels(parts.val) == [20, 21, 22, 100, 101] and parts.val.target.tolist() == [0, 0, 0, 1, 1]
+    assert levels(parts.test) == [40, 41, 120, 121, 122, 123]
+    assert not parts.test_drawn and parts.notes == ()
+    assert len(checksums(tmp_path)) == 28  # all of them are watched for changes
+
+
+def test_of_two_parts_the_one_beside_training_is_the_test_part(tmp_path):
+    images(tmp_path / "train", (20, 20))
+    images(tmp_path / "valid", (3, 2), first=30)
+    parts = loaded(tmp_path)
+    assert levels(parts.test) == [30, 31, 32, 110, 111] and len(parts.val) == 4
+
+
+def test_parts_in_capitals_are_parts(tmp_path):
+    images(tmp_path / "Train", (20, 20))
+    images(tmp_path / "TEST", (3, 2), first=30)
+    parts = loaded(tmp_path)
+    assert parts.class_names == ("a", "b") and levels(parts.test) == [30, 31, 32, 110, 111] and not parts.notes
+    images(tmp_path / "testing", (3, 2))
+    with pytest.raises(UserError, match="TEST and .*testing are both for test"):
+        loaded(tmp_path)
+
+
+def test_a_set_is_not_read_from_one_folder_too_high(tmp_path):
+    images(tmp_path / "images" / "train", (5, 5))
+    images(tmp_path / "images" / "Val", (5, 5))
+    images(tmp_path / "labels", (5, 5))
+    with pytest.raises(UserError, match=r"images holds Val, train, which are parts of a set"):
+        loaded(tmp_path)
+    for name in ("train", "val"):  # parts without classes
+        images(tmp_path / "bare" / "source", (5,))
+        (tmp_path / "bare" / "source" / "a").rename(tmp_path / "bare" / name)
+    (tmp_path / "bare" / "source").rmdir()
+    with pytest.raises(UserError, match=r"bare holds train, val, which are parts of a set"):
+        loaded(tmp_path / "bare")
+    images(tmp_path / "high" / "left", (5, 5))
+    images(tmp_path / "high" / "right", (5, 5))
+    (note,) = loaded(tmp_path / "high").notes
+    assert (
+        "each class (left, right) holds no image but the same folders (a, b)" in note and "one level too high" in note
+    )
+    images(tmp_path / "high" / "right" / "again", (1,))
+    assert not loaded(tmp_path / "high").notes  # folders of their own
+
+
+def test_linked_folders_are_followed_but_never_in_a_circle(tmp_path):
+    images(tmp_path / "set", (20, 20))
+    images(tmp_path / "more", (7,), first=30)
+    inner = tmp_path / "set" / "a" / "more"
+    inner.symlink_to(tmp_path / "more" / "a")
+    (tmp_path / "more" / "a" / "back").symlink_to(inner)
+    (tmp_path / "set" / "a" / "up").symlink_to(tmp_path / "set")
+    found = image_files(tmp_path / "set" / "a")
+    assert found == [
+        *(tmp_path / "set" / "a" / f"{n:02}.png" for n in range(20)),
+        *(inner / f"{n:02}.png" for n in range(7)),
+    ]
+    parts = loaded(tmp_path / "set")
+    seen = sorted(level for split in (parts.train, parts.val, parts.test) for level in levels(split))
+    assert seen == [*range(20), *range(30, 37), *range(80, 100)] and not parts.notes
+    assert len(checksums(tmp_path / "set")) == 47
+
+
+def test_hidden_names_are_no_classes_and_no_images(tmp_path):
+    images(tmp_path, (20, 20))
+    for place in (tmp_path / ".git", tmp_path / "a" / ".ipynb_checkpoints"):
+        images(place, (3,))
+    (tmp_path / "b" / "._00.png").write_bytes(b"\0\5\x16\7")
+    parts = loaded(tmp_path)
+    assert parts.class_names == ("a", "b") and sum(map(len, (parts.train, parts.val, parts.test))) == 40
+    assert parts.notes == (f"left out: hidden images in {tmp_path}, whose name or folder begins with a dot (7)",)
+    (tmp_path / "a").rename(tmp_path / "train")  # a class all the same, though it holds a hidden folder
+    assert loaded(tmp_path).class_names == ("b", "train")
+
+
+def test_a_class_that_a_part_lacks_names_both_ways_out(tmp_path):
+    images(tmp_path / "train", (5, 5, 5))
+    images(tmp_path / "test", (2, 2))
+    away = tmp_path / "train" / "c"
+    said = f"no image of class c in {tmp_path / 'test'}: add some, or do without the class and remove {away} too, or"
+    with pytest.raises(UserError, match=said):
+        loaded(tmp_path)
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    for name in ("bus", "test", "train"):
+        images(tmp_path / "source", (10,), first=ord(name[-1]))
+        (tmp_path / "source" / "a").rename(tmp_path / name)
+    (tmp_path / "source").rmdir()
+    parts = loaded(tmp_path)
+    assert parts.class_names == ("bus", "test", "train") and parts.test_drawn and parts.notes == ()
+    assert parts_of(tmp_path) == {"train": tmp_path}
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("train", "training"), "train and .*training are both for train: remove one"),
+        (("train", "val", "eval"), "val and .*eval are both for val"),
+        (("test", "val"), "val has no .*train beside it: put the training images there"),
+    ],
+)
+def test_parts_that_do_not_fit_together_are_refused(tmp_path, names, said):
+    for name in names:
+        images(tmp_path / name, (5, 5))
+    with pytest.raises(UserError, match=said):
+        loaded(tmp_path)
+
+
+def test_what_is_left_out_is_said(tmp_path, capsys):
+    images(tmp_path / "train", (20, 20))
+    images(tmp_path / "old", (1, 1))
+    (tmp_path / "train" / "a" / "moving.GIF").write_bytes(b"GIF89a")
+    (tmp_path / "train" / "b" / "notes.txt").write_text("blurred")
+    (tmp_path / "train" / "b" / ".DS_Store").write_text("")
+    (tmp_path / "train" / "a" / "00.png").rename(tmp_path / "train" / "lost.png")
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "0.png").write_bytes(b"")  # images without a class: no part to measure on
+    parts = loaded(tmp_path)
+    beside, files = parts.notes
+    assert beside == f"left out: {tmp_path / 'old'}, {tmp_path / 'test'}, beside {tmp_path / 'train'}"
+    assert "(1 .GIF, 1 .txt, 1 images outside class folders)" in files
+    assert len(parts.train) + len(parts.val) + len(parts.test) == 39 and parts.test_drawn
+
+    short = ["baseline", "--data.name", "folder", "--data.root", str(tmp_path), "--data.batch_size", "8"]
+    assert main([*short, "--tpt.max_epochs", "1", "--quiet", "true", "--out", str(tmp_path / "runs")]) == 0
+    said = capsys.readouterr().err
+    assert f"note: {beside}\n" in said and f"note: {files}\n" in said
+
+
+@pytest.mark.parametrize("order", ["<u2", ">u2"])
+def test_sixteen_bits_are_scaled_and_not_clipped(tmp_path, order):
+    wide = np.linspace(0, 65535, 28 * 28).reshape(28, 28).round().astype(np.uint16)
+    path = tmp_path / ("gray.png" if order == "<u2" else "gray.tif")
+    if order == "<u2":
+        Image.fromarray(wide).save(path)
+    else:
+        Image.frombytes("I;16B", (28, 28), wide.astype(order).tobytes()).save(path)
+    expected = torch.from_numpy(np.floor(wide / 257 + 0.5).astype(np.uint8))
+    for channels in (1, 3):
+        found = read_image(path, 28, channels)
+        assert found.shape == (channels, 28, 28) and all(torch.equal(plane, expected) for plane in found)
+    assert len(found.unique()) == 256
+
+
+@pytest.mark.parametrize("most", [65535, 4095])
+def test_sixteen_bits_of_pgm_are_scaled_by_their_maximum(tmp_path, most):
+    wide = np.linspace(0, most, 28 * 28).reshape(28, 28).round().astype(np.uint16)
+    (tmp_path / "gray.pgm").write_bytes(b"P5 28 28 %d\n" % most + wide.astype(">u2").tobytes())
+    expected = np.floor(wide / most * 255 + 0.5)
+    assert np.abs(read_image(tmp_path / "gray.pgm", 28, 1)[0].numpy() - expected).max() <= (most != 65535)
+
+
+def test_alpha_and_orientation_change_no_pixel(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (28, 28, 4), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "clear.png")
+    turned = Image.fromarray(pixels[..., :3])
+    exif = turned.getexif()
+    exif[274] = 6
+    turned.save(tmp_path / "turned.png", exif=exif)
+    for name in ("clear.png", "turned.png"):
+        np.testing.assert_array_equal(read_image(tmp_path / name, 28).permute(1, 2, 0), pixels[..., :3])
+
+
+@pytest.mark.parametrize("mode", ["F", "I"])
+def test_pixels_of_no_known_range_are_refused(tmp_path, mode):
+    Image.new(mode, (28, 28)).save(tmp_path / "x.tif")
+    with pytest.raises(UserError, match=rf"x\.tif is not a readable image \(pixels of 32 bits, mode {mode}"):
+        read_image(tmp_path / "x.tif", 28)

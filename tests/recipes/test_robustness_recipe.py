@@ -1,0 +1,430 @@
+"""recipes/robustness.py on small runs: parts held against direct computations, files, resuming, refusals."""
+
+import json
+import math
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import recipes.evaluation.run_under_test as subject_module
+from ncreg.checkpoint import load_classifier
+from recipes.core.cli import parse
+from recipes.core.errors import UserError
+from recipes.core.files import locked
+from recipes.data.load import load
+from recipes.data.split import Split, as_floats
+from recipes.evaluation.console_table import table, whole
+from recipes.evaluation.evaluations import PARTS, turned
+from recipes.evaluation.labels import label_noise, long_tail, no_threshold, true_classes
+from recipes.evaluation.presets import PRESETS, NotHere, Preset, Settings
+from recipes.evaluation.results import SCHEMA, Result, plain
+from recipes.evaluation.run import assess, number
+from recipes.evaluation.run import parse as parse_words
+from recipes.evaluation.run_under_test import Subject
+from recipes.robustness import main, newest
+from recipes.train import train
+from recipes.training.build import build_model
+
+TINY = Preset("quick", attacked=12, curve=12, distances=12, corrupted=12, features=150, outside=40, draws=2)
+SETTINGS = Settings(TINY, epsilon=0.05, sets=())
+SHORT = ["--data.train_size", "256", "--data.batch_size", "64", "--quiet", "true", "--tpt.min_terminal", "2"]
+
+
+def run_in(out, *more, recipe="etf"):
+    """A threshold below chance: the onset comes, whatever this version of torch draws from a seed."""
+    return train(parse([recipe, *SHORT, "--tpt.max_epochs", "4", "--tpt.threshold", "0.05", "--out", str(out), *more]))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return run_in(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def result(run):
+    return assess(run, SETTINGS, quiet=True)
+
+
+def test_parts_agree_with_what_the_classifier_says(run, result):
+    found, folder = result
+    config = parse(["--config", str(run / "config.yaml")])
+    data, model = load(config.data, seed=0, image_size=lambda native: 28), load_classifier(run)
+    with torch.no_grad():
+        logits = model(as_floats(data.test.images))
+    right = (logits.argmax(1) == data.test.target).double().mean()
+    summary = json.loads((run / "summary.json").read_text())
+    assert found.parts["calibration"]["accuracy"] == pytest.approx(float(right), abs=1e-12)
+    assert found.parts["calibration"]["accuracy"] == pytest.approx(summary["at_end"]["test"]["accuracy"], abs=1e-12)
+    assert found.parts["terminal_phase"]["before"] == pytest.approx(summary["at_onset"]["test"]["accuracy"], abs=1e-12)
+    nll = torch.nn.functional.cross_entropy(logits.double(), data.test.target)
+    assert found.parts["calibration"]["before"]["nll"] == pytest.approx(float(nll), rel=1e-6)
+    rows = found.parts["adversarial"]["rows"]
+    assert rows[0]["name"] == "clean" and found.parts["adversarial"]["headline"]["accuracy"] <= min(
+        row["accuracy"] for row in rows
+    )
+    assert found.parts["adversarial"]["curve"]["accuracy"][0] == rows[0]["accuracy"]
+    least = found.parts["distances"]["minimum_norm"]
+    assert (least["median"] > 0) == (rows[0]["correct"] > TINY.distances / 2) and found.parts["distances"]["rho"] > 0
+    assert least["clean_correct"] == rows[0]["correct"]
+    assert set(found.parts["ood"]["groups"]) == {"uniform", "gaussian", "shuffle"}
+    assert set(found.parts["transfer"]["tasks"]) == {"quarter_turns"}
+    assert set(found.skipped) == {"long_tail", "label_noise"}
+    assert {path.stem for path in (folder / "figures").glob("*.png")} == {
+        *("adversarial", "adversarial-margins", "calibration", "corruptions", "ood")
+    }
+
+
+def test_the_file_reads_back_and_the_table_shows_every_part(result):
+    found, folder = result
+    assert Result.read(folder / "results.json") == found
+    text = table(found)
+    assert "ROBUST ACCURACY" in text and "not done" in text and f"ε = {SETTINGS.epsilon:.4g}" in text
+    for name, value in zip(found.parts["corruptions"]["names"], found.parts["corruptions"]["accuracy"], strict=True):
+        (line,) = [line for line in text.splitlines() if line.split()[:1] == [name]]
+        assert line.split()[1:] == [f"{100 * share:.1f}" for share in value]
+
+
+def test_the_same_again_does_nothing_and_elsewhere_gives_the_same_bits(run, result, tmp_path):
+    _, folder = result
+    before = (folder / "results.json").read_bytes()
+    assess(run, SETTINGS, quiet=True)
+    assert (folder / "results.json").read_bytes() == before
+    copy = tmp_path / run.name
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("robustness"))
+    again, _ = assess(copy, SETTINGS, quiet=True, parts=["ood", "adversarial", "corruptions", "transfer", "distances"])
+    assert {name: result[0].parts[name] for name in again.parts} == again.parts
+
+
+def test_parts_are_done_one_by_one_and_what_is_there_stays(run, monkeypatch):
+    calls = []
+    for name in PARTS:
+        monkeypatch.setitem(PARTS, name, lambda s, t, name=name: (calls.append(name), ({"n": len(calls)}, ["odd"]))[1])
+    monkeypatch.setattr("recipes.evaluation.run.draw", lambda *_, **__: None)
+    first, _ = assess(run, SETTINGS, parts=["ood"], out="one-by-one", quiet=True)
+    both, _ = assess(run, SETTINGS, parts=["ood", "calibration"], out="one-by-one", quiet=True)
+    assert calls == ["ood", "calibration"] and both.parts["ood"] == first.parts["ood"]
+    assert both.warnings == ["ood: odd", "calibration: odd"]
+    third, _ = assess(run, SETTINGS, parts=["ood"], out="one-by-one", quiet=True, fresh=True)
+    assert calls == ["ood", "calibration", "ood"] and third.parts == {"calibration": {"n": 2}, "ood": {"n": 3}}
+    assert sorted(third.warnings) == ["calibration: odd", "ood: odd"]
+    other, _ = assess(run, Settings(TINY, epsilon=0.3), parts=["ood"], out="one-by-one", quiet=True, fresh=True)
+    assert set(other.parts) == {"ood"}
+
+
+def test_a_part_that_fails_is_one_line_and_keeps_the_parts_before(run, monkeypatch):
+    def broken(subject, settings):
+        raise ValueError("the model returns\nprobabilities")
+
+    monkeypatch.setitem(PARTS, "ood", broken)
+    monkeypatch.setattr("recipes.evaluation.run.draw", lambda *_, **__: None)
+    with pytest.raises(UserError, match="part ood: the model returns probabilities"):
+        assess(run, SETTINGS, parts=["ood", "calibration"], out="failing", quiet=True)
+    assert set(Result.read(run / "failing" / "results.json").parts) == {"calibration"}
+
+
+def test_other_settings_never_overwrite(run, result):
+    other = Settings(TINY, epsilon=0.1, sets=())
+    with pytest.raises(UserError, match=r"epsilon=0.05, now it is 0.1: --out NAME keeps both"):
+        assess(run, other, quiet=True)
+    with pytest.raises(UserError, match="has no checkpoint 'nothing'; there: best, last, onset, previous"):
+        assess(run, SETTINGS, checkpoint="nothing", quiet=True)
+
+
+def test_the_number_of_attacked_images_is_for_the_attacks_alone(run, result):
+    settings = replace(SETTINGS, attacked=20)
+    found, folder = assess(run, settings, parts=["adversarial", "calibration"], out="twenty", quiet=True)
+    assert found.about.attacked == 20 and Result.read(folder / "results.json") == found
+    assert found.parts["calibration"] == result[0].parts["calibration"]
+    attacks, fewer = found.parts["adversarial"], result[0].parts["adversarial"]
+    assert attacks["images"] == 20 and fewer["images"] == TINY.attacked
+    assert attacks["curve"]["images"] == fewer["curve"]["images"] == TINY.curve
+    with pytest.raises(UserError, match=r"attacked=20, now it is None"):
+        assess(run, SETTINGS, out="twenty", quiet=True)
+    subject = Subject.open(run)
+    images, target = subject.images(subject.held_out(20))
+    with torch.no_grad():
+        right = int((load_classifier(run)(images).argmax(1) == target).sum())
+    assert attacks["rows"][0]["name"] == "clean" and attacks["rows"][0]["correct"] == right
+
+
+def test_the_onset_goes_into_a_folder_of_its_own(run):
+    found, folder = assess(run, SETTINGS, checkpoint="onset", parts=["calibration", "terminal_phase"], quiet=True)
+    assert folder.name == "robustness-onset" and set(found.skipped) == {"terminal_phase"}
+    summary = json.loads((run / "summary.json").read_text())
+    assert found.parts["calibration"]["accuracy"] == pytest.approx(summary["at_onset"]["test"]["accuracy"], abs=1e-12)
+
+
+def test_only_the_parts_asked_for_are_shown_and_drawn(run, result, capsys):
+    found, folder = result
+    text = table(found, ["ood", "long_tail", "adversarial"])
+    assert "out of distribution" in text and "corruptions (" not in text and "transfer of" not in text
+    assert "long_tail: the training classes" in text and "label_noise:" not in text
+    assert "kept from before, not shown: calibration, transfer, terminal_phase, corruptions, distances" in text
+    drawn = {path.stem: path.stat().st_mtime_ns for path in (folder / "figures").glob("*.png")}
+    (folder / "figures" / "ood.png").unlink()
+    assess(run, SETTINGS, parts=["ood"], quiet=True)
+    again = {path.stem: path.stat().st_mtime_ns for path in (folder / "figures").glob("*.png")}
+    assert {name for name in again if again[name] != drawn[name]} == {"ood"} and again.keys() == drawn.keys()
+
+
+def test_a_figure_does_not_outlive_its_part(run):
+    words = {"parts": ["corruptions"], "out": "figures-go", "quiet": True}
+    _, folder = assess(run, SETTINGS, **words)
+    assert (folder / "figures" / "corruptions.png").exists()
+    assess(run, replace(SETTINGS, epsilon=0.1), **words | {"parts": ["terminal_phase"]}, fresh=True)
+    assert not (folder / "figures" / "corruptions.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("percent", "shown"),
+    [(0, "0"), (0.3, "0.3"), (0.01, "0.1"), (49.6, "50"), (99.5, "99.5"), (99.97, "99.9"), (100, "100")],
+)
+def test_nothing_is_rounded_to_none_or_all(percent, shown):
+    assert whole(percent) == shown
+
+
+def test_files_from_before_the_split_was_recorded_are_of_test_images(result, tmp_path):
+    content = json.loads((result[1] / "results.json").read_text())
+    del content["about"]["split"]
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    assert Result.read(tmp_path / "results.json") == result[0]
+
+
+def test_a_damaged_or_foreign_result_is_refused(tmp_path):
+    path = tmp_path / "results.json"
+    for text, said in (
+        ("{", "is damaged .*: --fresh replaces it, --out NAME leaves it"),
+        (json.dumps({"schema": SCHEMA + 1}), "has schema"),
+        (json.dumps({"schema": SCHEMA, "about": {}, "parts": {}}), "needs the keys"),
+    ):
+        path.write_text(text)
+        with pytest.raises(UserError, match=said):
+            Result.read(path)
+
+
+def test_a_damaged_result_is_passed_by_with_fresh(run, capsys):
+    words = [str(run), "--quick", "--quiet", "--parts", "terminal_phase", "--out", "damaged"]
+    assert main(words) == 0
+    path = run / "damaged" / "results.json"
+    whole_text = path.read_bytes()
+    for damaged in (whole_text[:200], b"", b"\xff" + whole_text):
+        path.write_bytes(damaged)
+        capsys.readouterr()
+        assert main(words) == 2
+        assert "--fresh replaces it" in (said := capsys.readouterr().err) and said.count("\n") == 1
+        assert path.read_bytes() == damaged
+        assert main([*words, "--fresh"]) == 0
+        assert Result.read(path).parts["terminal_phase"] == json.loads(whole_text)["parts"]["terminal_phase"]
+    path.write_text(json.dumps({"schema": SCHEMA + 1}))  # not ours to replace
+    assert main([*words, "--fresh"]) == 2 and "move it away" in capsys.readouterr().err
+
+
+def test_long_tailed_and_mislabelled_runs_get_their_parts(tmp_path):
+    spoilt = ["--data.imbalance", "8", "--data.train_size", "900", "--data.label_noise", "0.25"]
+    path = run_in(tmp_path, *spoilt, recipe="bn_wd")
+    subject = Subject.open(path)
+    found, _ = long_tail(subject, SETTINGS)
+    clean = parse(["--config", str(path / "config.yaml"), "--data.label_noise", "0"]).data
+    counts = load(clean, seed=0, image_size=lambda native: 28).class_counts()
+    assert found["class_counts"].tolist() == counts.tolist() == torch.bincount(true_classes(subject)).tolist()
+    assert found["label_counts"].tolist() == subject.data.class_counts().tolist() != counts.tolist()
+    test = subject.of_part("test")
+    right = test.logits.argmax(1) == test.target
+    per_class = [float(right[test.target == label].double().mean()) for label in range(10)]
+    assert found["test"].per_class == pytest.approx(per_class)
+    assert found["test"].imbalance == pytest.approx(float(counts.max() / counts.min()))
+    assert found["minority_collapse"].threshold == pytest.approx(int(counts.sum()) * 2e-3 * 2e-3)
+    assert found["minority_collapse"].smallest == int(subject.data.class_counts().min())
+    noise, _ = label_noise(subject, SETTINGS)
+    assert noise["num_wrong"] == round(0.25 * len(subject.data.train))
+    assert noise["num_wrong"] == int((~subject.data.clean).sum())
+    assert noise["label_accuracy"] == pytest.approx(
+        float((subject.of_part("train").logits.argmax(1) == subject.data.train.target).double().mean())
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["bn_wd"], None),
+        (["etf"], "learned linear head"),
+        (["normface"], "learned linear head"),
+        (["baseline"], "last BatchNorm"),
+        (["bn_wd", "--optim.name", "adamw"], "coupled"),
+        (["bn_wd", "--optim.weight_decay", "0"], "coupled"),
+    ],
+)
+def test_the_threshold_of_minority_collapse_only_where_the_theory_holds(run, words, said):
+    subject = Subject.open(run)
+    subject.config = parse(words)
+    subject.model = build_model(subject.config, subject.data)
+    reason = no_threshold(subject)
+    assert reason is None if said is None else said in reason
+
+
+def test_a_run_on_clean_balanced_data_has_neither(run):
+    subject = Subject.open(run)
+    for part in (long_tail, label_noise):
+        with pytest.raises(NotHere):
+            part(subject, SETTINGS)
+
+
+def test_quarter_turns_are_numpys():
+    images = torch.randint(0, 256, (11, 3, 5, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    found = turned(Split(images, torch.zeros(11, dtype=torch.long)), seed=4)
+    for before, after, turns in zip(images.numpy(), found.images.numpy(), found.target.tolist(), strict=True):
+        np.testing.assert_array_equal(after, np.rot90(before, turns, (1, 2)))
+    assert torch.bincount(found.target, minlength=4).tolist() == [3, 3, 3, 2]
+
+
+def test_other_sets_get_the_channels_and_size_of_the_run(run):
+    subject = Subject.open(run)
+    gray = Split(torch.arange(48, dtype=torch.uint8).view(1, 3, 4, 4), torch.zeros(1, dtype=torch.long))
+    weights = torch.tensor([0.299, 0.587, 0.114])  # ITU-R BT.601
+    expected = (gray.images[0].float() * weights[:, None, None]).sum(0)
+    assert (subject.fitted(gray).images[0, 0].float() - expected).abs().max() <= 1
+    assert subject.other("digits", run).test.images.shape[1:] == (1, 28, 28)
+
+
+def test_sets_of_the_runs_own_classes_are_not_out_of_distribution(run, monkeypatch):
+    monkeypatch.setattr(subject_module, "SETS", ("digits",))
+    assert Subject.open(run).others(None, run) == {}
+    found, _ = PARTS["ood"](Subject.open(run), Settings(TINY, sets=("digits",)))
+    assert set(found["groups"]) == {"uniform", "gaussian", "shuffle"}
+
+
+def test_results_hold_plain_values_only():
+    assert plain({"a": (1, math.nan, torch.tensor([0.5, math.inf]))}) == {"a": [1, None, [0.5, None]]}
+    with pytest.raises(TypeError, match=r"x\.y is a set"):
+        plain({"y": {1}}, "x")
+    with pytest.raises(TypeError, match="keep a summary"):
+        plain(torch.zeros(100_001))
+
+
+def test_quick_takes_fewer_of_large_images_and_says_so(tmp_path):
+    quick, full = PRESETS["quick"], PRESETS["full"]
+    for side in (8, 28, 32):
+        assert quick.for_images(side, side) == quick
+    assert full.for_images(224, 224) == full
+    large = quick.for_images(160, 160)
+    assert large == replace(
+        quick, attacked=13, curve=13, distances=20, corrupted=40, features=400, outside=100, share=0.2
+    )
+    assert quick.for_images(64, 256) == quick.for_images(128, 128)
+    assert quick.for_images(4096, 4096).attacked == 10
+    assert replace(quick, attacked=4, curve=None).for_images(64, 64).attacked == 4
+
+    path = run_in(tmp_path, "--data.image_size", "64", "--data.train_size", "64", "--data.batch_size", "32")
+    found, _ = assess(path, Settings(TINY, sets=("mnist5k",)), parts=["transfer", "distances"], quiet=True)
+    assert found.about.image_share == 0.5 and "50 % as many of them" in table(found)
+    assert found.parts["distances"]["images"] == 10
+    tasks = found.parts["transfer"]["tasks"]
+    assert tasks["mnist5k"]["linear"]["num_train"] == 75 and tasks["mnist5k"]["linear"]["num_test"] == 500
+
+
+def test_fractions_are_numbers():
+    assert number("8/255") == 8 / 255 and number("0.5") == 0.5
+    with pytest.raises(ValueError, match="divides by zero"):  # which argparse makes one line of
+        number("1/0")
+
+
+def test_two_evaluations_at_once_do_not_lose_each_others_parts(run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("robustness*"))
+    with locked(copy / "robustness"), pytest.raises(UserError, match="another evaluation is writing to .*robustness"):
+        assess(copy, SETTINGS, parts=["calibration"], quiet=True)
+    assert not (copy / "robustness" / "results.json").exists()
+    assert list(assess(copy, SETTINGS, parts=["calibration"], quiet=True)[0].parts) == ["calibration"]
+
+
+def test_the_curve_stays_within_the_range_of_images(run):
+    found = PARTS["adversarial"](Subject.open(run), replace(SETTINGS, epsilon=0.3))[0]
+    assert found["curve"]["epsilons"] == pytest.approx((0, 0.075, 0.15, 0.3, 0.6))
+
+
+@pytest.mark.parametrize(
+    ("counts", "size", "kept"),
+    [((21,) * 10, 200, (20,) * 10), ((200, 100, 1), 75, (49, 25, 1)), ((200, 100, 4), 76, (50, 25, 1))],
+)
+def test_draws_keep_every_class_whatever_their_sizes(run, counts, size, kept):
+    subject = Subject.open(run)
+    target = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    split = Split(torch.arange(len(target)).to(torch.uint8).view(-1, 1, 1, 1), target)
+    subject.data = replace(subject.data, test=split)
+    drawn = subject.drawn("test", size)
+    assert torch.bincount(drawn.target).tolist() == list(kept)
+    assert len(torch.unique(drawn.images.flatten() + 256 * drawn.target)) == len(drawn)
+    assert torch.equal(subject.drawn("test", size).images, drawn.images)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--parts", "nothing"], "--parts nothing is unknown: one of calibration"),
+        (["--epsilon=-1/255"], "--epsilon -0.0039"),
+        (["--epsilon", "nan"], "--epsilon nan"),
+        (["--epsilon", "8"], "--epsilon 8.0: at most 1, in units of [0, 1]; 8/255?"),
+        (["--attacked", "0"], "--attacked 0: must be at least one image"),
+        (["--attacked", "361"], "has 360 test images"),
+        (["--attacked", "9"], "--attacked 9: RUN has 360 test images of 10 classes, so 10 (one of each) to 360"),
+        (["--attacked", "1.5"], "argument --attacked: invalid int value: '1.5'"),
+        (["--epsilon", "8/0"], "argument --epsilon: invalid number value: '8/0'"),
+        (["--norm", "l1"], "argument --norm: invalid choice: 'l1'"),
+        (["--strange"], "unrecognized arguments: --strange (--help lists the options)"),
+        (["--checkpoint", "../checkpoints/last"], "no checkpoint '../checkpoints/last'"),
+        (["--out", "../beside"], "--out '../beside': must be the name of a folder inside the run"),
+        (["--out", "/tmp/elsewhere"], "--out '/tmp/elsewhere': must be the name"),
+        (["--out", "checkpoints"], "--out checkpoints: RUN/checkpoints is there and is no evaluation"),
+        (["--out", "config.yaml"], "--out config.yaml: RUN/config.yaml is there and is no evaluation"),
+        (["--sets", "mnist5k, nothing"], "--sets 'nothing' is unknown: one of digits"),
+        (["--sets", "mnist5k, nothing", "--fresh"], "--sets 'nothing' is unknown: one of digits"),
+        (["--checkpoint", "third"], "no checkpoint 'third'"),
+    ],
+)
+def test_wrong_commands_are_one_line(run, words, said, capsys):
+    assert main([str(run), "--quick", "--quiet", "--out", "wrong", *words]) == 2
+    printed = capsys.readouterr()
+    assert said.replace("RUN", str(run)) in printed.err and printed.err.count("\n") == 1
+
+
+def test_the_command_line_raises_what_a_caller_can_catch(capsys):
+    for words in (["--nothing"], ["--attacked", "x"], ["--preset", "slow"], ["--out", "a/b"], ["--parts", ""]):
+        with pytest.raises(UserError):
+            parse_words(words)
+    with pytest.raises(SystemExit) as end:
+        parse_words(["--help"])
+    assert end.value.code == 0 and "--attacked N" in capsys.readouterr().out
+
+
+def test_the_runs_own_set_among_those_asked_for_is_told_of(run, capsys):
+    settings = replace(SETTINGS, sets=("digits",))
+    assess(run, settings, parts=["terminal_phase"], out="own-set", quiet=True)
+    assert capsys.readouterr().err == "note: --sets digits is the run's own data: left out\n"
+
+
+def test_what_cannot_be_written_and_a_stop_by_hand_are_one_line(run, monkeypatch, capsys):
+    words = [str(run), "--quick", "--quiet", "--parts", "calibration", "--out"]
+    assert main([*words, "x" * 300]) == 2
+    assert "File name too long" in (said := capsys.readouterr().err) and said.count("\n") == 1
+
+    def stopped(subject, settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(PARTS, "calibration", stopped)
+    assert main([*words, "stopped"]) == 130
+    assert "parts that are done are kept" in (said := capsys.readouterr().err) and said.count("\n") == 1
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path, monkeypatch, capsys):
+    assert main([str(tmp_path), "--quick"]) == 2
+    assert "is no run folder" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    assert main(["--quick"]) == 2
+    assert "no finished run in runs" in capsys.readouterr().err
+
+
+def test_without_a_run_the_newest_finished_one_is_taken(run):
+    assert newest(run.parent) == run
