@@ -28,13 +28,13 @@ from ncreg.models import Classifier
 from recipes.core.cli import parse
 from recipes.core.config import DataConfig
 from recipes.core.errors import UserError
-from recipes.data.lazy_images import lost_workers_told
-from recipes.data.load import divided, held, read
-from recipes.data.split import Source, Split, joined
+from recipes.data.lazy_images import report_lost_workers
+from recipes.data.load import in_memory_if_small, read_source, split_source
+from recipes.data.split import Source, Split, concatenate
 from recipes.training.build import pick_device
 from recipes.training.metrics import BATCH, measure
 from recipes.training.reporting import ROWS, shown
-from recipes.training.run_dir import RunFolder
+from recipes.training.run_dir import RunDir
 
 OWN = {"train_size": None, "imbalance": 1.0, "label_noise": 0.0}
 """What the run did to its own training images, and its value for other data: nothing."""
@@ -55,7 +55,7 @@ def confusion(model: Classifier, split: Split) -> torch.Tensor:
     """Counts (C, C): row the true class, column the predicted one."""
     classes = model.num_classes
     counts = torch.zeros(classes * classes, dtype=torch.long, device=split.target.device)
-    for images, target in split.in_turn(BATCH):
+    for images, target in split.in_batches(BATCH):
         pairs = target * classes + model(images).argmax(1)
         counts += torch.bincount(pairs, minlength=classes * classes)
     return counts.view(classes, classes).cpu()
@@ -67,7 +67,7 @@ def evaluate(source: Path, *, part: str, overrides: Sequence[str], device: str) 
     config = parse(["--config", str(folder_of(source) / "config.yaml"), *overrides])
     side = model.image_shape[-1] if model.image_shape else 0
     data, other = _asked(config.data, overrides, part, side)
-    found = read(data, lambda native: side)
+    found = read_source(data, lambda native: side)
     names = _fitting(model, found)
     if other and part == "all":
         split, notes = _everything(found, data), list(found.notes)
@@ -126,12 +126,12 @@ def _fitting(model: Classifier, source: Source) -> Sequence[str]:
 def _everything(source: Source, config: DataConfig) -> Split:
     """All images of a set, whatever part they are in."""
     parts = [part for part in (source.train, source.val, source.test) if part is not None]
-    return joined(held(parts, config.memory_limit))
+    return concatenate(in_memory_if_small(parts, config.memory_limit))
 
 
 def _part(source: Source, config: DataConfig, part: str, *, seed: int, other: bool) -> tuple[Split, list[str]]:
     """A part of a set, or its parts together as the run had them, and what is to be known of it."""
-    data = divided(source, config, seed=seed)
+    data = split_source(source, config, seed=seed)
     notes = list(data.notes)
     if other and part == "test" and data.test_drawn:
         notes.append("this data has no test part: a fifth was drawn; --part all takes every image")
@@ -141,7 +141,7 @@ def _part(source: Source, config: DataConfig, part: str, *, seed: int, other: bo
     sizes = f"{len(data.train)} training, {len(data.val)} validation and {len(data.test)} test images"
     if made:
         notes.append(f"all is what the run had of its data, with {made}: {sizes}")
-    return joined((data.train, data.val, data.test)), notes
+    return concatenate((data.train, data.val, data.test)), notes
 
 
 def keys_of(config: DataConfig) -> dict[str, Any]:
@@ -208,13 +208,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if strange:
             raise UserError(f"{strange[0]} is unknown: besides --part and --device, --data.KEY names other data")
         folder = folder_of(args.run)
-        with lost_workers_told():
+        with report_lost_workers():
             result = evaluate(args.run, part=args.part, overrides=overrides, device=args.device)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     name = file_name(result, args.run)
-    RunFolder(folder).write(name, result)
+    RunDir(folder).write(name, result)
     print(table(result))
     print(f"\nmore measures and the confusion matrix: {folder / name} (docs/metrics.md explains them)")
     return 0

@@ -24,8 +24,8 @@ from recipes.data.split import Split
 from recipes.training.adversarial import Adversary
 from recipes.training.build import autocast, build_args, class_vectors, freeze, full, watched
 from recipes.training.metrics import measure, measure_all
-from recipes.training.reporting import history_entry
-from recipes.training.run_dir import RunFolder
+from recipes.training.reporting import epoch_record
+from recipes.training.run_dir import RunDir
 from recipes.training.state import TrainState
 
 
@@ -33,7 +33,7 @@ class Loop:
     """The epochs of a run."""
 
     def __init__(
-        self, config: TrainConfig, data: Dataset, state: TrainState, run: RunFolder, stop: StopRequest, steps: int
+        self, config: TrainConfig, data: Dataset, state: TrainState, run: RunDir, stop: StopRequest, steps: int
     ) -> None:
         self.config, self.data, self.state, self.run, self.stop, self.steps = config, data, state, run, stop, steps
         self.device = next(state.model.parameters()).device
@@ -89,14 +89,14 @@ class Loop:
         """Measure, and tell the scheduler; the epoch's entry, and the further checkpoints that it deserves."""
         config, state, scheduler = self.config, self.state, self.state.scheduler
         on_validation = partial(measure, split=self.data.val, ranks=state.ranks, clock=state.clock, collapse=False)
-        state.ranks.share_buffers(state.model)
+        state.ranks.broadcast_buffers(state.model)
         values = measured(state.model, subset, state, self.run)
         val = on_validation(state.model)
         scheduler.step(planned["epoch"], values["accuracy"], watched(values, config.tpt))
         loss = float(state.ranks.sum(in_float64(torch.stack(state.taken)).mean())) / state.ranks.size
-        entry = history_entry({**planned, "loss": loss}, values, val, state.model.num_classes)
+        entry = epoch_record({**planned, "loss": loss}, values, val, state.model.num_classes)
         if state.ema is not None:
-            state.ranks.share_buffers(state.ema.module)
+            state.ranks.broadcast_buffers(state.ema.module)
             entry["ema"] = on_validation(state.ema.module)
         copies = []
         if val["accuracy"] > max((old["val_accuracy"] for old in state.history), default=-1.0):
@@ -137,7 +137,7 @@ class Loop:
 
     def _look_up(self) -> None:
         """Save and stop, if that was asked of any rank."""
-        if self._looks_up and self.state.ranks.any(self.stop.asked, self.device):
+        if self._looks_up and self.state.ranks.any(self.stop.requested, self.device):
             self.state.clock.add("train", self.began)
             self.save()
             at = f"step {len(self.state.taken)} of epoch {self.state.epoch}"
@@ -155,7 +155,7 @@ def descend(
     unread = learned and not any("logits" in term.consumes for term in state.terms if weights[term.name])
     total, seen = torch.zeros((), device=device), []
     for number, part in enumerate(batch.parts(count), start=1):
-        with ranks.alone_until(wrapped, number == count):
+        with ranks.no_sync_unless_last(wrapped, number == count):
             with autocast(config, device):
                 logits, features = wrapped(part.images, with_features=True)
             available = {"logits": full(logits), "features": full(features), "target": part.target}
@@ -177,7 +177,7 @@ def order(seed: int, epoch: int, count: int) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(drawn))
 
 
-def measured(model: Classifier, subset: Split, state: TrainState, run: RunFolder) -> dict[str, float]:
+def measured(model: Classifier, subset: Split, state: TrainState, run: RunDir) -> dict[str, float]:
     """The measures of an epoch; a model that its last step has broken ends the run."""
     try:
         return measure(model, subset, ranks=state.ranks, clock=state.clock)
@@ -188,7 +188,7 @@ def measured(model: Classifier, subset: Split, state: TrainState, run: RunFolder
         ) from None
 
 
-def refuse_non_finite(state: TrainState, steps: int, run: RunFolder) -> None:
+def refuse_non_finite(state: TrainState, steps: int, run: RunDir) -> None:
     """Stop at the first loss of the epoch that is not finite; the last checkpoint is from before it."""
     finite = state.ranks.sum(torch.stack(state.taken[-50:])).isfinite()  # the same verdict on all ranks
     if finite.all():

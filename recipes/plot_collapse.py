@@ -29,7 +29,7 @@ from recipes.data.split import Split, stratified
 from recipes.evaluation.simplex_plot import Snapshot, draw, project, save, stored
 from recipes.training.build import build_model, class_vectors, image_size
 from recipes.training.metrics import BATCH
-from recipes.training.run_dir import RunFolder
+from recipes.training.run_dir import RunDir
 
 WORDS = {"onset": "zero error", "best": "best validation", "last": "end"}
 
@@ -57,7 +57,7 @@ def models(run: Path, config: TrainConfig, data: Dataset) -> Iterator[tuple[str,
 def snapshot(title: str, model: Classifier, split: Split) -> Snapshot:
     """Eval-mode features of the images."""
     model.eval()
-    features = torch.cat([model(images, with_features=True).features for images, _ in split.in_turn(BATCH)])
+    features = torch.cat([model(images, with_features=True).features for images, _ in split.in_batches(BATCH)])
     weight = class_vectors(model).detach()
     return Snapshot(title, features.float().numpy(), split.target.numpy(), weight.float().numpy())
 
@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 canvas.savefig(run / "collapse" / f"simplex-{args.part}.{kind}", dpi=130)
             plt.close(canvas)
             content = {"class_names": names, "views": [view.plain() for view in views]}
-            RunFolder(run / "collapse").write(f"view-{args.part}.json", content)
+            RunDir(run / "collapse").write(f"view-{args.part}.json", content)
             print(f"{run / 'collapse' / f'simplex-{args.part}.png'}\n{words}")
     except (UserError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

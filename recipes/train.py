@@ -22,22 +22,22 @@ import torch
 
 from recipes.core.cli import parse, parse_command
 from recipes.core.config import TrainConfig
-from recipes.core.distributed import Ranks, joined
+from recipes.core.distributed import Ranks, join_ranks
 from recipes.core.errors import UserError
 from recipes.core.interrupt import EXIT_CODE, Stopped, StopRequest
-from recipes.data.lazy_images import lost_workers_told
+from recipes.data.lazy_images import report_lost_workers
 from recipes.data.load import Dataset, load
 from recipes.data.split import Split, stratified
 from recipes.loop import Loop
 from recipes.training.board import Board
 from recipes.training.build import image_size, pick_device
 from recipes.training.plan import show_plan
-from recipes.training.reporting import closing_lines, draw, opening_line, progress_bar, show, summary_of, timing_line
-from recipes.training.run_dir import RunFolder
+from recipes.training.reporting import closing_lines, draw, opening_line, progress_bar, run_summary, show, timing_line
+from recipes.training.run_dir import RunDir
 from recipes.training.state import TrainState, build_state
 
 
-def train(config: TrainConfig, command: Sequence[str] = (), *, resume: RunFolder | None = None) -> Path:
+def train(config: TrainConfig, command: Sequence[str] = (), *, resume: RunDir | None = None) -> Path:
     """One run, from the configuration to its folder; with `resume`, from where that run was left.
 
     Raises:
@@ -45,14 +45,14 @@ def train(config: TrainConfig, command: Sequence[str] = (), *, resume: RunFolder
         Stopped: SIGTERM or SIGINT came; the run is saved.
     """
     device = pick_device(config.device)
-    with joined(device) as ranks, StopRequest() as stop, lost_workers_told():
+    with join_ranks(device) as ranks, StopRequest() as stop, report_lost_workers():
         return fit(config, command, resume, device, ranks, stop)
 
 
 def fit(
     config: TrainConfig,
     command: Sequence[str],
-    resume: RunFolder | None,
+    resume: RunDir | None,
     device: torch.device,
     ranks: Ranks,
     stop: StopRequest,
@@ -62,7 +62,7 @@ def fit(
     data = load(config.data, seed=config.seed, image_size=lambda native: image_size(config, native)).to(device)
     subset = measured_images(config, data)
     state = build_state(config, data, device, ranks)
-    ranks.share_of_batch(config.data.batch_size, config.optim.accumulate)
+    ranks.images_per_rank(config.data.batch_size, config.optim.accumulate)
     run = open_run(config, command, resume, state)
     for note in data.notes if ranks.main else ():
         print(f"note: {note}", file=sys.stderr)
@@ -90,7 +90,7 @@ def fit(
         show(bar, entry, state.scheduler, config, ranks)
 
     bar.close()
-    summary = summary_of(config, state, data)
+    summary = run_summary(config, state, data)
     board.close()
     if ranks.main:
         finish(run, state, summary, images=state.scheduler.epoch * steps * config.data.batch_size)
@@ -99,12 +99,12 @@ def fit(
 
 def measured_images(config: TrainConfig, data: Dataset) -> Split:
     """The training images that each epoch is judged and measured on."""
-    judged = data.rightly_labelled() if config.tpt.target == "clean_subset" else data.train
+    judged = data.correctly_labelled() if config.tpt.target == "clean_subset" else data.train
     size = None if config.measure_size is None else min(config.measure_size, len(judged))
     return stratified(judged, size, seed=config.seed, what="measure_size")
 
 
-def finish(run: RunFolder, state: TrainState, summary: dict[str, Any], *, images: int) -> None:
+def finish(run: RunDir, state: TrainState, summary: dict[str, Any], *, images: int) -> None:
     """Figures, timing, summary, and the closing lines."""
     with run.writing():
         draw(run.path / "figures", state.history, state.scheduler.onset_epoch, title=run.path.name)
@@ -115,17 +115,17 @@ def finish(run: RunFolder, state: TrainState, summary: dict[str, Any], *, images
     print(timing_line(state.clock, images / seconds["train"]))
 
 
-def open_run(config: TrainConfig, command: Sequence[str], resume: RunFolder | None, state: TrainState) -> RunFolder:
+def open_run(config: TrainConfig, command: Sequence[str], resume: RunDir | None, state: TrainState) -> RunDir:
     """A new folder made by the main rank, or an old one gone on with."""
     if resume is not None:
         go_on(resume, state, quiet=config.quiet)
         return resume
     ranks = state.ranks
-    path = ranks.from_main(str(RunFolder.create(config, command).path) if ranks.main else None)
-    return RunFolder(Path(path), writes=ranks.main)
+    path = ranks.from_main(str(RunDir.create(config, command).path) if ranks.main else None)
+    return RunDir(Path(path), writes=ranks.main)
 
 
-def go_on(run: RunFolder, state: TrainState, *, quiet: bool) -> None:
+def go_on(run: RunDir, state: TrainState, *, quiet: bool) -> None:
     """Take up a run where its newest whole checkpoint left it."""
     found, passed_over = run.load()
     run.writes = state.ranks.main
@@ -137,7 +137,7 @@ def go_on(run: RunFolder, state: TrainState, *, quiet: bool) -> None:
         print(f"going on with {run.path} at epoch {state.epoch}, after step {len(state.taken)} of it")
 
 
-def resumed(run: RunFolder) -> TrainConfig:
+def resumed(run: RunDir) -> TrainConfig:
     """The configuration of a run that is to go on."""
     if not (run.path / "config.yaml").is_file():
         raise UserError(f"resume={run.path} is no run folder: it has no config.yaml")
@@ -156,11 +156,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         run = None
         if resume == "auto":
-            run = RunFolder.unfinished(config)
+            run = RunDir.unfinished(config)
             if run is None and not config.quiet:
                 print("no unfinished run of this configuration: starting one")
         elif resume is not None:
-            run = RunFolder(Path(resume))
+            run = RunDir(Path(resume))
             config = resumed(run)
         train(config, ["recipes/train.py", *argv], resume=run)
     except UserError as error:

@@ -28,7 +28,7 @@ class Ranks:
         """Whether this process writes and prints."""
         return self.rank == 0
 
-    def share_of_batch(self, size: int, parts: int = 1) -> int:
+    def images_per_rank(self, size: int, parts: int = 1) -> int:
         """Images of a global batch of `size` that fall to each rank, in equal parts."""
         if size % self.size:
             raise UserError(
@@ -52,11 +52,11 @@ class Ranks:
             model = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
         return torch.compile(model) if compiled else model  # type: ignore[return-value]
 
-    def alone_until(self, wrapped: nn.Module, last: bool) -> AbstractContextManager[None]:
+    def no_sync_unless_last(self, wrapped: nn.Module, last: bool) -> AbstractContextManager[None]:
         """Leave gradients unaveraged while parts of a batch are to follow."""
         return nullcontext() if last or self.size == 1 else wrapped.no_sync()  # type: ignore[operator]
 
-    def share_buffers(self, model: nn.Module) -> None:
+    def broadcast_buffers(self, model: nn.Module) -> None:
         """Give every rank the main rank's running statistics; DDP does so only before a forward pass in training."""
         if self.size > 1:
             for buffer in model.buffers():
@@ -87,7 +87,7 @@ class Ranks:
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[Ranks]:
+def join_ranks(device: torch.device) -> Iterator[Ranks]:
     """Join the ranks that torchrun started, if it did: NCCL for GPUs, gloo for CPUs."""
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ or dist.is_initialized():
         yield Ranks(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else Ranks()

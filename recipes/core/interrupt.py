@@ -14,10 +14,10 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """While entered, SIGTERM and SIGINT set `asked`; a second signal acts as it would without this."""
+    """While entered, SIGTERM and SIGINT set `requested`; a second signal acts as it would without this."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.requested = False
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> StopRequest:
@@ -31,7 +31,7 @@ class StopRequest:
         self._restore()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
+        self.requested = True
         self._restore()
 
     def _restore(self) -> None:

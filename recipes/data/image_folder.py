@@ -17,7 +17,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from recipes.core.config import DataConfig
 from recipes.core.errors import UserError
-from recipes.data.lazy_images import Unread, reading_processes
+from recipes.data.lazy_images import LazyImages, worker_count
 from recipes.data.split import Source, Split, resized
 
 PARTS = {
@@ -44,7 +44,7 @@ def image_folder(config: DataConfig, image_size: Callable[[int | None], int]) ->
     if len(names) < 2:
         raise UserError(f"{train} has {len(names)} class folders: a classifier needs at least 2")
     notes = [*_strange_classes(train), *_left_out(config.root, parts)]
-    side, workers = image_size(None), reading_processes(config.workers)
+    side, workers = image_size(None), worker_count(config.workers)
     splits = {part: _split(folder, names, train, side, workers) for part, folder in parts.items()}
     if "test" not in splits and "val" in splits:
         splits["test"] = splits.pop("val")
@@ -154,7 +154,7 @@ def _split(folder: Path, names: tuple[str, ...], train: Path, side: int, workers
             + ("" if folder == train else f" too, or remove {folder}, for its part to be drawn")
         )
     read = Files(np.array([os.fsencode(path) for path, _ in files]), side)
-    images = Unread(read, torch.arange(len(files)), (3, side, side), workers)
+    images = LazyImages(read, torch.arange(len(files)), (3, side, side), workers)
     return Split(images, torch.tensor([index for _, index in files]))
 
 

@@ -22,7 +22,7 @@ STOPS = {signal.SIGINT, signal.SIGTERM}
 
 
 @dataclass(frozen=True)
-class Unread:
+class LazyImages:
     """Stands where the bytes (N, channels, side, side) of a set would that is not held in memory.
 
     Attributes:
@@ -49,14 +49,14 @@ class Unread:
         """Memory that the images would take."""
         return self.shape.numel()
 
-    def __getitem__(self, index: Tensor | slice) -> Unread:
+    def __getitem__(self, index: Tensor | slice) -> LazyImages:
         return replace(self, numbers=self.numbers[index.cpu() if isinstance(index, Tensor) else index])
 
-    def to(self, device: torch.device) -> Unread:
+    def to(self, device: torch.device) -> LazyImages:
         """The same images, their batches on a device."""
         return replace(self, device=device)
 
-    def whole(self) -> Tensor:
+    def read_all(self) -> Tensor:
         """All of them, read into memory."""
         images = torch.empty(self.shape, dtype=torch.uint8)
         for position, number in enumerate(self.numbers.tolist()):
@@ -78,26 +78,28 @@ class Unread:
             _Numbered(self.read, self.numbers),
             batch_sampler=wanted,
             num_workers=workers,
-            collate_fn=_together,
+            collate_fn=_collate,
             pin_memory=self.device.type == "cuda",
-            worker_init_fn=_outlive_signals,
+            worker_init_fn=_keep_reading_after_signals,
             generator=torch.Generator(),  # the global one is left as it is
             multiprocessing_context="fork" if workers and sys.platform == "linux" else None,  # starts at once
         )
         scale: dict[str, Any] = {"mean": (0.0,) * self.image_shape[0], "std": (1.0,) * self.image_shape[0]}
-        for images, index in PrefetchLoader(_good(loader), channels=self.image_shape[0], device=self.device, **scale):
+        for images, index in PrefetchLoader(
+            _checked_batches(loader), channels=self.image_shape[0], device=self.device, **scale
+        ):
             yield images.contiguous(memory_format=torch.channels_last), index
 
 
-def in_a_row(parts: Sequence[Unread]) -> Unread:
+def concatenate_lazy(parts: Sequence[LazyImages]) -> LazyImages:
     """Images of several readers as those of one."""
     numbers = torch.arange(sum(len(part.numbers) for part in parts))
-    return replace(parts[0], read=_InARow(tuple(parts)), numbers=numbers)
+    return replace(parts[0], read=_Concatenated(tuple(parts)), numbers=numbers)
 
 
 @dataclass(frozen=True)
-class _InARow:
-    parts: tuple[Unread, ...]
+class _Concatenated:
+    parts: tuple[LazyImages, ...]
 
     def __call__(self, number: int) -> Tensor:
         for part in self.parts:
@@ -121,14 +123,14 @@ class _Numbered(Dataset):
             return error
 
 
-def _together(items: list[Any]) -> Any:
+def _collate(items: list[Any]) -> Any:
     """A batch, or the first error in it."""
     return next((item for item in items if isinstance(item, UserError)), None) or fast_collate(items)
 
 
-def _good(loader: Iterable[Any]) -> Any:
+def _checked_batches(loader: Iterable[Any]) -> Any:
     """The batches; the first error in one, or the loss of a worker while it hands its batch over, raised."""
-    with _signals_kept_back():
+    with _signals_blocked():
         batches = iter(loader)
     while True:
         try:
@@ -143,7 +145,7 @@ def _good(loader: Iterable[Any]) -> Any:
 
 
 @contextmanager
-def lost_workers_told() -> Iterator[None]:
+def report_lost_workers() -> Iterator[None]:
     """Turn torch's word on a lost worker, which can come at any step, into one line for the user."""
     try:
         yield
@@ -158,8 +160,8 @@ def lost_workers_told() -> Iterator[None]:
 
 
 @contextmanager
-def _signals_kept_back() -> Iterator[None]:
-    """Workers that are born in here hear of signals from `_outlive_signals` on, not sooner: they would die of them."""
+def _signals_blocked() -> Iterator[None]:
+    """Workers that are born in here hear of signals from `_keep_reading_after_signals` on, not sooner: they would die of them."""
     if sys.platform == "win32":
         yield
         return
@@ -170,7 +172,7 @@ def _signals_kept_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _outlive_signals(worker: int) -> None:
+def _keep_reading_after_signals(worker: int) -> None:
     """Keep reading after a signal to the whole job: the run finishes its step and saves, then ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(600))  # measures may take long; but not for ever
@@ -178,7 +180,7 @@ def _outlive_signals(worker: int) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
 
 
-def reading_processes(asked: int | None) -> int:
+def worker_count(asked: int | None) -> int:
     """Workers of this process: as asked, or a core each, 8 at most, the cores of a node shared among its ranks."""
     if asked is not None:
         return asked

@@ -20,7 +20,7 @@ from torchvision.datasets import FashionMNIST
 from recipes.core.config import DataConfig
 from recipes.core.errors import UserError
 from recipes.data.image_folder import image_folder
-from recipes.data.lazy_images import Unread
+from recipes.data.lazy_images import LazyImages
 from recipes.data.split import Source, Split, divide, resized, stratified
 from recipes.data.torchvision_sets import torchvision_set
 
@@ -58,7 +58,7 @@ class Dataset:
         train, val, test = (part.to(device) for part in (self.train, self.val, self.test))
         return replace(self, train=train, val=val, test=test, clean=clean)
 
-    def rightly_labelled(self) -> Split:
+    def correctly_labelled(self) -> Split:
         """The training images whose label is right."""
         return self.train if self.clean is None else self.train[self.clean]
 
@@ -73,11 +73,11 @@ class Dataset:
         """
         count, channels = self.train.images.shape[:2]
         part = self.train
-        if isinstance(part.images, Unread) and count > LOOKED_AT:
+        if isinstance(part.images, LazyImages) and count > LOOKED_AT:
             part = part[torch.arange(LOOKED_AT) * count // LOOKED_AT]
         levels = torch.arange(256, dtype=torch.float64) / 255
         counts = torch.zeros(channels * 256, dtype=torch.long)
-        for images, _ in part.in_turn(512):
+        for images, _ in part.in_batches(512):
             codes = (images * 255).round_().long() + 256 * torch.arange(channels, device=images.device)[:, None, None]
             counts += torch.bincount(codes.flatten(), minlength=len(counts)).cpu()
         shares = counts.view(channels, 256) / (counts.sum().double() / channels)
@@ -96,16 +96,16 @@ def load(config: DataConfig, *, seed: int, image_size: Callable[[int | None], in
     Raises:
         UserError: an unknown set, missing or unreadable files, a class without training images, too few images.
     """
-    return divided(read(config, image_size), config, seed=seed)
+    return split_source(read_source(config, image_size), config, seed=seed)
 
 
-def read(config: DataConfig, image_size: Callable[[int | None], int]) -> Source:
+def read_source(config: DataConfig, image_size: Callable[[int | None], int]) -> Source:
     """The set that `config` names as it is, nothing drawn from it yet."""
     check_set("data.name=", config.name)
     return SOURCES.get(config.name, torchvision_set)(config, image_size)
 
 
-def divided(source: Source, config: DataConfig, *, seed: int) -> Dataset:
+def split_source(source: Source, config: DataConfig, *, seed: int) -> Dataset:
     """A set in its three parts, those that it does not have drawn, and the training part made as `config` says."""
     train, test = source.train, source.test
     if test is None:
@@ -118,7 +118,7 @@ def divided(source: Source, config: DataConfig, *, seed: int) -> Dataset:
         train = long_tailed(train, config.imbalance, source.class_names, seed=seed)
     clean = None
     if config.label_noise:
-        train, clean = mislabelled(train, config.label_noise, len(source.class_names), seed=seed)
+        train, clean = with_label_noise(train, config.label_noise, len(source.class_names), seed=seed)
     counts = torch.bincount(train.target, minlength=len(source.class_names))
     absent = [source.class_names[index] for index in (counts == 0).nonzero().flatten()]
     if absent:
@@ -128,15 +128,15 @@ def divided(source: Source, config: DataConfig, *, seed: int) -> Dataset:
             f"{len(train)} training images are fewer than data.batch_size={config.batch_size}: "
             "no full batch; lower --data.batch_size"
         )
-    train, val, test = held((train, val, test), config.memory_limit)
+    train, val, test = in_memory_if_small((train, val, test), config.memory_limit)
     notes = (*source.notes, *_not_shown(source.class_names, validation=val, test=test))
     return Dataset(source.class_names, train, val, test, clean, source.test is None, notes)
 
 
-def held(parts: Sequence[Split], memory_limit: float) -> Sequence[Split]:
+def in_memory_if_small(parts: Sequence[Split], memory_limit: float) -> Sequence[Split]:
     """The parts in memory, if all of them together take no more than so many GiB."""
     fit = sum(part.images.nbytes for part in parts) <= memory_limit * 2**30
-    return [part.held() for part in parts] if fit else parts
+    return [part.in_memory() for part in parts] if fit else parts
 
 
 def _not_shown(class_names: tuple[str, ...], **parts: Split) -> Iterator[str]:
@@ -167,7 +167,7 @@ def long_tailed(split: Split, ratio: float, class_names: tuple[str, ...], *, see
     return split[torch.from_numpy(np.sort(np.concatenate(rows)))]
 
 
-def mislabelled(split: Split, share: float, num_classes: int, *, seed: int) -> tuple[Split, Tensor]:
+def with_label_noise(split: Split, share: float, num_classes: int, *, seed: int) -> tuple[Split, Tensor]:
     """The split with a share of its labels moved to another class drawn evenly, and who kept the right one (N,)."""
     draw = np.random.default_rng([seed, 2])
     wrong = draw.permutation(len(split))[: round(share * len(split))]

@@ -14,7 +14,7 @@ from torchvision.transforms.v2.functional import center_crop, resize
 
 from recipes.core.distributed import Ranks
 from recipes.core.errors import UserError
-from recipes.data.lazy_images import Unread, in_a_row
+from recipes.data.lazy_images import LazyImages, concatenate_lazy
 
 
 def as_floats(images: Tensor) -> Tensor:
@@ -26,7 +26,7 @@ def as_floats(images: Tensor) -> Tensor:
 class Split:
     """Images (N, channels, side, side) as uint8, and their classes (N,)."""
 
-    images: Tensor | Unread
+    images: Tensor | LazyImages
     target: Tensor
 
     def __len__(self) -> int:
@@ -41,22 +41,22 @@ class Split:
 
     def read(self) -> Tensor:
         """All images as bytes, out of their files where they are not in memory."""
-        return self.images.whole() if isinstance(self.images, Unread) else self.images
+        return self.images.read_all() if isinstance(self.images, LazyImages) else self.images
 
-    def held(self) -> Split:
+    def in_memory(self) -> Split:
         """The same images in memory."""
         return Split(self.read(), self.target)
 
     def batches(self, indices: Iterable[Tensor | slice]) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches (images in [0, 1], classes) of the given indices."""
-        if isinstance(self.images, Unread):
+        if isinstance(self.images, LazyImages):
             yield from ((images, self.target[index]) for images, index in self.images.batches(indices))
             return
         for index in indices:
             index = index.to(self.target.device) if isinstance(index, Tensor) else index
             yield as_floats(self.images[index]), self.target[index]
 
-    def in_turn(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def in_batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """All images in batches of `size`, the last one partial."""
         return self.batches(slice(start, start + size) for start in range(0, len(self), size))
 
@@ -66,11 +66,13 @@ def of_rank(split: Split, ranks: Ranks) -> Split:
     return split if ranks.size == 1 else split[torch.arange(ranks.rank, len(split), ranks.size)]
 
 
-def joined(parts: Sequence[Split]) -> Split:
+def concatenate(parts: Sequence[Split]) -> Split:
     """Splits one after the other, left in their files if all of them are."""
     target = torch.cat([part.target for part in parts])
-    unread = [part.images for part in parts if isinstance(part.images, Unread)]
-    return Split(in_a_row(unread) if len(unread) == len(parts) else torch.cat([part.read() for part in parts]), target)
+    unread = [part.images for part in parts if isinstance(part.images, LazyImages)]
+    return Split(
+        concatenate_lazy(unread) if len(unread) == len(parts) else torch.cat([part.read() for part in parts]), target
+    )
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def stratified(split: Split, size: int | None, *, seed: int, what: str) -> Split
     classes = len(split.target.unique())
     if size < classes:
         raise UserError(f"{what}={size} cannot be drawn from {classes} classes: at least {classes}, an image of each")
-    return split[_drawn(split.target.cpu(), size, seed=seed, spare=0)]
+    return split[_draw(split.target.cpu(), size, seed=seed, spare=0)]
 
 
 def divide(
@@ -125,13 +127,13 @@ def divide(
             f"images and leaves {len(split) - size}, too few for one of each class ({names}): "
             + (f"{low:g} to {high:g} would do" if key and low <= high else "add images")
         )
-    taken = _drawn(target, size, seed=seed, spare=1)
+    taken = _draw(target, size, seed=seed, spare=1)
     rest = torch.ones(len(split), dtype=torch.bool)
     rest[taken] = False
     return split[rest.nonzero().flatten()], split[taken]
 
 
-def _drawn(target: Tensor, size: int, *, seed: int, spare: int) -> Tensor:
+def _draw(target: Tensor, size: int, *, seed: int, spare: int) -> Tensor:
     """Indices of `size` images by class shares: one of each class at least, and `spare` left of each, if it has more.
 
     scikit-learn's draw, where it is one; it takes no class of a single image, and leaves out small ones.
@@ -147,12 +149,12 @@ def _drawn(target: Tensor, size: int, *, seed: int, spare: int) -> Tensor:
         if bool(((drawn >= room.clamp_max(1)) & (drawn <= room)).all()):
             return taken
     order = torch.randperm(len(target), generator=torch.Generator().manual_seed(seed))
-    kept = by_shares(counts, room, size).tolist()
+    kept = proportional_counts(counts, room, size).tolist()
     rows_of = [order[target[order] == label][:count] for label, count in enumerate(kept)]
     return torch.cat(rows_of).sort().values
 
 
-def by_shares(counts: Tensor, room: Tensor, size: int) -> Tensor:
+def proportional_counts(counts: Tensor, room: Tensor, size: int) -> Tensor:
     """Whole numbers that sum to `size`, nearest to the shares of `counts`: at most `room`, at least one where it is."""
     share = counts.double() * size / counts.sum()
     kept = torch.minimum(share.floor().clamp_min(1), room.double())

@@ -17,7 +17,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from recipes.core.config import DataConfig
 from recipes.core.errors import UserError
-from recipes.data.lazy_images import Unread, reading_processes
+from recipes.data.lazy_images import LazyImages, worker_count
 from recipes.data.split import Source, Split, resized
 
 PARTS: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {
@@ -52,11 +52,11 @@ def torchvision_set(config: DataConfig, image_size: Callable[[int | None], int])
         ) from None
     seen = [_item(train, number, config.name)[0] for number in _some(train)]
     side, mode = image_size(min(seen[0].size)), "L" if all(image.mode in ("1", "L") for image in seen) else "RGB"
-    channels, workers = 1 if mode == "L" else 3, reading_processes(config.workers)
+    channels, workers = 1 if mode == "L" else 3, worker_count(config.workers)
     parts = []
     for found in (train, test):
         read = Pictures(found, side, mode, config.name)
-        images = Unread(read, torch.arange(len(found)), (channels, side, side), workers)
+        images = LazyImages(read, torch.arange(len(found)), (channels, side, side), workers)
         parts.append(Split(images, _labels(found, config.name)))
     names = getattr(train, "classes", None) or range(int(parts[0].target.max()) + 1)
     plain = [", ".join(name) if isinstance(name, tuple) else str(name) for name in names]

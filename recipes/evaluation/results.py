@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from recipes.core.errors import UserError
-from recipes.training.run_dir import RunFolder
+from recipes.training.run_dir import RunDir
 
 SCHEMA = 1
 """Version of results.json. A file of another version is not read, and not overwritten either."""
@@ -75,7 +75,7 @@ class Result:
     def write(self, folder: Path) -> Path:
         """results.json in `folder`, whole or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
-        RunFolder(folder).write("results.json", {"schema": SCHEMA, **asdict(self)})
+        RunDir(folder).write("results.json", {"schema": SCHEMA, **asdict(self)})
         return folder / "results.json"
 
     @classmethod

@@ -106,7 +106,7 @@ class Subject:
     @torch.no_grad()
     def outputs(self, split: Split) -> Outputs:
         """One forward pass over a split; the features in float64, so that near-collapsed ones keep their spread."""
-        rows = [self.run_on(images) for images, _ in split.to(self.device).in_turn(BATCH)]
+        rows = [self.run_on(images) for images, _ in split.to(self.device).in_batches(BATCH)]
         features, logits = (torch.cat(part) for part in zip(*rows, strict=True))
         return Outputs(features, logits, split.target.cpu())
 

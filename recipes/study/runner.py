@@ -169,13 +169,13 @@ def run_all(
     """
     if workers == 0:
         for item in cells:
-            if stop.asked:
+            if stop.requested:
                 return False
             outcome = run_cell(item, runs, None if item.searching else asked, in_this_process)
             report(item, outcome)
             if outcome == "stopped":
                 return False
-        return not stop.asked
+        return not stop.requested
     processes = Processes()
     with ThreadPoolExecutor(workers) as pool:
         waiting = {
@@ -189,12 +189,12 @@ def run_all(
                     outcome = future.result()
                     if not (outcome == "stopped" and processes.stopping):
                         report(item, outcome)
-                if stop.asked and not processes.stopping:
+                if stop.requested and not processes.stopping:
                     processes.stop()
         except BaseException:  # a second Ctrl-C: nothing may be left running
             processes.stop(signal.SIGKILL)
             raise
-    return not stop.asked
+    return not stop.requested
 
 
 def run_on_ray(cells: Sequence[Cell], runs: Path, asked: Evaluations | None, *, address: str, report: Report) -> bool:

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from recipes.core.errors import UserError
-from recipes.training.run_dir import RunFolder
+from recipes.training.run_dir import RunDir
 
 
 class Board:
     """Writes what history.jsonl keeps; does nothing unless `wanted`."""
 
-    def __init__(self, run: RunFolder, wanted: bool, *, done: int = 0) -> None:
+    def __init__(self, run: RunDir, wanted: bool, *, done: int = 0) -> None:
         self._writer: Any = None
         if not wanted:
             return

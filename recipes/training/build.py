@@ -62,7 +62,7 @@ def native_size(backbone: str) -> tuple[int, bool]:
 def build_model(config: TrainConfig, data: Dataset) -> Classifier:
     """The classifier, with the normalisation of its images inside."""
     torch.manual_seed(config.seed)
-    asked, (sample, _) = config.model, next(data.train[torch.arange(2)].in_turn(2))
+    asked, (sample, _) = config.model, next(data.train[torch.arange(2)].in_batches(2))
     check_backbone(asked)
     how = build_args(config, data)
     try:

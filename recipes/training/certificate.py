@@ -50,7 +50,7 @@ def outputs(model: Classifier, split: Split) -> tuple[Tensor, Tensor]:
     """Features (N, d) and logits (N, C) in eval mode, float64 on the CPU."""
     training = model.training
     model.eval()
-    rows = [model(images, with_features=True) for images, _ in split.in_turn(BATCH)]
+    rows = [model(images, with_features=True) for images, _ in split.in_batches(BATCH)]
     model.train(training)
     logits, features = (torch.cat(part).cpu().double() for part in zip(*rows, strict=True))
     return features, logits

@@ -51,7 +51,7 @@ def measure(
     model.eval()
     sums = torch.zeros(2, dtype=torch.float64, device=float64_device(device))  # correct, loss
     now = time.perf_counter()
-    for images, target in of_rank(split, ranks).in_turn(BATCH):
+    for images, target in of_rank(split, ranks).in_batches(BATCH):
         logits, features = model(images, with_features=True)
         sums[0] += (logits.argmax(1) == target).sum().to(sums.device)
         sums[1] += F.cross_entropy(in_float64(logits), target.to(sums.device), reduction="sum")

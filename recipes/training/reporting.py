@@ -139,7 +139,7 @@ def progress_bar(config: TrainConfig, state: TrainState, steps: int) -> tqdm:
     return tqdm(total=steps * last, initial=done, unit="step", disable=True if silent else None)
 
 
-def history_entry(
+def epoch_record(
     planned: Mapping[str, Any], values: Mapping[str, float], val: Mapping[str, float], num_classes: int
 ) -> dict[str, Any]:
     """What history.jsonl keeps of an epoch: what it was to be, and what came of it."""
@@ -180,7 +180,7 @@ def timing_line(clock: Clock, images_per_second: float) -> str:
     )
 
 
-def summary_of(config: TrainConfig, state: TrainState, data: Dataset) -> dict[str, Any]:
+def run_summary(config: TrainConfig, state: TrainState, data: Dataset) -> dict[str, Any]:
     """What summary.json says: what was run, and the measures at zero error and at the end."""
     scheduler, measured_all = state.scheduler, partial(measure_all, data=data, ranks=state.ranks, clock=state.clock)
     summary = {

@@ -17,7 +17,7 @@ from recipes.core.files import environment, json_row, strict, write_atomically
 from recipes.data.fingerprint import checksums
 
 
-class RunFolder:
+class RunDir:
     """config.yaml, environment.json, history.jsonl, summary.json, timing.json, checkpoints/, figures/.
 
     For data.name=folder with up to 50,000 images also images.json: the files that the run began with, and checksums.
@@ -28,7 +28,7 @@ class RunFolder:
         self.writes = writes  # one rank alone does
 
     @classmethod
-    def create(cls, config: TrainConfig, command: Sequence[str]) -> RunFolder:
+    def create(cls, config: TrainConfig, command: Sequence[str]) -> RunDir:
         """A new folder under `config.out`, never one that exists."""
         backbone = config.model.backbone.replace(":", "/").rstrip("/").rpartition("/")[2]  # local-dir:/a/b gives b
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
@@ -47,7 +47,7 @@ class RunFolder:
         return run
 
     @classmethod
-    def unfinished(cls, config: TrainConfig) -> RunFolder | None:
+    def unfinished(cls, config: TrainConfig) -> RunDir | None:
         """The run under `config.out` of the same configuration, begun and not finished, that has come furthest.
 
         Among those of as many epochs the newest: dates alone would mislead after a clock that was set back.

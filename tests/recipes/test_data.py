@@ -88,7 +88,7 @@ def test_moments_are_those_of_the_pixels():
 
 def test_batches_hold_the_images_that_are_asked_for():
     split = Split(torch.arange(10, dtype=torch.uint8).view(10, 1, 1, 1), torch.arange(10))
-    plain = list(split.in_turn(4))
+    plain = list(split.in_batches(4))
     assert [target.tolist() for _, target in plain] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     torch.testing.assert_close(plain[1][0].flatten(), torch.arange(4.0, 8.0) / 255)
     order = torch.tensor([[7, 2, 9], [0, 4, 1]])

@@ -18,7 +18,7 @@ from recipes.core.cli import parse
 from recipes.core.errors import UserError
 from recipes.core.interrupt import EXIT_CODE, StopRequest
 from recipes.train import main, train
-from recipes.training.run_dir import RunFolder
+from recipes.training.run_dir import RunDir
 
 ROOT = Path(__file__).parents[2]
 ARGS = [
@@ -63,7 +63,7 @@ def test_a_run_killed_at_a_step_goes_on_bit_equal(whole, tmp_path, monkeypatch, 
         train(config)
     monkeypatch.undo()
     torch.manual_seed(12345)  # whatever the process drew meanwhile
-    same_end(whole, train(config, resume=RunFolder.unfinished(config)))
+    same_end(whole, train(config, resume=RunDir.unfinished(config)))
 
 
 @pytest.mark.parametrize("where", [1, 2, 3, 4, 7])
@@ -83,7 +83,7 @@ def test_a_run_killed_while_it_saves_goes_on_bit_equal(whole, tmp_path, monkeypa
     with pytest.raises(Killed):
         train(config)
     monkeypatch.undo()
-    same_end(whole, train(config, resume=RunFolder.unfinished(config)))
+    same_end(whole, train(config, resume=RunDir.unfinished(config)))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -114,7 +114,7 @@ def test_a_second_signal_acts_as_it_would_have():
     try:
         with StopRequest() as stop:
             os.kill(os.getpid(), signal.SIGTERM)
-            assert stop.asked and not came
+            assert stop.requested and not came
             os.kill(os.getpid(), signal.SIGTERM)
             assert came == [signal.SIGTERM]
         os.kill(os.getpid(), signal.SIGTERM)
@@ -129,7 +129,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(whole, tmp_path, monk
     with pytest.raises(Killed):
         train(config)
     monkeypatch.undo()
-    run = RunFolder.unfinished(config)
+    run = RunDir.unfinished(config)
     last = run.checkpoint("last")
     last.write_bytes(last.read_bytes()[:1000])
     same_end(whole, train(config, resume=run))
@@ -142,14 +142,14 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(whole, tmp_path, monk
 
 def test_resume_auto_takes_the_newest_unfinished_run_of_the_same_configuration(whole, tmp_path, monkeypatch):
     config = parse([*ARGS, "--out", str(tmp_path)])
-    assert RunFolder.unfinished(config) is None
-    assert RunFolder.unfinished(parse([*ARGS, "--out", str(whole.parent)])) is None  # that one is finished
+    assert RunDir.unfinished(config) is None
+    assert RunDir.unfinished(parse([*ARGS, "--out", str(whole.parent)])) is None  # that one is finished
     monkeypatch.setattr(torch.optim.SGD, "step", lambda self: (_ for _ in ()).throw(Killed))
     with pytest.raises(Killed):
         train(config)
     monkeypatch.undo()
     (path,) = tmp_path.iterdir()
-    assert RunFolder.unfinished(parse([*ARGS, "--out", str(tmp_path), "--seed", "1"])) is None
+    assert RunDir.unfinished(parse([*ARGS, "--out", str(tmp_path), "--seed", "1"])) is None
     assert main([*ARGS, "--out", str(tmp_path), "--resume", "auto"]) == 0
     assert list(tmp_path.iterdir()) == [path]
     same_end(whole, path)
@@ -199,7 +199,7 @@ def test_wrong_resumes_are_refused(args, words, capsys):
 def test_a_checkpoint_of_another_model_is_refused(whole, tmp_path):
     config = parse([*ARGS, "--out", str(tmp_path), "--model.head", "etf", "--model.head_args", "{}"])
     with pytest.raises(UserError, match="does not fit this run's configuration"):
-        train(config, resume=RunFolder(whole))
+        train(config, resume=RunDir(whole))
 
 
 @pytest.mark.slow

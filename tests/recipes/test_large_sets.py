@@ -24,12 +24,12 @@ from recipes.core.errors import UserError
 from recipes.core.interrupt import EXIT_CODE
 from recipes.data import image_folder
 from recipes.data import lazy_images as unread
-from recipes.data.lazy_images import Unread, reading_processes
+from recipes.data.lazy_images import LazyImages, worker_count
 from recipes.data.load import load
 from recipes.data.split import Split
 from recipes.data.torchvision_sets import torchvision_set
 from recipes.train import main, train
-from recipes.training.run_dir import RunFolder
+from recipes.training.run_dir import RunDir
 
 ROOT = Path(__file__).parents[2]
 ON_DISK = ["--data.memory_limit", "0"]
@@ -76,7 +76,7 @@ def in_memory(args, tmp_path_factory):
 def test_a_run_is_bit_equal_whether_its_images_are_held_in_memory_or_not(args, in_memory, tmp_path, workers):
     config = parse([*args, *ON_DISK, "--data.workers", workers, "--out", str(tmp_path)])
     loaded = load(config.data, seed=0, image_size=lambda own: 28)
-    assert all(isinstance(part.images, Unread) for part in (loaded.train, loaded.val, loaded.test))
+    assert all(isinstance(part.images, LazyImages) for part in (loaded.train, loaded.val, loaded.test))
     same_end(in_memory, train(config))
 
 
@@ -94,7 +94,7 @@ def test_a_run_with_workers_that_was_killed_goes_on_bit_equal(args, in_memory, t
     with pytest.raises(Killed):
         train(config)
     monkeypatch.undo()
-    same_end(in_memory, train(config, resume=RunFolder.unfinished(config)))
+    same_end(in_memory, train(config, resume=RunDir.unfinished(config)))
 
 
 def test_a_stopped_process_group_finishes_its_step_and_goes_on_bit_equal(args, in_memory, tmp_path):
@@ -158,7 +158,7 @@ def test_a_signal_to_a_worker_just_born_does_not_end_it(monkeypatch):
         os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(torch.utils.data._utils.signal_handling, "_set_worker_signal_handlers", at_once)
-    images = Unread(numbered, torch.arange(20), (3, 4, 4), 2)
+    images = LazyImages(numbered, torch.arange(20), (3, 4, 4), 2)
     positions = torch.cat([index for _, index in images.batches([slice(10, 20), slice(0, 10)])])
     assert positions.tolist() == [*range(10, 20), *range(10)]
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & {signal.SIGINT, signal.SIGTERM}
@@ -170,9 +170,9 @@ def test_a_worker_lost_while_it_hands_a_batch_over_is_told_alike(error):
         yield "batch"
         raise error
 
-    batches = unread._good(interrupted())
+    batches = unread._checked_batches(interrupted())
     assert next(batches) == "batch"
-    with pytest.raises(UserError, match="a process that reads images was lost .*hung up"), unread.lost_workers_told():
+    with pytest.raises(UserError, match="a process that reads images was lost .*hung up"), unread.report_lost_workers():
         next(batches)
 
 
@@ -183,8 +183,8 @@ def numbered(number):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_come_in_the_order_asked_for_whatever_part_of_the_set_is_taken(workers):
     target = torch.arange(100) % 7
-    split = Split(Unread(numbered, torch.arange(100), (3, 4, 4), workers), target)
-    held, turn = split.held(), torch.randperm(50, generator=torch.Generator().manual_seed(0)).view(5, 10)
+    split = Split(LazyImages(numbered, torch.arange(100), (3, 4, 4), workers), target)
+    held, turn = split.in_memory(), torch.randperm(50, generator=torch.Generator().manual_seed(0)).view(5, 10)
     assert split.images.shape == held.images.shape and split.images.nbytes == held.images.nbytes == 4800
     before = torch.get_rng_state()
     for part in (torch.arange(99, 0, -2), torch.arange(100) % 2 == 1):
@@ -194,13 +194,13 @@ def test_batches_come_in_the_order_asked_for_whatever_part_of_the_set_is_taken(w
             assert torch.equal(images, expected) and images.stride() == expected.stride()
             assert torch.equal(labels, right)
         numbers = part.nonzero().flatten() if part.dtype == torch.bool else part
-        assert torch.equal(torch.cat([labels for _, labels in split[part].in_turn(8)]), target[numbers])
+        assert torch.equal(torch.cat([labels for _, labels in split[part].in_batches(8)]), target[numbers])
     assert torch.equal(before, torch.get_rng_state())
-    assert not list(split[torch.arange(0)].in_turn(8))
+    assert not list(split[torch.arange(0)].in_batches(8))
 
 
 def test_mean_and_deviation_of_a_set_on_disk_are_those_of_evenly_spaced_images(monkeypatch):
-    split = Split(Unread(numbered, torch.arange(200), (3, 4, 4), 0), torch.zeros(200, dtype=torch.long))
+    split = Split(LazyImages(numbered, torch.arange(200), (3, 4, 4), 0), torch.zeros(200, dtype=torch.long))
     mean, std = data.Dataset(("a",), split, split, split).moments()
     np.testing.assert_allclose(mean, [99.5 / 255] * 3, rtol=1e-12)
     monkeypatch.setattr(data, "LOOKED_AT", 50)
@@ -236,18 +236,18 @@ def test_a_set_of_torchvision_stays_in_its_files_where_it_is_too_large(tmp_path,
     monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *args: True)
     config = DataConfig(name="torchvision.CIFAR10", root=tmp_path, batch_size=8, memory_limit=0, workers=1)
     parts = load(config, seed=0, image_size=native(32))
-    assert isinstance(parts.train.images, Unread)
-    ((images, target),) = parts.test.in_turn(40)
+    assert isinstance(parts.train.images, LazyImages)
+    ((images, target),) = parts.test.in_batches(40)
     np.testing.assert_array_equal((images * 255).round().numpy().reshape(40, -1), rows["test_batch"])
     assert target.tolist() == list(range(10)) * 4
 
 
 def test_workers_default_to_the_cores_shared_among_the_ranks_of_a_node(monkeypatch):
-    assert reading_processes(0) == 0 and reading_processes(5) == 5
+    assert worker_count(0) == 0 and worker_count(5) == 5
     for cores, ranks, expected in ((64, 1, 8), (16, 4, 4), (2, 1, 2), (2, 4, 1)):
         monkeypatch.setattr(unread.os, "sched_getaffinity", lambda who, cores=cores: set(range(cores)), raising=False)
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
-        assert reading_processes(None) == expected
+        assert worker_count(None) == expected
 
 
 @pytest.mark.slow

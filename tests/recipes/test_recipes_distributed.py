@@ -13,7 +13,7 @@ import torch
 
 from ncreg.checkpoint import load_checkpoint, load_classifier
 from recipes.core.cli import parse
-from recipes.core.distributed import Ranks, joined
+from recipes.core.distributed import Ranks, join_ranks
 from recipes.core.errors import UserError
 from recipes.data.load import load
 from recipes.training.metrics import measure
@@ -76,7 +76,7 @@ def test_alone_every_exchange_is_the_identity():
     ranks, values = Ranks(), torch.arange(3.0)
     assert ranks.sum(values) is values and ranks.gather("a") == ["a"] and ranks.from_main(3) == 3
     assert ranks.any(True, values.device) and not ranks.any(False, values.device)
-    assert ranks.share_of_batch(7) == 7
+    assert ranks.images_per_rank(7) == 7
 
 
 @pytest.mark.slow
@@ -158,11 +158,11 @@ def test_a_rank_takes_its_own_gpu_before_it_joins(monkeypatch):
         monkeypatch.setattr(torch.distributed, name, lambda *args, name=name: calls.append(name))
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    with joined(torch.device("cuda:1")) as ranks:
+    with join_ranks(torch.device("cuda:1")) as ranks:
         assert ranks == Ranks(1, 2)
     assert calls == ["cuda:1", "init_process_group", "destroy_process_group"]
 
 
 def test_a_rank_gets_two_images_of_a_batch_at_least():
     with pytest.raises(UserError, match="data.batch_size=8 leaves each of the 4 ranks one image.*at least 16"):
-        Ranks(0, 4).share_of_batch(8, 2)
+        Ranks(0, 4).images_per_rank(8, 2)

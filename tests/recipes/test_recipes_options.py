@@ -27,7 +27,7 @@ from recipes.train import main, train
 from recipes.training.build import build_model, build_optimizer, freeze
 from recipes.training.loss_terms import build_terms
 from recipes.training.plan import curves, rates
-from recipes.training.run_dir import RunFolder
+from recipes.training.run_dir import RunDir
 
 SHORT = [
     *("--data.train_size", "192", "--data.batch_size", "64", "--quiet", "true", "--tpt.threshold", "0.1"),
@@ -155,7 +155,7 @@ def test_label_noise_moves_a_share_of_the_training_labels_and_nothing_else():
     assert changed.sum() == round(0.3 * len(changed)) and torch.equal(noisy.clean, ~changed) and plain.clean is None
     moves = (noisy.train.target - plain.train.target)[changed] % 10
     assert torch.bincount(moves, minlength=10)[1:].min() > 0.05 * changed.sum()
-    assert torch.equal(noisy.rightly_labelled().target, plain.train.target[~changed])
+    assert torch.equal(noisy.correctly_labelled().target, plain.train.target[~changed])
 
 
 @pytest.mark.parametrize("target", ["train", "clean_subset"])
@@ -223,7 +223,7 @@ def test_the_moving_average_is_kept_measured_and_resumed(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         train(config)
     monkeypatch.undo()
-    resumed = train(config, resume=RunFolder.unfinished(config))
+    resumed = train(config, resume=RunDir.unfinished(config))
     for name in ("summary.json", "history.jsonl"):
         assert (resumed / name).read_bytes() == (path / name).read_bytes()
     for key in ("model", "ema"):
@@ -264,14 +264,14 @@ def test_finetune_starts_from_local_weights_frozen_then_free(tmp_path):
     args += ["--data.name", "folder", "--data.root", str(folder), "--data.batch_size", "16", "--data.image_size", "32"]
     args += ["--quiet", "true", "--tpt.max_epochs", "3", "--tpt.min_terminal", "3", "--out", str(tmp_path / "runs")]
     seen = {}
-    real = RunFolder.save
+    real = RunDir.save
 
     def kept(self, state, *also):
         seen[state["epoch"]] = {name: value.clone() for name, value in state["model"].items()}
         return real(self, state, *also)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RunFolder, "save", kept)
+        patch.setattr(RunDir, "save", kept)
         path = train(parse(["finetune", *args]))
     names = [name for name in source.state_dict() if not name.startswith("fc")]
     for epoch, same in ((0, True), (2, True), (3, False)):
