@@ -154,7 +154,7 @@ def descend(
     learned = any(p.requires_grad for p in state.model.head.parameters())
     unread = learned and not any("logits" in term.consumes for term in state.terms if weights[term.name])
     total, seen = torch.zeros((), device=device), []
-    for number, part in enumerate(batch.parts(count), start=1):
+    for number, part in enumerate(batch.chunks(count), start=1):
         with ranks.no_sync_unless_last(wrapped, number == count):
             with autocast(config, device):
                 logits, features = wrapped(part.images, with_features=True)

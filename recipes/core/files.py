@@ -49,16 +49,16 @@ def strict(value: Any) -> Any:
 
 
 def environment(command: Sequence[str]) -> dict[str, Any]:
-    """Where and by what a run was made."""
+    """Command, versions, platform and commit behind a result."""
     packages = {}
     for name in PACKAGES:
         try:
             packages[name] = version(name)
         except PackageNotFoundError:
             packages[name] = "not installed"
-    asked = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    command_line = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
-        commit = subprocess.run(asked, capture_output=True, text=True).stdout.strip() or None
+        commit = subprocess.run(command_line, capture_output=True, text=True).stdout.strip() or None
     except OSError:
         commit = None
     return {
@@ -72,9 +72,9 @@ def environment(command: Sequence[str]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def locked(folder: Path, *, wait: bool = False) -> Iterator[int | None]:
-    """The folder's lock as a file descriptor; None where another living process holds it, unless to `wait` for it.
+    """Lock a folder: gives the lock's file descriptor, or None if another process holds it and `wait` is false.
 
-    The lock is the kernel's: it goes when the last process that holds it is gone, however it died.
+    The kernel releases the lock when the last process that holds it ends, however it ends.
 
     Raises:
         UserError: the system has no such locks (Windows).

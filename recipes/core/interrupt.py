@@ -1,4 +1,4 @@
-"""Stopping on request: the step in progress is finished, the run is saved, and the exit code says so."""
+"""Stopping by a signal: the step in progress is finished, the run is saved, and the exit code says so."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ EXIT_CODE = 75
 
 
 class Stopped(Exception):
-    """The run was asked to stop, and is saved."""
+    """The run was stopped by a signal, and is saved."""
 
 
 class StopRequest:

@@ -1,6 +1,7 @@
-"""Training batches, augmented and mixed on the device; every draw is a function of seed, epoch and step.
+"""Training batches, augmented and mixed on the device.
 
-Draws are made for the global batch, so that a resumed run and any number of ranks see the same images.
+Every random draw is a function of seed, epoch and step, and is made for the batch of all ranks together, so that a
+resumed run and any number of ranks see the same images.
 """
 
 from __future__ import annotations
@@ -21,22 +22,22 @@ from recipes.data.split import Split
 
 @dataclass(frozen=True)
 class Batch:
-    """Images in [0, 1], what the loss is to give (classes, or a distribution a row), and the classes themselves."""
+    """Images in [0, 1], their target (class indices, or a distribution over classes a row), and their class indices."""
 
     images: Tensor
     target: Tensor
     labels: Tensor
 
-    def parts(self, count: int) -> Iterator[Batch]:
-        """The batch in `count` equal parts, for gradient accumulation."""
-        for part in zip(*(tensor.chunk(count) for tensor in (self.images, self.target, self.labels)), strict=True):
-            yield Batch(*part)
+    def chunks(self, count: int) -> Iterator[Batch]:
+        """The batch in `count` equal chunks, for gradient accumulation."""
+        for chunk in zip(*(tensor.chunk(count) for tensor in (self.images, self.target, self.labels)), strict=True):
+            yield Batch(*chunk)
 
 
 def batches(
     split: Split,
-    turn: Tensor,
-    asked: AugmentConfig,
+    order: Tensor,
+    augment: AugmentConfig,
     *,
     num_classes: int,
     seed: int,
@@ -45,44 +46,44 @@ def batches(
     dtype: torch.dtype = torch.float32,
     ranks: Ranks,
 ) -> Iterator[Batch]:
-    """This rank's share of every global batch of an epoch.
+    """This rank's part of every batch of an epoch.
 
     Args:
         split: the images.
-        turn: positions in `split`, (steps, global batch).
-        asked: which augmentation.
+        order: positions in `split`, (steps, batch of all ranks).
+        augment: which augmentation.
         num_classes: of the soft labels.
         seed: of the run.
         epoch: counted from 1.
-        done: steps that are behind already.
+        done: steps of the epoch that were already taken.
         dtype: of the soft labels: the model's.
-        ranks: whose share is given.
+        ranks: which part of each batch is returned.
     """
-    share = turn.shape[1] // ranks.size
-    own = slice(ranks.rank * share, (ranks.rank + 1) * share)
-    rows = slice(None) if asked.mixes else own  # a partner in mixing may be another rank's image
-    for step, (pixels, labels) in enumerate(split.batches(turn[done:, rows]), start=done):
+    count = order.shape[1] // ranks.size
+    own = slice(ranks.rank * count, (ranks.rank + 1) * count)
+    rows = slice(None) if augment.mixes else own  # a partner in mixing may be another rank's image
+    for step, (pixels, labels) in enumerate(split.batches(order[done:, rows]), start=done):
         drawn = np.random.SeedSequence([seed, epoch, step, 1]).generate_state(2, np.uint64)
-        if asked.crop or asked.flip:
-            pixels = moved(pixels, *displacements(int(drawn[0]) >> 1, turn.shape[1], rows, asked))
+        if augment.crop or augment.flip:
+            pixels = moved(pixels, *displacements(int(drawn[0]) >> 1, order.shape[1], rows, augment))
         target = labels
-        if asked.softens:
-            target = softened(pixels, labels, asked, num_classes, int(drawn[1]) >> 32).to(dtype)
-        if asked.mixes:
+        if augment.softens:
+            target = softened(pixels, labels, augment, num_classes, int(drawn[1]) >> 32).to(dtype)
+        if augment.mixes:
             pixels, target, labels = pixels[own], target[own], labels[own]
         yield Batch(pixels, target, labels)
 
 
-def displacements(drawn: int, count: int, rows: slice, asked: AugmentConfig) -> tuple[Tensor, Tensor]:
-    """Shifts (B, 2) in pixels, down and right, in [-crop, crop], and who is mirrored (B,), of the `rows` asked for."""
+def displacements(drawn: int, count: int, rows: slice, augment: AugmentConfig) -> tuple[Tensor, Tensor]:
+    """Shifts (B, 2) in pixels, down and right, in [-crop, crop], and which images are mirrored (B,), for `rows`."""
     generator = torch.Generator().manual_seed(drawn)
-    shift = torch.randint(-asked.crop, asked.crop + 1, (count, 2), generator=generator)
-    mirrored = torch.rand(count, generator=generator) < (0.5 if asked.flip else 0.0)
+    shift = torch.randint(-augment.crop, augment.crop + 1, (count, 2), generator=generator)
+    mirrored = torch.rand(count, generator=generator) < (0.5 if augment.flip else 0.0)
     return shift[rows], mirrored[rows]
 
 
 def moved(images: Tensor, shift: Tensor, mirrored: Tensor) -> Tensor:
-    """Each image mirrored or not, then cut out of its zero-padded self at its own place; (B, C, H, W) as it came."""
+    """Images (B, C, H, W), each mirrored or not, then shifted; zeros fill the border."""
     device, (height, width) = images.device, images.shape[-2:]
     pad = int(shift.abs().max())
     padded = F.pad(images, [pad] * 4).permute(0, 2, 3, 1)
@@ -93,13 +94,13 @@ def moved(images: Tensor, shift: Tensor, mirrored: Tensor) -> Tensor:
     return padded[here, down.to(device)[:, :, None], right.to(device)[:, None, :]].permute(0, 3, 1, 2)
 
 
-def softened(pixels: Tensor, labels: Tensor, asked: AugmentConfig, num_classes: int, drawn: int) -> Tensor:
+def softened(pixels: Tensor, labels: Tensor, augment: AugmentConfig, num_classes: int, drawn: int) -> Tensor:
     """Soft labels (B, C) by timm's Mixup, which mixes `pixels` in place; the global generator is left as it was."""
     mixing = Mixup(
-        mixup_alpha=asked.mixup,
-        cutmix_alpha=asked.cutmix,
-        prob=float(asked.mixes),
-        label_smoothing=asked.smoothing,
+        mixup_alpha=augment.mixup,
+        cutmix_alpha=augment.cutmix,
+        prob=float(augment.mixes),
+        label_smoothing=augment.smoothing,
         num_classes=num_classes,
     )
     before = np.random.get_state()

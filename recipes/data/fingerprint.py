@@ -7,28 +7,28 @@ import json
 import zlib
 from pathlib import Path
 
-from recipes.data.image_folder import image_files, parts_of
+from recipes.data.image_folder import image_files, split_folders
 
 LARGE = 50_000
-"""Images of a folder beyond which reading them all once more would hold up a run."""
+"""Folders with more images get no checksums: reading them all once more would delay a run."""
 
 
 def checksums(root: Path) -> dict[str, int]:
-    """CRC-32 of every image file that data.name=folder reads under `root`, by its path there; none of a large set."""
-    found = [path for top in parts_of(root).values() for path in image_files(top)]
+    """CRC-32 of every image file that data.name=folder reads under `root`, by relative path; empty for a large set."""
+    found = [path for top in split_folders(root).values() for path in image_files(top)]
     if len(found) > LARGE:
         return {}
     return {path.relative_to(root).as_posix(): zlib.crc32(path.read_bytes()) for path in found if path.is_file()}
 
 
 def contents(root: Path) -> str:
-    """The images under `root` in a few words, others for other images: their number, and a hash of names and contents.
+    """A short description of the images under `root` that differs for other images: their number and a hash.
 
-    Of a set beyond the size up to which there are checksums the files' sizes stand for their contents.
+    The hash is over names and checksums; for a large set, over names and file sizes.
     """
     files = checksums(root) or {
         path.relative_to(root).as_posix(): path.stat().st_size
-        for top in parts_of(root).values()
+        for top in split_folders(root).values()
         for path in image_files(top)
     }
     digest = hashlib.sha256(json.dumps(sorted(files.items())).encode()).hexdigest()

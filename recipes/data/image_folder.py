@@ -1,4 +1,4 @@
-"""A folder of images as a set: its parts, its classes, its files."""
+"""A data set from a folder of images: its splits, its classes, its files."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from recipes.core.errors import UserError
 from recipes.data.lazy_images import LazyImages, worker_count
 from recipes.data.split import Source, Split, resized
 
-PARTS = {
+SPLIT_NAMES = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation", "eval", "evaluation"),
     "test": ("test", "testing"),
 }
-"""Usual names of the folders of a set's parts, in small letters; capitals are read as these."""
+"""Usual folder names of a set's splits; upper and lower case are the same."""
 
 
 def image_folder(config: DataConfig, image_size: Callable[[int | None], int]) -> Source:
     """Images in root/train/CLASS, with root/val or root/test or both beside it, or in root/CLASS alone.
 
-    Of val and test, one alone is the test part; where there are both, val is the validation part. Links are followed,
-    names that begin with a dot passed over.
+    If only one of val and test exists, it is the test split; if both exist, val is the validation split. Links are
+    followed; names that begin with a dot are skipped.
 
     Raises:
-        UserError: no folder, fewer than two classes, a class without images, parts that do not fit together, or that
-            lie where the classes belong.
+        UserError: no folder, fewer than two classes, a class without images, splits that do not fit together, or split
+            folders where class folders belong.
     """
-    parts = parts_of(config.root)
+    parts = split_folders(config.root)
     train = parts["train"]
     names = tuple(sorted(path.name for path in _folders(train)))
     if len(names) < 2:
@@ -51,18 +51,18 @@ def image_folder(config: DataConfig, image_size: Callable[[int | None], int]) ->
     return Source(names, splits["train"], splits.get("test"), splits.get("val"), tuple(notes))
 
 
-def parts_of(root: Path) -> dict[str, Path]:
-    """The folders of the parts, train always among them: the root itself where the classes lie right in it.
+def split_folders(root: Path) -> dict[str, Path]:
+    """The folder of each split; the root itself is the training split if the class folders are directly in it.
 
     Raises:
-        UserError: no folder, one part under two names, or a part beside none for training.
+        UserError: no folder, one split under two names, or a split without a training split beside it.
     """
     if not root.is_dir():
         raise UserError(f"data.root={root} is not a folder: --data.root FOLDER with a folder for each class in it")
     folders = _folders(root)
     parts: dict[str, Path] = {}
-    for part, names in PARTS.items():
-        # A folder that holds images but no folders is a class, though it be called train.
+    for part, names in SPLIT_NAMES.items():
+        # A folder with images and no folders in it is a class, even if it is called train.
         there = [path for name in names for path in folders if path.name.lower() == name and _folders(path)]
         if len(there) > 1:
             raise UserError(f"{there[0]} and {there[1]} are both for {part}: remove one of them")
@@ -75,12 +75,12 @@ def parts_of(root: Path) -> dict[str, Path]:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The files in a folder that are images by their names, and those in its folders; hidden ones aside."""
+    """Image files in a folder and its subfolders, known by their suffix; hidden ones are left out."""
     return sorted(path for path, hidden in _files(folder) if not hidden and _is_image(path))
 
 
 def hidden_images(folder: Path) -> int:
-    """How many images `image_files` passes over, because their name or that of a folder begins with a dot."""
+    """Number of images that `image_files` leaves out because their name or that of a folder begins with a dot."""
     return sum(hidden and _is_image(path) for path, hidden in _files(folder))
 
 
@@ -89,7 +89,7 @@ def _is_image(path: Path) -> bool:
 
 
 def _files(folder: Path, hidden: bool = False, above: tuple[Path, ...] = ()) -> Iterator[tuple[Path, bool]]:
-    """The files in a folder and its folders, links followed but for those back up, and whether they are hidden."""
+    """Files in a folder and its subfolders, and whether they are hidden; links to a folder above are not followed."""
     real = folder.resolve()
     if any(place.is_relative_to(real) for place in above):
         return
@@ -114,16 +114,16 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _strange_classes(train: Path) -> Iterable[str]:
-    """In words, what speaks against the folders that were taken for classes.
+    """A note if the class folders look like something else.
 
     Raises:
-        UserError: they are parts of a set, or hold such parts.
+        UserError: they are splits of a set, or hold such splits.
     """
     classes = _folders(train)
     own = [path for path in classes if any(_is_image(Path(entry.name)) for entry in _entries(path))]
     inside = {path: [folder.name for folder in _folders(path)] for path in classes if path not in own}
     for path, names in [(train, [path.name for path in classes]), *inside.items()]:
-        found = {part for part, known in PARTS.items() if {name.lower() for name in names} & set(known)}
+        found = {part for part, known in SPLIT_NAMES.items() if {name.lower() for name in names} & set(known)}
         if len(found) > 1 and (path != train or len(names) == len(found)):
             raise UserError(
                 f"{path} holds {', '.join(names)}, which are parts of a set: --data.root names the folder that holds "
@@ -159,7 +159,7 @@ def _split(folder: Path, names: tuple[str, ...], train: Path, side: int, workers
 
 
 def _left_out(root: Path, parts: dict[str, Path]) -> Iterable[str]:
-    """What lies in the folder and is not read, in words; hidden files are told of where they are images."""
+    """Notes on files and folders in the set's folder that are not read; of hidden files only images are mentioned."""
     used = set(parts.values())
     beside = [] if root in used else sorted(path.name for path in _folders(root) if path not in used)
     if beside:
@@ -181,7 +181,7 @@ def _left_out(root: Path, parts: dict[str, Path]) -> Iterable[str]:
 
 @dataclass(frozen=True)
 class Files:
-    """Image files by their number; the paths (N,) in one array, which a worker is handed without a copy."""
+    """Reads image files by their number; all paths (N,) are in one array, which worker processes share."""
 
     paths: np.ndarray
     side: int
@@ -192,13 +192,13 @@ class Files:
 
 
 def read_image(path: Path, side: int, channels: int = 3) -> Tensor:
-    """An image file as uint8 (channels, side, side), RGB or gray; 16 bits of gray are brought to eight, rounded.
+    """An image file as uint8 (channels, side, side), RGB or gray; 16-bit gray is rounded to 8 bits.
 
-    Of 16 bits in colour or beside an alpha channel Pillow itself keeps the upper eight. Alpha is dropped, and a note on
-    the orientation (EXIF) is not followed.
+    Pillow keeps the upper 8 bits of 16-bit colour and of 16-bit gray with alpha. Alpha is dropped; the EXIF orientation
+    is ignored.
 
     Raises:
-        UserError: the file is not a readable image, or its pixels are numbers of no known range.
+        UserError: the file is not a readable image, or its pixel values have no known range.
     """
     try:
         with Image.open(path) as opened:
@@ -210,7 +210,7 @@ def read_image(path: Path, side: int, channels: int = 3) -> Tensor:
 
 
 def _of_bytes(image: Image.Image) -> Image.Image:
-    """The same with a byte a channel, which Pillow's own conversion of wider gray pixels would clip to."""
+    """The image with 8 bits a channel; Pillow's own conversion would clip 16-bit gray at 255."""
     wide = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PPM", "PNG"))  # never 32 bits
     if image.mode in ("I", "F") and not wide:
         raise ValueError(f"pixels of 32 bits, mode {image.mode}, have no known range; 8 or 16 bits do")

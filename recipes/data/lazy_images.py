@@ -23,14 +23,14 @@ STOPS = {signal.SIGINT, signal.SIGTERM}
 
 @dataclass(frozen=True)
 class LazyImages:
-    """Stands where the bytes (N, channels, side, side) of a set would that is not held in memory.
+    """Images that are read when a batch needs them; takes the place of a tensor (N, channels, side, side) of bytes.
 
     Attributes:
-        read: the image of a number as bytes (channels, side, side), the same at every call.
-        numbers: which images these are, (N,).
+        read: maps an image's number to its bytes (channels, side, side), the same at every call.
+        numbers: the numbers of these images, (N,).
         image_shape: channels, side, side.
-        workers: processes that read; 0 reads in this one.
-        device: to which batches go.
+        workers: processes that read images; 0 reads in the training process.
+        device: where batches are put.
     """
 
     read: Callable[[int], Tensor]
@@ -41,32 +41,32 @@ class LazyImages:
 
     @property
     def shape(self) -> torch.Size:
-        """That of the tensor in whose place this stands."""
+        """Shape of the tensor that all images would make."""
         return torch.Size((len(self.numbers), *self.image_shape))
 
     @property
     def nbytes(self) -> int:
-        """Memory that the images would take."""
+        """Bytes that all images would take in memory."""
         return self.shape.numel()
 
     def __getitem__(self, index: Tensor | slice) -> LazyImages:
         return replace(self, numbers=self.numbers[index.cpu() if isinstance(index, Tensor) else index])
 
     def to(self, device: torch.device) -> LazyImages:
-        """The same images, their batches on a device."""
+        """The same images with their batches on a device."""
         return replace(self, device=device)
 
     def read_all(self) -> Tensor:
-        """All of them, read into memory."""
+        """All images, read into memory."""
         images = torch.empty(self.shape, dtype=torch.uint8)
         for position, number in enumerate(self.numbers.tolist()):
             images[position] = self.read(number)
         return images.to(self.device)
 
     def batches(self, indices: Iterable[Tensor | slice]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches (images in [0, 1], positions) of the given indices, in their order.
+        """Batches (images in [0, 1], positions), one for each of the given indices, in their order.
 
-        Workers read whole batches and timm's PrefetchLoader brings them to the device while the one before is used.
+        Workers read whole batches; timm's PrefetchLoader copies the next one to the device while this one is used.
 
         Raises:
             UserError: an image cannot be read.
@@ -85,14 +85,13 @@ class LazyImages:
             multiprocessing_context="fork" if workers and sys.platform == "linux" else None,  # starts at once
         )
         scale: dict[str, Any] = {"mean": (0.0,) * self.image_shape[0], "std": (1.0,) * self.image_shape[0]}
-        for images, index in PrefetchLoader(
-            _checked_batches(loader), channels=self.image_shape[0], device=self.device, **scale
-        ):
+        source = _checked_batches(loader)
+        for images, index in PrefetchLoader(source, channels=self.image_shape[0], device=self.device, **scale):
             yield images.contiguous(memory_format=torch.channels_last), index
 
 
 def concatenate_lazy(parts: Sequence[LazyImages]) -> LazyImages:
-    """Images of several readers as those of one."""
+    """The images of several readers as those of one."""
     numbers = torch.arange(sum(len(part.numbers) for part in parts))
     return replace(parts[0], read=_Concatenated(tuple(parts)), numbers=numbers)
 
@@ -111,7 +110,7 @@ class _Concatenated:
 
 @dataclass(frozen=True)
 class _Numbered(Dataset):
-    """What a worker holds: gives an image and its position, or why there is none."""
+    """What a worker reads from: an image and its position, or the error that reading it raised."""
 
     read: Callable[[int], Tensor]
     numbers: Tensor
@@ -124,12 +123,12 @@ class _Numbered(Dataset):
 
 
 def _collate(items: list[Any]) -> Any:
-    """A batch, or the first error in it."""
+    """The items as a batch, or the first error among them."""
     return next((item for item in items if isinstance(item, UserError)), None) or fast_collate(items)
 
 
 def _checked_batches(loader: Iterable[Any]) -> Any:
-    """The batches; the first error in one, or the loss of a worker while it hands its batch over, raised."""
+    """The loader's batches; raises the error of an image, and tells when a worker died while it sent a batch."""
     with _signals_blocked():
         batches = iter(loader)
     while True:
@@ -137,7 +136,7 @@ def _checked_batches(loader: Iterable[Any]) -> Any:
             batch = next(batches)
         except StopIteration:
             return
-        except (ConnectionError, EOFError) as error:  # it died before the loader's own watch saw it
+        except (ConnectionError, EOFError) as error:  # the worker died before the loader noticed
             raise RuntimeError(f"DataLoader worker hung up: {type(error).__name__}") from error
         if isinstance(batch, UserError):
             raise batch
@@ -146,7 +145,7 @@ def _checked_batches(loader: Iterable[Any]) -> Any:
 
 @contextmanager
 def report_lost_workers() -> Iterator[None]:
-    """Turn torch's word on a lost worker, which can come at any step, into one line for the user."""
+    """Turn torch's error about a dead worker process, which can come at any step, into one line for the user."""
     try:
         yield
     except RuntimeError as error:
@@ -161,7 +160,7 @@ def report_lost_workers() -> Iterator[None]:
 
 @contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """Workers that are born in here hear of signals from `_keep_reading_after_signals` on, not sooner: they would die of them."""
+    """Block SIGINT and SIGTERM while workers start: one would kill them before their handlers are set."""
     if sys.platform == "win32":
         yield
         return
@@ -173,16 +172,16 @@ def _signals_blocked() -> Iterator[None]:
 
 
 def _keep_reading_after_signals(worker: int) -> None:
-    """Keep reading after a signal to the whole job: the run finishes its step and saves, then ends its workers."""
+    """Let a worker survive a signal to the whole job: the run finishes its step, saves, and then ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(600))  # measures may take long; but not for ever
     if sys.platform != "win32":
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
 
 
-def worker_count(asked: int | None) -> int:
-    """Workers of this process: as asked, or a core each, 8 at most, the cores of a node shared among its ranks."""
-    if asked is not None:
-        return asked
+def worker_count(requested: int | None) -> int:
+    """Worker processes of this process: as requested, else one a core (at most 8), cores shared by a node's ranks."""
+    if requested is not None:
+        return requested
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(8, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))

@@ -1,6 +1,6 @@
-"""Image sets, as uint8 tensors in memory or read from their files at need, split into train, validation and test.
+"""From the name of a data set to its training, validation and test splits.
 
-The test part is the set's own, or a fixed draw that no seed changes; the seed draws validation and `train_size`.
+The test split is the set's own, or a fixed draw that no seed changes; the seed draws validation and `train_size`.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from recipes.data.split import Source, Split, divide, resized, stratified
 from recipes.data.torchvision_sets import torchvision_set
 
 SMALLEST = 28
-"""Side in pixels to which smaller images are brought: below it, timm's backbones have nothing left to look at."""
+"""Smaller images are scaled up to this side in pixels: timm's backbones reduce them to nothing otherwise."""
 
-LOOKED_AT = 10_000
-"""Training images from which mean and standard deviation are taken where the set is not held in memory."""
+MOMENT_IMAGES = 10_000
+"""Training images from which mean and standard deviation are computed if the set is not held in memory."""
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package dataset-fashion-mnist puts the four files of the set."""
@@ -36,12 +36,12 @@ DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 
 @dataclass(frozen=True)
 class Dataset:
-    """A set of images in three parts.
+    """A set of images in three splits.
 
     Attributes:
-        clean: whose training label is right; None where all are.
-        test_drawn: whether the test part is a draw, the set having none of its own.
-        notes: what a person should know of how the set was read, as files that were left out.
+        clean: which training labels are right (N,); None if all are.
+        test_drawn: whether the test split was drawn, because the set has none of its own.
+        notes: sentences for the user about how the set was read, such as files that were left out.
     """
 
     class_names: tuple[str, ...]
@@ -59,7 +59,7 @@ class Dataset:
         return replace(self, train=train, val=val, test=test, clean=clean)
 
     def correctly_labelled(self) -> Split:
-        """The training images whose label is right."""
+        """The training images whose label was not changed by label noise."""
         return self.train if self.clean is None else self.train[self.clean]
 
     def class_counts(self) -> Tensor:
@@ -69,29 +69,29 @@ class Dataset:
     def moments(self) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of each channel over the training images, in units of [0, 1].
 
-        Of a set that is not held in memory, over LOOKED_AT of them, evenly spaced, where there are more.
+        If the set is not held in memory, over at most MOMENT_IMAGES of them, evenly spaced.
         """
         count, channels = self.train.images.shape[:2]
         part = self.train
-        if isinstance(part.images, LazyImages) and count > LOOKED_AT:
-            part = part[torch.arange(LOOKED_AT) * count // LOOKED_AT]
+        if isinstance(part.images, LazyImages) and count > MOMENT_IMAGES:
+            part = part[torch.arange(MOMENT_IMAGES) * count // MOMENT_IMAGES]
         levels = torch.arange(256, dtype=torch.float64) / 255
         counts = torch.zeros(channels * 256, dtype=torch.long)
         for images, _ in part.in_batches(512):
             codes = (images * 255).round_().long() + 256 * torch.arange(channels, device=images.device)[:, None, None]
             counts += torch.bincount(codes.flatten(), minlength=len(counts)).cpu()
-        shares = counts.view(channels, 256) / (counts.sum().double() / channels)
-        mean = shares @ levels
-        return mean.tolist(), (shares @ levels**2 - mean**2).clamp_min(1e-8).sqrt().tolist()
+        histogram = counts.view(channels, 256) / (counts.sum().double() / channels)
+        mean = histogram @ levels
+        return mean.tolist(), (histogram @ levels**2 - mean**2).clamp_min(1e-8).sqrt().tolist()
 
 
 def load(config: DataConfig, *, seed: int, image_size: Callable[[int | None], int]) -> Dataset:
-    """The set that `config` names.
+    """The data set that `config` names, in its three splits.
 
     Args:
         config: which set, and how much of it.
-        seed: of the validation split and of `train_size`.
-        image_size: gives the side to use, from the side that the set has (None for a folder of mixed sizes).
+        seed: draws the validation split and `train_size`.
+        image_size: maps the side of the set's images (None for a folder of mixed sizes) to the side to use.
 
     Raises:
         UserError: an unknown set, missing or unreadable files, a class without training images, too few images.
@@ -100,13 +100,13 @@ def load(config: DataConfig, *, seed: int, image_size: Callable[[int | None], in
 
 
 def read_source(config: DataConfig, image_size: Callable[[int | None], int]) -> Source:
-    """The set that `config` names as it is, nothing drawn from it yet."""
+    """The data set that `config` names as its source provides it, before any split is drawn."""
     check_set("data.name=", config.name)
     return SOURCES.get(config.name, torchvision_set)(config, image_size)
 
 
 def split_source(source: Source, config: DataConfig, *, seed: int) -> Dataset:
-    """A set in its three parts, those that it does not have drawn, and the training part made as `config` says."""
+    """A source's three splits: missing ones are drawn, then the training split is thinned and mislabelled."""
     train, test = source.train, source.test
     if test is None:
         train, test = divide(train, 0.2, source.class_names, seed=0)
@@ -129,48 +129,48 @@ def split_source(source: Source, config: DataConfig, *, seed: int) -> Dataset:
             "no full batch; lower --data.batch_size"
         )
     train, val, test = in_memory_if_small((train, val, test), config.memory_limit)
-    notes = (*source.notes, *_not_shown(source.class_names, validation=val, test=test))
+    notes = (*source.notes, *_missing_classes(source.class_names, validation=val, test=test))
     return Dataset(source.class_names, train, val, test, clean, source.test is None, notes)
 
 
-def in_memory_if_small(parts: Sequence[Split], memory_limit: float) -> Sequence[Split]:
-    """The parts in memory, if all of them together take no more than so many GiB."""
-    fit = sum(part.images.nbytes for part in parts) <= memory_limit * 2**30
-    return [part.in_memory() for part in parts] if fit else parts
+def in_memory_if_small(splits: Sequence[Split], memory_limit: float) -> Sequence[Split]:
+    """The splits, read into memory if all of them together take at most `memory_limit` GiB."""
+    fit = sum(split.images.nbytes for split in splits) <= memory_limit * 2**30
+    return [split.in_memory() for split in splits] if fit else splits
 
 
-def _not_shown(class_names: tuple[str, ...], **parts: Split) -> Iterator[str]:
-    """In words, the classes of which a part has no image."""
-    for what, part in parts.items():
-        counts = torch.bincount(part.target, minlength=len(class_names))
+def _missing_classes(class_names: tuple[str, ...], **splits: Split) -> Iterator[str]:
+    """A note on every split that has no image of some class."""
+    for what, split in splits.items():
+        counts = torch.bincount(split.target, minlength=len(class_names))
         absent = [name for name, count in zip(class_names, counts.tolist(), strict=True) if not count]
         if absent:
             yield f"no {what} image of class {', '.join(absent)}: what is measured there says nothing of it; add images"
 
 
 def long_tailed(split: Split, ratio: float, class_names: tuple[str, ...], *, seed: int) -> Split:
-    """The split thinned so that the k-th class in an order drawn with the seed keeps n · ratio^(−k/(C−1)) images.
+    """A long-tailed split: the k-th class, in an order drawn with the seed, keeps n · ratio^(−k/(C−1)) images.
 
-    n is the largest number with which every class has the images that it is to keep.
+    n is the largest number for which every class has enough images.
     """
     draw, target = np.random.default_rng([seed, 3]), split.target.numpy()
     rank = draw.permutation(len(class_names))
-    share = ratio ** -(rank / (len(class_names) - 1))
-    there = np.bincount(target, minlength=len(class_names))
-    kept = np.rint((there / share).min() * share).astype(int)
+    profile = ratio ** -(rank / (len(class_names) - 1))
+    available = np.bincount(target, minlength=len(class_names))
+    kept = np.rint((available / profile).min() * profile).astype(int)
     if not kept.all():
         raise UserError(
             f"data.imbalance={ratio:g} leaves no training image of class {class_names[int(kept.argmin())]}, "
-            f"with {there.max()} of the largest class; lower it, or raise --data.train_size"
+            f"with {available.max()} of the largest class; lower it, or raise --data.train_size"
         )
     rows = [draw.permutation(np.flatnonzero(target == label))[:count] for label, count in enumerate(kept)]
     return split[torch.from_numpy(np.sort(np.concatenate(rows)))]
 
 
-def with_label_noise(split: Split, share: float, num_classes: int, *, seed: int) -> tuple[Split, Tensor]:
-    """The split with a share of its labels moved to another class drawn evenly, and who kept the right one (N,)."""
+def with_label_noise(split: Split, fraction: float, num_classes: int, *, seed: int) -> tuple[Split, Tensor]:
+    """The split with a fraction of its labels moved to another class at random, and which labels are right (N,)."""
     draw = np.random.default_rng([seed, 2])
-    wrong = draw.permutation(len(split))[: round(share * len(split))]
+    wrong = draw.permutation(len(split))[: round(fraction * len(split))]
     target = split.target.clone()
     target[wrong] = (target[wrong] + torch.from_numpy(draw.integers(1, num_classes, len(wrong)))) % num_classes
     return Split(split.images, target), target == split.target
@@ -230,10 +230,10 @@ def _fashion_mnist(config: DataConfig, image_size: Callable[[int | None], int]) 
     return Source(tuple(FashionMNIST.classes), train=parts[0], test=parts[1])
 
 
-def check_set(asked: str, name: str) -> None:
-    """Refuse a set that there is none of; `asked` is how it was asked for."""
+def check_set(option: str, name: str) -> None:
+    """Refuse an unknown data set; `option` is the text before its name in the message, such as `data.name=`."""
     if name not in SOURCES and not name.startswith("torchvision."):
-        raise UserError(f"{asked}{name!r} is unknown: one of {', '.join(SOURCES)}, torchvision.NAME")
+        raise UserError(f"{option}{name!r} is unknown: one of {', '.join(SOURCES)}, torchvision.NAME")
 
 
 SOURCES: dict[str, Callable[[DataConfig, Callable[[int | None], int]], Source]] = {

@@ -1,4 +1,4 @@
-"""Images in memory, bytes on a device, or still in their files; made floats a batch at a time, and drawn from."""
+"""Splits of a data set: images as bytes in memory or still in their files, and how splits are drawn from others."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from recipes.data.lazy_images import LazyImages, concatenate_lazy
 
 
 def as_floats(images: Tensor) -> Tensor:
-    """Images (B, channels, height, width) from bytes to [0, 1]."""
+    """Images (B, channels, height, width) as floats in [0, 1], from bytes."""
     return images.to(torch.float32, memory_format=torch.channels_last).div_(255)
 
 
@@ -40,7 +40,7 @@ class Split:
         return Split(self.images.to(device), self.target.to(device))
 
     def read(self) -> Tensor:
-        """All images as bytes, out of their files where they are not in memory."""
+        """All images as bytes (N, channels, side, side), read from their files if they are not in memory."""
         return self.images.read_all() if isinstance(self.images, LazyImages) else self.images
 
     def in_memory(self) -> Split:
@@ -48,7 +48,7 @@ class Split:
         return Split(self.read(), self.target)
 
     def batches(self, indices: Iterable[Tensor | slice]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches (images in [0, 1], classes) of the given indices."""
+        """Batches (images in [0, 1], classes), one for each of the given indices."""
         if isinstance(self.images, LazyImages):
             yield from ((images, self.target[index]) for images, index in self.images.batches(indices))
             return
@@ -57,29 +57,28 @@ class Split:
             yield as_floats(self.images[index]), self.target[index]
 
     def in_batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """All images in batches of `size`, the last one partial."""
+        """All images in their order, in batches of `size`; the last batch may be smaller."""
         return self.batches(slice(start, start + size) for start in range(0, len(self), size))
 
 
 def of_rank(split: Split, ranks: Ranks) -> Split:
-    """The images that one process works on: every size-th of them, from the process's own on."""
+    """The images that one process works on: rank r of n takes images r, r + n, r + 2n, …"""
     return split if ranks.size == 1 else split[torch.arange(ranks.rank, len(split), ranks.size)]
 
 
 def concatenate(parts: Sequence[Split]) -> Split:
-    """Splits one after the other, left in their files if all of them are."""
+    """All images of several splits as one split, left in their files if those of every split are."""
     target = torch.cat([part.target for part in parts])
-    unread = [part.images for part in parts if isinstance(part.images, LazyImages)]
-    return Split(
-        concatenate_lazy(unread) if len(unread) == len(parts) else torch.cat([part.read() for part in parts]), target
-    )
+    lazy = [part.images for part in parts if isinstance(part.images, LazyImages)]
+    images = concatenate_lazy(lazy) if len(lazy) == len(parts) else torch.cat([part.read() for part in parts])
+    return Split(images, target)
 
 
 @dataclass(frozen=True)
 class Source:
-    """What a set gives before it is split: `test` and `val` are None where it has no such part of its own.
+    """A data set as its source provides it; `test` and `val` are None if it has no such split of its own.
 
-    `notes` say what a person should know of how it was read.
+    `notes` are sentences for the user about how it was read, such as files that were left out.
     """
 
     class_names: tuple[str, ...]
@@ -90,14 +89,18 @@ class Source:
 
 
 def resized(images: Tensor, side: int) -> Tensor:
-    """Images brought to side × side: the shorter edge scaled, the rest cropped around the centre."""
+    """Images of side × side pixels: the shorter edge is scaled to `side`, then the centre is cropped."""
     if images.shape[-2:] == (side, side):
         return images
     return center_crop(resize(images, [side], antialias=True), [side, side])
 
 
 def stratified(split: Split, size: int | None, *, seed: int, what: str) -> Split:
-    """A fixed draw of `size` images that keeps the class shares, one of each class at least; everything for None."""
+    """`size` images drawn with the seed, classes in proportion and at least one image of each; all for None.
+
+    Raises:
+        UserError: `size` is too large or too small; `what` names the option that sets it.
+    """
     if size is None or size == len(split):
         return split
     if size > len(split):
@@ -109,22 +112,24 @@ def stratified(split: Split, size: int | None, *, seed: int, what: str) -> Split
 
 
 def divide(
-    split: Split, share: float, class_names: tuple[str, ...], *, seed: int, key: str | None = None
+    split: Split, fraction: float, class_names: tuple[str, ...], *, seed: int, key: str | None = None
 ) -> tuple[Split, Split]:
-    """What is left, and a share that is drawn: the first with an image of each class, both where there are two.
+    """The split in two: the rest, and a drawn fraction of it, with classes in proportion.
+
+    The rest keeps an image of each class; the drawn split has one of each class that has two.
 
     Raises:
-        UserError: the share, which `key` sets, is too small or too large for that.
+        UserError: the fraction is too small or too large for that; `key` names the option that sets it.
     """
-    target, size = split.target.cpu(), math.ceil(share * len(split))
+    target, size = split.target.cpu(), math.ceil(fraction * len(split))
     counts = torch.bincount(target)
     least, most = max(1, int((counts > 1).sum())), len(split) - int((counts > 0).sum())
     if not least <= size <= most:
         names = ", ".join(class_names[:5]) + (", ..." if len(class_names) > 5 else "")
         low, high = math.ceil(1e4 * least / len(split)) / 1e4, math.floor(1e4 * most / len(split)) / 1e4
         raise UserError(
-            f"{f'{key}={share}' if key else f'the test part, a drawn share of {share},'} takes {size} of {len(split)} "
-            f"images and leaves {len(split) - size}, too few for one of each class ({names}): "
+            f"{f'{key}={fraction}' if key else f'the test part, a drawn share of {fraction},'} takes {size} of "
+            f"{len(split)} images and leaves {len(split) - size}, too few for one of each class ({names}): "
             + (f"{low:g} to {high:g} would do" if key and low <= high else "add images")
         )
     taken = _draw(target, size, seed=seed, spare=1)
@@ -134,9 +139,9 @@ def divide(
 
 
 def _draw(target: Tensor, size: int, *, seed: int, spare: int) -> Tensor:
-    """Indices of `size` images by class shares: one of each class at least, and `spare` left of each, if it has more.
+    """Indices of `size` images, classes in proportion, at least one of each and `spare` of each not taken.
 
-    scikit-learn's draw, where it is one; it takes no class of a single image, and leaves out small ones.
+    scikit-learn's stratified draw if it keeps these bounds: it refuses classes of one image and may skip small classes.
     """
     counts = torch.bincount(target)
     room = (counts - spare).clamp_min(0)
@@ -155,11 +160,14 @@ def _draw(target: Tensor, size: int, *, seed: int, spare: int) -> Tensor:
 
 
 def proportional_counts(counts: Tensor, room: Tensor, size: int) -> Tensor:
-    """Whole numbers that sum to `size`, nearest to the shares of `counts`: at most `room`, at least one where it is."""
-    share = counts.double() * size / counts.sum()
-    kept = torch.minimum(share.floor().clamp_min(1), room.double())
-    while int(kept.sum()) != size:  # one more where most is missing, or one fewer where most is too many
+    """Whole numbers (C,) in proportion to `counts` that sum to `size`: at most `room` each, at least 1 if that allows.
+
+    Starts from the proportions rounded down, then corrects by one where the rounding error is largest.
+    """
+    exact = counts.double() * size / counts.sum()
+    kept = torch.minimum(exact.floor().clamp_min(1), room.double())
+    while int(kept.sum()) != size:
         step = 1 if int(kept.sum()) < size else -1
         free = kept < room if step > 0 else kept > 1
-        kept[torch.where(free, step * (share - kept), -torch.inf).argmax()] += step
+        kept[torch.where(free, step * (exact - kept), -torch.inf).argmax()] += step
     return kept.long()

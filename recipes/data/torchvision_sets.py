@@ -20,23 +20,23 @@ from recipes.core.errors import UserError
 from recipes.data.lazy_images import LazyImages, worker_count
 from recipes.data.split import Source, Split, resized
 
-PARTS: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {
+SPLIT_ARGUMENTS: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {
     "train": ((True,), (False,)),
     "split": (("train", "trainval"), ("test", "val")),
 }
-"""What the training part and the test part are called, by the argument that takes it; the first known name is used."""
+"""Values for the training and the test split, by the argument that selects the split; the first accepted is used."""
 
 
 def torchvision_set(config: DataConfig, image_size: Callable[[int | None], int]) -> Source:
-    """The set `torchvision.NAME`, downloaded into data.root where it is not there yet and can be.
+    """The set `torchvision.NAME`, downloaded into data.root if it is not there yet.
 
     Raises:
-        UserError: no set of that name, one that is not split into train and test, or one that cannot be had.
+        UserError: no set of that name, one without a training and a test split, or one that cannot be downloaded.
     """
     name = config.name.removeprefix("torchvision.")
     made = getattr(torchvision.datasets, name, None)
     takes = list(inspect.signature(made).parameters) if inspect.isclass(made) else []
-    key = next((key for key in PARTS if key in takes), None)
+    key = next((key for key in SPLIT_ARGUMENTS if key in takes), None)
     if made is None or key is None or "root" not in takes:
         raise UserError(
             f"data.name={config.name!r}: torchvision.datasets.{name} is no set with root, train (or split), "
@@ -44,7 +44,7 @@ def torchvision_set(config: DataConfig, image_size: Callable[[int | None], int])
         )
     download = {"download": True} if "download" in takes else {}
     try:
-        train, test = (_part(made, str(config.root), key, values, download) for values in PARTS[key])
+        train, test = (_part(made, str(config.root), key, values, download) for values in SPLIT_ARGUMENTS[key])
     except (OSError, RuntimeError, ValueError, TypeError, ImportError) as error:
         raise UserError(
             f"data.name={config.name}: neither in data.root={config.root} nor to be downloaded "
@@ -66,17 +66,17 @@ def torchvision_set(config: DataConfig, image_size: Callable[[int | None], int])
 
 
 def _part(made: Any, root: str, key: str, names: tuple[Any, ...], download: dict[str, bool]) -> Any:
-    """The part of the set that goes by one of the names."""
+    """The split of the set that has one of the names."""
     *others, last = names
     for name in others:
-        with suppress(ValueError):  # that is how torchvision says that it knows another name
+        with suppress(ValueError):  # torchvision's answer to an unknown name
             return made(root, **{key: name}, **download)
     return made(root, **{key: last}, **download)
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """The images of a torchvision set by their number."""
+    """Reads images of a torchvision set by their number."""
 
     found: Any
     side: int
@@ -90,12 +90,12 @@ class Pictures:
 
 
 def _some(found: Any) -> range:
-    """A few images, evenly spaced, that stand for all."""
+    """Numbers of a few images, evenly spaced."""
     return range(0, len(found), max(1, len(found) // 8))
 
 
 def _item(found: Any, number: int, name: str) -> tuple[Image.Image, Any]:
-    """An image, decoded, and its label."""
+    """A decoded image and its label."""
     try:
         image, label = found[number]
         image.load()
@@ -106,7 +106,7 @@ def _item(found: Any, number: int, name: str) -> tuple[Image.Image, Any]:
 
 
 def _labels(found: Any, name: str) -> Tensor:
-    """The class of every image, without a look at the images where the set has a list that says the same of some."""
+    """The class of every image (N,), from the set's own list if that agrees with a few images, else image by image."""
     tried = _some(found)
     some = {number: _item(found, number, name)[1] for number in tried}
     strange = next((label for label in some.values() if not isinstance(label, int | np.integer)), None)

@@ -45,7 +45,7 @@ class Adversary:
         try:
             with autocast(self.config, device):
                 count = self.config.optim.accumulate
-                pairs = zip(batch.parts(count), start.to(device).chunk(count), strict=True)
+                pairs = zip(batch.chunks(count), start.to(device).chunk(count), strict=True)
                 images = [attacked(model, part, first, self.config.adversarial) for part, first in pairs]
         finally:
             for module in training:

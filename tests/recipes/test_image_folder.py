@@ -8,7 +8,7 @@ from PIL import Image
 from recipes.core.config import DataConfig
 from recipes.core.errors import UserError
 from recipes.data.fingerprint import checksums
-from recipes.data.image_folder import image_files, parts_of, read_image
+from recipes.data.image_folder import image_files, split_folders, read_image
 from recipes.data.load import load
 from recipes.train import main
 
@@ -128,7 +128,7 @@ def test_a_class_may_be_called_train(tmp_path):
     (tmp_path / "source").rmdir()
     parts = loaded(tmp_path)
     assert parts.class_names == ("bus", "test", "train") and parts.test_drawn and parts.notes == ()
-    assert parts_of(tmp_path) == {"train": tmp_path}
+    assert split_folders(tmp_path) == {"train": tmp_path}
 
 
 @pytest.mark.parametrize(

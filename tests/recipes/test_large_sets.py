@@ -203,7 +203,7 @@ def test_mean_and_deviation_of_a_set_on_disk_are_those_of_evenly_spaced_images(m
     split = Split(LazyImages(numbered, torch.arange(200), (3, 4, 4), 0), torch.zeros(200, dtype=torch.long))
     mean, std = data.Dataset(("a",), split, split, split).moments()
     np.testing.assert_allclose(mean, [99.5 / 255] * 3, rtol=1e-12)
-    monkeypatch.setattr(data, "LOOKED_AT", 50)
+    monkeypatch.setattr(data, "MOMENT_IMAGES", 50)
     mean, std = data.Dataset(("a",), split, split, split).moments()
     np.testing.assert_allclose(mean, [np.arange(0, 200, 4).mean() / 255] * 3, rtol=1e-12)
     np.testing.assert_allclose(std, [np.arange(0, 200, 4).std() / 255] * 3, rtol=1e-9)
