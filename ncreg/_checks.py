@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from math import isfinite
 from numbers import Integral, Real
 
 import torch
+from torch import Tensor
 
 
 def check_flag(name: str, value: bool) -> bool:
@@ -83,3 +84,19 @@ def check_count(name: str, value: int, least: int = 1) -> int:
     if value < least:
         raise ValueError(f"{name}={value} must be at least {least}")
     return int(value)
+
+
+def check_class_counts(class_counts: Sequence[int] | Tensor) -> list[int]:
+    """Training images of each class, at least one each, of two classes or more.
+
+    Raises:
+        TypeError: no integers.
+        ValueError: fewer than two classes, or one without an image.
+    """
+    try:
+        counts = list(class_counts.tolist() if isinstance(class_counts, Tensor) else class_counts)
+    except TypeError:
+        raise TypeError(f"class_counts must hold a whole number a class, got {class_counts!r}") from None
+    if len(counts) < 2:
+        raise ValueError(f"class_counts has {len(counts)} entries: a classifier needs at least 2 classes")
+    return [check_count(f"class_counts[{index}]", count) for index, count in enumerate(counts)]

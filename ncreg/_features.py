@@ -5,6 +5,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 
+class NotDefined(ValueError):
+    """A score or measure has no meaning for these features, this head or this data."""
+
+
 def check_features(name: str, features: Tensor, dim: int | None = None) -> Float[Tensor, "rows dim"]:
     """A non-empty matrix of finite numbers with `dim` columns, as float64 on the CPU, without a gradient.
 

@@ -1,11 +1,24 @@
-"""Measures of neural collapse as torchmetrics: exact, mergeable, right near collapse.
+"""Measures of neural collapse: three torchmetrics, and functions of class vectors and features.
 
 NeuralCollapse measures last-layer features and the classifier, NearestClassCenter what the class means decide on
-other features, LayerwiseCollapse the layers inside. docs/metrics.md says what each number means.
+other features, LayerwiseCollapse the layers inside; all are exact, mergeable and right near collapse. docs/metrics.md
+says what each number means. minority_angles and minority_collapse look at rare classes, ood_orthogonality (NC5) at
+out-of-distribution features.
 """
 
 from ncreg.metrics._layerwise import LayerwiseCollapse
 from ncreg.metrics._nearest_center import NearestClassCenter
 from ncreg.metrics._neural_collapse import NeuralCollapse
+from ncreg.metrics.minority import Angles, MinorityCollapse, minority_angles, minority_collapse
+from ncreg.metrics.nc5 import ood_orthogonality
 
-__all__ = ["LayerwiseCollapse", "NearestClassCenter", "NeuralCollapse"]
+__all__ = [
+    "Angles",
+    "LayerwiseCollapse",
+    "MinorityCollapse",
+    "NearestClassCenter",
+    "NeuralCollapse",
+    "minority_angles",
+    "minority_collapse",
+    "ood_orthogonality",
+]

@@ -1,16 +1,17 @@
-"""The ground both metrics stand on: float64 states on a device that has float64, and a quiet empty shard."""
+"""The base class of the metrics: float64 states, silence about an empty shard, and checks of states from elsewhere."""
 
 from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from ncreg.metrics._second_pass import SecondPassTables
 from ncreg.numerics import float64_device
 
 
@@ -24,6 +25,7 @@ class Float64Metric(Metric):
         # The classifier is read at compute time: a cached result would be stale after a training step.
         kwargs.setdefault("compute_with_cache", False)
         super().__init__(**kwargs)
+        self._tables: SecondPassTables | None = None  # made from the final class means when first needed
 
     @property
     def home(self) -> torch.device:
@@ -42,6 +44,23 @@ class Float64Metric(Metric):
 
         return quiet
 
+    def reset(self) -> None:
+        """Forget all samples; the classifier is read again when it is next needed."""
+        super().reset()
+        self._tables = None
+
+    def _check_state(self, doing: str, state: Mapping[str, Any]) -> None:
+        """Refuse a state that a metric of these sizes cannot have made; `doing` is "merge" or "load"."""
+        raise NotImplementedError
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # A state of other sizes is refused here: compute() would not know what is wrong with it.
+        self._check_state(
+            "load", {name: state_dict[prefix + name] for name in self._defaults if prefix + name in state_dict}
+        )
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self._tables = None
+
     def _apply(self, fn: Callable, exclude_state: Any = "") -> nn.Module:
         def keep_float64(tensor: Tensor) -> Tensor:  # and integers: labels and counts
             if tensor.is_floating_point() and tensor.dtype != torch.float64:
@@ -54,3 +73,45 @@ class Float64Metric(Metric):
 
         keep_float64.__qualname__ = str(fn)  # torchmetrics tells .half() from .to() by the function's name
         return super()._apply(keep_float64, exclude_state)
+
+
+def check_cached(doing: str, state: Mapping[str, Any], num_classes: int, num_features: int) -> None:
+    """Check the cached `features`, a list of (n, d), and `target`, a list of (n,), as far as the state holds them.
+
+    Raises:
+        ValueError: they are of another d or C.
+    """
+    for name in ("features", "target"):
+        parts = state.get(name, [])
+        if not (isinstance(parts, list) and all(isinstance(part, Tensor) for part in parts)):
+            raise ValueError(f"cannot {doing}: {name} must be a list of tensors, as metric_state holds it")
+    features, target = state.get("features", []), state.get("target", [])
+    for rows in features:
+        if rows.ndim != 2 or rows.shape[1] != num_features:
+            raise ValueError(
+                f"cannot {doing}: num_features is {num_features} here, and features there are {tuple(rows.shape)}"
+            )
+    for labels in target:
+        if labels.numel() and not (0 <= labels.amin() and labels.amax() < num_classes):
+            raise ValueError(
+                f"cannot {doing}: num_classes is {num_classes} here, and labels there go from {int(labels.amin())} to "
+                f"{int(labels.amax())}"
+            )
+    if "features" in state and "target" in state and list(map(len, features)) != list(map(len, target)):
+        raise ValueError(f"cannot {doing}: there are not as many labels as features")
+
+
+def check_shapes(doing: str, state: Mapping[str, Any], here: Mapping[str, Tensor], settings: str) -> None:
+    """Check that the state's tensors, as far as it holds them, have the shapes that they have here.
+
+    Raises:
+        ValueError: one is of another shape; the message names the settings that it follows from.
+    """
+    for name, mine in here.items():
+        theirs = getattr(state.get(name, mine), "shape", None)
+        if theirs != mine.shape:
+            got = "no tensor" if theirs is None else tuple(theirs)
+            raise ValueError(
+                f"cannot {doing}: {settings} differ from those of the state ({name} is {tuple(mine.shape)} here and "
+                f"{got} there)"
+            )

@@ -90,14 +90,14 @@ def merge(stacked: Tensor, num_classes: int, dim: int) -> Tensor:
     for flat in stacked[1:]:
         other = central(view(flat, num_classes, dim))
         count = total.counts + other.counts
-        share = (other.counts / count.clamp_min(1))[:, None]
+        fraction = (other.counts / count.clamp_min(1))[:, None]
         delta = other.anchor - total.anchor
-        weighted = delta * (total.counts[:, None] * share).sqrt()
+        weighted = delta * (total.counts[:, None] * fraction).sqrt()
         scatter = total.scatter + other.scatter
         total = Moments(
             counts=count,
             trace=total.trace + other.trace + weighted.square().sum(1),
-            anchor=total.anchor + delta * share,
+            anchor=total.anchor + delta * fraction,
             shift=total.shift,
             scatter=scatter + weighted.T @ weighted if scatter.numel() else scatter,
         )

@@ -13,7 +13,7 @@ _QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5}
 
 
 def effective_rank(values: Tensor) -> Tensor:
-    """Exponential of the entropy of the singular values as shares of their sum (Roy & Vetterli 2007)."""
+    """Exponential of the entropy of the singular values over their sum (Roy & Vetterli 2007)."""
     return torch.special.entr(values / values.sum()).sum().exp()
 
 
@@ -73,11 +73,11 @@ def gram_to_simplex(rows: Tensor) -> Tensor:
     return total.sqrt()
 
 
-def nc1(shape: Geometry, along: Tensor) -> Tensor:
+def nc1(geometry: Geometry, along: Tensor) -> Tensor:
     """tr(Σ_W Σ_B⁺)/C from the within-class scatter along each basis vector (r,); NaN where the means coincide."""
     if not len(along):
-        return torch.full_like(shape.counts[0], torch.nan)
-    return (along / shape.values[: len(along)].square()).sum() / shape.counts.sum()
+        return torch.full_like(geometry.counts[0], torch.nan)
+    return (along / geometry.values[: len(along)].square()).sum() / geometry.counts.sum()
 
 
 def to_simplex(values: Tensor, classes: int) -> Tensor:
@@ -86,16 +86,16 @@ def to_simplex(values: Tensor, classes: int) -> Tensor:
     return (values - values.mean()).square().sum() / values.square().sum()
 
 
-def of_means(shape: Geometry, trace: Tensor) -> dict[str, Tensor]:
-    """What the class means and the within-class traces (C,) tell: NC2, CDNV, trace ratio, ranks."""
-    here = shape.present
-    centred, values = shape.centred[here], shape.values
+def of_means(geometry: Geometry, trace: Tensor) -> dict[str, Tensor]:
+    """The measures of class means and within-class traces (C,): NC2, CDNV, trace ratio, ranks."""
+    here = geometry.present
+    centred, values = geometry.centred[here], geometry.values
     equiangularity, spread = angles(centred)
     between = centred.square().sum() / len(centred)
     return {
-        "nc1_rank": torch.full_like(between, len(shape.basis)),
-        "trace_ratio": trace.sum() / shape.counts.sum() / between,
-        "cdnv": cdnv(centred, trace[here] / shape.counts[here]),
+        "nc1_rank": torch.full_like(between, len(geometry.basis)),
+        "trace_ratio": trace.sum() / geometry.counts.sum() / between,
+        "cdnv": cdnv(centred, trace[here] / geometry.counts[here]),
         "nc2_equinorm": equinorm(centred),
         "nc2_equiangularity": equiangularity,
         "nc2_cosine_std": spread,
@@ -105,10 +105,10 @@ def of_means(shape: Geometry, trace: Tensor) -> dict[str, Tensor]:
     }
 
 
-def of_classifier(shape: Geometry, weight: Tensor, bias: Tensor) -> dict[str, Tensor]:
-    """What the last layer tells, alone (NC0, NC2) and against the class means (NC3)."""
+def of_classifier(geometry: Geometry, weight: Tensor, bias: Tensor) -> dict[str, Tensor]:
+    """The measures of the last layer, alone (NC0, NC2) and against the class means (NC3)."""
     equiangularity, spread = angles(weight)
-    rows, centred = weight[shape.present], shape.centred[shape.present]
+    rows, centred = weight[geometry.present], geometry.centred[geometry.present]
     return {
         "nc0": weight.sum(0).square().sum() / len(weight),
         "nc2_weight_equinorm": equinorm(weight),
@@ -116,7 +116,7 @@ def of_classifier(shape: Geometry, weight: Tensor, bias: Tensor) -> dict[str, Te
         "nc2_weight_cosine_std": spread,
         "nc2_weight_gram": gram_to_simplex(weight),
         "nc3": (rows / rows.norm() - centred / centred.norm()).norm(),
-        "nc3_bias": (weight @ shape.global_mean + bias).norm(),
+        "nc3_bias": (weight @ geometry.global_mean + bias).norm(),
     }
 
 
@@ -129,9 +129,9 @@ def of_scatter(scatter: Tensor) -> dict[str, Tensor]:
     }
 
 
-def of_second_pass(shape: Geometry, sums: SecondPass) -> dict[str, Tensor]:
+def of_second_pass(geometry: Geometry, sums: SecondPass) -> dict[str, Tensor]:
     """Cosines within and between classes, and the nearest-class-centre accuracy."""
-    units = sums.units[shape.present] / shape.counts[shape.present][:, None]
+    units = sums.units[geometry.present] / geometry.counts[geometry.present][:, None]
     classes = len(units)
     intra = units.square().sum(1)
     low, high = torch.full_like(intra[0], torch.inf), torch.full_like(intra[0], -torch.inf)
@@ -160,31 +160,31 @@ def of_decisions(sums: SecondPass, margins: Tensor) -> dict[str, Tensor]:
     for name, column in zip(("margin", "normalized_margin"), margins.unbind(1), strict=True):
         ordered = column.sort().values
         found |= {f"{name}_mean": column.mean(), f"{name}_min": ordered[0]}
-        found |= {f"{name}_{key}": _quantile(ordered, share) for key, share in _QUANTILES.items()}
+        found |= {f"{name}_{key}": _quantile(ordered, fraction) for key, fraction in _QUANTILES.items()}
     return found
 
 
-def _quantile(ordered: Tensor, share: float) -> Tensor:
+def _quantile(ordered: Tensor, fraction: float) -> Tensor:
     """Quantile of sorted values, linear between neighbours (torch.quantile stops at 16 million values)."""
-    place = share * (len(ordered) - 1)
+    place = fraction * (len(ordered) - 1)
     low = int(place)
     return torch.lerp(ordered[low], ordered[min(low + 1, len(ordered) - 1)], place - low)
 
 
 def of_statistics(found: Statistics, classifier: tuple[Tensor, Tensor] | None) -> dict[str, Tensor]:
-    """Every measure that the statistics hold."""
-    shape, second = found.shape, found.second
-    values = of_means(shape, found.trace)
+    """Every measure that these statistics allow."""
+    geometry, second = found.geometry, found.second
+    values = of_means(geometry, found.trace)
     if second is not None:
-        values["nc1"] = nc1(shape, second.spread[: len(shape.basis)])
+        values["nc1"] = nc1(geometry, second.spread[: len(geometry.basis)])
     elif found.scatter is not None:
-        values["nc1"] = nc1(shape, ((shape.basis @ found.scatter) * shape.basis).sum(1))
+        values["nc1"] = nc1(geometry, ((geometry.basis @ found.scatter) * geometry.basis).sum(1))
     if found.scatter is not None:
         values |= of_scatter(found.scatter)
     if classifier is not None:
-        values |= of_classifier(shape, *classifier)
+        values |= of_classifier(geometry, *classifier)
     if second is not None:
-        values |= of_second_pass(shape, second)
+        values |= of_second_pass(geometry, second)
         if found.margins is not None:
             values |= of_decisions(second, found.margins)
     return values

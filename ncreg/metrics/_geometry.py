@@ -1,4 +1,4 @@
-"""Class means, their span and their distances: what both passes and all measures look up."""
+"""Class means, their span and their distances, which both passes and all measures use."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Geometry(NamedTuple):
         return self.mean - self.global_mean
 
 
-def geometry(count: Tensor, mean: Tensor) -> Geometry:
+def class_geometry(count: Tensor, mean: Tensor) -> Geometry:
     """Centre the present class means and find the span that their between-class covariance really has.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What every metric checks at its boundary."""
+"""Checks of what a metric is given: batches of features and labels, and the classifier."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 def check_batch(features: Tensor, target: Tensor, num_classes: int, num_features: int) -> None:
-    """Refuse what cannot be measured, and say which argument is at fault and what would do.
+    """Check a batch of features (B, d) and labels (B,); the error names the argument and the way out.
 
     Raises:
         TypeError: features are not floating point, or target is not integer.
@@ -64,13 +64,13 @@ def check_batch(features: Tensor, target: Tensor, num_classes: int, num_features
 
 
 def check_real(name: str, tensor: Tensor) -> None:
-    """Refuse a tensor without values."""
+    """Refuse a tensor on the meta device, which has no values."""
     if tensor.is_meta:
         raise ValueError(f"{name} has no values, being on device meta: move it to a real device first")
 
 
 class Reference:
-    """Points at the classifier without owning it: copies of the metric share it, its state leaves it out."""
+    """A pointer to the classifier: copies of the metric share it, and it is no part of the metric's state."""
 
     def __init__(self, module: Any) -> None:
         self.module = module

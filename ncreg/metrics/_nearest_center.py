@@ -1,7 +1,8 @@
-"""NearestClassCenter: what the nearest class mean decides, against the truth and against the classifier."""
+"""NearestClassCenter: decisions of the nearest class mean, against the labels and against the classifier."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,8 +12,8 @@ from torchmetrics import Metric
 
 from ncreg._checks import check_flag
 from ncreg.metrics import _reduce
-from ncreg.metrics._base import Float64Metric
-from ncreg.metrics._geometry import geometry
+from ncreg.metrics._base import Float64Metric, check_shapes
+from ncreg.metrics._geometry import class_geometry
 from ncreg.metrics._inputs import (
     Reference,
     check_batch,
@@ -21,8 +22,7 @@ from ncreg.metrics._inputs import (
     read_classifier,
     read_finite_classifier,
 )
-from ncreg.metrics._second_pass import Frame, new_second, view_second
-from ncreg.metrics._states import check_shapes
+from ncreg.metrics._second_pass import SecondPassTables, new_second, view_second
 
 
 def _first(stacked: Tensor) -> Tensor:
@@ -32,10 +32,10 @@ def _first(stacked: Tensor) -> Tensor:
 class NearestClassCenter(Float64Metric):
     """Decisions of the nearest class centre, argmin_c ‖h − μ_c‖, for given means: of training or test features.
 
-    `compute` returns a dict of 0-d float64 tensors: ncc_accuracy, the share of samples whose nearest centre is their
-    own class's; with a classifier also classifier_accuracy, the share where argmax_c (w_c·h + b_c) is, and nc4, the
-    share where the two choices differ (Papyan, Han & Donoho, PNAS 2020). `per_class=True` adds, for each, a (C,)
-    tensor under the same name with _per_class, by the samples' class, NaN for classes without samples.
+    `compute` returns a dict of 0-d float64 tensors: ncc_accuracy, the fraction of samples whose nearest centre is
+    their own class's; with a classifier also classifier_accuracy, the fraction where argmax_c (w_c·h + b_c) is, and
+    nc4, the fraction where the two choices differ (Papyan, Han & Donoho, PNAS 2020). `per_class=True` adds, for each,
+    a (C,) tensor under the same name with _per_class, by the samples' class, NaN for classes without samples.
 
     Args:
         means: class means (C, d), such as `NeuralCollapse.class_means()`; a class whose row is NaN has no centre.
@@ -85,7 +85,6 @@ class NearestClassCenter(Float64Metric):
             read_classifier(classifier, means.shape[0], means.shape[1], self.home)
         self.per_class = check_flag("per_class", per_class)
         self._classifier = None if classifier is None else Reference(classifier)
-        self._frame: Frame | None = None
         # A state, not a buffer: metrics with other means must not pass for the same one in a MetricCollection.
         self.add_state("means", means.detach().to(self.home, torch.float64, copy=True), dist_reduce_fx=_first)
         # per class: samples, nearest centre is their own, classifier chooses their own, the two choices differ
@@ -102,16 +101,16 @@ class NearestClassCenter(Float64Metric):
         check_batch(features, target, classes, dim)
         features, target = features.detach().to(self.home), target.detach().to(self.home, torch.int64)
         dtype = _reduce.product_dtype([features])
-        if self._frame is None or self._frame.asked != dtype:
-            self._frame = self._make_frame(dtype)
+        if self._tables is None or self._tables.requested_dtype != dtype:
+            self._tables = self._make_tables(dtype)
         flat = new_second(classes, dim, self.home)
         sums = view_second(flat, classes, dim)
-        self._frame.add(sums, _reduce.blocks([features], [target]))
+        self._tables.add(sums, _reduce.blocks([features], [target]))
         found = torch.stack([sums.counts, sums.nearest, sums.correct, sums.disagree], dim=1)
         self.counts = self.counts + found.to(self.counts)
 
     def compute(self) -> dict[str, Tensor]:
-        """Shares over all samples of all ranks; every rank must call.
+        """Accuracies and the rate of disagreement over all samples of all ranks; every rank must call.
 
         Raises:
             ValueError: no sample has been seen.
@@ -125,11 +124,6 @@ class NearestClassCenter(Float64Metric):
         if self.per_class:
             values |= {f"{name}_per_class": counts[:, column] / counts[:, 0] for name, column in names.items()}
         return values
-
-    def reset(self) -> None:
-        """Forget all samples; the classifier is read again at the next update."""
-        super().reset()
-        self._frame = None
 
     def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
         """Add the samples of another metric of the same means, or of its state.
@@ -150,18 +144,14 @@ class NearestClassCenter(Float64Metric):
             )
         super().merge_state(incoming_state)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """A state of other sizes is refused here: compute() would not know what is wrong with it."""
-        own = {name: state_dict[prefix + name] for name in self._defaults if prefix + name in state_dict}
-        check_shapes("load", own, {"means": self.means, "counts": self.counts}, "num_classes or num_features")
-        super()._load_from_state_dict(state_dict, prefix, *args)
-        self._frame = None
+    def _check_state(self, doing: str, state: Mapping[str, Any]) -> None:
+        check_shapes(doing, state, {"means": self.means, "counts": self.counts}, "num_classes or num_features")
 
-    def _make_frame(self, dtype: torch.dtype) -> Frame:
+    def _make_tables(self, dtype: torch.dtype) -> SecondPassTables:
         has_centre = self.means.isfinite().all(1)
-        shape = geometry(has_centre.double(), self.means)
+        geometry = class_geometry(has_centre.double(), self.means)
         classifier = None
         if self._classifier is not None:
             classes, dim = self.means.shape
             classifier = read_finite_classifier(self._classifier.module, classes, dim, self.home)
-        return Frame(shape, shape.global_mean, classifier, dtype)
+        return SecondPassTables(geometry, geometry.global_mean, classifier, dtype)

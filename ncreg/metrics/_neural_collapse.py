@@ -1,4 +1,4 @@
-"""NeuralCollapse: one object for both passes over the features."""
+"""NeuralCollapse: the measures of last-layer features and the classifier, from one object for both passes."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 from ncreg._checks import check_flag, check_word
 from ncreg.frames import as_size
 from ncreg.metrics import _first_pass, _formulas, _reduce
-from ncreg.metrics._base import Float64Metric
+from ncreg.metrics._base import Float64Metric, check_cached, check_shapes
 from ncreg.metrics._geometry import Geometry
 from ncreg.metrics._inputs import Reference, check_batch, check_classifier, read_classifier, read_finite_classifier
-from ncreg.metrics._second_pass import Frame, new_second, view_second
-from ncreg.metrics._states import check_cached, check_shapes
+from ncreg.metrics._second_pass import SecondPassTables, new_second, view_second
 
 
 class NeuralCollapse(Float64Metric):
@@ -112,7 +111,6 @@ class NeuralCollapse(Float64Metric):
         self.cache, self.scatter, self.center, self.convention = cache, scatter, center, convention
         self._classifier = None if classifier is None else Reference(classifier)
         self._synced: _reduce.Statistics | None = None
-        self._frame: Frame | None = None
         self._warned = False
         if cache:
             self.add_state("features", [], dist_reduce_fx="cat")
@@ -155,10 +153,10 @@ class NeuralCollapse(Float64Metric):
 
     def _update_second(self, features: Tensor, target: Tensor) -> None:
         dtype = _reduce.product_dtype([features])
-        if self._frame is None or self._frame.asked != dtype:
-            self._frame = self._make_frame(_reduce.shape_of(self.reference[0]), dtype)
+        if self._tables is None or self._tables.requested_dtype != dtype:
+            self._tables = self._make_tables(_reduce.geometry_of(self.reference[0]), dtype)
         sums = view_second(self.second[-1], self.num_classes, self.num_features)
-        margins = self._frame.add(sums, _reduce.blocks([features], [target]))
+        margins = self._tables.add(sums, _reduce.blocks([features], [target]))
         if margins is not None:
             self.margins.append(margins)
 
@@ -169,12 +167,12 @@ class NeuralCollapse(Float64Metric):
             ValueError: no sample has been seen, the classifier is not finite, or the second pass was not fed the
                 samples of the first.
         """
-        found = self._synced if self._is_synced and self._synced else self._reduce(_reduce.alone)
-        self._warn_absent(found.shape.present)
+        found = self._synced if self._is_synced and self._synced else self._reduce(_reduce.only_this_rank)
+        self._warn_absent(found.geometry.present)
         classifier = None if self._classifier is None else self._read_classifier()
         values = _formulas.of_statistics(found, classifier)
         if self.convention == "papyan":
-            values = _formulas.as_published(values, int(found.shape.present.sum()))
+            values = _formulas.as_published(values, int(found.geometry.present.sum()))
         return values
 
     def passes(self) -> Iterator[int]:
@@ -186,7 +184,7 @@ class NeuralCollapse(Float64Metric):
         self.reset()
         yield 1
         if not self.cache:
-            moments = _reduce.merged(self.moments, self.num_classes, self.num_features, self._gather)
+            moments = _reduce.merged_moments(self.moments, self.num_classes, self.num_features, self._gather)
             self.reference.append(_reduce.pack(moments))
             self.second.append(new_second(self.num_classes, self.num_features, self.home))
             yield 2
@@ -195,10 +193,10 @@ class NeuralCollapse(Float64Metric):
         """Class means (C, d) over all ranks in float64, NaN for classes without samples; every rank must call."""
         size = (self.num_classes, self.num_features)
         if self.cache:
-            shape = _reduce.cached_shape(self.features, self.target, *size, self.home, self._gather)
+            geometry = _reduce.cached_geometry(self.features, self.target, *size, self.home, self._gather)
         else:
-            shape = _reduce.shape_of(_reduce.pack(_reduce.merged(self.moments, *size, self._gather)))
-        return shape.mean.masked_fill(~shape.present[:, None], torch.nan)
+            geometry = _reduce.geometry_of(_reduce.pack(_reduce.merged_moments(self.moments, *size, self._gather)))
+        return geometry.mean.masked_fill(~geometry.present[:, None], torch.nan)
 
     def _gather(self, tensor: Tensor) -> list[Tensor]:
         """The tensor of every rank, by the rules that compute() follows."""
@@ -210,20 +208,20 @@ class NeuralCollapse(Float64Metric):
         assert self._classifier is not None
         return read_finite_classifier(self._classifier.module, self.num_classes, self.num_features, self.home)
 
-    def _make_frame(self, shape: Geometry, dtype: torch.dtype) -> Frame:
-        centre = shape.global_mean
+    def _make_tables(self, geometry: Geometry, dtype: torch.dtype) -> SecondPassTables:
+        centre = geometry.global_mean
         if self.center == "features":
-            centre = (shape.counts / shape.counts.sum()) @ shape.mean
-        return Frame(shape, centre, None if self._classifier is None else self._read_classifier(), dtype)
+            centre = (geometry.counts / geometry.counts.sum()) @ geometry.mean
+        return SecondPassTables(geometry, centre, None if self._classifier is None else self._read_classifier(), dtype)
 
     def _reduce(self, gather: _reduce.Gather) -> _reduce.Statistics:
         size = (self.num_classes, self.num_features)
         if self.cache:
-            shape = _reduce.cached_shape(self.features, self.target, *size, self.home, gather)
-            frame = self._make_frame(shape, _reduce.product_dtype(self.features))
-            return _reduce.cached(self.features, self.target, frame, gather, scatter=self.scatter)
+            geometry = _reduce.cached_geometry(self.features, self.target, *size, self.home, gather)
+            tables = self._make_tables(geometry, _reduce.product_dtype(self.features))
+            return _reduce.cached_statistics(self.features, self.target, tables, gather, scatter=self.scatter)
         decides = self._classifier is not None
-        return _reduce.streamed(self.moments, self.second, self.margins, *size, gather, decides=decides)
+        return _reduce.streamed_statistics(self.moments, self.second, self.margins, *size, gather, decides=decides)
 
     def _warn_absent(self, present: Tensor) -> None:
         absent = (~present).nonzero().squeeze(1).tolist()
@@ -236,7 +234,7 @@ class NeuralCollapse(Float64Metric):
                 UserWarning,
             )
 
-    # What torchmetrics leaves to do: only sums cross ranks, a stale frame is dropped, mismatched merges are refused.
+    # Hooks into torchmetrics: only sums cross ranks, and states that do not fit are not merged.
 
     def _sync_dist(self, dist_sync_fn: Callable = gather_all_tensors, process_group: Any = None) -> None:
         group = process_group or self.process_group
@@ -252,11 +250,6 @@ class NeuralCollapse(Float64Metric):
         lists = {key: list(value) for key, value in self.metric_state.items() if isinstance(value, list)}
         tensors = {key: value.clone() for key, value in self.metric_state.items() if isinstance(value, Tensor)}
         return lists | tensors
-
-    def reset(self) -> None:
-        """Forget all samples; the next update belongs to a first pass."""
-        super().reset()
-        self._frame = None
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Update, and return the measures of this batch alone."""
@@ -299,10 +292,3 @@ class NeuralCollapse(Float64Metric):
             check_cached(doing, state, self.num_classes, self.num_features)
         else:
             check_shapes(doing, state, {"moments": self.moments}, "num_classes, num_features or scatter")
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """A state of other sizes is refused here: compute() would not know what is wrong with it."""
-        own = {name: state_dict[prefix + name] for name in self._defaults if prefix + name in state_dict}
-        self._check_state("load", own)
-        super()._load_from_state_dict(state_dict, prefix, *args)
-        self._frame = None

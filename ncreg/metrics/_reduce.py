@@ -1,4 +1,4 @@
-"""From the states of all ranks to the statistics that the measures read; only sums and margins cross ranks."""
+"""The statistics that the measures are computed from, over the states of all ranks; only sums and margins are sent."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ncreg.metrics import _first_pass
-from ncreg.metrics._geometry import Geometry, geometry
-from ncreg.metrics._second_pass import Frame, SecondPass, new_second, view_second
+from ncreg.metrics._geometry import Geometry, class_geometry
+from ncreg.metrics._second_pass import SecondPass, SecondPassTables, new_second, view_second
 
 _BLOCK = 2**17  # entries of a block on a CPU: its float64 copies are to stay in the cache
 
@@ -20,19 +20,19 @@ Gather = Callable[[Tensor], list[Tensor]]
 class Statistics(NamedTuple):
     """Over all samples: class geometry, within-class trace (C,) and scatter (d, d), second pass, margins (N, 2)."""
 
-    shape: Geometry
+    geometry: Geometry
     trace: Tensor
     scatter: Tensor | None
     second: SecondPass | None
     margins: Tensor | None
 
 
-def alone(tensor: Tensor) -> list[Tensor]:
+def only_this_rank(tensor: Tensor) -> list[Tensor]:
     """Gather of a single process."""
     return [tensor]
 
 
-def add_up(tensor: Tensor, gather: Gather) -> Tensor:
+def sum_over_ranks(tensor: Tensor, gather: Gather) -> Tensor:
     """Sum over ranks."""
     return torch.stack(gather(tensor)).sum(0)
 
@@ -56,7 +56,7 @@ def product_dtype(features: Sequence[Tensor]) -> torch.dtype:
     return torch.float64 if any(rows.dtype == torch.float64 for rows in features) else torch.float32
 
 
-def shape_of(packed: Tensor) -> Geometry:
+def geometry_of(packed: Tensor) -> Geometry:
     """Geometry of (C, 1 + d): counts and means side by side.
 
     Raises:
@@ -64,10 +64,10 @@ def shape_of(packed: Tensor) -> Geometry:
     """
     if not packed[:, 0].any():
         raise ValueError("no samples seen: call update(features, target) before compute()")
-    return geometry(packed[:, 0], packed[:, 1:])
+    return class_geometry(packed[:, 0], packed[:, 1:])
 
 
-def cached_shape(
+def cached_geometry(
     features: Sequence[Tensor],
     target: Sequence[Tensor],
     num_classes: int,
@@ -81,28 +81,28 @@ def cached_shape(
     for rows, labels in blocks(features, target):
         count += torch.bincount(labels, minlength=num_classes)
         total.index_add_(0, labels, rows.double())
-    packed = add_up(torch.cat([count[:, None], total], dim=1), gather)
+    packed = sum_over_ranks(torch.cat([count[:, None], total], dim=1), gather)
     packed[:, 1:] /= packed[:, :1].clamp_min(1)
-    return shape_of(packed)
+    return geometry_of(packed)
 
 
-def cached(
-    features: Sequence[Tensor], target: Sequence[Tensor], frame: Frame, gather: Gather, *, scatter: bool
+def cached_statistics(
+    features: Sequence[Tensor], target: Sequence[Tensor], tables: SecondPassTables, gather: Gather, *, scatter: bool
 ) -> Statistics:
     """Second pass over cached features."""
-    shape = frame.shape
-    classes, dim = shape.mean.shape
-    flat = new_second(classes, dim, shape.mean.device)
+    geometry = tables.geometry
+    classes, dim = geometry.mean.shape
+    flat = new_second(classes, dim, geometry.mean.device)
     sums = view_second(flat, classes, dim)
-    gram = shape.mean.new_zeros(dim, dim) if scatter else None
-    margins = frame.add(sums, blocks(features, target), gram, shift=False)
-    second = view_second(add_up(flat, gather), classes, dim)
-    gram = _first_pass.symmetric(add_up(gram, gather)) if gram is not None else None
-    decided = None if frame.classifier is None else _all_margins([margins], shape.mean, gather)
-    return Statistics(shape, second.trace, gram, second, decided)
+    gram = geometry.mean.new_zeros(dim, dim) if scatter else None
+    margins = tables.add(sums, blocks(features, target), gram, shift=False)
+    second = view_second(sum_over_ranks(flat, gather), classes, dim)
+    gram = _first_pass.symmetric(sum_over_ranks(gram, gather)) if gram is not None else None
+    decided = None if tables.classifier is None else _all_margins([margins], geometry.mean, gather)
+    return Statistics(geometry, second.trace, gram, second, decided)
 
 
-def merged(flat: Tensor, num_classes: int, dim: int, gather: Gather) -> _first_pass.Moments:
+def merged_moments(flat: Tensor, num_classes: int, dim: int, gather: Gather) -> _first_pass.Moments:
     """First pass, streamed: central moments of all ranks."""
     return _first_pass.view(_first_pass.merge(torch.stack(gather(flat)), num_classes, dim), num_classes, dim)
 
@@ -112,7 +112,7 @@ def pack(moments: _first_pass.Moments) -> Tensor:
     return torch.cat([moments.counts[:, None], moments.anchor], dim=1)
 
 
-def streamed(
+def streamed_statistics(
     flat: Tensor,
     second: Sequence[Tensor],
     margins: Sequence[Tensor],
@@ -127,15 +127,15 @@ def streamed(
     Raises:
         ValueError: no samples, or a second pass over other samples than the first.
     """
-    moments = merged(flat, num_classes, dim, gather)
-    shape = shape_of(pack(moments))
+    moments = merged_moments(flat, num_classes, dim, gather)
+    geometry = geometry_of(pack(moments))
     scatter = _first_pass.symmetric(moments.scatter) if moments.scatter.numel() else None
     if not second:
-        return Statistics(shape, moments.trace, scatter, None, None)
-    sums = view_second(add_up(torch.stack(list(second)).sum(0), gather), num_classes, dim)
-    _check_same_samples(shape, moments, sums)
-    decided = _all_margins(margins, shape.mean, gather) if decides else None
-    return Statistics(shape, moments.trace, scatter, sums, decided)
+        return Statistics(geometry, moments.trace, scatter, None, None)
+    sums = view_second(sum_over_ranks(torch.stack(list(second)).sum(0), gather), num_classes, dim)
+    _check_same_samples(geometry, moments, sums)
+    decided = _all_margins(margins, geometry.mean, gather) if decides else None
+    return Statistics(geometry, moments.trace, scatter, sums, decided)
 
 
 def same_pass(mine: Sequence[Tensor], theirs: Sequence[Tensor]) -> bool:
@@ -150,15 +150,15 @@ def _all_margins(margins: Sequence[Tensor | None], like: Tensor, gather: Gather)
     return torch.cat(gather(torch.cat(own)))
 
 
-def _check_same_samples(shape: Geometry, moments: _first_pass.Moments, sums: SecondPass) -> None:
+def _check_same_samples(geometry: Geometry, moments: _first_pass.Moments, sums: SecondPass) -> None:
     """The second pass's class means must be the first's, but for the rounding of a repeated forward pass."""
-    if not torch.equal(sums.counts, shape.counts):
+    if not torch.equal(sums.counts, geometry.counts):
         raise ValueError(
-            f"the second pass saw {int(sums.counts.sum())} samples and the first {int(shape.counts.sum())}, or other "
-            "labels: feed the same samples in both, and call reset() or passes() before new ones"
+            f"the second pass saw {int(sums.counts.sum())} samples and the first {int(geometry.counts.sum())}, "
+            "or other labels: feed the same samples in both, and call reset() or passes() before new ones"
         )
-    moved = (sums.shift.square().sum(1) / shape.counts.clamp_min(1)).sum()
-    rounding = torch.finfo(torch.float32).eps ** 2 * shape.mean.square().sum()
+    moved = (sums.shift.square().sum(1) / geometry.counts.clamp_min(1)).sum()
+    rounding = torch.finfo(torch.float32).eps ** 2 * geometry.mean.square().sum()
     if moved > 1e-6 * moments.trace.sum() + 100 * rounding:
         raise ValueError(
             "the second pass's features are not those of the first, their class means differ: feed the same samples "

@@ -1,4 +1,4 @@
-"""Second pass: what needs the final class means (cosines, nearest centres, margins, NC1 without a d×d matrix)."""
+"""Second pass: sums that need the final class means (cosines, nearest centres, margins, NC1 without a d×d matrix)."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ def view_second(flat: Tensor, num_classes: int, dim: int) -> SecondPass:
     return SecondPass(tally.view(-1, 5), spread, shift.view(-1, dim), units.view(-1, dim))
 
 
-class Rule:
-    """A linear decision rule argmax_k (w_k·h + b_k), read off from a sample's deviation from its class mean.
+class LinearRule:
+    """A linear decision rule argmax_k (w_k·h + b_k), evaluated from a sample's deviation from its class mean.
 
     The lead of class k over the sample's own class y is (w_k − w_y)·(h − μ_y) plus the lead at the mean μ_y, which a
     table made in float64 holds: neither an offset of the features nor collapse costs digits.
@@ -105,35 +105,35 @@ class Rule:
         return margin, chosen
 
 
-class Frame:
-    """The tables of one second pass, made once from the final means and the classifier.
+class SecondPassTables:
+    """Means, basis vectors and decision rules that a second pass compares every sample with, made once.
 
-    Deviations from the class means and the products with them are taken in the `dtype` asked for, unit vectors in
-    float64: these stay apart from 1 by less than float32 holds.
+    Deviations from the class means and the products with them are taken in `dtype`, unit vectors in float64: these
+    stay apart from 1 by less than float32 holds.
     """
 
     def __init__(
         self,
-        shape: Geometry,
+        geometry: Geometry,
         centre: Tensor,
         classifier: tuple[Tensor, Tensor] | None,
         dtype: torch.dtype,
     ) -> None:
-        self.shape, self.centre, self.asked = shape, centre, dtype
+        self.geometry, self.centre, self.requested_dtype = geometry, centre, dtype
         # the squares of very small or large features do not fit into float32
-        self.dtype = dtype = dtype if 1e-9 < float(shape.values.amax()) < 1e9 else torch.float64
+        self.dtype = dtype = dtype if 1e-9 < float(geometry.values.amax()) < 1e9 else torch.float64
         # Rounded means, and what rounding took from them: a float32 difference to both is right to its last digit.
-        self.means = [shape.mean.to(dtype)]
+        self.means = [geometry.mean.to(dtype)]
         if dtype != torch.float64:
-            self.means.append((shape.mean - self.means[0]).to(dtype))
-        vectors = [shape.basis] if classifier is None else [shape.basis, classifier[0]]
+            self.means.append((geometry.mean - self.means[0]).to(dtype))
+        vectors = [geometry.basis] if classifier is None else [geometry.basis, classifier[0]]
         self.vectors = torch.cat(vectors).T.to(dtype).contiguous()
         # The nearest of the means is the largest of μ_c·h − ‖μ_c‖²/2, in coordinates of the span of the means: the
         # part of h outside of it is common to all distances.
-        points = shape.centred @ shape.basis.T
-        absent = ~shape.present
+        points = geometry.centred @ geometry.basis.T
+        absent = ~geometry.present
         half = (points.square().sum(1) / 2).masked_fill(absent, torch.inf)
-        self.nearest = Rule(points, points, -half, dtype)
+        self.nearest = LinearRule(points, points, -half, dtype)
         # Samples less than half way to any other mean, in that span, need no comparison: the squared lengths.
         self.safe = torch.zeros_like(half, dtype=dtype)
         if self.nearest.table is not None:
@@ -141,7 +141,7 @@ class Frame:
             self.safe = (-0.4999 * leads.amax(1)).masked_fill_(absent, 0)
         self.classifier = None
         if classifier is not None:
-            self.classifier = Rule(shape.mean, *classifier, dtype)
+            self.classifier = LinearRule(geometry.mean, *classifier, dtype)
             self.weight_norm = classifier[0].square().sum(1).mean().sqrt()
 
     def add(
@@ -153,7 +153,7 @@ class Frame:
         shift: bool = True,
     ) -> Tensor | None:
         """Add features with their labels in place; the margins (n, 2), raw and normalised, where there are any."""
-        seen = [self._look(sums, features, target, scatter, shift=shift) for features, target in blocks]
+        seen = [self._compare(sums, features, target, scatter, shift=shift) for features, target in blocks]
         if not seen:
             return None
         target, distance, nearest, *decided = (torch.cat(part) for part in zip(*seen, strict=True))
@@ -165,7 +165,7 @@ class Frame:
         sums.tally[:, : len(found)].index_add_(0, target, torch.stack(found, dim=1))
         return margins
 
-    def _look(
+    def _compare(
         self, sums: SecondPass, features: Tensor, target: Tensor, scatter: Tensor | None, *, shift: bool
     ) -> tuple[Tensor, ...]:
         """Of each sample: label, distance to its mean, nearest class; margin, class chosen and length if decided."""
@@ -176,7 +176,7 @@ class Frame:
             sums.shift.index_add_(0, target, deviation.double())
         if scatter is not None:
             add_gram(scatter, deviation)
-        inside, leads = (deviation @ self.vectors).tensor_split([len(self.shape.basis)], dim=1)
+        inside, leads = (deviation @ self.vectors).tensor_split([len(self.geometry.basis)], dim=1)
         squares = inside.square()
         sums.spread[: inside.shape[1]] += squares.sum(0)
         nearest = self._nearest(inside, squares.sum(1), target)

@@ -1,5 +1,7 @@
 """Generalization and robustness of any `model(images in [0, 1]) -> logits`: functions that return typed results."""
 
+from ncreg.metrics.minority import Angles, MinorityCollapse, minority_angles, minority_collapse
+from ncreg.metrics.nc5 import ood_orthogonality
 from ncreg.robustness._inputs import Model, predict
 from ncreg.robustness.adversarial import (
     AdversarialReport,
@@ -49,16 +51,7 @@ from ncreg.robustness.label_noise import (
     memorization,
     paired_accuracy,
 )
-from ncreg.robustness.long_tail import (
-    Angles,
-    GroupAccuracy,
-    LongTailAccuracy,
-    MinorityCollapse,
-    class_groups,
-    long_tail_accuracy,
-    minority_angles,
-    minority_collapse,
-)
+from ncreg.robustness.long_tail import GroupAccuracy, LongTailAccuracy, class_groups, long_tail_accuracy
 from ncreg.robustness.ood.detection import Detection, evaluate_detection
 from ncreg.robustness.ood.evaluate import OODReport, evaluate_ood, noise_images
 from ncreg.robustness.ood.scores import (
@@ -68,7 +61,6 @@ from ncreg.robustness.ood.scores import (
     max_logit_score,
     msp_score,
     neco_score,
-    ood_orthogonality,
     vim_score,
 )
 from ncreg.robustness.transfer.evaluate import FewShotResult, ProbeResult, few_shot, knn_probe, linear_probe

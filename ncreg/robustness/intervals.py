@@ -6,11 +6,12 @@ from math import sqrt
 
 from ncreg._checks import check_count
 
-_Z95 = 1.959963984540054  # the normal distribution's 97.5 % quantile
+Z95 = 1.959963984540054
+"""The 97.5 % quantile of the standard normal distribution: half the width of a 95 % interval, in deviations."""
 
 
 def binomial_interval(correct: int, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share of `correct` among `n` independent trials.
+    """Wilson's 95 % interval of the proportion of `correct` among `n` independent trials.
 
     (p + z²/2n ± z·√(p(1−p)/n + z²/4n²)) / (1 + z²/n), z = 1.96 (Wilson, JASA 1927).
 
@@ -25,7 +26,7 @@ def binomial_interval(correct: int, n: int) -> tuple[float, float]:
     n, correct = check_count("n", n), check_count("correct", correct, 0)
     if correct > n:
         raise ValueError(f"correct={correct} must be at most n={n}")
-    p, z2 = correct / n, _Z95**2 / n
+    p, z2 = correct / n, Z95**2 / n
     centre, half = p + z2 / 2, sqrt(z2 * p * (1 - p) + z2**2 / 4)
     low = 0.0 if correct == 0 else (centre - half) / (1 + z2)  # exact at the ends, where rounding shows
     high = 1.0 if correct == n else (centre + half) / (1 + z2)

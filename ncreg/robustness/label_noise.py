@@ -7,7 +7,7 @@ from jaxtyping import Integer
 from torch import Tensor
 
 from ncreg._features import check_indices
-from ncreg.robustness.intervals import _Z95, binomial_interval
+from ncreg.robustness.intervals import Z95, binomial_interval
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def paired_accuracy(
     gained, lost, images = int((second & ~first).sum()), int((first & ~second).sum()), len(truth)
     padded, difference = images + 2, gained - lost
     centre = difference / padded
-    half = _Z95 * sqrt(gained + lost + 1 - difference**2 / padded) / padded
+    half = Z95 * sqrt(gained + lost + 1 - difference**2 / padded) / padded
     return PairedAccuracy(
         before=int(first.sum()) / images,
         after=int(second.sum()) / images,

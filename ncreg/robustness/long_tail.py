@@ -1,19 +1,16 @@
-"""What a long tail does: accuracy of frequent and rare classes, and whether the rare ones keep apart."""
+"""Accuracy of frequent and rare classes after training on a long-tailed set."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations_with_replacement
-from numbers import Integral
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Integer
+from jaxtyping import Integer
 from torch import Tensor
 
-from ncreg._checks import check_count, check_flag, check_positive
-from ncreg._features import check_features, check_indices
+from ncreg._checks import check_class_counts
+from ncreg._features import check_indices
 from ncreg.robustness.intervals import binomial_interval
-from ncreg.theory import minority_collapse_threshold
 
 MANY, FEW = 100, 20
 """Bounds of the field's groups: many above 100 training images, few below 20, medium from 20 to 100."""
@@ -24,7 +21,7 @@ _NAMES = ("many", "medium", "few")
 
 @dataclass(frozen=True)
 class GroupAccuracy:
-    """How well a group of classes is recognised.
+    """Accuracy over a group of classes.
 
     Attributes:
         classes: their indices.
@@ -47,7 +44,7 @@ class LongTailAccuracy:
     """Accuracy by class and by class size.
 
     Attributes:
-        accuracy: share of test images recognised.
+        accuracy: share of test images that are classified rightly.
         balanced: mean of the class accuracies, classes without a test image left out.
         per_class: accuracy of each class, None without a test image.
         groups: "many", "medium" and "few"; a group may be empty.
@@ -59,36 +56,6 @@ class LongTailAccuracy:
     per_class: tuple[float | None, ...]
     groups: dict[str, GroupAccuracy]
     imbalance: float
-
-
-@dataclass(frozen=True)
-class Angles:
-    """Angles in degrees between pairs of class vectors.
-
-    Attributes:
-        mean: over the pairs.
-        smallest: the closest pair's.
-        pairs: how many.
-    """
-
-    mean: float
-    smallest: float
-    pairs: int
-
-
-@dataclass(frozen=True)
-class MinorityCollapse:
-    """Class sizes beside the theory's threshold of minority collapse.
-
-    Attributes:
-        threshold: training images a class at or below which free minority classes merge.
-        smallest: training images of the smallest class.
-        below: classes at or below the threshold.
-    """
-
-    threshold: float
-    smallest: int
-    below: tuple[int, ...]
 
 
 def class_groups(class_counts: Sequence[int] | Tensor, scheme: Scheme = "counts") -> dict[str, tuple[int, ...]]:
@@ -167,107 +134,6 @@ def long_tail_accuracy(
     )
 
 
-def minority_angles(
-    vectors: Float[Tensor, "classes dim"], groups: dict[str, tuple[int, ...]], *, centre: bool = False
-) -> dict[str, Angles]:
-    """Angles in degrees between class vectors, or class means, within and between groups of classes.
-
-    Where minority classes collapse, the angles within "few" go to 0 (Fang et al., PNAS 2021, arXiv 2101.12699); at a
-    simplex all are arccos(−1/(C−1)). A fixed frame keeps its vectors apart: look at the class means there.
-
-    Args:
-        vectors: the head's weight, or the class means.
-        groups: of `class_groups`.
-        centre: take the mean of the vectors off first, as class means need it.
-
-    Returns:
-        By "group-group", where there is a pair.
-
-    Raises:
-        TypeError: vectors that are no floating-point tensor.
-        ValueError: vectors not finite or of length 0, or a group with a class that has no vector.
-
-    Example:
-        >>> found = minority_angles(torch.eye(3), {"many": (0,), "medium": (), "few": (1, 2)})
-        >>> {pair: round(angles.mean) for pair, angles in found.items()}
-        {'many-few': 90, 'few-few': 90}
-    """
-    rows = check_features("vectors", vectors)
-    if check_flag("centre", centre):
-        rows = rows - rows.mean(0)
-    largest = rows.abs().amax(1, keepdim=True)
-    if not bool((largest > 0).all()):
-        raise ValueError(f"vectors of classes {(largest[:, 0] == 0).nonzero().flatten().tolist()} have length 0")
-    rows = rows / largest  # squares stay within range
-    unit = rows / rows.norm(dim=1, keepdim=True)
-    for name, classes in groups.items():
-        wrong = [c for c in classes if not isinstance(c, Integral) or isinstance(c, bool) or not 0 <= c < len(unit)]
-        if wrong:
-            raise ValueError(f"groups[{name!r}] names {wrong[0]!r}: a class is an integer in [0, {len(unit)})")
-    found = {}
-    for one, other in combinations_with_replacement(groups, 2):
-        pairs = [(i, j) for i in groups[one] for j in groups[other] if i < j or (one != other and i != j)]
-        if not pairs:
-            continue
-        left, right = (torch.tensor(side, device="cpu") for side in zip(*pairs, strict=True))
-        angles = _angles(unit[left], unit[right])
-        found[f"{one}-{other}"] = Angles(float(angles.mean()), float(angles.min()), len(pairs))
-    return found
-
-
-def minority_collapse(
-    class_counts: Sequence[int] | Tensor,
-    *,
-    weight_decay: float,
-    feature_decay: float | None = None,
-    gamma_decay: float | None = None,
-) -> MinorityCollapse:
-    """Which classes are at or below n_B = N²·λ_W·λ_H, where free class vectors and features of minorities merge.
-
-    A last BatchNorm whose γ decays with λ_γ has (λ_γ/2)‖γ‖² = (λ_γ/2N)‖H‖²: a feature decay of λ_γ/N, hence a threshold
-    of N·λ_W·λ_γ (with a scalar γ pass λ_γ/d). A network is not free to place every feature, and its BatchNorm also
-    centres them: read the threshold as an order of magnitude. It concerns learned heads; a fixed frame cannot merge.
-
-    Args:
-        class_counts: training images of each class.
-        weight_decay: λ_W of the head, coupled.
-        feature_decay: λ_H, the coefficient of ½‖H‖², the sum over all features; or else
-        gamma_decay: λ_γ of a last BatchNorm's γ.
-
-    Raises:
-        ValueError: both or neither of the last two, decays that are not above 0, counts out of range.
-
-    Source: `ncreg.theory.minority_collapse_threshold`.
-
-    Example:
-        >>> minority_collapse([900, 98, 2], weight_decay=5e-3, feature_decay=5e-4)
-        MinorityCollapse(threshold=2.5, smallest=2, below=(2,))
-    """
-    counts = check_class_counts(class_counts)
-    if (feature_decay is None) == (gamma_decay is None):
-        raise ValueError("pass one of feature_decay and gamma_decay")
-    total = sum(counts)
-    decay = feature_decay if feature_decay is not None else check_positive("gamma_decay", gamma_decay or 0.0) / total
-    threshold = minority_collapse_threshold(total, weight_decay, decay)
-    return MinorityCollapse(threshold, min(counts), tuple(c for c, n in enumerate(counts) if n <= threshold))
-
-
-def check_class_counts(class_counts: Sequence[int] | Tensor) -> list[int]:
-    """Training images of each class, at least one each, of two classes or more.
-
-    Raises:
-        TypeError: no integers.
-        ValueError: fewer than two classes, or one without an image.
-    """
-    try:
-        counts = list(class_counts.tolist() if isinstance(class_counts, Tensor) else class_counts)
-    except TypeError:
-        raise TypeError(f"class_counts must hold a whole number a class, got {class_counts!r}") from None
-    if len(counts) < 2:
-        raise ValueError(f"class_counts has {len(counts)} entries: a classifier needs at least 2 classes")
-    return [check_count(f"class_counts[{index}]", count) for index, count in enumerate(counts)]
-
-
 def _group(
     classes: tuple[int, ...], per_class: Sequence[float | None], correct: Sequence[int], images: Sequence[int]
 ) -> GroupAccuracy:
@@ -280,8 +146,3 @@ def _group(
         images=number,
         interval=binomial_interval(right, number) if number else None,
     )
-
-
-def _angles(left: Tensor, right: Tensor) -> Tensor:
-    """Degrees between unit rows, exact near 0 and 180 where the arc cosine is not (Kahan)."""
-    return 2 * torch.rad2deg(torch.atan2((left - right).norm(dim=1), (left + right).norm(dim=1)))

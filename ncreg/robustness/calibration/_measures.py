@@ -1,4 +1,4 @@
-"""How far probabilities are from the frequencies they stand for."""
+"""Calibration errors: how far predicted probabilities are from the observed frequencies."""
 
 from dataclasses import dataclass
 
@@ -7,12 +7,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ncreg._checks import check_count
-from ncreg.robustness.calibration._inputs import checked, top
+from ncreg.robustness._inputs import check_logits, check_target
 
 
 @dataclass(frozen=True)
 class ReliabilityBins:
-    """What a reliability diagram shows, a bin an entry; means of empty bins are NaN.
+    """The bins of a reliability diagram; means of empty bins are NaN.
 
     Attributes:
         edges: the bins' ends (bins + 1,); bin m holds confidences in (edges[m], edges[m + 1]].
@@ -49,7 +49,7 @@ def reliability_bins(
         tensor([   nan, 0.5000], dtype=torch.float64)
     """
     bins = check_count("bins", bins)
-    confidence, correct = top(*checked(probabilities, target))
+    confidence, correct = top_class(*check_probabilities(probabilities, target))
     return binned(confidence, correct, bins)
 
 
@@ -75,7 +75,7 @@ def expected_calibration_error(
         0.4
     """
     bins = check_count("bins", bins)
-    confidence, correct = top(*checked(probabilities, target))
+    confidence, correct = top_class(*check_probabilities(probabilities, target))
     return gap_of(binned(confidence, correct, bins))
 
 
@@ -102,7 +102,7 @@ def adaptive_calibration_error(
         0.4
     """
     bins = check_count("bins", bins)
-    return adaptive_gap(*top(*checked(probabilities, target)), bins)
+    return adaptive_gap(*top_class(*check_probabilities(probabilities, target)), bins)
 
 
 def classwise_calibration_error(
@@ -126,7 +126,7 @@ def classwise_calibration_error(
         0.4
     """
     bins = check_count("bins", bins)
-    return classwise_gap(*checked(probabilities, target), bins)
+    return classwise_gap(*check_probabilities(probabilities, target), bins)
 
 
 def brier_score(probabilities: Float[Tensor, "batch classes"], target: Int[Tensor, " batch"]) -> float:
@@ -144,7 +144,7 @@ def brier_score(probabilities: Float[Tensor, "batch classes"], target: Int[Tenso
         >>> brier_score(torch.tensor([[0.5, 0.5]]), torch.tensor([0]))
         0.5
     """
-    return brier(*checked(probabilities, target))
+    return brier(*check_probabilities(probabilities, target))
 
 
 def negative_log_likelihood(probabilities: Float[Tensor, "batch classes"], target: Int[Tensor, " batch"]) -> float:
@@ -162,11 +162,50 @@ def negative_log_likelihood(probabilities: Float[Tensor, "batch classes"], targe
         >>> round(negative_log_likelihood(torch.tensor([[0.5, 0.5]]), torch.tensor([0])), 4)
         0.6931
     """
-    p, target = checked(probabilities, target)
+    p, target = check_probabilities(probabilities, target)
     return float(-p.gather(1, target[:, None]).log().mean())
 
 
+def check_probabilities(probabilities: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Probabilities (n, C) in float64 and labels (n,)."""
+    if not isinstance(probabilities, Tensor):
+        raise TypeError(f"probabilities must be a tensor, got {type(probabilities).__name__}")
+    if not probabilities.is_floating_point():
+        raise TypeError(f"probabilities must be floating-point, got {probabilities.dtype}")
+    if probabilities.ndim != 2:
+        raise ValueError(f"probabilities must be (batch, classes), got shape {tuple(probabilities.shape)}")
+    if len(probabilities) == 0:
+        raise ValueError(f"probabilities is empty, shape {tuple(probabilities.shape)}")
+    if probabilities.shape[1] < 2:
+        raise ValueError(f"probabilities have {probabilities.shape[1]} column: of one class p make two, (1 − p, p)")
+    half = probabilities.dtype in (torch.float16, torch.bfloat16)
+    p = probabilities.detach().to("cpu", torch.float64)
+    low, high = (float(v) for v in torch.aminmax(p))
+    off = float((p.sum(1) - 1).abs().max())
+    if not (low >= 0 and high <= 1 and off <= (2e-2 if half else 1e-4)):  # NaN fails as well
+        raise ValueError(
+            f"probabilities must be finite rows in [0, 1] that sum to 1, got values from {low:.4g} to {high:.4g} and "
+            f"sums off by up to {off:.2g}: pass logits.softmax(1)"
+        )
+    return p, check_target(target, p, p.shape[1])
+
+
+def check_logits_and_target(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (n, C) in float64 and labels (n,)."""
+    if isinstance(logits, Tensor) and logits.numel() == 0:
+        raise ValueError(f"logits is empty, shape {tuple(logits.shape)}")
+    z = check_logits(logits).detach().to("cpu", torch.float64)
+    return z, check_target(target, z, z.shape[1])
+
+
+def top_class(p: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Confidence and correctness (0 or 1) of each prediction."""
+    confidence, predicted = p.max(1)
+    return confidence, (predicted == target).double()
+
+
 def binned(confidence: Tensor, correct: Tensor, bins: int) -> ReliabilityBins:
+    """`reliability_bins` of checked input."""
     edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64, device="cpu")
     index = torch.bucketize(confidence, edges[1:-1])  # a confidence on an edge belongs below it
     count = torch.bincount(index, minlength=bins)
@@ -176,11 +215,13 @@ def binned(confidence: Tensor, correct: Tensor, bins: int) -> ReliabilityBins:
 
 
 def gap_of(found: ReliabilityBins) -> float:
-    share = found.count.double() / found.count.sum()
-    return float((share * (found.accuracy - found.confidence).abs()).nansum())
+    """Mean of |accuracy − confidence| over the bins, weighted by their counts."""
+    weight = found.count.double() / found.count.sum()
+    return float((weight * (found.accuracy - found.confidence).abs()).nansum())
 
 
 def adaptive_gap(confidence: Tensor, correct: Tensor, bins: int) -> float:
+    """`adaptive_calibration_error` of checked input."""
     group, size = ties(confidence)
     shared = correct.new_zeros(len(size)).index_add(0, group, correct) / size
     order = confidence.argsort()
@@ -189,11 +230,13 @@ def adaptive_gap(confidence: Tensor, correct: Tensor, bins: int) -> float:
 
 
 def classwise_gap(p: Tensor, target: Tensor, bins: int) -> float:
+    """`classwise_calibration_error` of checked input."""
     hits = torch.nn.functional.one_hot(target, p.shape[1]).double()
     return sum(gap_of(binned(p[:, c].contiguous(), hits[:, c], bins)) for c in range(p.shape[1])) / p.shape[1]
 
 
 def brier(p: Tensor, target: Tensor) -> float:
+    """`brier_score` of checked input."""
     return float((p - torch.nn.functional.one_hot(target, p.shape[1])).square().sum(1).mean())
 
 

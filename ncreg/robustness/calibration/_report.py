@@ -6,8 +6,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ncreg._checks import check_count
-from ncreg.robustness.calibration._inputs import checked_logits, top
-from ncreg.robustness.calibration._measures import ReliabilityBins, adaptive_gap, binned, brier, classwise_gap, gap_of
+from ncreg.robustness.calibration._measures import (
+    ReliabilityBins,
+    adaptive_gap,
+    binned,
+    brier,
+    check_logits_and_target,
+    classwise_gap,
+    gap_of,
+    top_class,
+)
 from ncreg.robustness.calibration._selective import RiskCoverage, risk_of
 from ncreg.robustness.calibration._temperature import fit_temperature
 
@@ -89,12 +97,12 @@ def evaluate_calibration(
         (True, True, True)
     """
     bins = check_count("bins", bins)
-    test, target_test = checked_logits(logits_test, target_test)
-    val, target_val = checked_logits(logits_val, target_val)
+    test, target_test = check_logits_and_target(logits_test, target_test)
+    val, target_val = check_logits_and_target(logits_val, target_val)
     if test.shape[1] != val.shape[1]:
         raise ValueError(f"logits_test have {test.shape[1]} classes and logits_val {val.shape[1]}: use one model")
     temperature, at_bound = fit_temperature(val, target_val)
-    confidence, correct = top(test.softmax(1), target_test)
+    confidence, correct = top_class(test.softmax(1), target_test)
     return CalibrationReport(
         samples=len(test),
         accuracy=float(correct.mean()),
@@ -109,7 +117,7 @@ def evaluate_calibration(
 def _scores(z: Tensor, target: Tensor, bins: int) -> CalibrationScores:
     logs = z.log_softmax(1)
     p = logs.exp()
-    confidence, correct = top(p, target)
+    confidence, correct = top_class(p, target)
     reliability = binned(confidence, correct, bins)
     return CalibrationScores(
         ece=gap_of(reliability),

@@ -6,8 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ncreg.robustness.calibration._inputs import checked, top
-from ncreg.robustness.calibration._measures import ties
+from ncreg.robustness.calibration._measures import check_probabilities, ties, top_class
 
 
 @dataclass(frozen=True)
@@ -54,8 +53,8 @@ def risk_coverage(
         >>> curve.risk, curve.aurc, curve.excess_aurc
         (tensor([0.0000, 0.5000], dtype=torch.float64), 0.25, 0.0)
     """
-    p, target = checked(probabilities, target)
-    score, correct = top(p, target)
+    p, target = check_probabilities(probabilities, target)
+    score, correct = top_class(p, target)
     if confidence is not None:
         if not isinstance(confidence, Tensor) or confidence.shape != target.shape:
             got = tuple(confidence.shape) if isinstance(confidence, Tensor) else type(confidence).__name__

@@ -6,7 +6,7 @@ from math import exp, log
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ncreg.robustness.calibration._inputs import checked_logits
+from ncreg.robustness.calibration._measures import check_logits_and_target
 
 # How far from the logits' own size 1/T may go: softmax of logits with root mean square 1e3 is one-hot or a tie.
 SHARPEST = 1e3
@@ -38,7 +38,7 @@ def temperature_scaling(logits: Float[Tensor, "batch classes"], target: Int[Tens
         >>> round(temperature_scaling(z, torch.tensor([0, 0, 0, 1])), 4)    # 2 / log 3
         1.8205
     """
-    temperature, at_bound = fit_temperature(*checked_logits(logits, target))
+    temperature, at_bound = fit_temperature(*check_logits_and_target(logits, target))
     if at_bound is not None:
         why = {
             "lower": "every sample is right or nearly, so that the likelihood only grows as T falls",

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ncreg.robustness._inputs import check_images
-from ncreg.robustness.corruptions import _blur, _digital, _jpeg, _noise, _weather
+from ncreg.robustness.corruptions import _blur, _digital, _noise, _weather
 from ncreg.robustness.corruptions._constants import TABLES, Table
 from ncreg.robustness.corruptions._random import draws
 
@@ -39,7 +39,7 @@ _FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "contrast": _digital.contrast,
     "elastic_transform": _digital.elastic_transform,
     "pixelate": _digital.pixelate,
-    "jpeg_compression": _jpeg.jpeg_compression,
+    "jpeg_compression": _digital.jpeg_compression,
     "speckle_noise": _noise.speckle_noise,
     "gaussian_blur": _blur.gaussian_blur,
     "saturate": _digital.saturate,

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ncreg.robustness.intervals import _Z95, binomial_interval
+from ncreg.robustness.intervals import Z95, binomial_interval
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def _auroc(inside: Tensor, outside: Tensor) -> tuple[float, tuple[float, float]]
     if min(m, n) > 1:
         variance = float((beaten.double() / (2 * n)).var() / m + (beating.double() / (2 * m)).var() / n)
         if variance > 0 and 0 < auroc < 1:
-            centre, half = log(auroc / (1 - auroc)), _Z95 * sqrt(variance) / (auroc * (1 - auroc))
+            centre, half = log(auroc / (1 - auroc)), Z95 * sqrt(variance) / (auroc * (1 - auroc))
             low, high = (1 / (1 + exp(-max(-700.0, end))) for end in (centre - half, centre + half))
             return auroc, (low, high)
     low = _newcombe(auroc, m, n)
@@ -104,6 +104,6 @@ def _newcombe(auroc: float, m: int, n: int) -> float:
     for _ in range(60):
         theta = (low + high) / 2
         spread = 1 + ((m + n) / 2 - 1) * ((1 - theta) / (2 - theta) + theta / (1 + theta))
-        outside = auroc - theta > _Z95 * sqrt(theta * (1 - theta) * spread / (m * n))
+        outside = auroc - theta > Z95 * sqrt(theta * (1 - theta) * spread / (m * n))
         low, high = (theta, high) if outside else (low, theta)
     return low

@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from ncreg._features import check_all_present, check_features, check_indices
+from ncreg._features import NotDefined, check_all_present, check_features, check_indices
+from ncreg.metrics.nc5 import ood_orthogonality
 from ncreg.robustness._inputs import check_images, check_logits, seeded
 from ncreg.robustness.ood import scores as ood_scores
 from ncreg.robustness.ood.detection import Detection, evaluate_detection
-from ncreg.robustness.ood.scores import NotDefined, ood_orthogonality
 
 SCORES = ("msp", "max_logit", "energy", "knn", "mahalanobis", "vim", "neco")
 """The scores of `evaluate_ood`, each higher for what is more in-distribution."""

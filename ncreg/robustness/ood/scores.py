@@ -16,15 +16,19 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from ncreg._checks import check_count, check_flag, check_positive
-from ncreg._features import check_all_present, check_features, check_indices, check_varied, class_means, feature_scale
+from ncreg._features import (
+    NotDefined,
+    check_all_present,
+    check_features,
+    check_indices,
+    check_varied,
+    class_means,
+    feature_scale,
+)
 from ncreg.robustness._inputs import check_logits
 
 FLOOR = 1e-9
 """Share of the training features' mean variance that is added to the variance in every direction (Mahalanobis)."""
-
-
-class NotDefined(ValueError):
-    """A score has no meaning for these features, this head or this data."""
 
 
 def _pytorch_ood() -> Any:
@@ -278,39 +282,3 @@ def neco_dim(variances: Float[Tensor, " dim"], num_classes: int | None, dim: int
     if check_count("dim", dim) >= features:
         raise ValueError(f"dim={dim} principal directions of {features} features leave nothing out: pass fewer")
     return dim
-
-
-def ood_orthogonality(
-    features: Float[Tensor, "train dim"],
-    target: Integer[Tensor, " train"],
-    ood_features: Float[Tensor, "ood dim"],
-    *,
-    centre: bool = False,
-) -> float:
-    """NC5 = mean over c of |cos(μ_c, μ_OOD)|: 0 where the mean OOD feature is orthogonal to every class mean.
-
-    Source: Ammar et al., ICLR 2024 (arXiv 2310.06823).
-
-    Args:
-        features: of training images.
-        target: their classes.
-        ood_features: of out-of-distribution images.
-        centre: measure from the unweighted mean of the class means instead of the origin. Post-ReLU features need it
-            to say anything: none of their cosines is negative.
-
-    Raises:
-        ValueError: shapes that do not fit, a class without a sample, features not finite, a mean of length 0.
-    """
-    rows = check_features("features", features)
-    labels = check_indices("target", target, len(rows))
-    means = class_means(rows, labels, check_all_present("target", labels, int(labels.max()) + 1))
-    other = check_features("ood_features", ood_features, rows.shape[1]).mean(0)
-    origin: Float[Tensor, " dim"] | float = means.mean(0) if check_flag("centre", centre) else 0.0
-    return float(_cosines(means - origin, other - origin).abs().mean())
-
-
-def _cosines(means: Float[Tensor, "classes dim"], other: Float[Tensor, " dim"]) -> Float[Tensor, " classes"]:
-    lengths = means.norm(dim=1) * other.norm()
-    if not bool((lengths > 0).all()):
-        raise NotDefined("NC5: a class mean or the mean OOD feature has length 0, so it has no direction")
-    return (means @ other) / lengths
