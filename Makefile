@@ -23,6 +23,7 @@ lint: $(VENV)/.dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(VENV)/bin/lint-imports --no-cache
 
 slow: export OMP_NUM_THREADS = 1
 slow: $(VENV)/.dev

@@ -1,0 +1,108 @@
+"""Imports run one way, and what begins with an underscore stays where it is written."""
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("ncreg", "recipes", "benchmarks")
+SOURCES = [path for folder in (*PACKAGES, "examples") for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def is_private(name):
+    return name.startswith("_") and not name.startswith("__")
+
+
+def is_module(dotted):
+    path = ROOT.joinpath(*dotted.split("."))
+    return path.with_suffix(".py").exists() or (path / "__init__.py").exists()
+
+
+def private_names_of_others(text):
+    """The private names that a file takes out of other modules of this project, by import or by attribute."""
+    tree, found, modules = ast.parse(text), [], {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in PACKAGES:
+            for item in node.names:
+                name = f"{node.module}.{item.name}"
+                if is_module(name):
+                    modules[item.asname or item.name] = name
+                elif is_private(item.name):
+                    found.append(name)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and is_private(node.attr) and isinstance(node.value, ast.Name):
+            if node.value.id in modules:
+                found.append(f"{modules[node.value.id]}.{node.attr}")
+    return found
+
+
+def test_no_file_uses_private_names_of_another():
+    found = {str(path.relative_to(ROOT)): private_names_of_others(path.read_text()) for path in SOURCES}
+    moving = {  # names that are about to move
+        "ncreg.losses._targets._wait_for",
+        "ncreg._checks._as_integer",
+        "ncreg.robustness.adversarial.deepfool._differences",
+        "ncreg.robustness.intervals._Z95",
+    }
+    assert len(found) > 100 and {path: names for path, names in found.items() if set(names) - moving} == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("from recipes.study.tables import _needed", ["recipes.study.tables._needed"]),
+        ("def f():\n    from ncreg.norms import LastBatchNorm, _kind", ["ncreg.norms._kind"]),
+        ("from recipes.study import tables as t\nt._needed(1)", ["recipes.study.tables._needed"]),
+        ("from ncreg.metrics import _formulas\n_formulas.nc1(0)", []),  # a private module: a contract decides
+        ("from torch import _C\nfrom ncreg import __version__", []),
+    ],
+)
+def test_a_private_name_is_found(text, found):
+    assert private_names_of_others(text) == found
+
+
+def check_contracts(folder):
+    """Run the import contracts of pyproject.toml on the packages in a folder."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command as run; run()", "--no-cache"]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def test_import_contracts_hold():
+    done = check_contracts(ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("path", "imported", "broken"),
+    [
+        ("ncreg/optim.py", "recipes.core.errors", "The recipes use the library"),
+        ("recipes/core/errors.py", "benchmarks.harness", "The recipes use the library"),
+        ("ncreg/norms.py", "tests.oracles", "Nothing imports tests or examples"),
+        ("recipes/data/split.py", "ncreg._checks", "A private module is used inside its own package alone"),
+        ("ncreg/frames/__init__.py", "ncreg.heads", "The layers of the library"),
+        ("ncreg/losses/__init__.py", "ncreg.metrics", "The layers of the library"),
+        ("recipes/predict.py", "recipes.train", "no command imports another"),
+        ("recipes/core/errors.py", "recipes.training.build", "The layers of the recipes"),
+        ("recipes/data/split.py", "recipes.data.load", "No circles inside a package"),
+        ("ncreg/new_module.py", "torch", "The layers of the library"),  # each module has a layer
+    ],
+)
+def test_import_contracts_can_break(path, imported, broken, tmp_path):
+    for name in PACKAGES:
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=not_python)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    with (tmp_path / path).open("a") as file:
+        file.write(f"\nimport {imported}\n")
+    done = check_contracts(tmp_path)
+    assert done.returncode == 1
+    assert broken in done.stdout.partition("Broken contracts")[2], done.stdout
+
+
+def not_python(folder, names):
+    return [name for name in names if Path(folder, name).is_file() and not name.endswith(".py")]
