@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
-import argparse
 import re
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import Any, NamedTuple, NoReturn, get_type_hints
 
 import jsonargparse
 
-from recipes.core.config import TrainConfig
+from recipes.core.config import TermConfig, TrainConfig
 from recipes.core.errors import UserError
+from recipes.core.script import join_flags
+from recipes.core.suggestions import USUAL_NAMES, did_you_mean
+from recipes.core.train_help import help_text
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+KINDS = {"bool": "true or false", "dict": "{KEY: VALUE}"}
+"""Words for types of Python that a reader may not know."""
+
+POINTER = "(--help lists the keys, --print_config shows all values)"
+
+
+class Command(NamedTuple):
+    """What a command line asks for: the run to resume is a folder, "auto" or None."""
+
+    config: TrainConfig
+    resume: str | None
+    plan: bool
 
 
 def recipes() -> dict[str, Path]:
@@ -26,61 +41,51 @@ def card(path: Path) -> str:
     return path.read_text().splitlines()[0].lstrip("# ")
 
 
-class _Help(argparse.RawDescriptionHelpFormatter, jsonargparse.DefaultHelpFormatter):
-    """Keeps the line breaks of the recipe list."""
+def keys(kind: type = TrainConfig, prefix: str = "") -> dict[str, Any]:
+    """Every key of a configuration with its type; a group stands before its keys.
+
+    Example:
+        >>> keys()["optim.lr"]
+        <class 'float'>
+    """
+    found: dict[str, Any] = {}
+    for name, hint in get_type_hints(kind).items():
+        found[prefix + name] = hint
+        if is_dataclass(hint):
+            found |= keys(hint, f"{prefix}{name}.")  # type: ignore[arg-type]
+    return found
 
 
-def _parser() -> jsonargparse.ArgumentParser:
-    listed = "\n".join(f"  {name:<21}{card(path)}" for name, path in recipes().items())
-    parser = jsonargparse.ArgumentParser(
-        prog="train.py",
-        usage="train.py [RECIPE] [--config FILE] [--KEY VALUE ...]",
-        description=f"Train a classifier into neural collapse and measure it.\n\nrecipes:\n{listed}",
-        formatter_class=_Help,
-        exit_on_error=False,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", action="config", help="a YAML file of keys; later ones win over earlier ones")
-    parser.add_argument(
-        "--resume", help="a run folder to go on with, or auto for the furthest unfinished run of this configuration"
-    )
-    parser.add_argument(
-        "--plan",
-        action="store_true",
-        help="show the learning rates for assumed epochs of zero error, and train nothing",
-    )
-    parser.add_class_arguments(TrainConfig)
-    parser.set_defaults(
-        {"loss": {"cross_entropy": {"weight": 1.0, "phase": "always", "class_weights": "none", "args": {}}}}
-    )
-    return parser
+def with_flag_values(argv: Sequence[str]) -> list[str]:
+    """The command line with `=true` behind every boolean key that has no value.
+
+    Example:
+        >>> with_flag_values(["etf", "--augment.flip", "--quiet", "false"])
+        ['etf', '--augment.flip=true', '--quiet=false']
+    """
+    flags = [f"--{key}" for key, hint in keys().items() if hint is bool] + ["--plan"]
+    return join_flags(argv, flags, lambda word: not word.startswith("-") and word not in recipes())
 
 
-def _one_line(message: str) -> str:
-    """The parser's message without its line breaks and the list of all that was tried."""
-    line = " ".join(message.replace("Parser key ", "").split())
-    union = re.match(r'("[^"]+"): Does not validate .*Subtypes: \[(.*?)\] Errors:.*Given value: (.*)', line)
-    if union:
-        key, types, value = union.groups()
-        names = re.sub(r"<class '(\w+)'>", r"\1", types).replace("NoneType", "null").split(", ")
-        line = f"{key}: expected one of {', '.join(sorted(names, key='null'.__eq__))}, got {value}"
-    return f"{line} (--help lists the keys, --print_config shows all values)"
+def parse_command(argv: Sequence[str], names: Mapping[str, Sequence[str]] | None = None) -> Command:
+    """The configuration that a command line asks for, and what to do with it.
 
-
-def parse_command(argv: Sequence[str]) -> tuple[TrainConfig, str | None]:
-    """The configuration that a command line asks for, and the run to resume: a folder, "auto" or None.
+    Args:
+        argv: the words after the name of the script.
+        names: what a key's value can be, by a title such as "heads"; shown at the end of --help.
 
     Raises:
         UserError: an unknown recipe, an unknown key, a value of the wrong type or out of range.
     """
-    args = list(argv)
+    args = with_flag_values(argv)
     if not args:
         raise UserError(f"name a recipe ({', '.join(recipes())}), or give --config FILE; --help tells more")
+    if "--help" in args or "-h" in args:
+        print(help_text({name: card(path) for name, path in recipes().items()}, names or {}))
+        raise SystemExit(0)
     if not args[0].startswith("-"):
-        name = args.pop(0)
-        if name not in recipes():
-            raise UserError(f"recipe={name!r} is unknown: one of {', '.join(recipes())}, or --config FILE")
-        args = ["--config", str(recipes()[name]), *args]
+        args = ["--config", str(_recipe(args[0])), *args[1:]]
+    _refuse_unknown_keys(args)
     parser = _parser()
     try:
         parsed = parser.parse_args(args)
@@ -90,14 +95,88 @@ def parse_command(argv: Sequence[str]) -> tuple[TrainConfig, str | None]:
         values = parser.instantiate(parsed)
         config = TrainConfig(**{item.name: values[item.name] for item in fields(TrainConfig)})
     except jsonargparse.ArgumentError as error:
-        raise UserError(_one_line(str(error))) from None
+        raise UserError(_one_line(str(error), recipe_given=not argv[0].startswith("-"))) from None
     except ValueError as error:
         raise UserError(str(error)) from None
     if values.resume not in (None, "auto") and len(args) > 2 - ("=" in args[0]):
         raise UserError(f"--resume {values.resume} takes the run's own configuration: give no other key with it")
-    return config, values.resume
+    return Command(config, values.resume, values.plan)
 
 
 def parse(argv: Sequence[str]) -> TrainConfig:
     """The configuration alone, see `parse_command`."""
-    return parse_command(argv)[0]
+    return parse_command(argv).config
+
+
+def _recipe(name: str) -> Path:
+    if name not in recipes():
+        near = did_you_mean(name, recipes())
+        raise UserError(f"recipe={name!r} is unknown: one of {', '.join(recipes())}, or --config FILE{near}")
+    return recipes()[name]
+
+
+def _parser() -> jsonargparse.ArgumentParser:
+    parser = jsonargparse.ArgumentParser(prog="train.py", exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--config", action="config")
+    parser.add_argument("--resume")
+    parser.add_argument("--plan", type=bool, default=False)
+    parser.add_class_arguments(TrainConfig)
+    parser.set_defaults(
+        {"loss": {"cross_entropy": {"weight": 1.0, "phase": "always", "class_weights": "none", "args": {}}}}
+    )
+    return parser
+
+
+def _refuse_unknown_keys(args: Sequence[str]) -> None:
+    """jsonargparse would only say that it did not recognize them."""
+    known = [*keys(), "config", "resume", "plan", "print_config", "help"]
+    free = tuple(f"{key}." for key, hint in keys().items() if str(hint).startswith("dict"))
+    for word in _option_names(args):
+        if word not in known and not word.startswith(free):
+            _refuse(f"--{word}", did_you_mean(word, known, USUAL_NAMES, prefix="--"))
+
+
+def _option_names(args: Sequence[str]) -> Iterator[str]:
+    for word in args:
+        if word.startswith("--"):
+            yield word[2:].partition("=")[0]
+
+
+def _refuse(word: str, near: str) -> NoReturn:
+    raise UserError(f"unrecognized arguments: {word}{near} {POINTER}")
+
+
+def _one_line(message: str, *, recipe_given: bool) -> str:
+    """The parser's message without line breaks and Python types, with the key or value that may have been meant."""
+    line = " ".join(message.replace("Parser key ", "").split())
+    line = re.sub(r"Problem with given class_path '[\w.]+': ", "", line)
+    stray = line.removeprefix("unrecognized arguments: ").split()[0]
+    if stray in recipes() and not recipe_given:
+        return f"recipe {stray} must come first: train.py {stray} --KEY VALUE ..."
+    return f"{_in_plain_words(line)} {POINTER}"
+
+
+def _in_plain_words(line: str) -> str:
+    if found := re.match(r'("[^"]+"): Does not validate .*Subtypes: \[(.*?)\] Errors:.*Given value: (.*)', line):
+        key, types, value = found.groups()
+        words = re.sub(r"<class '(\w+)'>", r"\1", types).replace("NoneType", "null").split(", ")
+        return f"{key}: expected one of {', '.join(sorted(words, key='null'.__eq__))}, got {value}"
+    if found := re.match(r"(.*): Expected a typing.Literal\[(.*?)\]. Got value: (.*)", line):
+        key, choices, value = found.groups()
+        near = did_you_mean(value, [choice.strip("' ") for choice in choices.split(",")])
+        return f"{key}: expected one of {choices}, got {value}{near}"
+    if found := re.match(r"(.*): Expected a <class '(\w+)'>. Got value: (.*)", line):
+        key, kind, value = found.groups()
+        return f"{key}: expected {KINDS.get(kind, kind)}, got {value}"
+    if found := re.match(r"\"(\w+)\": Unable to load config '(.*?)'", line):
+        group, value = found.groups()
+        near = f"; did you mean --{USUAL_NAMES[group]}?" if group in USUAL_NAMES else ""
+        return f"{group}={value}: expected keys and their values, such as {group}.KEY{near}"
+    if found := re.match(r"(?:Group '([\w.]+)' does not accept option|.*Option) '([\w.]+)'", line):
+        group, name = found.groups()
+        return f"{line}{did_you_mean(f'{group}.{name}' if group else name, _all_names(), USUAL_NAMES)}"
+    return line
+
+
+def _all_names() -> list[str]:
+    return [*keys(), *keys(TermConfig)]

@@ -1,0 +1,137 @@
+"""What the command lines of all scripts share: one-line errors, flags that also take true or false, suggestions."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NoReturn
+
+from recipes.core.errors import UserError
+from recipes.core.suggestions import did_you_mean
+
+BOOLEANS = {"true": True, "false": False}
+WIDTH = 100
+"""Columns of a help text."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises UserError where argparse would end the process, and says which option may have been meant.
+
+    Args:
+        prog: file name of the script.
+        doc: docstring of the script, shown by --help.
+        former: options that were renamed, each with its present name.
+        settings: further arguments of argparse.ArgumentParser.
+    """
+
+    def __init__(self, prog: str, doc: str | None, *, former: Mapping[str, str] | None = None, **settings: Any) -> None:
+        super().__init__(
+            prog=prog, description=doc, formatter_class=wide_help, allow_abbrev=False, exit_on_error=False, **settings
+        )
+        self.former = dict(former or {})
+        self.options = ["--help"]
+        self.flags: list[str] = []
+
+    def option(self, name: str, **settings: Any) -> None:
+        """Add an option with a value; takes what `add_argument` takes."""
+        self.options.append(name)
+        self.add_argument(name, **settings)
+
+    def flag(self, name: str, help: str) -> None:
+        """Add an option that is false by default: `--name`, `--name true` and `--name=false` are understood."""
+        self.flags.append(name)
+        self.option(name, nargs="?", const=True, type=boolean, default=False, metavar="true|false", help=help)
+
+    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
+        """The values of a command line.
+
+        Raises:
+            UserError: an unknown option, or a value that it cannot have.
+        """
+        try:
+            args, rest = self.parse_known_args(join_flags(argv, self.flags))
+        except argparse.ArgumentError as error:
+            self.error(str(error))
+        if rest:
+            self.refuse(rest[0])
+        return args
+
+    def refuse(self, word: str) -> NoReturn:
+        """Raise the error for a word that the script does not know."""
+        name = word.partition("=")[0]
+        if name in self.former:
+            raise UserError(f"{name} is called {self.former[name]} now")
+        near = did_you_mean(name.lstrip("-"), [option.lstrip("-") for option in self.options], prefix="--")
+        raise UserError(f"unrecognized arguments: {word}{near if name.startswith('-') else ''} {self.pointer}")
+
+    @property
+    def pointer(self) -> str:
+        """Where to read on."""
+        return "(--help lists the options)"
+
+    def error(self, message: str) -> NoReturn:
+        """Raise argparse's message as one line, with the choice that may have been meant."""
+        wrong = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        near = did_you_mean(wrong[1], [name.strip(" '") for name in wrong[2].split(",")]) if wrong else ""
+        raise UserError(f"{message}{near} {self.pointer}")
+
+
+def wide_help(prog: str) -> argparse.HelpFormatter:
+    """Keeps the line breaks of a docstring."""
+    return argparse.RawDescriptionHelpFormatter(prog, max_help_position=26, width=WIDTH)
+
+
+def boolean(text: str) -> bool:
+    """True or false.
+
+    Raises:
+        ArgumentTypeError: another word.
+    """
+    try:
+        return BOOLEANS[text.lower()]
+    except KeyError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false") from None
+
+
+def is_boolean(word: str) -> bool:
+    """Whether a word is true or false."""
+    return word.lower() in BOOLEANS
+
+
+def join_flags(
+    argv: Sequence[str], flags: Collection[str], is_value: Callable[[str], bool] = is_boolean
+) -> list[str]:
+    """The command line with every flag in the form --flag=VALUE, where a flag without a value is true.
+
+    Args:
+        argv: the words of the command line.
+        flags: names of options, with their hyphens.
+        is_value: whether the word behind a flag is its value.
+
+    Example:
+        >>> join_flags(["--quiet", "RUN", "--fresh", "false"], ["--quiet", "--fresh"])
+        ['--quiet=true', 'RUN', '--fresh=false']
+    """
+    words, joined = list(argv), []
+    while words:
+        word = words.pop(0)
+        if word in flags:
+            word += f"={words.pop(0) if words and is_value(words[0]) else 'true'}"
+        joined.append(word)
+    return joined
+
+
+def run_script(body: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None) -> int:
+    """The exit code of a script: that of `body` (None is 0), or 2 with one line when the user has to change something.
+
+    Args:
+        body: the script, given the words of its command line.
+        argv: those words; None takes them from the process.
+    """
+    try:
+        return body(sys.argv[1:] if argv is None else argv) or 0
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
