@@ -188,13 +188,14 @@ def _check_pooled(features: Tensor, num_features: int) -> None:
         raise TypeError(f"features of {features.dtype}: the norm takes floating-point features; call .float() on them")
 
 
-_KINDS: dict[str, Callable[..., nn.Module]] = {
+NORMS: dict[str, Callable[..., nn.Module]] = {
     "none": nn.Identity,
     "batch": LastBatchNorm,
     "layer": partial(nn.LayerNorm, bias=False),
     "rms": nn.RMSNorm,
     "filter_response": FilterResponseNorm,
 }
+"""Norms that last_norm knows by name."""
 
 
 def last_norm(kind: str, num_features: int, **args: Any) -> nn.Module:
@@ -213,8 +214,8 @@ def last_norm(kind: str, num_features: int, **args: Any) -> nn.Module:
         >>> last_norm("batch", 8, gamma="scalar")
         LastBatchNorm(8, gamma='scalar', bias=False, eps=1e-05, momentum=0.1)
     """
-    if not isinstance(kind, str) or kind not in _KINDS:
-        raise ValueError(f"norm {kind!r} is unknown; known: {', '.join(map(repr, _KINDS))}")
+    if not isinstance(kind, str) or kind not in NORMS:
+        raise ValueError(f"norm {kind!r} is unknown; known: {', '.join(map(repr, NORMS))}")
     if kind == "none" and args:
         raise ValueError(f"norm 'none' has no setting, but got {', '.join(args)}: leave it out, or pick another norm")
-    return _KINDS[kind](as_size("num_features", num_features, 1), **args)
+    return NORMS[kind](as_size("num_features", num_features, 1), **args)

@@ -17,20 +17,27 @@ from typing import Any
 
 if __package__ in (None, ""):  # run as a script: import from the project's root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+if __name__ == "__main__":
+    from recipes.core.extras import require_recipes
+
+    require_recipes()
 
 import torch
 
+from ncreg.heads import HEADS
+from ncreg.norms import NORMS
 from recipes.core.cli import parse, parse_command
 from recipes.core.config import TrainConfig
 from recipes.core.distributed import Ranks, join_ranks
 from recipes.core.errors import UserError
 from recipes.core.interrupt import EXIT_CODE, Stopped, StopRequest
 from recipes.data.lazy_images import report_lost_workers
-from recipes.data.load import Dataset, load
+from recipes.data.load import SOURCES, Dataset, load
 from recipes.data.split import Split, stratified
 from recipes.loop import Loop
 from recipes.training.board import Board
 from recipes.training.build import image_size, pick_device
+from recipes.training.loss_terms import loss_names
 from recipes.training.plan import show_plan
 from recipes.training.reporting import closing_lines, draw, opening_line, progress_bar, run_summary, show, timing_line
 from recipes.training.run_dir import RunDir
@@ -146,12 +153,22 @@ def resumed(run: RunDir) -> TrainConfig:
     return parse(["--config", str(run.path / "config.yaml")])
 
 
+def existing_names() -> dict[str, Sequence[str]]:
+    """What --help lists beside the recipes, by its title."""
+    return {
+        "heads": list(HEADS),
+        "norms": list(NORMS),
+        "losses": loss_names(),
+        "data sets": [*SOURCES, "torchvision.NAME"],
+    }
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line: 0 when the run is done, 2 with one line when something is to be put right, 75 when stopped."""
     argv = sys.argv[1:] if argv is None else argv
     try:
-        config, resume = parse_command(argv)
-        if "--plan" in argv:
+        config, resume, plan = parse_command(argv, existing_names())
+        if plan:
             show_plan(config)
             return 0
         run = None

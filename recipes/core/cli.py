@@ -128,7 +128,7 @@ def _parser() -> jsonargparse.ArgumentParser:
 
 
 def _refuse_unknown_keys(args: Sequence[str]) -> None:
-    """jsonargparse would only say that it did not recognize them."""
+    """Raise the error for the first option that is no key: of those, the parser only says that it has no such thing."""
     known = [*keys(), "config", "resume", "plan", "print_config", "help"]
     free = tuple(f"{key}." for key, hint in keys().items() if str(hint).startswith("dict"))
     for word in _option_names(args):

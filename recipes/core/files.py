@@ -34,6 +34,11 @@ def write_atomically(path: Path, text: str) -> None:
         unfinished.unlink(missing_ok=True)
 
 
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file, whole or not at all; a number that is not finite becomes null."""
+    write_atomically(path, json.dumps(strict(content), indent=1, allow_nan=False) + "\n")
+
+
 def json_row(entry: Mapping[str, Any]) -> str:
     """One line of a .jsonl file."""
     return json.dumps(strict(entry), allow_nan=False) + "\n"

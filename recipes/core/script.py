@@ -100,9 +100,7 @@ def is_boolean(word: str) -> bool:
     return word.lower() in BOOLEANS
 
 
-def join_flags(
-    argv: Sequence[str], flags: Collection[str], is_value: Callable[[str], bool] = is_boolean
-) -> list[str]:
+def join_flags(argv: Sequence[str], flags: Collection[str], is_value: Callable[[str], bool] = is_boolean) -> list[str]:
     """The command line with every flag in the form --flag=VALUE, where a flag without a value is true.
 
     Args:

@@ -68,6 +68,11 @@ def _losses(class_counts: Tensor, num_features: int) -> dict[str, Callable[..., 
     }
 
 
+def loss_names() -> tuple[str, ...]:
+    """The losses that a configuration can name."""
+    return tuple(_losses(torch.ones(2), 1))
+
+
 def build_terms(
     config: Mapping[str, TermConfig], *, class_counts: Tensor, num_features: int, device: torch.device | None = None
 ) -> list[Term]:
