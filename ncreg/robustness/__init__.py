@@ -8,19 +8,21 @@ from ncreg.robustness.adversarial import (
     AttackResult,
     AttackRow,
     AutoAttackResult,
+    DeepFoolResult,
     Finding,
+    MinimumNormResult,
     RobustnessCurve,
     autoattack,
+    deepfool,
     evaluate_adversarial,
     fgsm,
     find_suspicions,
     logit_margin,
+    minimum_norm,
     pgd,
     random_search,
     robustness_curve,
 )
-from ncreg.robustness.adversarial.deepfool import DeepFoolResult, deepfool
-from ncreg.robustness.adversarial.minimum_norm import MinimumNormResult, minimum_norm
 from ncreg.robustness.calibration import (
     CalibrationReport,
     CalibrationScores,

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ncreg.models import Classifier
+from ncreg.robustness.adversarial.steps import perturb
 from recipes.core.config import AdversarialConfig, TrainConfig
 from recipes.core.distributed import Ranks
 from recipes.data.augment import Batch
@@ -30,8 +31,8 @@ class Adversary:
 
     def acts(self, phase: str) -> bool:
         """Whether it does in this phase of training."""
-        asked = self.config.adversarial
-        return asked.epsilon > 0 and (asked.phase == "always" or phase == "terminal")
+        config = self.config.adversarial
+        return config.epsilon > 0 and (config.phase == "always" or phase == "terminal")
 
     def __call__(self, batch: Batch, *, epoch: int, step: int) -> Batch:
         """The batch with its images moved by `epsilon` at most."""
@@ -53,31 +54,21 @@ class Adversary:
         return replace(batch, images=torch.cat(images))
 
 
-def attacked(model: Classifier, batch: Batch, start: Tensor, asked: AdversarialConfig) -> Tensor:
-    """Images (B, channels, H, W) in the ball around the batch's, from `start` (in units of epsilon) uphill."""
-    clean, epsilon = batch.images, asked.epsilon
-    step = 2.5 * epsilon / asked.steps if asked.step_size is None else asked.step_size
-    change = within(clean, start.to(clean.dtype) * epsilon, asked)
-    for _ in range(asked.steps):
-        change.requires_grad_(True)
-        loss = F.cross_entropy(full(model(clean + change)), batch.target, reduction="sum")
-        (slope,) = torch.autograd.grad(loss, change)
-        uphill = (
-            slope.sign() if asked.norm == "linf" else slope / lengths(slope).clamp_min(torch.finfo(slope.dtype).tiny)
-        )
-        change = within(clean, change.detach() + step * uphill, asked)
-    return (clean + change).clamp(0, 1)
+def attacked(model: Classifier, batch: Batch, start: Tensor, config: AdversarialConfig) -> Tensor:
+    """Images (B, channels, H, W) with a higher cross-entropy, in the ball around the batch's.
 
+    `start` is the first change of each image in units of epsilon.
+    """
 
-def within(clean: Tensor, change: Tensor, asked: AdversarialConfig) -> Tensor:
-    """The change cut back to the ball, then to images in [0, 1]."""
-    if asked.norm == "linf":
-        change = change.clamp(-asked.epsilon, asked.epsilon)
-    else:
-        change = change * (asked.epsilon / lengths(change).clamp_min(asked.epsilon))
-    return (clean + change).clamp(0, 1) - clean
+    def loss(images: Tensor) -> Tensor:
+        return F.cross_entropy(full(model(images)), batch.target, reduction="sum")
 
-
-def lengths(change: Tensor) -> Tensor:
-    """L2 length of each image's change, (B, 1, 1, 1)."""
-    return torch.linalg.vector_norm(change, dim=(1, 2, 3), keepdim=True)
+    return perturb(
+        loss,
+        batch.images,
+        start.to(batch.images.dtype) * config.epsilon,
+        epsilon=config.epsilon,
+        norm=config.norm,
+        steps=config.steps,
+        step_size=config.step_size,
+    )

@@ -27,7 +27,16 @@ from ncreg.robustness import (
     robustness_curve,
 )
 from ncreg.robustness._inputs import check_images, check_logits, check_target, in_eval_mode
-from ncreg.robustness.adversarial.steps import loss_of, project, random_start
+from ncreg.robustness.adversarial.objectives import loss_of
+from ncreg.robustness.adversarial.steps import (
+    ascent_direction,
+    clip_change,
+    default_step_size,
+    per_image,
+    perturb,
+    project,
+    random_start,
+)
 
 EPS = 0.1
 SCALES = (1e-3, 1e-2, 10.0, 1e3)
@@ -190,6 +199,37 @@ ATTACKS = {
     "curve": lambda *given, epsilon, **more: robustness_curve(*given, [epsilon], **{"steps": 3, **more}),
     "evaluate": lambda *given, **more: evaluate_adversarial(*given, **{"autoattack": False, **more}),
 }
+
+
+class TestTrainingStep:
+    """`perturb` is the same ascent as the attacks', without their float64 and their look at the margin."""
+
+    @pytest.mark.parametrize(("norm", "epsilon"), [("linf", 0.1), ("l2", 0.8)])
+    def test_it_is_projected_ascent_with_the_exact_step(self, norm, epsilon):
+        _, model, images, target = affine()
+        generator = torch.Generator().manual_seed(3)
+        start = (torch.rand(images.shape, generator=generator, dtype=torch.float64) * 2 - 1) * epsilon
+
+        def loss(x):
+            return nn.functional.cross_entropy(model(x), target, reduction="sum")
+
+        radius = torch.full((16,), epsilon, dtype=torch.float64)
+        x, size = project(images + start, images, radius, norm), default_step_size(epsilon, 5)
+        for _ in range(5):
+            (grad,) = torch.autograd.grad(loss(x.requires_grad_()), x)
+            x = project(x.detach() + size * ascent_direction(grad, norm), images, radius, norm)
+        found = perturb(loss, images, start, epsilon=epsilon, norm=norm, steps=5)
+        torch.testing.assert_close(found, x, rtol=0, atol=1e-12)
+        assert loss(found) > loss(images)
+
+    @pytest.mark.parametrize("norm", ["linf", "l2"])
+    def test_clipping_is_the_projection_up_to_rounding(self, norm):
+        generator = torch.Generator().manual_seed(0)
+        images = torch.rand(32, 2, 5, 5, generator=generator)
+        change = torch.randn(images.shape, generator=generator) * per_image(torch.logspace(-3, 1, 32))
+        exact = project(images + change, images, torch.full((32,), 0.3, dtype=torch.float64), norm)
+        clipped = images + clip_change(change, images, 0.3, norm)
+        torch.testing.assert_close(clipped, exact, rtol=0, atol=1e-5)
 
 
 class TestScale:

@@ -8,7 +8,7 @@ from PIL import Image
 from recipes.core.config import DataConfig
 from recipes.core.errors import UserError
 from recipes.data.fingerprint import checksums
-from recipes.data.image_folder import image_files, split_folders, read_image
+from recipes.data.image_folder import image_files, read_image, split_folders
 from recipes.data.load import load
 from recipes.train import main
 

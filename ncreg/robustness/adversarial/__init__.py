@@ -1,24 +1,32 @@
-"""Attacks, AutoAttack, robustness curves, and what makes their results suspect."""
+"""Attacks, AutoAttack, robustness curves, distances to the boundary, and checks of their credibility."""
 
-from ncreg.robustness.adversarial.attacks import AttackResult, fgsm, pgd, random_search
+from ncreg.robustness.adversarial.attacks import fgsm, pgd
+from ncreg.robustness.adversarial.attempt import AttackResult
 from ncreg.robustness.adversarial.autoattack import AutoAttackResult, autoattack
+from ncreg.robustness.adversarial.black_box import random_search
 from ncreg.robustness.adversarial.curve import RobustnessCurve, robustness_curve
+from ncreg.robustness.adversarial.deepfool import DeepFoolResult, deepfool
+from ncreg.robustness.adversarial.minimum_norm import MinimumNormResult, minimum_norm
+from ncreg.robustness.adversarial.objectives import logit_margin
 from ncreg.robustness.adversarial.report import AdversarialReport, AttackRow, evaluate_adversarial
 from ncreg.robustness.adversarial.sanity_checks import Finding, find_suspicions
-from ncreg.robustness.adversarial.steps import logit_margin
 
 __all__ = [
     "AdversarialReport",
     "AttackResult",
     "AttackRow",
     "AutoAttackResult",
+    "DeepFoolResult",
     "Finding",
+    "MinimumNormResult",
     "RobustnessCurve",
     "autoattack",
+    "deepfool",
     "evaluate_adversarial",
     "fgsm",
     "find_suspicions",
     "logit_margin",
+    "minimum_norm",
     "pgd",
     "random_search",
     "robustness_curve",

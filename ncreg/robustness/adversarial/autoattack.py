@@ -11,49 +11,29 @@ from torch import Tensor
 
 from ncreg._checks import check_count
 from ncreg.robustness._inputs import Model, check_seed, in_parts
-from ncreg.robustness.adversarial.attacks import clean_logits, keep_lower, scored
-from ncreg.robustness.adversarial.steps import Norm, check_epsilon, frozen, lift, logit_margin, project
-from ncreg.robustness.intervals import binomial_interval
+from ncreg.robustness.adversarial.attempt import AttackResult, Attempt
+from ncreg.robustness.adversarial.objectives import frozen
+from ncreg.robustness.adversarial.steps import Norm, check_epsilon, project
 
 Version = Literal["standard", "apgd"]
 _ATTACKS = {"standard": ("apgd-ce", "apgd-t", "fab-t", "square"), "apgd": ("apgd-ce", "apgd-t")}
 
 
 @dataclass(frozen=True, eq=False)
-class AutoAttackResult:
-    """What each attack of the ensemble left, in the order in which they ran.
+class AutoAttackResult(AttackResult):
+    """Robust accuracy under each attack of the ensemble, in the order in which they ran.
 
-    Attributes:
+    Attributes, besides those of `AttackResult`, whose `robust` and `images` are those after every attack:
         version: "standard" or "apgd".
-        norm: "linf" or "l2".
-        epsilon: radius of the ball, in units of images in [0, 1].
-        images: for each image the attacked one of lowest margin; wrongly classified ones as they came.
-        clean_correct: (B,) classified rightly before the attack.
-        robust: (B,) classified rightly before and after every attack.
         after: name of each attack to the mask (B,) of what was left once it had run.
         target_classes: how many rival classes the targeted attacks aimed at: min(9, C − 1).
         note: what differs from AutoAttack as published, "" for nothing.
     """
 
     version: Version
-    norm: Norm
-    epsilon: float
-    images: Float[Tensor, "batch channels height width"]
-    clean_correct: Bool[Tensor, " batch"]
-    robust: Bool[Tensor, " batch"]
     after: dict[str, Bool[Tensor, " batch"]]
     target_classes: int
     note: str
-
-    @property
-    def accuracy(self) -> float:
-        """Robust accuracy, in [0, 1]."""
-        return float(self.robust.double().mean())
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Wilson's 95 % interval of the robust accuracy."""
-        return binomial_interval(int(self.robust.sum()), len(self.robust))
 
 
 @torch.inference_mode(False)
@@ -99,40 +79,37 @@ def autoattack(
     epsilon, count = check_epsilon(epsilon, norm), check_count("batch_size", batch_size)
     if version not in _ATTACKS:
         raise ValueError(f"version must be 'standard' or 'apgd', got {version!r}")
-    seed = check_seed(seed)
-    clean, target = clean_logits(model, images, target, count)
-    images = images.detach()
-    attacked, correct = images.clone(), clean.argmax(1) == target
-    lowest = logit_margin(clean, target).double()
-    alive = correct if survivors is None else correct & _mask(survivors, images)
-    suite, note = _suite(
-        model,
-        clean.shape[1],
-        images,
-        epsilon,
-        norm,
-        version,
-        check_count("steps", steps),
-        check_count("queries", queries),
-    )
+    seed, steps, queries = check_seed(seed), check_count("steps", steps), check_count("queries", queries)
+    attempt = Attempt(model, images, target, count)
+    images, target, radius = attempt.images, attempt.target, attempt.radius(epsilon)
+    alive = attempt.correct if survivors is None else attempt.correct & _mask(survivors, images)
+    suite, note = _suite(model, attempt.num_classes, images, epsilon, norm, version, steps, queries)
     after: dict[str, Tensor] = {}
     devices = [images.device] if images.device.type == "cuda" else []
     with frozen(model), torch.random.fork_rng(devices=devices):
         for name, attack in suite.items():
             attack.seed = seed
-            for chosen in in_parts(alive.nonzero().squeeze(1), count) if epsilon > 0 else ():
-                x, y = images[chosen].contiguous(), target[chosen]  # its views want contiguous memory
-                found = attack.perturb(x.float().clone(), y.clone()).to(x.dtype)
-                radius = torch.full((len(x),), epsilon, dtype=torch.float64, device=x.device)
-                found = project(found, x, radius, norm)
-                with torch.no_grad():
-                    keep_lower(attacked, lowest, chosen, found, logit_margin(lift(model(found)), y).double())
-            alive = alive & scored(model, name, norm, epsilon, attacked, target, correct, count).robust
+            for part in in_parts(alive.nonzero().squeeze(1), count) if epsilon > 0 else ():
+                x = images[part].contiguous()  # its views want contiguous memory
+                found = attack.perturb(x.float().clone(), target[part]).to(x.dtype)
+                attempt.look(part, project(found, x, radius[part], norm))
+            alive = alive & attempt.robust()
             after[name] = alive
-    return AutoAttackResult(version, norm, epsilon, attacked, correct, alive, after, _targets(clean.shape[1]), note)
+    return AutoAttackResult(
+        name=f"AutoAttack ({version})",
+        norm=norm,
+        epsilon=epsilon,
+        images=attempt.attacked,
+        clean_correct=attempt.correct,
+        robust=alive,
+        version=version,
+        after=after,
+        target_classes=_target_classes(attempt.num_classes),
+        note=note,
+    )
 
 
-def _targets(num_classes: int) -> int:
+def _target_classes(num_classes: int) -> int:
     return min(9, num_classes - 1)
 
 
@@ -154,14 +131,14 @@ def _suite(
     steps: int,
     queries: int,
 ) -> tuple[dict[str, Any], str]:
-    """The attacks by name, and what is not as published."""
+    """The attacks by name, and what differs from AutoAttack as published."""
     try:
         apgd, fab, square = (import_module(f"pyautoattack.{name}") for name in ("autopgd_base", "fab_pt", "square"))
     except ImportError as error:
         raise ImportError(f"autoattack needs the package pyautoattack: pip install 'ncreg[robust]' ({error})") from None
     silent = logging.Logger("silent", logging.CRITICAL + 1)
     common = {"eps": epsilon, "norm": {"linf": "Linf", "l2": "L2"}[norm], "device": images.device}
-    targets, notes = _targets(num_classes), []
+    targets, notes = _target_classes(num_classes), []
     logits = _Logits(model, images.dtype, num_classes)
 
     suite: dict[str, Any] = {"apgd-ce": apgd.APGDAttack(logits, n_iter=steps, loss="ce", logger=silent, **common)}

@@ -8,14 +8,16 @@ from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
 from ncreg.robustness._inputs import Model
-from ncreg.robustness.adversarial.attacks import clean_logits, pgd
-from ncreg.robustness.adversarial.steps import Loss, Norm, check_epsilon
+from ncreg.robustness.adversarial.attacks import pgd
+from ncreg.robustness.adversarial.attempt import clean_logits
+from ncreg.robustness.adversarial.objectives import Loss
+from ncreg.robustness.adversarial.steps import Norm, check_epsilon
 from ncreg.robustness.intervals import binomial_interval
 
 
 @dataclass(frozen=True, eq=False)
 class RobustnessCurve:
-    """Robust accuracy at each radius; never rising, for what breaks in a ball is broken in every wider one.
+    """Robust accuracy at each radius; it never rises, because an image broken in a ball is broken in every wider one.
 
     Attributes:
         norm: "linf" or "l2".
@@ -49,7 +51,7 @@ def robustness_curve(
     """Robust accuracy under `pgd` at rising radii; each radius attacks only what the smaller ones left.
 
     It is an upper bound, as all PGD is: `autoattack` at one of the radii says how loose. At radius 0 it is the clean
-    accuracy. Arguments not listed are those of `pgd`.
+    accuracy.
 
     Args:
         model: images in [0, 1] (B, channels, H, W) to logits (B, C); a module must be in eval mode.

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from ncreg._checks import check_count, check_number
 from ncreg.robustness._inputs import Model, check_attackable, predict
-from ncreg.robustness.adversarial.steps import Norm, check_epsilon, frozen, length, lift, per_image, size_in
+from ncreg.robustness.adversarial.objectives import at_least_float32, frozen
+from ncreg.robustness.adversarial.steps import Norm, check_epsilon, l2_length, per_image, size_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +71,7 @@ def deepfool(
         norm: "l2", as Papyan's ρ wants it, or "linf".
         top_k: only the rivals with the largest logits, at most C − 1; each costs a backward pass a step.
         max_steps: after these an image counts as a failure.
-        overshoot: how far beyond the boundary the point is put, as a share of r; above 0.
+        overshoot: how far beyond the boundary the point is put, as a fraction of r; above 0.
         batch_size: images at once.
 
     Raises:
@@ -98,11 +99,11 @@ def deepfool(
             shift[chosen], rival[chosen] = _descend(model, images[chosen], order[chosen], norm, max_steps, overshoot)
     crossed = rival != order[:, 0]
     shift = torch.where(per_image(crossed), shift, 0)
-    distance = torch.where(crossed, size_in(norm, shift), torch.inf)
+    distance = torch.where(crossed, size_of(shift, norm), torch.inf)
     return DeepFoolResult(
         norm,
         distance.to(images.dtype),
-        (distance / size_in(norm, images)).to(images.dtype),
+        (distance / size_of(images, norm)).to(images.dtype),
         images + (1 + overshoot) * shift,
         order[:, 0],
         rival,
@@ -114,29 +115,29 @@ def deepfool(
 def _descend(
     model: Model, images: Tensor, order: Tensor, norm: Norm, max_steps: int, overshoot: float
 ) -> tuple[Tensor, Tensor]:
-    """The shift of each image, and the class it is then given: the old one where it could not be moved across."""
+    """The shift of each image, and its class after it: the old one where no boundary could be crossed."""
     shift, label = torch.zeros_like(images), order[:, 0].clone()
     active = torch.arange(len(images), device=images.device)
     for _ in range(max_steps + 1):
         if not len(active):
             break
         x = images[active] + (1 + overshoot) * shift[active]
-        logits, differences = _differences(model, x, order[active])
+        logits, differences = logit_differences(model, x, order[active])
         label[active] = torch.where(logits.isfinite().all(1), logits.argmax(1), order[active, 0])
         moving = label[active] == order[active, 0]
-        least = torch.finfo(x.dtype).eps * size_in(norm, x)  # a shorter step would be lost in rounding
+        least = torch.finfo(x.dtype).eps * size_of(x, norm)  # a shorter step would be lost in rounding
         step = _nearest_step(logits, differences, order[active], norm, least)
         active, step = active[moving], step[moving]
         shift[active] += step
-        active = active[length(step) > 0]  # no gradient leads anywhere
+        active = active[l2_length(step) > 0]  # no gradient leads anywhere
     return shift, label
 
 
-def _differences(model: Model, x: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits, and for each rival the gradient of its logit less the predicted class's: (K, B, channels, H, W)."""
+def logit_differences(model: Model, x: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits, and for each rival the gradient of its logit minus the first's in `order`: (K, B, channels, H, W)."""
     with torch.enable_grad():
         x = x.detach().clone().requires_grad_()
-        logits = lift(model(x))
+        logits = at_least_float32(model(x))
         ranked = logits.gather(1, order)
         grads = []
         for rival in range(1, order.shape[1]):
@@ -148,12 +149,20 @@ def _differences(model: Model, x: Tensor, order: Tensor) -> tuple[Tensor, Tensor
     return logits.detach(), torch.stack(grads).detach()
 
 
-def _nearest_step(logits: Tensor, differences: Tensor, order: Tensor, norm: Norm, least: Tensor) -> Tensor:
-    """The step onto the nearest linearised boundary; zero where no rival has a gradient."""
+def linearised_distances(logits: Tensor, differences: Tensor, order: Tensor, norm: Norm) -> tuple[Tensor, Tensor]:
+    """Distance |f_j − f_y|/‖∇f_j − ∇f_y‖ to each rival's linearised boundary, and that gradient's dual norm (K, B).
+
+    The distance is inf where the gradient is zero.
+    """
     ranked = logits.gather(1, order).double()
     gap = (ranked[:, 1:] - ranked[:, :1]).abs().T
     slope = torch.linalg.vector_norm(differences.flatten(2).double(), ord=2 if norm == "l2" else 1, dim=2)
-    distance = torch.where(slope > 0, gap / torch.where(slope > 0, slope, 1), torch.inf)
+    return torch.where(slope > 0, gap / torch.where(slope > 0, slope, 1), torch.inf), slope
+
+
+def _nearest_step(logits: Tensor, differences: Tensor, order: Tensor, norm: Norm, least: Tensor) -> Tensor:
+    """The step onto the nearest linearised boundary; zero where no rival has a gradient."""
+    distance, slope = linearised_distances(logits, differences, order, norm)
     nearest = distance.argmin(0, keepdim=True)
     size, slope = (rows.gather(0, nearest).squeeze(0) for rows in (distance, slope))
     size = torch.maximum(size, least)

@@ -8,18 +8,18 @@ from torch import Tensor
 
 from ncreg._checks import check_count
 from ncreg.robustness._inputs import Model, in_parts, seeded
-from ncreg.robustness.adversarial.attacks import clean_logits
-from ncreg.robustness.adversarial.deepfool import _differences, deepfool
+from ncreg.robustness.adversarial.attempt import clean_logits
+from ncreg.robustness.adversarial.deepfool import deepfool, linearised_distances, logit_differences
+from ncreg.robustness.adversarial.objectives import at_least_float32, frozen
 from ncreg.robustness.adversarial.steps import (
     Norm,
     ascend,
     check_epsilon,
-    frozen,
-    lift,
+    default_step_size,
     per_image,
     project,
     random_start,
-    size_in,
+    size_of,
 )
 
 
@@ -48,7 +48,7 @@ class MinimumNormResult:
         return float(self.distance.median())
 
     def accuracy(self, epsilon: float) -> float:
-        """Share of images farther away than epsilon: robust accuracy at that radius, as far as this search saw."""
+        """Fraction of images farther away than epsilon: the robust accuracy at that radius by this search."""
         return float((self.distance > check_epsilon(epsilon, self.norm)).double().mean())
 
 
@@ -97,58 +97,77 @@ def minimum_norm(
     check_epsilon(0.0, norm)
     rounds, steps = check_count("rounds", rounds), check_count("steps", steps)
     clean, target = clean_logits(model, images, target, batch_size)
-    correct, generator = clean.argmax(1) == target, seeded(seed)
-    images = images.detach()
-    nearest = images.clone()
+    images, correct, generator = images.detach(), clean.argmax(1) == target, seeded(seed)
+    chosen = correct.nonzero().squeeze(1)
     widest = 1.0 if norm == "linf" else float(images[0].numel()) ** 0.5  # every image lies within it of any other
     low = torch.zeros(len(images), dtype=torch.float64, device=images.device)
-    high = torch.where(correct, torch.inf, 0.0).to(low)
-    radius = torch.full_like(low, widest / 64)
-    first = _from_deepfool(model, images, target, correct, norm, batch_size)
-    nearer = first[1] < high
-    nearest[nearer], high[nearer] = first[0][nearer], first[1][nearer]
-    radius = torch.where(high.isinf(), radius, high / 2)
+    search = _Search(images.clone(), low, high=torch.where(correct, torch.inf, 0.0).to(low))
+    for part in in_parts(chosen, batch_size):
+        moved = deepfool(model, images[part], norm=norm, batch_size=batch_size).images.clamp(0, 1)
+        search.keep(part, *_pull_back(model, images[part], moved, target[part], norm))
+    radius = torch.where(search.high.isinf(), widest / 64, search.high / 2)
     with frozen(model):
         rivals = _rivals(model, images, target, clean, batch_size) if norm == "linf" else target[:, None][:, :0]
         for number in range(rounds):
-            aimed = number % 2 == 1 and number // 2 < rivals.shape[1]
-            if aimed:
-                start, tried = images, high.clamp_max(widest)
+            rival = rivals[:, number // 2] if number % 2 and number // 2 < rivals.shape[1] else None
+            if rival is not None:
+                start, tried = images, search.high.clamp_max(widest)
             elif number % 2:
                 start, tried = random_start(images, radius, norm, generator), radius
             else:
-                start, tried = project(nearest, images, radius, norm), radius
-            for chosen in in_parts(correct.nonzero().squeeze(1), batch_size):
-                rival = rivals[chosen, number // 2] if aimed else None
-                found, size = _attack(
-                    model, images[chosen], target[chosen], tried[chosen], start[chosen], rival, norm=norm, steps=steps
+                start, tried = project(search.nearest, images, radius, norm), radius
+            for part in in_parts(chosen, batch_size):
+                aim = None if rival is None else rival[part]
+                point, size = _attack(
+                    model, images[part], target[part], tried[part], start[part], aim, norm=norm, steps=steps
                 )
-                nearer = size < high[chosen]
-                nearest[chosen[nearer]], high[chosen[nearer]] = found[nearer], size[nearer]
-                if not aimed:  # another rival may be within the ball
-                    low[chosen] = torch.where(size.isinf(), torch.maximum(low[chosen], tried[chosen]), low[chosen])
-            # A nearer point may turn up inside a ball in which the attack once failed.
-            low = torch.minimum(low, high)
-            wider = radius if aimed else (2 * radius).clamp_max(widest)
-            radius = torch.where(high.isinf(), wider, (low + high) / 2)
-    found_none = int(high.isinf().sum())
-    return MinimumNormResult(norm, high.to(images.dtype), nearest, correct, found_none)
+                search.keep(part, point, size)
+                if rival is None:  # otherwise another rival may be within the ball
+                    search.rule_out(part, torch.where(size.isinf(), tried[part], 0))
+            radius = search.next_radius(radius if rival is not None else (2 * radius).clamp_max(widest))
+    failures = int(search.high.isinf().sum())
+    return MinimumNormResult(norm, search.high.to(images.dtype), search.nearest, correct, failures)
+
+
+@dataclass
+class _Search:
+    """Bisection of each image's distance.
+
+    Attributes:
+        nearest: the nearest misclassified point found so far (B, channels, H, W).
+        low: (B,) largest radius in which an attack failed.
+        high: (B,) distance of `nearest`, inf where there is none.
+    """
+
+    nearest: Tensor
+    low: Tensor
+    high: Tensor
+
+    def keep(self, chosen: Tensor, points: Tensor, size: Tensor) -> None:
+        """Keep points, at these distances from the images `chosen`, that are nearer than those found so far."""
+        nearer = size < self.high[chosen]
+        self.nearest[chosen[nearer]], self.high[chosen[nearer]] = points[nearer], size[nearer]
+
+    def rule_out(self, chosen: Tensor, radius: Tensor) -> None:
+        """An attack within the radius failed for the images `chosen`."""
+        self.low[chosen] = torch.maximum(self.low[chosen], radius)
+
+    def next_radius(self, wider: Tensor) -> Tensor:
+        """Halfway between `low` and `high`; `wider` where no point has been found."""
+        self.low = torch.minimum(self.low, self.high)  # a nearer point may turn up where an attack once failed
+        return torch.where(self.high.isinf(), wider, (self.low + self.high) / 2)
 
 
 def _rivals(
     model: Model, images: Tensor, target: Tensor, logits: Tensor, batch_size: int
 ) -> Int[Tensor, "batch rivals"]:
-    """The ten classes with the largest logits besides the target's; first that with the nearest linearised boundary.
-
-    Distances are in L∞: gaps of logits over the sums of their gradient's absolute values.
-    """
+    """The ten classes with the largest logits besides the target's, in order of their linearised distance in L∞."""
     others = logits.scatter(1, target[:, None], -torch.inf).argsort(1, descending=True)[:, :-1][:, :10]
     order, ranked = torch.cat([target[:, None], others], 1), []
     for part in torch.arange(len(images), device=images.device).split(batch_size):
-        rows, differences = _differences(model, images[part], order[part])
-        own, rest = rows.gather(1, order[part]).double().tensor_split([1], 1)
-        slope = differences.flatten(2).double().abs().sum(2).T
-        ranked.append(others[part].gather(1, ((own - rest) / slope).nan_to_num(torch.inf).argsort(1)))
+        rows, differences = logit_differences(model, images[part], order[part])
+        distance, _ = linearised_distances(rows, differences, order[part], "linf")
+        ranked.append(others[part].gather(1, distance.T.argsort(1)))
     return torch.cat(ranked)
 
 
@@ -171,39 +190,27 @@ def _attack(
     if rival is not None:
         pair, label = torch.stack([target, rival], 1), torch.zeros_like(target)
         attacked = lambda x: model(x).gather(1, pair)  # noqa: E731
+    step_size = default_step_size(radius, steps)
     found, _ = ascend(
-        attacked, images, label, radius, norm=norm, loss="margin", steps=steps, step=2.5 * radius / steps, start=start
+        attacked, images, label, radius, norm=norm, loss="margin", steps=steps, step_size=step_size, start=start
     )
-    found, broken = _pull_back(model, images, found, target, norm)
-    return found, torch.where(broken, size_in(norm, found - images), torch.inf)
-
-
-def _from_deepfool(
-    model: Model, images: Tensor, target: Tensor, correct: Tensor, norm: Norm, batch_size: int
-) -> tuple[Tensor, Tensor]:
-    """DeepFool's points, cut to [0, 1], and their distances; inf where they are then classified rightly."""
-    points, size = images.clone(), torch.full((len(images),), torch.inf, dtype=torch.float64, device=images.device)
-    for chosen in in_parts(correct.nonzero().squeeze(1), batch_size):
-        moved = deepfool(model, images[chosen], norm=norm, batch_size=batch_size).images.clamp(0, 1)
-        points[chosen], broken = _pull_back(model, images[chosen], moved, target[chosen], norm)
-        size[chosen] = torch.where(broken, size_in(norm, points[chosen] - images[chosen]), torch.inf)
-    return points, size
+    return _pull_back(model, images, found, target, norm)
 
 
 def _pull_back(
     model: Model, images: Tensor, found: Tensor, target: Tensor, norm: Norm, halvings: int = 16
 ) -> tuple[Tensor, Tensor]:
-    """The point nearest to the image on the way to `found` that is still misclassified, and whether there is one.
+    """The nearest misclassified point on the way from each image to `found`, and its distance; inf if there is none.
 
     The way is the line in L2. In L∞ the change is cut off at a size: what the edge of [0, 1] held back stays as it is.
     """
 
     def wrong(x: Tensor) -> Tensor:
         with torch.no_grad():
-            return lift(model(x)).argmax(1) != target
+            return at_least_float32(model(x)).argmax(1) != target
 
     broken, change = wrong(found), found - images
-    whole = size_in(norm, change).to(found.dtype)
+    whole = size_of(change, norm).to(found.dtype)
     inner, outer = torch.zeros_like(target, dtype=found.dtype), torch.ones_like(target, dtype=found.dtype)
     best = found
     for _ in range(halvings):
@@ -214,4 +221,4 @@ def _pull_back(
         still = wrong(x) & broken
         best = torch.where(per_image(still), x, best)
         inner, outer = torch.where(still, inner, middle), torch.where(still, middle, outer)
-    return best, broken
+    return best, torch.where(broken, size_of(best - images, norm), torch.inf)

@@ -1,4 +1,4 @@
-"""One adversarial evaluation: attacks side by side, AutoAttack as the headline, and what makes it suspect."""
+"""One adversarial evaluation: attacks side by side, AutoAttack as the headline, and checks of its credibility."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -9,8 +9,10 @@ from torch import Tensor
 
 from ncreg._checks import check_flag, check_word
 from ncreg.robustness._inputs import Model
-from ncreg.robustness.adversarial.attacks import AttackResult, clean_logits, fgsm, pgd, random_search
+from ncreg.robustness.adversarial.attacks import fgsm, pgd
+from ncreg.robustness.adversarial.attempt import AttackResult, clean_logits
 from ncreg.robustness.adversarial.autoattack import autoattack as run_autoattack
+from ncreg.robustness.adversarial.black_box import random_search
 from ncreg.robustness.adversarial.sanity_checks import Finding, find_suspicions
 from ncreg.robustness.adversarial.steps import Norm
 from ncreg.robustness.intervals import binomial_interval
@@ -24,13 +26,13 @@ _APGD_STEPS = {"quick": 50, "full": 100}
 
 @dataclass(frozen=True, eq=False)
 class AttackRow:
-    """A line of the table.
+    """One row of the report: an attack and the accuracy that it leaves.
 
     Attributes:
         name: which attack, with its settings; "clean" is none.
         robust: (B,) classified rightly before and after it.
-        correct: how many that are.
-        accuracy: their share, in [0, 1].
+        correct: how many images that is.
+        accuracy: their fraction, in [0, 1].
         low: lower end of Wilson's 95 % interval.
         high: upper end.
     """
@@ -45,7 +47,7 @@ class AttackRow:
 
 @dataclass(frozen=True, eq=False)
 class AdversarialReport:
-    """Attacks on one model at one radius; print it whole: no row means much without the findings.
+    """Attacks on one model at one radius; print all of it: no row means much without the findings.
 
     Attributes:
         norm: "linf" or "l2".
@@ -72,7 +74,7 @@ class AdversarialReport:
 
     @property
     def flagged(self) -> bool:
-        """Whether any finding is: then no row but perhaps the headline is to be believed."""
+        """Whether any finding is flagged: then believe no row, except perhaps the headline."""
         return any(finding.flagged for finding in self.findings)
 
     def as_dict(self) -> dict[str, Any]:
@@ -116,7 +118,7 @@ def evaluate_adversarial(
     autoattack: bool = True,
     batch_size: int = 256,
 ) -> AdversarialReport:
-    """Attacks side by side, with AutoAttack as the headline, and every reason to distrust them.
+    """Several attacks, with AutoAttack as the headline, and every reason to distrust their results.
 
     An image counts where it is classified rightly before and after the attack. Attacks on cross-entropy stand beside
     those on the margin, always. "quick": PGD of 20 steps, 100 queries of random search, AutoAttack's two APGD attacks
@@ -151,10 +153,10 @@ def evaluate_adversarial(
     check_flag("autoattack", autoattack)
     common: dict[str, Any] = {"epsilon": epsilon, "norm": norm, "batch_size": batch_size}
     clean, target = clean_logits(model, images, target, batch_size)
-    again: dict[str, Any] = common | {"steps": _STEPS[preset], "restarts": _RESTARTS[preset], "seed": seed}
+    settings: dict[str, Any] = common | {"steps": _STEPS[preset], "restarts": _RESTARTS[preset], "seed": seed}
     step = fgsm(model, images, target, **common)
-    cross_entropy = pgd(model, images, target, loss="cross_entropy", **again)
-    margin = pgd(model, images, target, loss="margin", **again)
+    cross_entropy = pgd(model, images, target, loss="cross_entropy", **settings)
+    margin = pgd(model, images, target, loss="margin", **settings)
     black_box = random_search(model, images, target, queries=_QUERIES[preset], seed=seed, **common)
     attacks: tuple[AttackResult, ...] = (step, cross_entropy, margin, black_box)
     rows = [_row("clean", clean.argmax(1) == target), *(_row(attack.name, attack.robust) for attack in attacks)]
@@ -164,10 +166,10 @@ def evaluate_adversarial(
     name = "every attack above"
     if autoattack:
         version: Literal["standard", "apgd"] = "standard" if preset == "full" else "apgd"
-        asked = common | {"version": version, "steps": _APGD_STEPS[preset], "seed": seed}
-        ensemble = run_autoattack(model, images, target, survivors=survivors, **asked)
+        settings = common | {"version": version, "steps": _APGD_STEPS[preset], "seed": seed}
+        ensemble = run_autoattack(model, images, target, survivors=survivors, **settings)
         rows += [_row(attack, mask) for attack, mask in ensemble.after.items()]
-        survivors, note, name = ensemble.robust, ensemble.note, f"AutoAttack ({version})"
+        survivors, note, name = ensemble.robust, ensemble.note, ensemble.name
     findings = find_suspicions(
         model,
         images,

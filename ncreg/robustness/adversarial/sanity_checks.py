@@ -1,4 +1,4 @@
-"""What makes an adversarial evaluation suspect: vanishing gradients, large logits, chance, attacks that disagree."""
+"""Reasons to distrust an adversarial evaluation: vanishing gradients, large logits, chance, disagreeing attacks."""
 
 import copy
 from dataclasses import dataclass
@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from ncreg._checks import check_count
 from ncreg.robustness._inputs import Model, check_attackable, check_logits, check_target
-from ncreg.robustness.adversarial.steps import frozen, gradient, lift, logit_margin, loss_of
+from ncreg.robustness.adversarial.objectives import at_least_float32, frozen, gradient, logit_margin, loss_of
 
-# Above these a result is flagged. Shares of images, but for what says otherwise.
+# Above these a result is flagged. Fractions of the images, except where the comment says otherwise.
 ZERO_GRADIENT = 0.01
 LOGIT_SCALE = 20.0  # margin; at 17 float32 rounds the probability 1 - e^-17 to 1
 CROSS_ENTROPY_GAP = 0.05  # between two attacks of about one strength; honest nets show up to 4 points
@@ -22,7 +22,7 @@ CHANGE = 1e-3  # of the logits, in units of their spread (in half precision four
 
 @dataclass(frozen=True)
 class Finding:
-    """One reason to believe a robust accuracy, or not to.
+    """One check of a robust accuracy, and whether it speaks against it.
 
     Attributes:
         name: which check.
@@ -51,10 +51,10 @@ def find_suspicions(
     ensemble: Bool[Tensor, " batch"] | None = None,
     batch_size: int = 256,
 ) -> tuple[Finding, ...]:
-    """Checks of the model itself, and of the masks (B,) of images that each kind of attack left standing.
+    """Checks of the model, and of the masks (B,) of images that each kind of attack did not break.
 
     After the self-checks of AutoAttack (Croce & Hein 2020) and the list of Carlini et al. 2019 (arXiv 1902.06705).
-    A mask that is not given leaves its checks out, but for `ensemble`, whose absence is a finding of its own.
+    Checks of masks that are not given are left out, except `ensemble`, whose absence is a finding of its own.
 
     Args:
         model: images in [0, 1] (B, channels, H, W) to logits (B, C). In training mode it is a finding, not an error.
@@ -79,9 +79,9 @@ def find_suspicions(
     """
     check_attackable(images)
     check_count("batch_size", batch_size)
-    model, training = _untouched(model)
+    model, training = _protected(model)
     raw, again, alone = _passes(model, images, batch_size)
-    logits = lift(raw)
+    logits = at_least_float32(raw)
     target = check_target(target, check_logits(logits, images), logits.shape[1]).clone()
     masks = {"cross_entropy": cross_entropy, "margin": margin, "black_box": black_box, "ensemble": ensemble}
     for name, mask in masks.items():
@@ -94,13 +94,13 @@ def find_suspicions(
         _finding("logit_scale", scale, LOGIT_SCALE, "median |margin|: when large, cross-entropy is flat in float32"),
         _finding(
             "random_model",
-            _change(logits, lift(again)),
+            _change(logits, at_least_float32(again)),
             change,
             "largest change of a logit between two passes over the same images: randomness hides the gradient",
         ),
         _finding(
             "batch_dependence",
-            _change(logits, lift(alone)),
+            _change(logits, at_least_float32(alone)),
             change,
             "largest change of a logit in a batch of half the size: batch statistics are in use, as in training mode",
         ),
@@ -173,8 +173,8 @@ def _zero_gradient(model: Model, images: Tensor, target: Tensor, batch_size: int
     )
 
 
-def _untouched(model: Model) -> tuple[Model, int]:
-    """The model and how many of its submodules train; a copy if any does, for each pass changes its statistics."""
+def _protected(model: Model) -> tuple[Model, int]:
+    """The model and how many of its submodules are in training mode; a copy if any is, as passes change it."""
     if not isinstance(model, nn.Module):
         return model, 0
     training = sum(module.training for module in model.modules())

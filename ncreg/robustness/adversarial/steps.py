@@ -1,97 +1,31 @@
-"""The parts of a gradient attack: what is raised, in which direction, and the ball that must not be left."""
+"""The step of projected gradient ascent (PGD): direction, projection and random start, for attacks and for training.
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+Attacks that measure robustness compute it in float64 and stay in the ball to the last bit. Training computes it in the
+images' own precision, by `perturb`, because there its time counts and a rounding error of the radius doesn't.
+"""
+
+from collections.abc import Callable
 from math import isfinite
 from numbers import Real
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int, Shaped
-from torch import Tensor, nn
+from jaxtyping import Int, Shaped
+from torch import Tensor
 
-from ncreg._checks import check_word
 from ncreg.robustness._inputs import Model, check_logits
+from ncreg.robustness.adversarial.objectives import (
+    Images,
+    Loss,
+    Scalars,
+    at_least_float32,
+    gradient,
+    logit_margin,
+    loss_of,
+)
 
 Norm = Literal["linf", "l2"]
-Loss = Literal["cross_entropy", "margin", "dlr"]
-Images = Float[Tensor, "batch channels height width"]
-Rows = Float[Tensor, "batch classes"]
-Scalars = Float[Tensor, " batch"]
-
-
-def logit_margin(logits: Rows, target: Int[Tensor, " batch"]) -> Scalars:
-    """z_y − max_{j≠y} z_j, negative where another class wins (Carlini & Wagner 2017, arXiv 1608.04644).
-
-    Example:
-        >>> logit_margin(torch.tensor([[3.0, 1.0, 2.0]]), torch.tensor([0]))
-        tensor([1.])
-    """
-    own = logits.gather(1, target[:, None])
-    others = logits.scatter(1, target[:, None], -torch.inf)
-    return own.squeeze(1) - others.amax(1)
-
-
-def loss_of(name: Loss) -> Callable[[Rows, Int[Tensor, " batch"]], Scalars]:
-    """What the attack of that name raises, one number an image.
-
-    Raises:
-        ValueError: no such loss.
-    """
-    check_word("loss", name, _LOSSES)
-    return _LOSSES[name]
-
-
-def _cross_entropy(logits: Rows, target: Int[Tensor, " batch"]) -> Scalars:
-    return F.cross_entropy(logits, target, reduction="none")
-
-
-def _negative_margin(logits: Rows, target: Int[Tensor, " batch"]) -> Scalars:
-    # The row's own spread, held constant, keeps gradients of tiny or huge logits in the middle of the number range.
-    spread = (logits.amax(1) - logits.amin(1)).detach()
-    return -logit_margin(logits, target) / torch.where(spread > 0, spread, 1)
-
-
-def _dlr(logits: Rows, target: Int[Tensor, " batch"]) -> Scalars:
-    if logits.shape[1] < 3:
-        raise ValueError(f"loss='dlr' needs at least 3 classes, got {logits.shape[1]}: use loss='margin'")
-    top = logits.topk(3, dim=1).values
-    spread = top[:, 0] - top[:, 2]
-    return -logit_margin(logits, target) / torch.where(spread > 0, spread, 1)
-
-
-_LOSSES = {"cross_entropy": _cross_entropy, "margin": _negative_margin, "dlr": _dlr}
-
-
-@contextmanager
-def frozen(model: Model) -> Iterator[None]:
-    """No parameter of the module (or of a module's bound method) asks for a gradient meanwhile: half the backward."""
-    owner = model if isinstance(model, nn.Module) else getattr(model, "__self__", None)
-    learned = [p for p in owner.parameters() if p.requires_grad] if isinstance(owner, nn.Module) else []
-    for parameter in learned:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in learned:
-            parameter.requires_grad_(True)
-
-
-def lift(logits: Tensor) -> Tensor:
-    """At least float32: half-precision margins tie."""
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-
-
-def gradient(model: Model, images: Images, objective: Callable[[Rows], Scalars]) -> tuple[Images, Rows]:
-    """Gradient with respect to the images, and the logits; zero where there is none, or one that is not finite."""
-    with torch.enable_grad():
-        x = images.detach().clone().requires_grad_()
-        logits = lift(model(x))
-        total = objective(logits).sum()
-        grad = torch.autograd.grad(total, x, allow_unused=True)[0] if total.requires_grad else None
-    grad = torch.zeros_like(images) if grad is None else grad.nan_to_num(0, 0, 0)
-    return grad, logits.detach()
+Radius = TypeVar("Radius", float, Tensor)
 
 
 def per_image(values: Shaped[Tensor, " batch"]) -> Shaped[Tensor, "batch 1 1 1"]:
@@ -99,26 +33,36 @@ def per_image(values: Shaped[Tensor, " batch"]) -> Shaped[Tensor, "batch 1 1 1"]
     return values[:, None, None, None]
 
 
-def length(rows: Tensor) -> Scalars:
+def l2_length(rows: Tensor) -> Scalars:
     """Euclidean length of each image in float64; squares of tiny gradients do not underflow."""
     return torch.linalg.vector_norm(rows.flatten(1).double(), dim=1)
 
 
-def size_in(norm: Norm, delta: Tensor) -> Scalars:
-    """How far each image was moved, in float64."""
-    return length(delta) if norm == "l2" else delta.flatten(1).double().abs().amax(1)
+def fast_l2_length(rows: Tensor) -> Scalars:
+    """Euclidean length of each image in its own precision and memory order, for training."""
+    return torch.linalg.vector_norm(rows, dim=(1, 2, 3))
 
 
-def steepest(grad: Images, norm: Norm) -> Images:
-    """The unit step that raises the objective most: its sign, or the gradient over its own length; 0 stays 0."""
+def size_of(change: Tensor, norm: Norm) -> Scalars:
+    """Norm of each image's change, in float64."""
+    return l2_length(change) if norm == "l2" else change.flatten(1).double().abs().amax(1)
+
+
+def default_step_size(radius: Radius, steps: int) -> Radius:
+    """2.5·radius/steps (Madry et al. 2018, arXiv 1706.06083): far enough to cross the ball and to turn back."""
+    return 2.5 * radius / steps
+
+
+def ascent_direction(grad: Images, norm: Norm, length: Callable[[Tensor], Scalars] = l2_length) -> Images:
+    """The unit step that raises the objective most: the gradient's sign, or the gradient over its length; 0 stays 0."""
     if norm == "linf":
         return grad.sign()
     size = length(grad)
-    return (grad.double() / per_image(torch.where(size > 0, size, 1))).to(grad.dtype)
+    return (grad.to(size.dtype) / per_image(size.clamp_min(torch.finfo(size.dtype).tiny))).to(grad.dtype)
 
 
 def project(x: Images, centre: Images, radius: Scalars, norm: Norm) -> Images:
-    """The point of the ball around `centre`, cut with [0, 1], next to x: within it exactly, also after rounding.
+    """The point nearest to x in the ball around `centre`, cut with [0, 1]: exactly within it, also after rounding.
 
     For L2 the radius is shortened by 16 units of rounding, so that its length measured in x's own precision agrees.
     """
@@ -129,7 +73,7 @@ def project(x: Images, centre: Images, radius: Scalars, norm: Norm) -> Images:
         delta = torch.minimum(torch.maximum(delta, -per_image(limit)), per_image(limit))
     else:
         limit = limit * (1 - 16 * torch.finfo(x.dtype).eps)
-        size = length(delta)
+        size = l2_length(delta)
         delta = delta * per_image(torch.where(size > limit, limit / torch.where(size > 0, size, 1), 1))
     near = (anchor + delta).clamp(0, 1).to(x.dtype)
     beyond = (near.double() - anchor).abs() > delta.abs()
@@ -153,7 +97,7 @@ def random_start(images: Images, radius: Scalars, norm: Norm, generator: torch.G
         depth = torch.rand(len(images), generator=generator, dtype=torch.float64, device="cpu") ** (
             1 / images[0].numel()
         )
-        noise = noise * per_image(depth / length(noise))
+        noise = noise * per_image(depth / l2_length(noise))
     scaled = images.double() + noise.to(images.device) * per_image(radius.double())
     return project(scaled.to(images.dtype), images, radius, norm)
 
@@ -167,29 +111,77 @@ def ascend(
     norm: Norm,
     loss: Loss,
     steps: int,
-    step: Scalars,
+    step_size: Scalars,
     start: Images,
 ) -> tuple[Images, Scalars]:
-    """Projected steepest ascent from `start`: of all points visited the one with the lowest margin, and that margin."""
-    raised = loss_of(loss)
+    """Projected gradient ascent from `start`: of all points visited the one with the lowest margin, and that margin."""
+    objective = loss_of(loss)
     x, best = start, start
     lowest = torch.full((len(images),), torch.inf, dtype=torch.float64, device=images.device)
     finite = torch.ones((), dtype=torch.bool, device=images.device)
     for number in range(steps + 1):
         if number < steps:
-            grad, logits = gradient(model, x, lambda z: raised(z, target))
+            grad, logits = gradient(model, x, lambda z: objective(z, target))
         else:
             with torch.no_grad():
-                grad, logits = x, lift(model(x))
+                grad, logits = x, at_least_float32(model(x))
         margin = logit_margin(logits, target).double()
         finite = finite & logits.isfinite().all()
         best = torch.where(per_image(margin < lowest), x, best)
         lowest = torch.minimum(lowest, margin)
         if number < steps:
-            x = project(x + per_image(step).to(x.dtype) * steepest(grad, norm), images, radius, norm)
+            x = project(x + per_image(step_size).to(x.dtype) * ascent_direction(grad, norm), images, radius, norm)
     if not bool(finite):
-        check_logits(torch.full((1, 2), torch.nan, device="cpu"))  # says so in the one wording
+        check_logits(torch.full((1, 2), torch.nan, device="cpu"))  # raises the error of logits that are not finite
     return best, lowest
+
+
+def perturb(
+    loss: Callable[[Images], Tensor],
+    images: Images,
+    start: Images,
+    *,
+    epsilon: float,
+    norm: Norm,
+    steps: int,
+    step_size: float | None = None,
+) -> Images:
+    """Images in the ball around `images` with a higher `loss`, by projected gradient ascent, for adversarial training.
+
+    x_{t+1} = Π(x_t + step_size·u_t), u_t the direction of `ascent_direction`, Π the ball cut with [0, 1]
+    (Madry et al. 2018, arXiv 1706.06083), in the images' own precision.
+
+    Args:
+        loss: images (B, channels, H, W) to a scalar, summed over the images.
+        images: in [0, 1].
+        start: the first change of each image, in units of images; it is cut back to the ball.
+        epsilon: radius of the ball, in units of images in [0, 1].
+        norm: "linf" or "l2".
+        steps: gradients.
+        step_size: length of a step; None takes 2.5 · epsilon/steps.
+
+    Example:
+        >>> images = torch.full((1, 1, 1, 2), 0.5)
+        >>> perturb(lambda x: x.sum(), images, torch.zeros_like(images), epsilon=0.1, norm="linf", steps=2).flatten()
+        tensor([0.6000, 0.6000])
+    """
+    size = default_step_size(epsilon, steps) if step_size is None else step_size
+    change = clip_change(start, images, epsilon, norm)
+    for _ in range(steps):
+        change.requires_grad_(True)
+        (grad,) = torch.autograd.grad(loss(images + change), change)
+        uphill = ascent_direction(grad, norm, fast_l2_length)
+        change = clip_change(change.detach() + size * uphill, images, epsilon, norm)
+    return (images + change).clamp(0, 1)
+
+
+def clip_change(change: Images, images: Images, epsilon: float, norm: Norm) -> Images:
+    """The change cut back to the ball of radius epsilon, then to images in [0, 1]; `project` without its float64."""
+    if norm == "linf":
+        change = change.clamp(-epsilon, epsilon)
+    else:
+        change = change * per_image(epsilon / fast_l2_length(change).clamp_min(epsilon))
+    return (images + change).clamp(0, 1) - images
 
 
 def check_epsilon(epsilon: float, norm: Norm) -> float:

@@ -1,0 +1,94 @@
+"""What every attack starts from and ends with: clean predictions, the best image found so far, the robust accuracy."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ncreg._checks import check_count
+from ncreg.robustness._inputs import Model, check_attackable, check_target, predict
+from ncreg.robustness.adversarial.objectives import at_least_float32, logit_margin
+from ncreg.robustness.adversarial.steps import Norm
+from ncreg.robustness.intervals import binomial_interval
+
+
+@dataclass(frozen=True, eq=False)
+class AttackResult:
+    """Robust accuracy under one attack.
+
+    Attributes:
+        name: which attack, with its settings.
+        norm: "linf" or "l2".
+        epsilon: radius of the ball, in units of images in [0, 1].
+        images: for each image the attacked one of lowest margin; wrongly classified ones as they came.
+        clean_correct: (B,) classified rightly before the attack.
+        robust: (B,) classified rightly before **and** after the attack.
+    """
+
+    name: str
+    norm: Norm
+    epsilon: float
+    images: Float[Tensor, "batch channels height width"]
+    clean_correct: Bool[Tensor, " batch"]
+    robust: Bool[Tensor, " batch"]
+
+    @property
+    def accuracy(self) -> float:
+        """Robust accuracy, in [0, 1]."""
+        return float(self.robust.double().mean())
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval of the robust accuracy."""
+        return binomial_interval(int(self.robust.sum()), len(self.robust))
+
+
+def clean_logits(model: Model, images: Tensor, target: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
+    """Logits of the images before the attack, and the target; everything is checked before the first gradient."""
+    check_attackable(images)
+    logits = predict(model, images, check_count("batch_size", batch_size))
+    return logits, check_target(target, logits, logits.shape[1]).clone()  # a clone of an inference tensor is none
+
+
+class Attempt:
+    """Images under attack: the image of lowest margin found so far for each, and which were classified rightly before.
+
+    Attributes:
+        images: as they came (B, channels, H, W).
+        target: their classes (B,).
+        num_classes: C.
+        correct: (B,) classified rightly before the attack.
+        attacked: the image of lowest margin found so far for each.
+        lowest: (B,) that margin.
+    """
+
+    def __init__(self, model: Model, images: Tensor, target: Tensor, batch_size: int) -> None:
+        logits, self.target = clean_logits(model, images, target, batch_size)
+        self.model, self.batch_size, self.images = model, batch_size, images.detach()
+        self.num_classes, self.correct = logits.shape[1], logits.argmax(1) == self.target
+        self.attacked, self.lowest = self.images.clone(), logit_margin(logits, self.target).double()
+
+    def radius(self, epsilon: float) -> Float[Tensor, " batch"]:
+        """The same radius for each image, in float64."""
+        return torch.full((len(self.images),), epsilon, dtype=torch.float64, device=self.images.device)
+
+    def keep(self, chosen: Tensor, found: Tensor, margin: Tensor) -> None:
+        """Keep the images found for the indices `chosen` where their margin is the lowest so far."""
+        lower = margin < self.lowest[chosen]
+        self.attacked[chosen[lower]] = found[lower]
+        self.lowest[chosen[lower]] = margin[lower]
+
+    @torch.no_grad()
+    def look(self, chosen: Tensor, proposal: Tensor) -> None:
+        """Keep the proposals for the indices `chosen` where the model gives them the lowest margin so far."""
+        logits = at_least_float32(self.model(proposal))
+        self.keep(chosen, proposal, logit_margin(logits, self.target[chosen]).double())
+
+    def robust(self) -> Bool[Tensor, " batch"]:
+        """Classified rightly before and after, by a new forward pass: no attack is believed about its own success."""
+        return self.correct & (predict(self.model, self.attacked, self.batch_size).argmax(1) == self.target)
+
+    def result(self, name: str, norm: Norm, epsilon: float) -> AttackResult:
+        """The attack's result."""
+        return AttackResult(name, norm, epsilon, self.attacked, self.correct, self.robust())
