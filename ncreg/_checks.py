@@ -1,58 +1,115 @@
-"""Checks of plain arguments that every part of the library shares; it imports nothing of ncreg."""
+"""Checks of plain arguments, shared by the whole library; it imports nothing of ncreg.
+
+Each check returns the value as a plain Python one. Numbers may also be numpy's or zero-dimensional tensors; True and
+False are no numbers. A value of another kind is a TypeError, a value out of range a ValueError; both name the argument.
+"""
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from contextlib import suppress
 from math import isfinite
 from numbers import Integral, Real
+from typing import Any
 
 import torch
-from torch import Tensor
+
+Number = int | float
 
 
-def check_flag(name: str, value: bool) -> bool:
+def check_flag(name: str, value: Any) -> bool:
     """True or False, and nothing that merely counts as one of them."""
     if not isinstance(value, bool):
         raise TypeError(f"{name}={value!r} must be True or False, not {type(value).__name__}")
     return value
 
 
-def _check_real(name: str, value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-
-
-def check_number(name: str, value: float) -> float:
-    """A finite number."""
-    _check_real(name, value)
-    if not isfinite(value):
-        raise ValueError(f"{name}={value} must be finite")
-    return float(value)
-
-
-def check_positive(name: str, value: float) -> float:
-    """A finite number above zero."""
-    _check_real(name, value)
-    if not (isfinite(value) and value > 0):
-        raise ValueError(f"{name}={value} must be finite and above 0")
-    return float(value)
-
-
-def check_share(name: str, value: float) -> float:
-    """A number in [0, 1]."""
-    _check_real(name, value)
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name}={value} must be in [0, 1]")
-    return float(value)
-
-
-def check_word(name: str, value: str, known: Iterable[str]) -> str:
-    """One of the words."""
-    words = list(known)
+def check_choice(name: str, value: Any, choices: Iterable[str]) -> str:
+    """One of the given words."""
+    words = list(choices)
     if not isinstance(value, str) or value not in words:
         raise ValueError(f"{name}={value!r} must be one of {', '.join(map(repr, words))}")
     return value
+
+
+def check_integer(name: str, value: Any, minimum: int | None = None, maximum: int | None = None) -> int:
+    """A whole number, from `minimum` to `maximum` where these are given."""
+    given = _scalar(value)
+    if isinstance(given, bool) or not isinstance(given, Integral):
+        raise TypeError(f"{name}={value!r} must be an integer, not {type(value).__name__}")
+    number = int(given)
+    if minimum is not None and maximum is not None and not minimum <= number <= maximum:
+        raise ValueError(f"{name}={number} must be in {minimum}..{maximum}")
+    if minimum is not None and number < minimum:
+        raise ValueError(f"{name}={number} must be at least {minimum}")
+    return number
+
+
+def check_seed(seed: Any) -> int:
+    """An integer that seeds a torch generator."""
+    seed = check_integer("seed", seed)
+    if not -(2**63) <= seed < 2**64:
+        raise ValueError(f"seed={seed} must have at most 64 bits: from -2**63 to 2**64 - 1")
+    return seed
+
+
+def check_num_classes(num_classes: Any) -> int:
+    """A number of classes: at least 2."""
+    return check_integer("num_classes", num_classes, 2)
+
+
+def check_class_counts(class_counts: Any, min_classes: int = 2) -> list[int]:
+    """The number of samples of each class, at least 1 each, of at least `min_classes` classes."""
+    counts = [check_integer(f"class_counts[{c}]", n, 1) for c, n in enumerate(_items("class_counts", class_counts))]
+    if len(counts) < min_classes:
+        found = f"has {len(counts)} entries" if counts else "is empty"
+        raise ValueError(f"class_counts {found}: give the number of samples of at least {min_classes} classes")
+    return counts
+
+
+def check_number(name: str, value: Any) -> float:
+    """A single number, perhaps NaN or infinite."""
+    given = _scalar(value)
+    if isinstance(given, bool) or not isinstance(given, Real):
+        raise TypeError(f"{name}={value!r} must be a number, not {type(value).__name__}")
+    return float(given)
+
+
+def check_finite(name: str, value: Any) -> float:
+    """A finite number."""
+    number = check_number(name, value)
+    if not isfinite(number):
+        raise ValueError(f"{name}={value} must be finite")
+    return number
+
+
+def check_positive(name: str, value: Any) -> float:
+    """A finite number above 0."""
+    number = check_number(name, value)
+    if not (isfinite(number) and number > 0):
+        raise ValueError(f"{name}={value} must be finite and above 0")
+    return number
+
+
+def check_non_negative(name: str, value: Any) -> float:
+    """A finite number, 0 or above."""
+    number = check_number(name, value)
+    if not (isfinite(number) and number >= 0):
+        raise ValueError(f"{name}={value} must be finite and at least 0")
+    return number
+
+
+def check_fraction(name: str, value: Any) -> float:
+    """A number in [0, 1]."""
+    number = check_number(name, value)
+    if not 0 <= number <= 1:
+        raise ValueError(f"{name}={value} must be in [0, 1]")
+    return number
+
+
+def check_numbers(name: str, values: Any) -> list[float]:
+    """The numbers of a list, a tuple, or an array or tensor of one axis."""
+    return [check_number(f"{name}[{place}]", value) for place, value in enumerate(_items(name, values))]
 
 
 def tracing() -> bool:
@@ -60,43 +117,16 @@ def tracing() -> bool:
     return bool(torch._C._get_tracing_state())
 
 
-def as_size(name: str, value: int, minimum: int) -> int:
-    """`value` as an int of at least `minimum`; TypeError for a non-integer, ValueError below."""
-    size = _as_integer(name, value)
-    if size < minimum:
-        raise ValueError(f"{name}={size} must be at least {minimum}")
-    return size
+def _scalar(value: Any) -> Any:
+    """The number that a numpy scalar or a tensor of one element holds; any other value as it is."""
+    if hasattr(value, "item"):
+        with suppress(ValueError, RuntimeError):  # it holds several numbers, or none (on the meta device)
+            return value.item()
+    return value
 
 
-def _as_integer(name: str, value: int) -> int:
-    try:
-        if not isinstance(value, bool):
-            return operator.index(value)
-    except TypeError:  # tensors and arrays have an __index__ that fails
-        pass
-    raise TypeError(f"{name}={value!r} must be an integer, not {type(value).__name__}")
-
-
-def check_count(name: str, value: int, least: int = 1) -> int:
-    """An int of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"{name} must be an int, got {value!r}")
-    if value < least:
-        raise ValueError(f"{name}={value} must be at least {least}")
-    return int(value)
-
-
-def check_class_counts(class_counts: Sequence[int] | Tensor) -> list[int]:
-    """Training images of each class, at least one each, of two classes or more.
-
-    Raises:
-        TypeError: no integers.
-        ValueError: fewer than two classes, or one without an image.
-    """
-    try:
-        counts = list(class_counts.tolist() if isinstance(class_counts, Tensor) else class_counts)
-    except TypeError:
-        raise TypeError(f"class_counts must hold a whole number a class, got {class_counts!r}") from None
-    if len(counts) < 2:
-        raise ValueError(f"class_counts has {len(counts)} entries: a classifier needs at least 2 classes")
-    return [check_count(f"class_counts[{index}]", count) for index, count in enumerate(counts)]
+def _items(name: str, values: Any) -> list[Any]:
+    """The items of a sequence of one axis."""
+    if isinstance(values, str) or not isinstance(values, Iterable) or getattr(values, "ndim", 1) != 1:
+        raise TypeError(f"{name}={values!r} must be a sequence of numbers, not {type(values).__name__}")
+    return values.tolist() if hasattr(values, "tolist") else list(values)

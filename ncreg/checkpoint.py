@@ -14,8 +14,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from ncreg._checks import check_flag
-from ncreg.frames import as_size
+from ncreg._checks import check_flag, check_integer
 from ncreg.models import Classifier, Normalize, swap_head
 
 FORMAT = 1
@@ -134,7 +133,7 @@ def load_classifier(source: str | Path, *, ema: bool = False, device: str | torc
             else f"checkpoint {path} holds no weights: its model is None"
         )
     try:
-        image_shape = tuple(as_size("image_shape", size, 1) for size in state["image_shape"])
+        image_shape = tuple(check_integer("image_shape", size, 1) for size in state["image_shape"])
         if len(image_shape) != 3:
             raise ValueError(f"image_shape={state['image_shape']!r} must be (channels, height, width)")
         with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten below

@@ -11,9 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ncreg._checks import check_flag, check_positive, check_share, check_word, tracing
+from ncreg._checks import check_choice, check_flag, check_fraction, check_integer, check_positive, tracing
 from ncreg.distributed import all_reduce_sum, world_size
-from ncreg.frames import as_size
 
 
 class LastBatchNorm(nn.Module):
@@ -59,10 +58,10 @@ class LastBatchNorm(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.num_features = as_size("num_features", num_features, 1)
+        self.num_features = check_integer("num_features", num_features, 1)
         sizes = {"vector": num_features, "scalar": 1, "none": None}
-        self.gamma, self.eps = check_word("gamma", gamma, sizes), check_positive("eps", eps)
-        self.momentum = None if momentum is None else check_share("momentum", momentum)
+        self.gamma, self.eps = check_choice("gamma", gamma, sizes), check_positive("eps", eps)
+        self.momentum = None if momentum is None else check_fraction("momentum", momentum)
         place: dict[str, Any] = {"device": device, "dtype": dtype}
         size = sizes[gamma]
         self.weight = nn.Parameter(torch.ones(size, **place)) if size is not None else None
@@ -159,7 +158,7 @@ class FilterResponseNorm(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.num_features = as_size("num_features", num_features, 1)
+        self.num_features = check_integer("num_features", num_features, 1)
         check_positive("eps", eps)
         place: dict[str, Any] = {"device": device, "dtype": dtype}
         self.weight = nn.Parameter(torch.ones(num_features, **place))
@@ -218,4 +217,4 @@ def last_norm(kind: str, num_features: int, **args: Any) -> nn.Module:
         raise ValueError(f"norm {kind!r} is unknown; known: {', '.join(map(repr, NORMS))}")
     if kind == "none" and args:
         raise ValueError(f"norm 'none' has no setting, but got {', '.join(args)}: leave it out, or pick another norm")
-    return NORMS[kind](as_size("num_features", num_features, 1), **args)
+    return NORMS[kind](check_integer("num_features", num_features, 1), **args)

@@ -7,7 +7,7 @@ import functools
 import torch
 from torch import Tensor
 
-from ncreg._checks import _as_integer
+from ncreg._checks import check_seed
 
 
 @functools.cache
@@ -33,10 +33,7 @@ def seeded(seed: int) -> torch.Generator:
         TypeError: for a seed that is no integer.
         ValueError: for one that 64 bits do not hold.
     """
-    seed = _as_integer("seed", seed)
-    if not -(2**63) <= seed < 2**64:
-        raise ValueError(f"seed={seed} must lie between -2**63 and 2**64 - 1")
-    return torch.Generator(device="cpu").manual_seed(seed)
+    return torch.Generator(device="cpu").manual_seed(check_seed(seed))
 
 
 def as_float(dtype: torch.dtype | None) -> torch.dtype | None:

@@ -1,14 +1,13 @@
 """Parameter groups in which the theory of last-layer normalisation and weight decay holds."""
 
-import math
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
-from numbers import Real
 from typing import Any, cast
 
 from timm.models import group_parameters
 from torch import nn
 
+from ncreg._checks import check_non_negative, check_number
 from ncreg.models import Classifier
 from ncreg.norms import LastBatchNorm
 
@@ -45,11 +44,7 @@ def param_groups(model: nn.Module, weight_decay: float, *, layer_decay: float | 
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
-    for name, value in {"weight_decay": weight_decay, "layer_decay": layer_decay}.items():
-        if not isinstance(value, Real) and (value is not None or name == "weight_decay"):
-            raise TypeError(f"{name}={value!r} must be a number, not {type(value).__name__}")
-    if not (math.isfinite(weight_decay) and weight_decay >= 0):
-        raise ValueError(f"weight_decay={weight_decay} must be finite and at least 0")
+    check_non_negative("weight_decay", weight_decay)
     model = cast(nn.Module, getattr(model, "_orig_mod", model))  # of torch.compile, which puts that before all names
     scales = _layer_scales(model, layer_decay)
     gammas = {id(parameter) for parameter in _last_norm_weights(model)}
@@ -88,7 +83,7 @@ def _layer_scales(model: nn.Module, layer_decay: float | None) -> dict[str, floa
     """Parameter name → layer_decay^(layers above it)."""
     if layer_decay is None:
         return {}
-    if not 0 < layer_decay <= 1:
+    if not 0 < check_number("layer_decay", layer_decay) <= 1:
         raise ValueError(f"layer_decay={layer_decay} must lie in (0, 1]; None switches it off")
     matcher: Callable[..., Any] | None = getattr(model, "group_matcher", None)
     if matcher is None:

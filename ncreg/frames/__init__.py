@@ -5,22 +5,18 @@ CPU, from a generator of their own, and rounded once to the dtype asked for: the
 on every rank and device, and the global generator is never touched.
 """
 
-from ncreg._checks import as_size
 from ncreg.frames._codes import softmax_code, tammes
 from ncreg.frames._measures import max_cosine, one_vs_rest_distance
 from ncreg.frames._nearest_simplex import etf_distance, nearest_simplex_etf
 from ncreg.frames._simplex import hypercube, orthoplex, simplex_etf
-from ncreg.numerics import seeded
 
 __all__ = [
-    "as_size",
     "etf_distance",
     "hypercube",
     "max_cosine",
     "nearest_simplex_etf",
     "one_vs_rest_distance",
     "orthoplex",
-    "seeded",
     "simplex_etf",
     "softmax_code",
     "tammes",

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ncreg._checks import as_size
+from ncreg._checks import check_integer, check_num_classes
 from ncreg.frames._simplex import finish, on_meta, orthoplex, simplex_etf
 from ncreg.numerics import as_float, seeded
 
@@ -91,7 +91,7 @@ def _code(
     dtype: torch.dtype | None,
     device: torch.device | str | None,
 ) -> Tensor:
-    num_classes, dim, dtype = as_size("num_classes", num_classes, 2), as_size("dim", dim, 1), as_float(dtype)
+    num_classes, dim, dtype = check_num_classes(num_classes), check_integer("dim", dim, 1), as_float(dtype)
     if dim == 1 and num_classes > 2:
         raise ValueError(f"dim=1 has two directions, too few for {num_classes} classes: take dim >= 2")
     if on_meta(device):

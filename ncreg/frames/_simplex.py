@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ncreg._checks import as_size, check_flag
+from ncreg._checks import check_flag, check_integer, check_num_classes
 from ncreg.numerics import as_float, seeded
 
 
@@ -81,7 +81,7 @@ def simplex_etf(
         >>> (weight @ weight.T).round(decimals=6)[0]
         tensor([ 1.0000, -0.3333, -0.3333, -0.3333], dtype=torch.float64)
     """
-    num_classes, dim = as_size("num_classes", num_classes, 2), as_size("dim", dim, 1)
+    num_classes, dim = check_num_classes(num_classes), check_integer("dim", dim, 1)
     if dim < num_classes - 1:
         raise ValueError(
             f"dim={dim} cannot hold a {num_classes}-class simplex ETF, which needs dim >= {num_classes - 1}: "
@@ -125,7 +125,7 @@ def orthoplex(
                 [-1.,  0.],
                 [ 0., -1.]])
     """
-    num_classes, dim = as_size("num_classes", num_classes, 2), as_size("dim", dim, 1)
+    num_classes, dim = check_num_classes(num_classes), check_integer("dim", dim, 1)
     if num_classes > 2 * dim:
         raise ValueError(
             f"dim={dim} cannot hold an orthoplex of {num_classes} classes, which needs dim >= "
@@ -167,7 +167,7 @@ def hypercube(
                 [ 0.7071, -0.7071],
                 [-0.7071,  0.7071]])
     """
-    num_classes, dim = as_size("num_classes", num_classes, 2), as_size("dim", dim, 1)
+    num_classes, dim = check_num_classes(num_classes), check_integer("dim", dim, 1)
     bits = (num_classes - 1).bit_length()
     if bits > dim:
         raise ValueError(

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
-from ncreg._checks import check_positive
+from ncreg._checks import check_choice, check_positive
 from ncreg.losses._inputs import Reduction, average, check_rows, dot_products, unit_rows
 from ncreg.losses._targets import (
     Target,
@@ -167,8 +167,7 @@ def _class_scores(
 
 def check_one_class(one_class: OneClass) -> OneClass:
     """One of the two ways with a batch of a single class."""
-    if one_class not in ("raise", "skip"):
-        raise ValueError(f"one_class must be 'raise' or 'skip', got {one_class!r}")
+    check_choice("one_class", one_class, ("raise", "skip"))
     return one_class
 
 

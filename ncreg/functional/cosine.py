@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from ncreg._checks import check_share
-from ncreg.losses._inputs import check_num_classes, check_rows, dot_products, full_precision, unit_rows
+from ncreg._checks import check_fraction, check_num_classes
+from ncreg.losses._inputs import check_rows, dot_products, full_precision, unit_rows
 from ncreg.losses._targets import check_labels, class_means, class_of_slot, compact
 from ncreg.numerics import in_float64
 
@@ -198,7 +198,7 @@ def update_class_means(
         tensor([[0.0000, 0.0000],
                 [0.9000, 0.1000]])
     """
-    check_share("momentum", momentum)
+    check_fraction("momentum", momentum)
     check_rows("features", features)
     target = check_labels(target, features, _length(memory, features))
     with torch.no_grad():

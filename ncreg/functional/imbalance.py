@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from ncreg._checks import check_number, check_share
+from ncreg._checks import check_finite, check_fraction, check_number
 from ncreg.losses._inputs import Reduction, average, check_rows, full_precision
 from ncreg.losses._targets import Target, _wait_for, check_labels, check_soft, is_soft, weighed
 
@@ -57,8 +57,8 @@ def logit_adjusted_cross_entropy(
         tensor(1.3863)
     """
     check_rows("logits", logits)
-    check_number("tau", tau)
-    check_share("label_smoothing", label_smoothing)
+    check_finite("tau", tau)
+    check_fraction("label_smoothing", label_smoothing)
     classes = logits.shape[1]
     target = check_soft(target, logits, classes) if is_soft(target) else check_labels(target, logits, classes)
     counts = check_counts(class_counts, classes).to(logits.device)

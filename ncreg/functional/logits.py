@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from ncreg._checks import check_positive, check_share
-from ncreg.losses._inputs import Reduction, average, check_num_classes, check_rows, full_precision
+from ncreg._checks import check_fraction, check_num_classes, check_positive
+from ncreg.losses._inputs import Reduction, average, check_rows, full_precision
 from ncreg.losses._targets import Target, check_labels, check_soft, is_soft, sample_weights, weighed
 
 
@@ -110,6 +110,6 @@ def smooth_labels(
         tensor([[0.0500, 0.8500, 0.0500, 0.0500]])
     """
     check_num_classes(num_classes)
-    check_share("smoothing", smoothing)
+    check_fraction("smoothing", smoothing)
     hot = F.one_hot(check_labels(target, target, num_classes), num_classes).to(dtype or torch.get_default_dtype())
     return (1 - smoothing) * hot + smoothing / num_classes

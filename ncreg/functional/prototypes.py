@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from ncreg._checks import check_flag, check_positive, check_share
+from ncreg._checks import check_flag, check_fraction, check_positive
 from ncreg.losses._inputs import Reduction, average, check_rows, dot_products, full_precision, unit_rows
 from ncreg.losses._targets import Target, check_labels, check_soft, class_sums, is_soft, weighed
 
@@ -123,7 +123,7 @@ def update_centers(
     """
     check_rows("features", features)
     check_rows("centers", centers, features.shape[1])
-    check_share("rate", rate)
+    check_fraction("rate", rate)
     target = check_labels(target, features, len(centers))
     with torch.no_grad():
         wide = centers.to(torch.promote_types(centers.dtype, torch.float32))  # bfloat16 cannot count beyond 256

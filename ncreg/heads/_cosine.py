@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ncreg._checks import tracing
+from ncreg._checks import check_number, tracing
 from ncreg.theory import scale_for_loss
 
 DEFAULT_LOSS = 0.01  # the smallest cross-entropy that the default scale can reach
@@ -21,11 +21,10 @@ def checked_scale(scale: float | None, default: float) -> float:
     """The scale, or its default where it is None."""
     if scale is None:
         return default
-    if isinstance(scale, bool) or not isinstance(scale, int | float):
-        raise TypeError(f"scale={scale!r} must be a number or None, not {type(scale).__name__}")
-    if not (math.isfinite(scale) and scale > 0):
-        raise ValueError(f"scale={scale} must be finite and positive; None takes the default, {default:.4g}")
-    return float(scale)
+    number = check_number("scale", scale)
+    if not (math.isfinite(number) and number > 0):
+        raise ValueError(f"scale={scale} must be finite and above 0; None takes the default, {default:.4g}")
+    return number
 
 
 def default_scale(num_classes: int) -> float:

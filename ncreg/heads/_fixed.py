@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ncreg._checks import check_flag, check_word
-from ncreg.frames import as_size, hypercube, orthoplex, seeded, simplex_etf, softmax_code, tammes
+from ncreg._checks import check_choice, check_flag, check_integer, check_num_classes
+from ncreg.frames import hypercube, orthoplex, simplex_etf, softmax_code, tammes
 from ncreg.heads._cosine import (
     check_features,
     checked_scale,
@@ -21,7 +21,7 @@ from ncreg.heads._cosine import (
     over_length,
 )
 from ncreg.heads._grouped import GroupedCosine, group_sums
-from ncreg.numerics import as_float, in_float64
+from ncreg.numerics import as_float, in_float64, seeded
 
 Structure = Literal["dense", "grouped", "householder", "centre"]
 ROWS = 1024  # of a Gram matrix at a time
@@ -157,8 +157,8 @@ class ETFHead(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.in_features = as_size("in_features", in_features, 1)
-        self.num_classes = as_size("num_classes", num_classes, 2)
+        self.in_features = check_integer("in_features", in_features, 1)
+        self.num_classes = check_num_classes(num_classes)
         _check_structure(structure, self.in_features, self.num_classes)
         self.structure, self.normalize, self.seed = structure, check_flag("normalize", normalize), seed
         self.scale = checked_scale(scale, default_scale(num_classes) if normalize else 1.0)
@@ -215,7 +215,7 @@ def _householder(features: Tensor) -> Tensor:
 def _check_structure(structure: str, dim: int, num_classes: int) -> None:
     """Refuse a structure that does not fit; simplex_etf itself refuses a dense one."""
     needs = {"dense": dim, "grouped": max(dim, num_classes), "householder": num_classes - 1, "centre": num_classes}
-    check_word("structure", structure, needs)
+    check_choice("structure", structure, needs)
     if dim != needs[structure]:
         at_least = ">= " if structure == "grouped" else ""
         raise ValueError(

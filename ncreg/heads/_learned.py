@@ -7,10 +7,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ncreg._checks import check_flag
-from ncreg.frames import as_size, seeded
+from ncreg._checks import check_flag, check_integer, check_num_classes
 from ncreg.heads._cosine import check_features, checked_scale, cosine_logits, default_scale, over_length
-from ncreg.numerics import as_float
+from ncreg.numerics import as_float, seeded
 
 
 class LinearHead(nn.Linear):
@@ -45,7 +44,7 @@ class LinearHead(nn.Linear):
         dtype: torch.dtype | None = None,
     ) -> None:
         self.seed = seed
-        sizes = as_size("in_features", in_features, 1), as_size("num_classes", num_classes, 2)
+        sizes = check_integer("in_features", in_features, 1), check_num_classes(num_classes)
         super().__init__(*sizes, bias=check_flag("bias", bias), device=device, dtype=as_float(dtype))
 
     @property
@@ -101,8 +100,8 @@ class CosineHead(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.in_features = as_size("in_features", in_features, 1)
-        self.num_classes = as_size("num_classes", num_classes, 2)
+        self.in_features = check_integer("in_features", in_features, 1)
+        self.num_classes = check_num_classes(num_classes)
         self.scale = checked_scale(scale, default_scale(num_classes))
         self.seed = seed
         self.weight = nn.Parameter(torch.empty(num_classes, in_features, device=device, dtype=as_float(dtype)))

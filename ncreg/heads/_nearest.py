@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ncreg._checks import check_flag, check_number
+from ncreg._checks import check_flag, check_integer, check_num_classes, check_number
 from ncreg.distributed import all_reduce_sum, world_size
-from ncreg.frames import as_size, nearest_simplex_etf, seeded, simplex_etf
+from ncreg.frames import nearest_simplex_etf, simplex_etf
 from ncreg.heads._cosine import EPS, check_features, checked_scale, default_scale, head_logits
+from ncreg.numerics import seeded
 
 PULL = 1e-4  # towards the present frame, relative to the means: keeps still what the means leave open
 
@@ -71,9 +72,9 @@ class NearestETFHead(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.in_features = as_size("in_features", in_features, 1)
-        self.num_classes = as_size("num_classes", num_classes, 2)
-        self.every = as_size("every", every, 1)
+        self.in_features = check_integer("in_features", in_features, 1)
+        self.num_classes = check_num_classes(num_classes)
+        self.every = check_integer("every", every, 1)
         if not 0 < check_number("momentum", momentum) <= 1:
             raise ValueError(f"momentum={momentum} must lie in (0, 1]")
         self.momentum, self.normalize, self.seed = momentum, check_flag("normalize", normalize), seed

@@ -1,11 +1,12 @@
 """What every loss does with its matrices: check, lift to full precision, scale rows to unit length, average."""
 
-from numbers import Integral
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from ncreg._checks import check_choice
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -24,19 +25,9 @@ def check_rows(name: str, rows: Tensor, dim: int | None = None) -> None:
         raise ValueError(f"{name} has {rows.shape[1]} columns where the features have {dim}")
 
 
-def check_num_classes(num_classes: int) -> int:
-    """A number of classes that makes pairs."""
-    if isinstance(num_classes, bool) or not isinstance(num_classes, Integral):
-        raise TypeError(f"num_classes must be an int, got {num_classes!r}")
-    if num_classes < 2:
-        raise ValueError(f"num_classes={num_classes}: a classifier needs at least 2 classes")
-    return int(num_classes)
-
-
 def check_reduction(reduction: Reduction) -> Reduction:
     """One of torch's three words."""
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}")
+    check_choice("reduction", reduction, ("mean", "sum", "none"))
     return reduction
 
 

@@ -6,11 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from ncreg import functional
-from ncreg._checks import check_flag, check_share
+from ncreg._checks import check_flag, check_fraction, check_integer, check_num_classes
 from ncreg.distributed import gather_batch
-from ncreg.frames import as_size
 from ncreg.functional.cosine import Center, check_center
-from ncreg.losses._inputs import check_num_classes
 from ncreg.losses._types import Features, Labels, Loss, show_hyperparameters
 
 
@@ -30,9 +28,9 @@ class ClassMeanMemory(nn.Module):
 
     def __init__(self, num_classes: int, num_features: int, *, momentum: float = 0.9) -> None:
         super().__init__()
-        self.momentum = check_share("momentum", momentum)
+        self.momentum = check_fraction("momentum", momentum)
         self.register_buffer(
-            "means", torch.zeros(check_num_classes(num_classes), as_size("num_features", num_features, 1))
+            "means", torch.zeros(check_num_classes(num_classes), check_integer("num_features", num_features, 1))
         )
 
     def update(self, features: Features, target: Labels, center: Center = None) -> None:

@@ -5,7 +5,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from ncreg import functional
-from ncreg._checks import check_flag, check_number, check_share
+from ncreg._checks import check_finite, check_flag, check_fraction
 from ncreg.distributed import gather_batch
 from ncreg.functional.imbalance import Counts, check_counts
 from ncreg.losses._inputs import Reduction, check_reduction
@@ -44,8 +44,8 @@ class LogitAdjustedLoss(nn.Module):
         # Whole numbers stay exact where .half() rounds a module's floating-point buffers.
         counts = check_counts(class_counts)
         self.register_buffer("class_counts", counts.long() if bool((counts == counts.round()).all()) else counts)
-        self.tau = check_number("tau", tau)
-        self.label_smoothing = check_share("label_smoothing", label_smoothing)
+        self.tau = check_finite("tau", tau)
+        self.label_smoothing = check_fraction("label_smoothing", label_smoothing)
         self.register_buffer("class_weight", class_weight)
         self.reduction = check_reduction(reduction)
         self.gather = check_flag("gather", gather)

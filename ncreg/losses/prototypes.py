@@ -6,10 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from ncreg import functional
-from ncreg._checks import check_flag, check_positive, check_share
+from ncreg._checks import check_flag, check_fraction, check_integer, check_num_classes, check_positive
 from ncreg.distributed import gather_batch
-from ncreg.frames import as_size
-from ncreg.losses._inputs import Reduction, check_num_classes, check_reduction
+from ncreg.losses._inputs import Reduction, check_reduction
 from ncreg.losses._targets import Target
 from ncreg.losses._types import ClassVectors, ClassWeight, Features, Labels, Losses, show_hyperparameters
 
@@ -75,12 +74,12 @@ class CenterLoss(nn.Module):
         gather: bool = True,
     ) -> None:
         super().__init__()
-        self.rate = check_share("rate", rate)
+        self.rate = check_fraction("rate", rate)
         self.reduction = check_reduction(reduction)
         # On by default: the centres must stay the same on every rank.
         self.gather = check_flag("gather", gather)
         self.register_buffer(
-            "centers", torch.zeros(check_num_classes(num_classes), as_size("num_features", num_features, 1))
+            "centers", torch.zeros(check_num_classes(num_classes), check_integer("num_features", num_features, 1))
         )
 
     def forward(self, features: Features, target: Labels) -> Losses:

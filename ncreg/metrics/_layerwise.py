@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from ncreg.frames import as_size
+from ncreg._checks import check_num_classes
 from ncreg.metrics._neural_collapse import NeuralCollapse
 
 
@@ -69,7 +69,7 @@ class LayerwiseCollapse:
             raise TypeError(f"layers={layers!r} must be a sequence of names, such as ['layer1', 'layer2']")
         if pool is not None and not callable(pool):
             raise TypeError(f"pool={pool!r} must be a function of a layer's output, not {type(pool).__name__}")
-        self.num_classes, self.pool = as_size("num_classes", found, 2), pool
+        self.num_classes, self.pool = check_num_classes(found), pool
         self.modules = _find(model, layers)
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self._channels_last = any(getattr(part, "output_fmt", None) == "NHWC" for part in model.modules())

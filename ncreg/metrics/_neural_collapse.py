@@ -13,8 +13,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities import rank_zero_warn
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from ncreg._checks import check_flag, check_word
-from ncreg.frames import as_size
+from ncreg._checks import check_choice, check_flag, check_integer, check_num_classes
 from ncreg.metrics import _first_pass, _formulas, _reduce
 from ncreg.metrics._base import Float64Metric, check_cached, check_shapes
 from ncreg.metrics._geometry import Geometry
@@ -99,11 +98,11 @@ class NeuralCollapse(Float64Metric):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        num_classes, num_features = as_size("num_classes", num_classes, 2), as_size("num_features", num_features, 1)
+        num_classes, num_features = check_num_classes(num_classes), check_integer("num_features", num_features, 1)
         check_flag("cache", cache)
         check_flag("scatter", scatter)
-        check_word("center", center, ("class_means", "features"))
-        check_word("convention", convention, ("ncreg", "papyan"))
+        check_choice("center", center, ("class_means", "features"))
+        check_choice("convention", convention, ("ncreg", "papyan"))
         if classifier is not None:
             check_classifier(classifier)
             read_classifier(classifier, num_classes, num_features, self.home)

@@ -3,7 +3,6 @@
 import math
 import re
 from collections.abc import Callable, Sequence
-from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -11,8 +10,7 @@ from jaxtyping import Float
 from timm.models import get_model_input_config
 from torch import Tensor, nn
 
-from ncreg._checks import check_flag
-from ncreg.frames import as_size
+from ncreg._checks import check_flag, check_integer, check_numbers
 from ncreg.models._backbone import Removed, parameter_like
 
 
@@ -46,7 +44,7 @@ class Normalize(nn.Module):
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        mean, std = _numbers("mean", mean), _numbers("std", std)
+        mean, std = check_numbers("mean", mean), check_numbers("std", std)
         if len(mean) != len(std) or not mean:
             raise ValueError(f"mean and std need one number a channel each, got {mean} and {std}")
         if not all(math.isfinite(m) for m in mean):
@@ -219,19 +217,9 @@ class Classifier(nn.Module):
         return getattr(self.backbone, name)
 
 
-def _numbers(name: str, values: Sequence[float]) -> list[float]:
-    """The numbers of a list, a tuple, a tensor or an array."""
-    found = values.tolist() if hasattr(values, "tolist") else values
-    if isinstance(found, Sequence):
-        found = [v.item() if isinstance(v, Tensor) and v.numel() == 1 else v for v in found]
-    if not isinstance(found, Sequence) or not all(isinstance(v, Real) and not isinstance(v, bool) for v in found):
-        raise TypeError(f"{name}={values!r} must be a sequence of numbers, one a channel, such as [0.5]")
-    return [float(value) for value in found]
-
-
 def _told(name: str, value: int | None, head: nn.Module, *attributes: str) -> int:
     if value is not None:
-        return as_size(name, value, 0)
+        return check_integer(name, value, 0)
     told = (getattr(head, attribute, None) for attribute in attributes)
     size = next((v for v in told if isinstance(v, int)), None)
     if size is None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ncreg.frames import as_size
+from ncreg._checks import check_integer
 from ncreg.heads import HEADS
 from ncreg.models._backbone import (
     Headless,
@@ -77,7 +77,7 @@ def swap_head(
     if not (classifier is None or isinstance(classifier, str)):
         raise TypeError(f"classifier={classifier!r} must be the path of a submodule, such as 'fc', or None")
     if num_classes is not None:
-        num_classes = as_size("num_classes", num_classes, 1)
+        num_classes = check_integer("num_classes", num_classes, 1)
     input_size = _checked_size(input_size)
     headless = _headless(model, model_args, classifier, input_size)
     backbone = headless.module
@@ -114,7 +114,7 @@ def _checked_size(input_size: Sequence[int] | None) -> tuple[int, ...] | None:
         return None
     if isinstance(input_size, str) or not isinstance(input_size, Iterable):
         raise TypeError(f"input_size={input_size!r} must be a sequence of integers, such as (3, 224, 224)")
-    size = tuple(as_size(f"input_size[{place}]", side, 1) for place, side in enumerate(input_size))
+    size = tuple(check_integer(f"input_size[{place}]", side, 1) for place, side in enumerate(input_size))
     if not size:
         raise ValueError("input_size is empty: (channels, height, width) of one input, or None")
     return size
@@ -179,7 +179,7 @@ def _new_parts(
     parts: list[nn.Module] = []
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         if project is not None:
-            parts.append(nn.Linear(width, as_size("project", project, 1), bias=False))
+            parts.append(nn.Linear(width, check_integer("project", project, 1), bias=False))
             width = project
         parts.append(last_norm(norm, width) if isinstance(norm, str) else copy.deepcopy(norm))
         parts.append(new_head(width))

@@ -1,13 +1,12 @@
 """What every evaluation does first: check images, target, logits and mode; run the model; say how sure a share is."""
 
 from collections.abc import Callable, Sequence
-from numbers import Integral
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ncreg._checks import check_count
+from ncreg._checks import check_integer
 from ncreg.numerics import float64_device
 
 # Images in [0, 1] (B, channels, H, W) to logits (B, C): a plain function, an nn.Module, a Classifier.
@@ -117,20 +116,6 @@ def in_eval_mode(model: Model) -> Model:
     return model
 
 
-def check_seed(seed: int) -> int:
-    """An int that torch takes as a seed, numpy's too."""
-    if isinstance(seed, bool) or not isinstance(seed, Integral):
-        raise TypeError(f"seed must be an int, got {seed!r}")
-    if not -(2**63) <= seed < 2**64:
-        raise ValueError(f"seed={seed} must have at most 64 bits")
-    return int(seed)
-
-
-def seeded(seed: int) -> torch.Generator:
-    """A generator of its own, on the CPU: the same numbers for every device."""
-    return torch.Generator().manual_seed(check_seed(seed))
-
-
 def in_parts(indices: Int[Tensor, " chosen"], size: int) -> Sequence[Tensor]:
     """Parts of `size` indices; of none no part, where `split` gives an empty one, which few models take."""
     return indices.split(size) if len(indices) else ()
@@ -152,7 +137,7 @@ def predict(
     """
     in_eval_mode(model)
     check_images(images)
-    chunks = images.split(check_count("batch_size", batch_size))
+    chunks = images.split(check_integer("batch_size", batch_size, 1))
     rows = torch.cat([_checked_shape(model(chunk), chunk) for chunk in chunks])
     return check_logits(rows, images)
 

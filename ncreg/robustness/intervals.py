@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import sqrt
 
-from ncreg._checks import check_count
+from ncreg._checks import check_integer
 
 Z95 = 1.959963984540054
 """The 97.5 % quantile of the standard normal distribution: half the width of a 95 % interval, in deviations."""
@@ -23,7 +23,7 @@ def binomial_interval(correct: int, n: int) -> tuple[float, float]:
         >>> [round(end, 3) for end in binomial_interval(90, 100)]
         [0.826, 0.945]
     """
-    n, correct = check_count("n", n), check_count("correct", correct, 0)
+    n, correct = check_integer("n", n, 1), check_integer("correct", correct, 0)
     if correct > n:
         raise ValueError(f"correct={correct} must be at most n={n}")
     p, z2 = correct / n, Z95**2 / n

@@ -10,6 +10,7 @@ from typing import Any, SupportsFloat
 from jaxtyping import Float
 from torch import Tensor
 
+from ncreg._checks import check_number, check_positive
 from ncreg.theory.scale import margin_at_loss
 
 ROUNDING = 1e-3  # relative slack for a loss and a variance that were measured in single precision
@@ -67,9 +68,7 @@ def collapse_certificate(
         0.118
     """
     num_classes = _balanced_classes(weight, class_counts)
-    value, total = _number("loss", loss), _number("total_variance", total_variance)
-    if not (total > 0 and math.isfinite(total)):
-        raise ValueError(f"total_variance={total!r}: must be finite and above 0")
+    value, total = check_number("loss", loss), check_positive("total_variance", total_variance)
     margin = margin_at_loss(value, num_classes)
     rows = weight.detach().double()
     spread = float((rows - rows.mean(0)).norm()) / math.sqrt(num_classes)
@@ -83,12 +82,6 @@ def collapse_certificate(
             "into weight"
         )
     return CollapseCertificate(margin, between, max(0.0, 1 - between / total))
-
-
-def _number(name: str, value: SupportsFloat) -> float:
-    if not hasattr(value, "__float__") or isinstance(value, bool):
-        raise TypeError(f"{name}={value!r} must be a number, not {type(value).__name__}")
-    return float(value.detach() if isinstance(value, Tensor) else value)
 
 
 def _balanced_classes(weight: Tensor, class_counts: Iterable[Any]) -> int:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ncreg.theory import _checks
-from ncreg.theory._checks import Number
+from ncreg._checks import Number, check_integer, check_num_classes, check_positive
 from ncreg.theory.scale import loss_at_margin
 
 
@@ -33,8 +32,9 @@ def supcon_optimum(num_classes: int, samples_per_class: int, temperature: Number
         >>> round(supcon_optimum(10, 8, temperature=0.5), 4)
         2.6948
     """
-    _checks.count(2, num_classes=num_classes, samples_per_class=samples_per_class)
-    _checks.positive(temperature=temperature)
+    check_num_classes(num_classes)
+    check_integer("samples_per_class", samples_per_class, 2)
+    check_positive("temperature", temperature)
     positives = samples_per_class - 1
     negatives = samples_per_class * (num_classes - 1) * math.exp(-_gap(num_classes) / temperature)
     return math.log(positives) + math.log1p(negatives / positives)
@@ -60,9 +60,9 @@ def ntce_optimum(num_classes: int, samples_per_class: int, temperature: Number) 
         >>> round(ntce_optimum(10, 1, temperature=1.0), 3)  # one sample a class: cross-entropy's own floor
         1.377
     """
-    _checks.count(2, num_classes=num_classes)
-    _checks.count(samples_per_class=samples_per_class)
-    _checks.positive(temperature=temperature)
+    check_num_classes(num_classes)
+    check_integer("samples_per_class", samples_per_class, 1)
+    check_positive("temperature", temperature)
     return math.log(samples_per_class) + loss_at_margin(_gap(num_classes) / temperature, num_classes)
 
 
@@ -86,9 +86,9 @@ def nonl_optimum(num_classes: int, samples_per_class: int, temperature: Number) 
         >>> round(nonl_optimum(10, 8, temperature=0.1), 4)
         -6.8344
     """
-    _checks.count(2, num_classes=num_classes)
-    _checks.count(samples_per_class=samples_per_class)
-    _checks.positive(temperature=temperature)
+    check_num_classes(num_classes)
+    check_integer("samples_per_class", samples_per_class, 1)
+    check_positive("temperature", temperature)
     return math.log(samples_per_class * (num_classes - 1)) - _gap(num_classes) / temperature
 
 
@@ -133,8 +133,8 @@ def spectral_decoupling_optimum(num_classes: int, coefficient: Number) -> Spectr
         >>> round(best.margin, 4), round(best.own_logit, 4)
         (5.2093, 4.6884)
     """
-    _checks.count(2, num_classes=num_classes)
-    _checks.positive(coefficient=coefficient)
+    check_num_classes(num_classes)
+    check_positive("coefficient", coefficient)
     margin = _logit_root(num_classes - 1, math.log(num_classes) - math.log(coefficient))
     own, other = margin * (num_classes - 1) / num_classes, -margin / num_classes
     cross_entropy = loss_at_margin(margin, num_classes)
@@ -161,7 +161,7 @@ def binary_spectral_decoupling_optimum(coefficient: Number) -> SpectralDecouplin
         >>> round(margin * (1 + 2.718281828459045**margin), 9)
         10.0
     """
-    _checks.positive(coefficient=coefficient)
+    check_positive("coefficient", coefficient)
     margin = _logit_root(1, -math.log(coefficient))
     cross_entropy = loss_at_margin(margin, 2)
     return SpectralDecouplingOptimum(

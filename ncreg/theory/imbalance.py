@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ncreg.theory import _checks
-from ncreg.theory._checks import Number
+from ncreg._checks import Number, check_class_counts, check_integer, check_positive
 
 
 def minority_collapse_threshold(num_samples: int, weight_decay: Number, feature_decay: Number) -> float:
@@ -35,8 +34,9 @@ def minority_collapse_threshold(num_samples: int, weight_decay: Number, feature_
         >>> minority_collapse_threshold(1000, weight_decay=5e-3, feature_decay=5e-4)
         2.5
     """
-    _checks.count(num_samples=num_samples)
-    _checks.positive(weight_decay=weight_decay, feature_decay=feature_decay)
+    check_integer("num_samples", num_samples, 1)
+    check_positive("weight_decay", weight_decay)
+    check_positive("feature_decay", feature_decay)
     return (num_samples * weight_decay) * (num_samples * feature_decay)
 
 
@@ -63,12 +63,8 @@ def imbalanced_mse_logits(
         >>> [round(logit, 3) for logit in imbalanced_mse_logits([100, 10, 1], 1e-4, 1e-3)]
         [0.996, 0.989, 0.965]
     """
-    _checks.sequence(class_counts=class_counts)
-    if not len(class_counts):
-        raise ValueError("class_counts is empty: at least one class is needed")
-    for index, count in enumerate(class_counts):
-        _checks.count(**{f"class_counts[{index}]": count})
-    counts = [int(count) for count in class_counts]
-    _checks.positive(weight_decay=weight_decay, feature_decay=feature_decay)
+    counts = check_class_counts(class_counts, min_classes=1)
+    check_positive("weight_decay", weight_decay)
+    check_positive("feature_decay", feature_decay)
     root = sum(counts) * math.sqrt(weight_decay) * math.sqrt(feature_decay)
     return tuple(max(0.0, 1 - root / math.sqrt(count)) for count in counts)

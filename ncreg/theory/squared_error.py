@@ -6,8 +6,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ncreg.theory import _checks
-from ncreg.theory._checks import Number
+from ncreg._checks import (
+    Number,
+    check_flag,
+    check_integer,
+    check_non_negative,
+    check_num_classes,
+    check_numbers,
+    check_positive,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +88,7 @@ def mse_optimum(
         >>> round(best.loss, 6), round(best.own_logit, 6)
         (0.001, 0.999)
     """
-    _checks.positive(weight_decay=weight_decay)
+    check_positive("weight_decay", weight_decay)
     return deep_linear_optimum(num_classes, samples_per_class, [weight_decay], feature_decay, bias=bias)
 
 
@@ -120,17 +127,16 @@ def deep_linear_optimum(
         >>> round(best.loss, 5), round(best.own_logit, 5)
         (0.01024, 0.99314)
     """
-    _checks.count(2, num_classes=num_classes)
-    _checks.count(samples_per_class=samples_per_class)
-    _checks.sequence(weight_decays=weight_decays)
-    if not len(weight_decays):
+    check_num_classes(num_classes)
+    check_integer("samples_per_class", samples_per_class, 1)
+    decays = check_numbers("weight_decays", weight_decays)
+    if not decays:
         raise ValueError("weight_decays is empty: a linear network has at least one layer")
-    for index, decay in enumerate(weight_decays):
-        _checks.positive(**{f"weight_decays[{index}]": decay})
-    _checks.positive(feature_decay=feature_decay)
-    _checks.flag(bias=bias)
-    factors = len(weight_decays) + 1
-    decays = [float(decay) for decay in (*weight_decays, feature_decay)]
+    for index, decay in enumerate(decays):
+        check_positive(f"weight_decays[{index}]", decay)
+    decays.append(check_positive("feature_decay", feature_decay))
+    check_flag("bias", bias)
+    factors = len(decays)
     unit = math.exp((math.fsum(map(math.log, decays)) + math.log(samples_per_class)) / factors)
     kappa = num_classes * unit
     lost = _lost(kappa, factors)
@@ -213,9 +219,10 @@ def dot_regression_optimum(
         >>> dot_regression_optimum(100, length=2.0, weight_norm=1.0, feature_decay=5e-3)
         DotRegressionOptimum(loss=0.5, own_logit=1.0, feature_norm=1.0)
     """
-    _checks.count(num_samples=num_samples)
-    _checks.positive(length=length, weight_norm=weight_norm)
-    _checks.non_negative(feature_decay=feature_decay)
+    check_integer("num_samples", num_samples, 1)
+    check_positive("length", length)
+    check_positive("weight_norm", weight_norm)
+    check_non_negative("feature_decay", feature_decay)
     pull = num_samples * feature_decay * length / weight_norm**2
     own = length / (1 + pull)
     return DotRegressionOptimum(loss=0.5 * own * pull, own_logit=own, feature_norm=own / weight_norm)

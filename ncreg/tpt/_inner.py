@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import (
     SequentialLR,
 )
 
-from ncreg.tpt._settings import whole
+from ncreg._checks import check_integer
 
 
 @runtime_checkable
@@ -115,7 +115,7 @@ class InnerSchedule:
         if lacking:
             raise ValueError(f"state of the inner schedule lacks {', '.join(lacking)}: it is not a TPTScheduler's")
         state = copy.deepcopy(state)  # torch's CyclicLR takes entries out of what it is given
-        steps = whole("steps", state["steps"])
+        steps = check_integer("steps", state["steps"], 0)
         self.schedule.load_state_dict(state["schedule"])
         self.steps = steps
         if "wrapped" in state:

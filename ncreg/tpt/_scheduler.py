@@ -15,8 +15,9 @@ from typing import Any, Literal
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from ncreg._checks import check_integer, check_number
 from ncreg.tpt._inner import InnerSchedule, TimmSchedule
-from ncreg.tpt._settings import checked_progress, checked_settings, number, share, whole
+from ncreg.tpt._settings import checked_accuracy, checked_progress, checked_settings
 
 Phase = Literal["fitting", "terminal", "finished"]
 Terminal = Literal["cosine", "constant", "step"]
@@ -198,7 +199,7 @@ class TPTScheduler:
             watch: the measure that `stop_patience` looks at, one that falls with collapse such as NC1; NaN counts as
                 no fall, None as not measured. Ignored while fitting.
         """
-        epoch = whole("epoch", epoch)
+        epoch = check_integer("epoch", epoch, 0)
         if epoch == self.epoch and metric is None:
             self._set_terminal_rates()
             return
@@ -207,8 +208,8 @@ class TPTScheduler:
                 f"epoch={epoch} after epoch {self.epoch}: step() closes one epoch after the other, counted from 1; "
                 "to go on with an earlier run use load_state_dict()"
             )
-        metric = None if metric is None else share(metric)
-        watch = None if watch is None else number("watch", watch)
+        metric = None if metric is None else checked_accuracy(metric)
+        watch = None if watch is None else check_number("watch", watch)
         self.epoch = epoch
         self._track_peaks()
         self._judge(metric)

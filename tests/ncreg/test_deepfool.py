@@ -289,7 +289,7 @@ class TestMinimumNorm:
     @pytest.mark.usefixtures("unchecked")
     def test_refuses(self, net, batch):
         images, target = batch[0][:4], batch[1][:4]
-        with pytest.raises(ValueError, match="norm must be"):
+        with pytest.raises(ValueError, match="norm=.* must be one of"):
             minimum_norm(net, images, target, norm="l0")
         with pytest.raises(ValueError, match="rounds"):
             minimum_norm(net, images, target, rounds=0)

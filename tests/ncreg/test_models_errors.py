@@ -111,9 +111,16 @@ def test_normalize_refuses(mean, std):
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("mean, std, name", [("a", "b", "mean"), (0.5, 0.5, "mean"), ([0.5], [True], "std")])
-def test_normalize_takes_sequences_of_numbers(mean, std, name):
-    with pytest.raises(TypeError, match=f"{name}=.* must be a sequence of numbers"):
+@pytest.mark.parametrize(
+    "mean, std, words",
+    [
+        ("a", "b", "mean='a' must be a sequence of numbers"),
+        (0.5, 0.5, "mean=0.5 must be a sequence of numbers"),
+        ([0.5], [True], r"std\[0\]=True must be a number"),
+    ],
+)
+def test_normalize_takes_sequences_of_numbers(mean, std, words):
+    with pytest.raises(TypeError, match=words):
         Normalize(mean, std)
 
 

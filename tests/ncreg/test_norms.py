@@ -132,7 +132,7 @@ def test_refuses():
             last_norm(kind, 3, bias="False")
         with pytest.raises(ValueError, match="eps=inf must be finite and above 0"):
             last_norm(kind, 3, eps=torch.inf)
-    with pytest.raises(TypeError, match="momentum must be a number, got '0.1'"):
+    with pytest.raises(TypeError, match="momentum='0.1' must be a number"):
         LastBatchNorm(3, momentum="0.1")
 
 

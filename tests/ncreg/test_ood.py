@@ -458,7 +458,7 @@ REFUSED = [
     (lambda: R.noise_images(H, "uniform"), ValueError, "images must be .batch, channels"),
     (lambda: R.noise_images(H.view(4, 1, 10, 10), "shuffle"), ValueError, "normalise inside the model"),
     (lambda: R.noise_images(H.view(4, 1, 10, 10).sigmoid(), "salt"), ValueError, "kind='salt' is unknown"),
-    (lambda: R.noise_images(H.view(4, 1, 10, 10).sigmoid(), seed=None), TypeError, "seed must be an int, got None"),
+    (lambda: R.noise_images(H.view(4, 1, 10, 10).sigmoid(), seed=None), TypeError, "seed=None must be an integer"),
 ]
 
 

@@ -41,7 +41,7 @@ def test_a_share_off_by_the_rounding_of_float32_is_taken(metric, reached):
 
 @pytest.mark.parametrize("metric", [1.00001, -1.1e-6, 97.3])
 def test_other_metrics_are_refused_with_all_digits(metric):
-    with pytest.raises(ValueError, match=f"metric={metric!r} is not a share"):
+    with pytest.raises(ValueError, match=f"metric={metric!r} is not a fraction"):
         TPTScheduler(optimizer(), max_epochs=9).step(1, metric)
 
 
@@ -117,7 +117,7 @@ def test_what_is_no_number_is_no_metric(name, wrong):
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("wrong", [True, 1.0, "1", None])
 def test_what_is_no_whole_number_is_no_epoch(wrong):
-    with pytest.raises(ValueError, match=f"epoch={wrong!r}: a whole number"):
+    with pytest.raises(TypeError, match=f"epoch={wrong!r} must be an integer"):
         TPTScheduler(optimizer(), max_epochs=9).step(wrong, 1.0)
 
 

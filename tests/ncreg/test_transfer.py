@@ -214,9 +214,9 @@ REFUSED = [
     (
         lambda: R.knn_probe(X, Y, T, W, neighbours_grid=[math.nan, 1]),
         TypeError,
-        "neighbours_grid must be an int, got nan",
+        "neighbours_grid=nan must be an integer",
     ),
-    (lambda: R.linear_probe(X, Y, T, W, val_share="0.2"), TypeError, "val_share must be a number, got '0.2'"),
+    (lambda: R.linear_probe(X, Y, T, W, val_share="0.2"), TypeError, "val_share='0.2' must be a number"),
     (lambda: R.knn_probe(X.long(), Y, T, W), TypeError, "train_features must hold floating-point"),
     (lambda: R.few_shot(X, Y, T, W, shots=50), ValueError, "shots=50 but a class has only"),
     (lambda: R.few_shot(X, Y, T, W, shots=0), ValueError, "shots=0 must be at least 1"),
@@ -239,5 +239,5 @@ def test_seeds_of_any_size_and_of_numpy_are_welcome():
     for seed in (np.int64(3), 2**62, -5):
         first, again = stratified_split(target, 0.2, seed=seed), stratified_split(target, 0.2, seed=int(seed))
         assert torch.equal(first[1], again[1]) and len(first[1]) == 8
-    with pytest.raises(TypeError, match="seed must be an int, got 1.5"):
+    with pytest.raises(TypeError, match="seed=1.5 must be an integer"):
         stratified_split(target, 0.2, seed=1.5)

@@ -4,8 +4,9 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from ncreg._checks import check_count, check_flag, check_positive
-from ncreg.robustness._inputs import Model, in_parts, seeded
+from ncreg._checks import check_flag, check_integer, check_positive
+from ncreg.numerics import seeded
+from ncreg.robustness._inputs import Model, in_parts
 from ncreg.robustness.adversarial.attempt import AttackResult, Attempt
 from ncreg.robustness.adversarial.objectives import Loss, frozen, loss_of
 from ncreg.robustness.adversarial.steps import Norm, ascend, check_epsilon, default_step_size, random_start
@@ -61,7 +62,7 @@ def pgd(
         tensor([False,  True, False])
     """
     epsilon = check_epsilon(epsilon, norm)
-    steps, restarts = check_count("steps", steps), check_count("restarts", restarts)
+    steps, restarts = check_integer("steps", steps, 1), check_integer("restarts", restarts, 1)
     if not check_flag("random", random) and restarts > 1:
         raise ValueError(f"restarts={restarts} without random starts would all be the same: random=True, or restarts=1")
     step_size = default_step_size(epsilon, steps) if step_size is None else check_positive("step_size", step_size)

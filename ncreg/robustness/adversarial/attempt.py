@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ncreg._checks import check_count
+from ncreg._checks import check_integer
 from ncreg.robustness._inputs import Model, check_attackable, check_target, predict
 from ncreg.robustness.adversarial.objectives import at_least_float32, logit_margin
 from ncreg.robustness.adversarial.steps import Norm
@@ -47,7 +47,7 @@ class AttackResult:
 def clean_logits(model: Model, images: Tensor, target: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
     """Logits of the images before the attack, and the target; everything is checked before the first gradient."""
     check_attackable(images)
-    logits = predict(model, images, check_count("batch_size", batch_size))
+    logits = predict(model, images, check_integer("batch_size", batch_size, 1))
     return logits, check_target(target, logits, logits.shape[1]).clone()  # a clone of an inference tensor is none
 
 

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
-from ncreg._checks import check_count
-from ncreg.robustness._inputs import Model, check_seed, in_parts
+from ncreg._checks import check_integer, check_seed
+from ncreg.robustness._inputs import Model, in_parts
 from ncreg.robustness.adversarial.attempt import AttackResult, Attempt
 from ncreg.robustness.adversarial.objectives import frozen
 from ncreg.robustness.adversarial.steps import Norm, check_epsilon, project
@@ -76,10 +76,10 @@ def autoattack(
         TypeError: arguments of the wrong kind.
         ValueError: as in `pgd`, an unknown version, survivors of another shape.
     """
-    epsilon, count = check_epsilon(epsilon, norm), check_count("batch_size", batch_size)
+    epsilon, count = check_epsilon(epsilon, norm), check_integer("batch_size", batch_size, 1)
     if version not in _ATTACKS:
         raise ValueError(f"version must be 'standard' or 'apgd', got {version!r}")
-    seed, steps, queries = check_seed(seed), check_count("steps", steps), check_count("queries", queries)
+    seed, steps, queries = check_seed(seed), check_integer("steps", steps, 1), check_integer("queries", queries, 1)
     attempt = Attempt(model, images, target, count)
     images, target, radius = attempt.images, attempt.target, attempt.radius(epsilon)
     alive = attempt.correct if survivors is None else attempt.correct & _mask(survivors, images)

@@ -5,8 +5,9 @@ from einops import rearrange
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from ncreg._checks import check_count
-from ncreg.robustness._inputs import Model, in_parts, seeded
+from ncreg._checks import check_integer
+from ncreg.numerics import seeded
+from ncreg.robustness._inputs import Model, in_parts
 from ncreg.robustness.adversarial.attempt import AttackResult, Attempt
 from ncreg.robustness.adversarial.steps import Norm, check_epsilon, l2_length, per_image, project
 
@@ -35,7 +36,7 @@ def random_search(
         >>> random_search(model, torch.full((1, 1, 2, 2), 0.3), torch.tensor([0]), epsilon=0.1).robust
         tensor([False])
     """
-    epsilon, queries = check_epsilon(epsilon, norm), check_count("queries", queries)
+    epsilon, queries = check_epsilon(epsilon, norm), check_integer("queries", queries, 1)
     generator, attempt = seeded(seed), Attempt(model, images, target, batch_size)
     images, radius, left = attempt.images, attempt.radius(epsilon), attempt.correct
     for number in range(queries if epsilon > 0 else 0):

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ncreg._checks import check_count, check_number
+from ncreg._checks import check_finite, check_integer
 from ncreg.robustness._inputs import Model, check_attackable, predict
 from ncreg.robustness.adversarial.objectives import at_least_float32, frozen
 from ncreg.robustness.adversarial.steps import Norm, check_epsilon, l2_length, per_image, size_of
@@ -85,10 +85,10 @@ def deepfool(
         >>> found.distance, found.failures  # |0 - 1.5| / 5
         (tensor([0.3000]), 0)
     """
-    if not check_number("overshoot", overshoot) > 0:
+    if not check_finite("overshoot", overshoot) > 0:
         raise ValueError(f"overshoot={overshoot} must be above 0: without it the point stays on the boundary")
     check_epsilon(0.0, norm)
-    top_k, max_steps = check_count("top_k", top_k), check_count("max_steps", max_steps)
+    top_k, max_steps = check_integer("top_k", top_k, 1), check_integer("max_steps", max_steps, 1)
     images = check_attackable(images).detach()
     logits = predict(model, images, batch_size)
     order = logits.argsort(1, descending=True)[:, : top_k + 1]

@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
-from ncreg._checks import check_count
-from ncreg.robustness._inputs import Model, in_parts, seeded
+from ncreg._checks import check_integer
+from ncreg.numerics import seeded
+from ncreg.robustness._inputs import Model, in_parts
 from ncreg.robustness.adversarial.attempt import clean_logits
 from ncreg.robustness.adversarial.deepfool import deepfool, linearised_distances, logit_differences
 from ncreg.robustness.adversarial.objectives import at_least_float32, frozen
@@ -95,7 +96,7 @@ def minimum_norm(
         0.1
     """
     check_epsilon(0.0, norm)
-    rounds, steps = check_count("rounds", rounds), check_count("steps", steps)
+    rounds, steps = check_integer("rounds", rounds, 1), check_integer("steps", steps, 1)
     clean, target = clean_logits(model, images, target, batch_size)
     images, correct, generator = images.detach(), clean.argmax(1) == target, seeded(seed)
     chosen = correct.nonzero().squeeze(1)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ncreg._checks import check_word
+from ncreg._checks import check_choice
 from ncreg.robustness._inputs import Model
 
 Loss = Literal["cross_entropy", "margin", "dlr"]
@@ -36,7 +36,7 @@ def loss_of(name: Loss) -> Callable[[Rows, Int[Tensor, " batch"]], Scalars]:
     Raises:
         ValueError: no such loss.
     """
-    check_word("loss", name, _LOSSES)
+    check_choice("loss", name, _LOSSES)
     return _LOSSES[name]
 
 

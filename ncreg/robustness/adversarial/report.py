@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
-from ncreg._checks import check_flag, check_word
+from ncreg._checks import check_choice, check_flag
 from ncreg.robustness._inputs import Model
 from ncreg.robustness.adversarial.attacks import fgsm, pgd
 from ncreg.robustness.adversarial.attempt import AttackResult, clean_logits
@@ -149,7 +149,7 @@ def evaluate_adversarial(
         >>> report.headline.accuracy, report.flagged, [finding.name for finding in report.findings if finding.flagged]
         (0.5, True, ['no_ensemble'])
     """
-    check_word("preset", preset, _STEPS)
+    check_choice("preset", preset, _STEPS)
     check_flag("autoattack", autoattack)
     common: dict[str, Any] = {"epsilon": epsilon, "norm": norm, "batch_size": batch_size}
     clean, target = clean_logits(model, images, target, batch_size)

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 
-from ncreg._checks import check_count
+from ncreg._checks import check_integer
 from ncreg.robustness._inputs import Model, check_attackable, check_logits, check_target
 from ncreg.robustness.adversarial.objectives import at_least_float32, frozen, gradient, logit_margin, loss_of
 
@@ -78,7 +78,7 @@ def find_suspicions(
         ['zero_gradient', 'logit_scale', 'no_ensemble']
     """
     check_attackable(images)
-    check_count("batch_size", batch_size)
+    check_integer("batch_size", batch_size, 1)
     model, training = _protected(model)
     raw, again, alone = _passes(model, images, batch_size)
     logits = at_least_float32(raw)

@@ -5,14 +5,13 @@ images' own precision, by `perturb`, because there its time counts and a roundin
 """
 
 from collections.abc import Callable
-from math import isfinite
-from numbers import Real
 from typing import Literal, TypeVar
 
 import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
+from ncreg._checks import check_choice, check_non_negative
 from ncreg.robustness._inputs import Model, check_logits
 from ncreg.robustness.adversarial.objectives import (
     Images,
@@ -186,12 +185,8 @@ def clip_change(change: Images, images: Images, epsilon: float, norm: Norm) -> I
 
 def check_epsilon(epsilon: float, norm: Norm) -> float:
     """A radius in units of images in [0, 1]: finite, at least 0, and at most 1 in L∞."""
-    if norm not in ("linf", "l2"):
-        raise ValueError(f"norm must be 'linf' or 'l2', got {norm!r}")
-    if isinstance(epsilon, bool) or not isinstance(epsilon, Real):
-        raise TypeError(f"epsilon must be a number, got {epsilon!r}")
-    if not (isfinite(epsilon) and epsilon >= 0):
-        raise ValueError(f"epsilon={epsilon} must be finite and at least 0")
-    if norm == "linf" and epsilon > 1:
+    check_choice("norm", norm, ("linf", "l2"))
+    radius = check_non_negative("epsilon", epsilon)
+    if norm == "linf" and radius > 1:
         raise ValueError(f"epsilon={epsilon} is in units of images in [0, 1], at most 1 in L∞: {epsilon}/255?")
-    return float(epsilon)
+    return radius

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ncreg._checks import check_count
+from ncreg._checks import check_integer
 from ncreg.robustness._inputs import check_logits, check_target
 
 
@@ -48,7 +48,7 @@ def reliability_bins(
         >>> reliability_bins(torch.tensor([[0.9, 0.1], [0.3, 0.7]]), torch.tensor([0, 0]), bins=2).accuracy
         tensor([   nan, 0.5000], dtype=torch.float64)
     """
-    bins = check_count("bins", bins)
+    bins = check_integer("bins", bins, 1)
     confidence, correct = top_class(*check_probabilities(probabilities, target))
     return binned(confidence, correct, bins)
 
@@ -74,7 +74,7 @@ def expected_calibration_error(
         >>> round(expected_calibration_error(torch.tensor([[0.9, 0.1], [0.3, 0.7]]), torch.tensor([0, 0])), 4)
         0.4
     """
-    bins = check_count("bins", bins)
+    bins = check_integer("bins", bins, 1)
     confidence, correct = top_class(*check_probabilities(probabilities, target))
     return gap_of(binned(confidence, correct, bins))
 
@@ -101,7 +101,7 @@ def adaptive_calibration_error(
         >>> round(adaptive_calibration_error(torch.tensor([[0.9, 0.1], [0.3, 0.7]]), torch.tensor([0, 0]), bins=2), 4)
         0.4
     """
-    bins = check_count("bins", bins)
+    bins = check_integer("bins", bins, 1)
     return adaptive_gap(*top_class(*check_probabilities(probabilities, target)), bins)
 
 
@@ -125,7 +125,7 @@ def classwise_calibration_error(
         >>> round(classwise_calibration_error(torch.tensor([[0.9, 0.1], [0.3, 0.7]]), torch.tensor([0, 0])), 4)
         0.4
     """
-    bins = check_count("bins", bins)
+    bins = check_integer("bins", bins, 1)
     return classwise_gap(*check_probabilities(probabilities, target), bins)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ncreg._checks import check_count
+from ncreg._checks import check_integer
 from ncreg.robustness.calibration._measures import (
     ReliabilityBins,
     adaptive_gap,
@@ -96,7 +96,7 @@ def evaluate_calibration(
         >>> 2.8 < report.temperature < 3.2, report.before.ece > 0.2, report.after.ece < 0.04
         (True, True, True)
     """
-    bins = check_count("bins", bins)
+    bins = check_integer("bins", bins, 1)
     test, target_test = check_logits_and_target(logits_test, target_test)
     val, target_val = check_logits_and_target(logits_val, target_val)
     if test.shape[1] != val.shape[1]:

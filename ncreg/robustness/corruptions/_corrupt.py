@@ -1,13 +1,13 @@
 """One door to all corruptions: checks, constants, random numbers, blocks that stay in the cache."""
 
 from collections.abc import Callable
-from numbers import Integral
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ncreg._checks import check_integer
 from ncreg.robustness._inputs import check_images
 from ncreg.robustness.corruptions import _blur, _digital, _noise, _weather
 from ncreg.robustness.corruptions._constants import TABLES, Table
@@ -108,11 +108,7 @@ def check_name(name: str) -> str:
 
 def check_severity(severity: int) -> int:
     """1, 2, 3, 4 or 5."""
-    if isinstance(severity, bool) or not isinstance(severity, Integral):
-        raise TypeError(f"severity must be an int in 1..5, got {severity!r}")
-    if not 1 <= severity <= 5:
-        raise ValueError(f"severity={severity} must be in 1..5")
-    return int(severity)
+    return check_integer("severity", severity, 1, 5)
 
 
 def _check(images: Tensor, name: str, severity: int, seed: int, constants: Table | None) -> None:
@@ -124,8 +120,7 @@ def _check(images: Tensor, name: str, severity: int, seed: int, constants: Table
         raise ValueError(f"images are {height}x{width} pixels: both sides must be at least 8, enlarge them first")
     check_name(name)
     check_severity(severity)
-    if isinstance(seed, bool) or not isinstance(seed, Integral):
-        raise TypeError(f"seed must be an int, got {seed!r}")
+    check_integer("seed", seed)
     if constants is not None and constants not in TABLES:
         raise ValueError(f"constants={constants!r} must be 'small', 'imagenet' or None")
 
@@ -138,7 +133,5 @@ def _indices(first_index: int | Tensor, images: Tensor) -> Tensor:
             if first_index.shape != images.shape[:1]:
                 raise ValueError(f"first_index must be an int or {len(images)} ints, got {tuple(first_index.shape)}")
             return first_index.to(images.device, torch.int64)
-        first_index = int(first_index)
-    if isinstance(first_index, bool) or not isinstance(first_index, Integral):
-        raise TypeError(f"first_index must be an int or a tensor of ints, got {first_index!r}")
+    first_index = check_integer("first_index", first_index)
     return torch.arange(first_index, first_index + len(images), device=images.device)

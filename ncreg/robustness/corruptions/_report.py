@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ncreg._checks import check_count
+from ncreg._checks import check_integer
 from ncreg.robustness._inputs import Model, check_images, check_target, predict
 from ncreg.robustness.corruptions._constants import Table
 from ncreg.robustness.corruptions._corrupt import CORRUPTION_GROUPS, check_name, check_severity, corrupt
@@ -79,7 +79,7 @@ def corruption_accuracy(
     names = _listed("names", names, check_name)
     severities = _listed("severities", severities, check_severity)
     check_images(images)
-    check_count("batch_size", batch_size)
+    check_integer("batch_size", batch_size, 1)
 
     def right(logits: Tensor) -> int:
         return int((logits.argmax(1) == check_target(target, logits, logits.shape[1])).sum())

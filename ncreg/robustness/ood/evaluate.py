@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ncreg._features import NotDefined, check_all_present, check_features, check_indices
 from ncreg.metrics.nc5 import ood_orthogonality
-from ncreg.robustness._inputs import check_images, check_logits, seeded
+from ncreg.numerics import seeded
+from ncreg.robustness._inputs import check_images, check_logits
 from ncreg.robustness.ood import scores as ood_scores
 from ncreg.robustness.ood.detection import Detection, evaluate_detection
 

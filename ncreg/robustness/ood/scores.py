@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from ncreg._checks import check_count, check_flag, check_positive
+from ncreg._checks import check_flag, check_integer, check_num_classes, check_positive
 from ncreg._features import (
     NotDefined,
     check_all_present,
@@ -104,7 +104,7 @@ def knn_score(
     """
     train = check_features("train_features", train_features)
     rows = check_features("features", features, train.shape[1])
-    if len(train) < check_count("neighbours", neighbours):
+    if len(train) < check_integer("neighbours", neighbours, 1):
         raise NotDefined(f"neighbours={neighbours} but there are only {len(train)} training features: pass fewer")
     labels = torch.zeros(len(train), dtype=torch.int64, device="cpu")
     fitted = _pytorch_ood().KNN(None, k=neighbours).fit_features(train, labels)
@@ -208,7 +208,7 @@ def vim_dim(features: int, dim: int | None) -> int:
         raise NotDefined("ViM needs at least 2 features: one has no direction outside the principal ones")
     if dim is None:
         return 1000 if features >= 2048 else 512 if features >= 768 else features // 2
-    if check_count("dim", dim) >= features:
+    if check_integer("dim", dim, 1) >= features:
         raise ValueError(f"dim={dim} principal directions of {features} features leave no residual: pass fewer")
     return dim
 
@@ -275,10 +275,10 @@ def neco_dim(variances: Float[Tensor, " dim"], num_classes: int | None, dim: int
     if dim is None and num_classes is None:
         raise ValueError("pass num_classes (dim is then C−1) or dim, the number of principal directions")
     if dim is None and num_classes is not None and num_classes - 1 < features:
-        return check_count("num_classes", num_classes, 2) - 1
+        return check_num_classes(num_classes) - 1
     if dim is None:
         held = variances.cumsum(0) / variances.sum()
         return min(int((held < 0.9).sum()) + 1, features - 1)
-    if check_count("dim", dim) >= features:
+    if check_integer("dim", dim, 1) >= features:
         raise ValueError(f"dim={dim} principal directions of {features} features leave nothing out: pass fewer")
     return dim

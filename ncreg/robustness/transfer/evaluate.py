@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from ncreg._checks import check_count, check_number, check_positive
+from ncreg._checks import check_finite, check_integer, check_positive, check_seed
 from ncreg._features import check_features, check_indices
-from ncreg.robustness._inputs import check_seed, seeded
+from ncreg.numerics import seeded
 from ncreg.robustness.intervals import binomial_interval
 from ncreg.robustness.transfer.linear_probe import fit_linear_probe, fitted_probe, labelled
 
@@ -142,7 +142,7 @@ def knn_probe(
     train = labelled("train_features", train_features, "train_target", train_target)
     rows, labels, classes = train
     fit, held = stratified_split(labels, val_share, seed=seed)
-    grid = sorted(k for k in {check_count("neighbours_grid", k) for k in neighbours_grid} if k <= len(fit))
+    grid = sorted(k for k in {check_integer("neighbours_grid", k, 1) for k in neighbours_grid} if k <= len(fit))
     if not grid:
         raise ValueError(f"neighbours_grid={tuple(neighbours_grid)}: none is at most the {len(fit)} samples to fit")
     votes = _votes(rows[fit], labels[fit], rows[held], classes, grid)
@@ -186,8 +186,8 @@ def few_shot(
     """
     rows, labels, classes = labelled("train_features", train_features, "train_target", train_target)
     test, wanted = _test_set(test_features, test_target, rows.shape[1], classes)
-    check_count("shots", shots)
-    check_count("draws", draws, 2)
+    check_integer("shots", shots, 1)
+    check_integer("draws", draws, 2)
     least = int(torch.bincount(labels).min())
     if least < shots:
         raise ValueError(f"shots={shots} but a class has only {least} training samples")
@@ -208,7 +208,7 @@ def stratified_split(target: Integer[Tensor, " samples"], share: float, *, seed:
     Raises:
         ValueError: share outside (0, 1), a class with fewer than two samples.
     """
-    if not 0 < check_number("val_share", share) < 1:
+    if not 0 < check_finite("val_share", share) < 1:
         raise ValueError(f"val_share={share} must be between 0 and 1")
     order = _shuffled(target, seed, 0)
     fit, held = [], []
