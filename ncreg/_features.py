@@ -1,4 +1,4 @@
-"""What the evaluations on stored features check first: features, labels, class predictions."""
+"""Checks of stored features, labels and class predictions, and statistics of features, for evaluations on them."""
 
 import torch
 from jaxtyping import Float, Int
@@ -33,10 +33,10 @@ def check_features(name: str, features: Tensor, dim: int | None = None) -> Float
 
 
 def check_varied(name: str, features: Float[Tensor, "rows dim"]) -> None:
-    """Rows that are not all the same.
+    """Check that the rows are not all the same.
 
     Raises:
-        ValueError: they are.
+        ValueError: they are all the same.
     """
     if bool((features == features[0]).all()):
         raise ValueError(f"{name} are the same vector in all {len(features)} rows: the model tells nothing apart")

@@ -36,7 +36,7 @@ class Geometry(NamedTuple):
 
 
 def class_geometry(count: Tensor, mean: Tensor) -> Geometry:
-    """Centre the present class means and find the span that their between-class covariance really has.
+    """Centre the present class means and find the numerical span of their between-class covariance.
 
     Raises:
         ValueError: the means are so long or so short that their squares leave float64.
@@ -77,7 +77,7 @@ def _span(centred: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def tiles(rows: int) -> Iterator[slice]:
-    """Cut the rows of a square table so that a tile of it stays small."""
+    """Slices of the rows of a square table, each so few that a tile of the table stays small."""
     step = max(1, _LARGEST_TILE // rows)
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))

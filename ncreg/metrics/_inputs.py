@@ -40,8 +40,11 @@ def check_batch(features: Tensor, target: Tensor, num_classes: int, num_features
         raise ValueError(
             f"target must have shape ({features.shape[0]},) to go with the features, got {tuple(target.shape)}"
         )
-    if not len(target):
-        return
+    if len(target):
+        _check_values(features, target, num_classes)
+
+
+def _check_values(features: Tensor, target: Tensor, num_classes: int) -> None:
     low, high = target.aminmax()
     # A sum is finite only if every entry is; the reverse is checked where the cheap test fails.
     suspicious = torch.stack([(low < 0) | (high >= num_classes), ~features.sum(dtype=torch.float32).isfinite()])
@@ -80,7 +83,7 @@ class Reference:
 
 
 def check_classifier(classifier: Any) -> None:
-    """Refuse a classifier without a (C, d) weight.
+    """Check that a classifier has a tensor `.weight`.
 
     Raises:
         TypeError: there is no tensor `.weight`.
@@ -126,7 +129,7 @@ def read_classifier(
 def read_finite_classifier(
     classifier: Any, num_classes: int, num_features: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """As `read_classifier`, at the time of measuring.
+    """`read_classifier`, and a check that all entries are finite.
 
     Raises:
         ValueError: the weight or the bias has another shape, or entries that are NaN, infinite or beyond 1e100.

@@ -1,4 +1,4 @@
-"""LayerwiseCollapse: how collapse builds up with depth."""
+"""LayerwiseCollapse: the measures of collapse at inner layers, to see how it builds up with depth."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class LayerwiseCollapse:
     A context manager: the hooks live from `with` to its end, whatever happens inside. After each forward pass
     `update(target)` takes in what the layers gave; `compute` returns the one-pass measures of NeuralCollapse (nc1,
     nc1_rank, stable_rank, effective_rank, within_stable_rank, cdnv, …) for each layer, in the order of `layers`.
-    Deep collapse is there to be looked at: forcing it at every layer is not optimal (Súkeník et al., 2024).
+    Deep collapse is something to observe: forcing it at every layer is not optimal (Súkeník et al., 2024).
 
     Maps (B, C, H, W) and token sequences (B, L, d) are averaged over their positions in at least float32; timm
     models with channels last say so by `output_fmt`. Sums are float64. Works under no_grad, autocast and
@@ -35,7 +35,7 @@ class LayerwiseCollapse:
         layers: names of submodules; the front of a path may be left out (`layer4` for `backbone.layer4`). None takes
             the stages that a timm model lists in `feature_info`.
         num_classes: C; by default the model's own `num_classes`.
-        pool: turns a layer's output into (B, d) where the rule above does not fit.
+        pool: function of a layer's output to (B, d), where the averages above do not fit.
 
     Example:
         >>> import timm, torch

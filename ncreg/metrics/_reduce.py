@@ -28,7 +28,7 @@ class Statistics(NamedTuple):
 
 
 def only_this_rank(tensor: Tensor) -> list[Tensor]:
-    """Gather of a single process."""
+    """The gather function of a single process."""
     return [tensor]
 
 
@@ -57,7 +57,7 @@ def product_dtype(features: Sequence[Tensor]) -> torch.dtype:
 
 
 def geometry_of(packed: Tensor) -> Geometry:
-    """Geometry of (C, 1 + d): counts and means side by side.
+    """Class geometry from counts and means side by side (C, 1 + d).
 
     Raises:
         ValueError: all counts are zero.

@@ -33,7 +33,7 @@ class Angles:
 
 @dataclass(frozen=True)
 class MinorityCollapse:
-    """Class sizes beside the theory's threshold of minority collapse.
+    """Class sizes compared with the theoretical threshold of minority collapse.
 
     Attributes:
         threshold: training images a class at or below which free minority classes merge.

@@ -54,19 +54,29 @@ from ncreg.robustness.label_noise import (
     paired_accuracy,
 )
 from ncreg.robustness.long_tail import GroupAccuracy, LongTailAccuracy, class_groups, long_tail_accuracy
-from ncreg.robustness.ood.detection import Detection, evaluate_detection
-from ncreg.robustness.ood.evaluate import OODReport, evaluate_ood, noise_images
-from ncreg.robustness.ood.scores import (
+from ncreg.robustness.ood import (
+    Detection,
+    OODReport,
     energy_score,
+    evaluate_detection,
+    evaluate_ood,
     knn_score,
     mahalanobis_score,
     max_logit_score,
     msp_score,
     neco_score,
+    noise_images,
     vim_score,
 )
-from ncreg.robustness.transfer.evaluate import FewShotResult, ProbeResult, few_shot, knn_probe, linear_probe
-from ncreg.robustness.transfer.linear_probe import LinearProbe, fit_linear_probe
+from ncreg.robustness.transfer import (
+    FewShotResult,
+    LinearProbe,
+    ProbeResult,
+    few_shot,
+    fit_linear_probe,
+    knn_probe,
+    linear_probe,
+)
 
 __all__ = [
     "AdversarialReport",

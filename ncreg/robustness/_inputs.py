@@ -1,4 +1,4 @@
-"""What every evaluation does first: check images, target, logits and mode; run the model; say how sure a share is."""
+"""What every evaluation does first: check images, target, logits and the model's mode, and run the model."""
 
 from collections.abc import Callable, Sequence
 
@@ -99,7 +99,7 @@ def check_logits(logits: Tensor, images: Tensor | None = None) -> Tensor:
 
 
 def in_eval_mode(model: Model) -> Model:
-    """The model itself.
+    """The model, after a check that none of its submodules is in training mode.
 
     Raises:
         TypeError: it cannot be called.
@@ -117,7 +117,7 @@ def in_eval_mode(model: Model) -> Model:
 
 
 def in_parts(indices: Int[Tensor, " chosen"], size: int) -> Sequence[Tensor]:
-    """Parts of `size` indices; of none no part, where `split` gives an empty one, which few models take."""
+    """Indices in parts of `size`; no part for no indices, where `split` gives an empty one, which few models accept."""
     return indices.split(size) if len(indices) else ()
 
 

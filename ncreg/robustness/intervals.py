@@ -1,8 +1,8 @@
-"""Confidence intervals of a proportion."""
+"""Confidence intervals: Wilson's of a proportion, and the quantiles that others are made of."""
 
 from __future__ import annotations
 
-from math import sqrt
+from math import cos, pi, sin, sqrt, tan
 
 from ncreg._checks import check_integer
 
@@ -31,3 +31,26 @@ def binomial_interval(correct: int, n: int) -> tuple[float, float]:
     low = 0.0 if correct == 0 else (centre - half) / (1 + z2)  # exact at the ends, where rounding shows
     high = 1.0 if correct == n else (centre + half) / (1 + z2)
     return low, high
+
+
+def t_quantile(degrees: int) -> float:
+    """The 97.5 % quantile of Student's t: √ν·tan φ, where 95 % of its mass lies within ±φ.
+
+    Example:
+        >>> round(t_quantile(9), 4)
+        2.2622
+    """
+    low, high = 0.0, pi / 2
+    while low < (middle := (low + high) / 2) < high:
+        low, high = (middle, high) if _within(middle, degrees) < 0.95 else (low, middle)
+    return sqrt(degrees) * tan(high)
+
+
+def _within(angle: float, degrees: int) -> float:
+    """P(|t| < √ν·tan φ), a finite sum of powers of cos φ (Abramowitz & Stegun 26.7.3 and 26.7.4)."""
+    odd = degrees % 2
+    term, total = (cos(angle) if odd else 1.0), 0.0
+    for k in range(1, degrees // 2 + 1):
+        total += term
+        term *= cos(angle) ** 2 * ((2 * k) / (2 * k + 1) if odd else (2 * k - 1) / (2 * k))
+    return (angle + sin(angle) * total) * 2 / pi if odd else sin(angle) * total

@@ -1,4 +1,4 @@
-"""What wrong training labels do: how many are learned by heart, how many seen through, and what later epochs cost."""
+"""Effects of wrong training labels: how many are memorised or recovered, and the change of accuracy between epochs."""
 
 from dataclasses import dataclass
 from math import sqrt
@@ -12,18 +12,18 @@ from ncreg.robustness.intervals import Z95, binomial_interval
 
 @dataclass(frozen=True)
 class Memorization:
-    """What became of wrongly labelled training images; None where there is none of the kind.
+    """Predictions on training images with wrong labels; None where there is no image of the kind.
 
     Attributes:
         num_wrong: training images whose label is wrong.
         num_right: the others.
-        memorized: share of the wrongly labelled that are predicted as their wrong label.
+        memorized: share of the wrongly labelled images that are predicted as their wrong label.
         memorized_interval: its Wilson 95 % interval.
-        recovered: share of them that are predicted as what they are; the rest goes to a third class.
+        recovered: share of them that are predicted as their true class; the rest as a third class.
         recovered_interval: its Wilson 95 % interval.
-        clean_accuracy: share of the rightly labelled that are predicted so.
-        label_accuracy: share of all training images that are predicted as labelled: what a training curve shows.
-        true_accuracy: share of all training images that are predicted as what they are.
+        clean_accuracy: share of the rightly labelled images that are predicted as their class.
+        label_accuracy: share of all training images that are predicted as labelled, as a training curve shows it.
+        true_accuracy: share of all training images that are predicted as their true class.
     """
 
     num_wrong: int
@@ -39,15 +39,15 @@ class Memorization:
 
 @dataclass(frozen=True)
 class PairedAccuracy:
-    """Two classifiers, or one at two times, on the same test images.
+    """Accuracies of two classifiers, or of one at two times, on the same test images.
 
     Attributes:
         before: accuracy of the first, at the onset of the terminal phase, say.
         after: accuracy of the second, at the last epoch.
         change: after − before.
         interval: 95 % interval of the change, from the images on which they differ.
-        gained: images that the second alone recognises.
-        lost: images that the first alone recognises.
+        gained: images that only the second classifies rightly.
+        lost: images that only the first classifies rightly.
         images: test images.
     """
 
@@ -104,7 +104,7 @@ def memorization(
 def paired_accuracy(
     before: Integer[Tensor, " test"], after: Integer[Tensor, " test"], target: Integer[Tensor, " test"]
 ) -> PairedAccuracy:
-    """Change of accuracy on the same images, (gained − lost)/N, with the interval that a paired sample deserves.
+    """Change of accuracy on the same images, (gained − lost)/N, with a paired interval.
 
     The interval is Wald's with half an image added to each cell of the two-by-two table (Agresti & Min, Statistics in
     Medicine 2005), so that it has a width where nothing changed, cut to [−1, 1]: centre (g − l)/(N + 2), variance

@@ -26,7 +26,7 @@ class GroupAccuracy:
     Attributes:
         classes: their indices.
         accuracy: mean of their class accuracies, those without a test image left out; None where none has one.
-        correct: test images of the group that are recognised.
+        correct: test images of the group that are classified rightly.
         images: its test images.
         interval: Wilson 95 % interval of correct/images, which is `accuracy` where classes have equally many test
             images; None without images.

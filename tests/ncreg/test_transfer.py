@@ -11,7 +11,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from ncreg import robustness as R
-from ncreg.robustness.transfer.evaluate import stratified_split, t_quantile
+from ncreg.robustness.intervals import t_quantile
+from ncreg.robustness.transfer.evaluate import stratified_split
 
 
 def digits(classes=10, train=300, test=200):

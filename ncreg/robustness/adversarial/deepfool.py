@@ -14,7 +14,7 @@ from ncreg.robustness.adversarial.steps import Norm, check_epsilon, l2_length, p
 
 @dataclass(frozen=True, eq=False)
 class DeepFoolResult:
-    """The shortest step each image takes to another class, as DeepFool finds it.
+    """The shortest step from each image to another class that DeepFool finds.
 
     Attributes:
         norm: "l2" or "linf".

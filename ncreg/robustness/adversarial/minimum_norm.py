@@ -183,7 +183,7 @@ def _attack(
     norm: Norm,
     steps: int,
 ) -> tuple[Tensor, Tensor]:
-    """What margin-PGD finds within a radius of each image, pulled back, and how far that is; inf where it finds none.
+    """The points that margin-PGD finds within a radius of each image, pulled back, and their distances, or inf.
 
     With a rival the margin is the one over that class.
     """
@@ -203,7 +203,8 @@ def _pull_back(
 ) -> tuple[Tensor, Tensor]:
     """The nearest misclassified point on the way from each image to `found`, and its distance; inf if there is none.
 
-    The way is the line in L2. In L∞ the change is cut off at a size: what the edge of [0, 1] held back stays as it is.
+    In L2 the way is the straight line. In L∞ the change is clipped at a smaller and smaller size, so that pixels held
+    back by the edge of [0, 1] stay as they are.
     """
 
     def wrong(x: Tensor) -> Tensor:

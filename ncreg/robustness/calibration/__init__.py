@@ -1,4 +1,4 @@
-"""Does the confidence mean what it says, and is it of use for abstaining? Everything in float64, as plain floats.
+"""Calibration of confidences, and their use for abstaining. Everything is computed in float64, as plain floats.
 
 The measures take probabilities (softmax of the logits); temperature scaling and the report take logits.
 """

@@ -18,7 +18,7 @@ class ReliabilityBins:
         edges: the bins' ends (bins + 1,); bin m holds confidences in (edges[m], edges[m + 1]].
         count: samples in a bin.
         confidence: mean confidence of the bin's samples, in [0, 1].
-        accuracy: share of the bin's samples that are right, in [0, 1].
+        accuracy: fraction of the bin's samples that are classified rightly, in [0, 1].
     """
 
     edges: Float[Tensor, " ends"]

@@ -47,7 +47,7 @@ class CalibrationReport:
 
     Attributes:
         samples: size of the test set.
-        accuracy: share of test samples that are right; no temperature changes it.
+        accuracy: fraction of test samples that are classified rightly; no temperature changes it.
         before: scores of softmax(z).
         after: scores of softmax(z/T).
         temperature: T, fitted on the validation set.

@@ -1,4 +1,4 @@
-"""Is the confidence of use for abstaining?"""
+"""Selective prediction: the error rate where a model may abstain from its least confident answers."""
 
 from dataclasses import dataclass
 
@@ -32,7 +32,7 @@ def risk_coverage(
     *,
     confidence: Float[Tensor, " batch"] | None = None,
 ) -> RiskCoverage:
-    """Error rate against the share of samples that the model answers, the most confident first, and its area.
+    """Error rate against the fraction of samples that the model answers, the most confident first, and its area.
 
     Source: Geifman & El-Yaniv, "Selective Classification for Deep Neural Networks", NeurIPS 2017 (arXiv 1705.08500);
     excess area: Geifman, Uziel & El-Yaniv, ICLR 2019 (arXiv 1805.08206), here against the exact best of n samples.
@@ -69,7 +69,7 @@ def risk_of(score: Tensor, correct: Tensor) -> RiskCoverage:
     n = len(score)
     group, size = ties(-score)
     errors = correct.new_zeros(len(size)).index_add(0, group, 1 - correct)
-    # Expected errors among the first k: those of the groups before, and the share of the own group that is in.
+    # Expected errors among the first k: those of the groups before, and the fraction of the own group that is in.
     expected = (errors / size).repeat_interleave(size).cumsum(0)
     kept = torch.arange(1, n + 1, dtype=torch.float64, device="cpu")
     risk = (expected / kept).clamp_max(1)

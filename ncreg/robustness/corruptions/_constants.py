@@ -12,16 +12,16 @@ def _zooms(ends: tuple[float, ...], steps: tuple[float, ...]) -> tuple[tuple[flo
     return tuple(tuple(np.arange(1, end, step).tolist()) for end, step in zip(ends, steps, strict=True))
 
 
-# Lengths in pixels, except elastic_transform's: shares of the shorter side.
+# Lengths in pixels, except elastic_transform's: fractions of the shorter side.
 SMALL: dict[str, tuple[Any, ...]] = {
     "gaussian_noise": (0.04, 0.06, 0.08, 0.09, 0.10),  # standard deviation
     "shot_noise": (500, 250, 100, 75, 50),  # photons at full brightness
-    "impulse_noise": (0.01, 0.02, 0.03, 0.05, 0.07),  # share of values hit
+    "impulse_noise": (0.01, 0.02, 0.03, 0.05, 0.07),  # fraction of values hit
     "defocus_blur": ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1)),  # radius, smoothing of the disk
     "glass_blur": ((0.05, 1, 1), (0.25, 1, 1), (0.4, 1, 1), (0.25, 1, 2), (0.4, 1, 2)),  # sigma, reach, rounds
     "motion_blur": ((6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5)),  # radius, sigma
     "zoom_blur": _zooms((1.06, 1.11, 1.16, 1.21, 1.26), (0.01,) * 5),  # factors that are averaged
-    "snow": (  # mean, deviation, zoom, threshold, radius and sigma of the motion, share of the image
+    "snow": (  # mean, deviation, zoom, threshold, radius and sigma of the motion, weight of the image
         (0.1, 0.2, 1, 0.6, 8, 3, 0.95),
         (0.1, 0.2, 1, 0.5, 10, 4, 0.9),
         (0.15, 0.3, 1.75, 0.55, 10, 4, 0.9),
@@ -30,7 +30,7 @@ SMALL: dict[str, tuple[Any, ...]] = {
     ),
     "fog": ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75)),  # strength, decay of the roughness
     "brightness": (0.05, 0.1, 0.15, 0.2, 0.3),  # added to the value
-    "contrast": (0.75, 0.5, 0.4, 0.3, 0.15),  # kept share
+    "contrast": (0.75, 0.5, 0.4, 0.3, 0.15),  # factor of the contrast
     # Displacement, its smoothing, and the reach of the affine map.
     "elastic_transform": ((0, 0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05), (0.1, 0.03, 0.03)),
     "pixelate": (0.95, 0.9, 0.85, 0.75, 0.65),  # size of the coarse image

@@ -1,4 +1,4 @@
-"""One door to all corruptions: checks, constants, random numbers, blocks that stay in the cache."""
+"""`corrupt`: one entry to all corruptions, with checks, constants, random numbers, and blocks that fit the cache."""
 
 from collections.abc import Callable
 from typing import Any

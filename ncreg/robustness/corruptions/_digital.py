@@ -54,13 +54,15 @@ def saturate(x: Tensor, constants: tuple[float, float], rng: Draws) -> Tensor:
     span = value - x.amin(1, keepdim=True)
     saturation = span / value.clamp_min(1e-30)
     wanted = (saturation * factor + added).clamp_(0, 1)
-    # Channels lie below the value by its product with the saturation and a share that the hue fixes.
-    share = torch.where(span > 0, (value - x) / span.clamp_min(1e-30), x.new_tensor([0.0, 1.0, 1.0]).view(1, 3, 1, 1))
-    return value - (value * wanted) * share
+    # Channels lie below the value by its product with the saturation and a factor that the hue fixes.
+    factor_of_hue = torch.where(
+        span > 0, (value - x) / span.clamp_min(1e-30), x.new_tensor([0.0, 1.0, 1.0]).view(1, 3, 1, 1)
+    )
+    return value - (value * wanted) * factor_of_hue
 
 
 def pixelate(x: Tensor, size: float, rng: Draws) -> Tensor:
-    """Shrunk to a share of its sides by means over boxes, and enlarged by repetition."""
+    """Sides shrunk by the factor `size`, by means over boxes, and enlarged by repetition."""
     height, width = x.shape[-2:]
     low, narrow = int(height * size), int(width * size)
     coarse = both_axes(x, box_rows(height, low), box_rows(width, narrow))
@@ -68,7 +70,7 @@ def pixelate(x: Tensor, size: float, rng: Draws) -> Tensor:
 
 
 def elastic_transform(x: Tensor, constants: tuple[float, float, float], rng: Draws) -> Tensor:
-    """A random affine map, then a smooth random displacement; all in shares of the shorter side."""
+    """A random affine map, then a smooth random displacement; all in fractions of the shorter side."""
     height, width = x.shape[-2:]
     side = min(height, width)
     strength, sigma, spread = (c * side for c in constants)

@@ -40,10 +40,10 @@ def zoom_rows(size: int, factor: float) -> tuple[Tensor, Tensor]:
     place = torch.arange(size, dtype=torch.float64, device="cpu") + (grown - size) // 2
     place = (place * ((kept - 1) / max(grown - 1, 1))).clamp(0, kept - 1)
     low = place.floor().long().clamp_max(max(kept - 2, 0))
-    share = place - low
+    right = place - low
     matrix = torch.zeros(size, size, dtype=torch.float64, device="cpu")
-    matrix.scatter_add_(1, start + low[:, None], 1 - share[:, None])
-    matrix.scatter_add_(1, start + (low[:, None] + 1).clamp_max(kept - 1), share[:, None])
+    matrix.scatter_add_(1, start + low[:, None], 1 - right[:, None])
+    matrix.scatter_add_(1, start + (low[:, None] + 1).clamp_max(kept - 1), right[:, None])
     return _sparse(matrix)
 
 
@@ -171,9 +171,9 @@ def motion(
     offsets, weight = _motion(radius, sigma, low, high)
     offset = offsets.to(x.device)[choice]
     total = torch.zeros_like(x)
-    for tap, share in enumerate(weight.tolist()):
+    for tap, factor in enumerate(weight.tolist()):
         row = torch.arange(height, device=x.device) + offset[:, tap, :1]
         column = torch.arange(width, device=x.device) + offset[:, tap, 1:]
         place = row.clamp_(0, height - 1)[:, :, None], column.clamp_(0, width - 1)[:, None, :]
-        total += pick(x, *torch.broadcast_tensors(*place)).mul_(share)
+        total += pick(x, *torch.broadcast_tensors(*place)).mul_(factor)
     return total

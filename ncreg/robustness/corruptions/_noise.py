@@ -23,7 +23,7 @@ def speckle_noise(x: Tensor, deviation: float, rng: Draws) -> Tensor:
 
 
 def impulse_noise(x: Tensor, amount: float, rng: Draws) -> Tensor:
-    """A share `amount` of the values becomes 0 or 1."""
+    """A fraction `amount` of the values becomes 0 or 1."""
     hit = rng.uniform(0, *x.shape[1:]) < amount
     salt = rng.uniform(1, *x.shape[1:]) < 0.5
     return torch.where(hit, salt.to(x), x)
@@ -44,8 +44,8 @@ def _poisson_table(top: float, rows: int, device: torch.device) -> tuple[Tensor,
 def _poisson(row: Tensor, top: float, rows: int, bits: Tensor) -> Tensor:
     """Poisson counts by inversion: the first k with P(X ≤ k) above a uniform number."""
     table, length = _poisson_table(top, rows, row.device)
-    share = (bits >> 33).bitwise_and_(_ONE - 1)
-    return torch.searchsorted(table, (row << 32) + share, right=True) - row * length
+    uniform = (bits >> 33).bitwise_and_(_ONE - 1)
+    return torch.searchsorted(table, (row << 32) + uniform, right=True) - row * length
 
 
 def shot_noise(x: Tensor, photons: float, rng: Draws) -> Tensor:

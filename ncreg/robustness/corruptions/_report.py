@@ -25,8 +25,8 @@ class CorruptionReport:
         names: corruption types, the rows of the tables.
         severities: the columns.
         samples: images in the set.
-        clean_accuracy: share right without corruption, in [0, 1].
-        accuracy: share right, in [0, 1].
+        clean_accuracy: share of images classified rightly without corruption, in [0, 1].
+        accuracy: share of images classified rightly, in [0, 1].
         low: lower end of its Wilson 95 % interval.
         high: upper end.
         mean_accuracy: mean of `accuracy` over all types and severities.
@@ -53,7 +53,7 @@ def corruption_accuracy(
     batch_size: int = 256,
     constants: Table | None = None,
 ) -> CorruptionReport:
-    """Share of images classified right under each corruption type and severity.
+    """Share of images classified rightly under each corruption type and severity.
 
     Args:
         model: images in [0, 1] to logits, in eval mode.

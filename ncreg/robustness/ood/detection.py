@@ -1,4 +1,4 @@
-"""How well a score tells two sets apart: AUROC and the false positive rate at 95 % true positives, with intervals."""
+"""Separation of two sets by a score: AUROC and the false positive rate at 95 % true positives, with intervals."""
 
 from dataclasses import dataclass
 from math import exp, log, sqrt
@@ -12,14 +12,14 @@ from ncreg.robustness.intervals import Z95, binomial_interval
 
 @dataclass(frozen=True)
 class Detection:
-    """How well a score, higher for what is in-distribution (ID), tells ID from OOD images.
+    """How well a score separates in-distribution (ID) images, which should score higher, from OOD images.
 
     Attributes:
         auroc: probability that an ID image scores higher than an OOD image, a tie counting half; 0.5 is chance.
         auroc_interval: its 95 % interval.
         fpr95: share of OOD images that are taken for ID where at least 95 % of ID images are accepted.
         fpr95_interval: its Wilson 95 % interval, the threshold taken as given.
-        threshold: the highest score that still accepts 95 % of ID images; what reaches it is accepted.
+        threshold: the highest score that accepts 95 % of ID images; images at or above it are accepted.
         num_id: ID images.
         num_ood: OOD images.
     """
@@ -83,8 +83,9 @@ def _sorted(name: str, scores: Tensor) -> Float[Tensor, " scores"]:
 
 
 def _auroc(inside: Tensor, outside: Tensor) -> tuple[float, tuple[float, float]]:
-    """From sorted scores. A placement is the share of the other set that a score beats, ties half, here in halves."""
+    """AUROC and its interval, from sorted scores."""
     m, n = len(inside), len(outside)
+    # Placements, in halves: how many scores of the other set a score exceeds, an equal one counting half.
     beaten = torch.searchsorted(outside, inside) + torch.searchsorted(outside, inside, right=True)
     beating = 2 * m - torch.searchsorted(inside, outside) - torch.searchsorted(inside, outside, right=True)
     auroc = int(beaten.sum()) / (2 * m * n)

@@ -23,7 +23,7 @@ FeaturesAndLogits = tuple[Float[Tensor, "batch dim"], Float[Tensor, "batch class
 
 @dataclass(frozen=True)
 class OODReport:
-    """What `evaluate_ood` found.
+    """Detection of each OOD set by each score, and NC5.
 
     Attributes:
         detections: by OOD set, then by score.
@@ -95,7 +95,7 @@ def evaluate_ood(
         ImportError: MSP, max-logit, energy or kNN without pytorch-ood.
         TypeError: no tensors, or of the wrong kind.
         ValueError: no or empty OOD sets, shapes that do not fit, values not finite, probabilities in place of logits,
-            a class without a training feature, a score that is unknown or, where asked for by name, has no meaning.
+            a class without a training feature, a score that is unknown or, where given by name, has no meaning.
 
     Example:
         >>> draw = torch.Generator().manual_seed(0)
@@ -140,7 +140,7 @@ def evaluate_ood(
 def noise_images(
     images: Float[Tensor, "batch channels height width"], kind: str = "uniform", *, seed: int = 0
 ) -> Float[Tensor, "batch channels height width"]:
-    """Images in [0, 1] of the same number, size, dtype and device that show nothing, as far OOD sets.
+    """Noise images in [0, 1] of the same number, size, dtype and device as `images`, for an easy OOD set.
 
     "uniform": every value from U[0, 1]. "gaussian": from N(0.5, 1), clipped to [0, 1], as in ODIN (Liang et al., ICLR
     2018, arXiv 1706.02690). "shuffle": the image's own pixels in an order of its own, all channels alike: the same
@@ -182,7 +182,7 @@ def _checked(
     weight: Tensor | None,
     bias: Tensor | None,
 ) -> tuple[_Data, list[int]]:
-    """All of it in float64 on the CPU, and how many images each set has, ID first."""
+    """The checked data, features and logits in float64 on the CPU, and how many images each set has, ID first."""
     train = check_features("train_features", train_features)
     if not isinstance(ood, Mapping) or not ood:
         raise ValueError('ood must name at least one set: {"name": (features, logits)}')
@@ -214,17 +214,17 @@ def _checked(
 
 
 def _scored(
-    makers: Mapping[str, Callable[[], Tensor]], asked: Sequence[str] | None
+    makers: Mapping[str, Callable[[], Tensor]], names: Sequence[str] | None
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The scores of all images, and why some have no meaning; one that was asked for by name must have one."""
+    """The scores of all images, and why some were skipped; a score in `names` that has no meaning is an error."""
     scored, skipped = {}, {}
-    for name in makers if asked is None else asked:
+    for name in makers if names is None else names:
         if name not in makers:
             raise ValueError(f"scores: {name!r} is unknown: one of {', '.join(makers)}")
         try:
             scored[name] = makers[name]()
         except NotDefined as reason:
-            if asked is not None:
+            if names is not None:
                 raise
             skipped[name] = str(reason)
     return scored, skipped

@@ -28,7 +28,7 @@ from ncreg._features import (
 from ncreg.robustness._inputs import check_logits
 
 FLOOR = 1e-9
-"""Share of the training features' mean variance that is added to the variance in every direction (Mahalanobis)."""
+"""Mahalanobis: this fraction of the training features' mean variance is added to the variance in every direction."""
 
 
 def _pytorch_ood() -> Any:

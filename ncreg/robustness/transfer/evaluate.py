@@ -1,4 +1,4 @@
-"""What frozen features are worth to another task: linear probe, nearest neighbours, few labels a class.
+"""The value of frozen features for another task: linear probe, nearest neighbours, few labelled samples a class.
 
 Features come from one forward pass in eval mode over the other task's images; nothing here trains the backbone. All is
 computed in float64 on the CPU, and settings are chosen on a part of the training samples, never on the test samples.
@@ -6,7 +6,7 @@ computed in float64 on the CPU, and settings are chosen on a part of the trainin
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import cos, pi, sin, sqrt, tan
+from math import sqrt
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from torch import Tensor
 from ncreg._checks import check_finite, check_integer, check_positive, check_seed
 from ncreg._features import check_features, check_indices
 from ncreg.numerics import seeded
-from ncreg.robustness.intervals import binomial_interval
+from ncreg.robustness.intervals import binomial_interval, t_quantile
 from ncreg.robustness.transfer.linear_probe import fit_linear_probe, fitted_probe, labelled
 
 L2_GRID = tuple(10.0**power for power in range(-5, 3))
@@ -25,14 +25,14 @@ NEIGHBOURS_GRID = (1, 3, 5, 10, 20, 50, 100)
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """How well a probe does, and the setting that validation chose.
+    """Test accuracy of a probe, and the setting that validation chose.
 
     Attributes:
         accuracy: on the test samples.
         interval: its Wilson 95 % interval.
         chosen: the L2 weight, or the number of neighbours.
         validation: validation accuracy of every setting tried.
-        at_edge: whether the best settings end the grid, so that a wider one may do better.
+        at_edge: whether all best settings are at an end of the grid, so that a wider grid may do better.
         num_train: training samples, validation part included.
         num_test: test samples.
     """
@@ -48,7 +48,7 @@ class ProbeResult:
 
 @dataclass(frozen=True)
 class FewShotResult:
-    """How well a linear probe does on a few labelled samples a class.
+    """Test accuracy of a linear probe that was fitted to few labelled samples a class.
 
     Attributes:
         shots: samples a class.
@@ -202,53 +202,30 @@ def few_shot(
     return FewShotResult(shots, mean, (mean - half, mean + half), tuple(found))
 
 
-def stratified_split(target: Integer[Tensor, " samples"], share: float, *, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices of a part to fit and of a part held out: of each class its share, rounded, but at least one sample each.
+def stratified_split(target: Integer[Tensor, " samples"], val_share: float, *, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices of a part to fit and a part held out: of each class `val_share`, rounded, at least one sample in each.
 
     Raises:
-        ValueError: share outside (0, 1), a class with fewer than two samples.
+        ValueError: val_share outside (0, 1), a class with fewer than two samples.
     """
-    if not 0 < check_finite("val_share", share) < 1:
-        raise ValueError(f"val_share={share} must be between 0 and 1")
+    if not 0 < check_finite("val_share", val_share) < 1:
+        raise ValueError(f"val_share={val_share} must be between 0 and 1")
     order = _shuffled(target, seed, 0)
     fit, held = [], []
     for c in target.unique().tolist():
         own = order[target[order] == c]
         if len(own) < 2:
             raise ValueError(f"class {c} has {len(own)} training sample: two are needed, one of them for validation")
-        number = min(max(round(share * len(own)), 1), len(own) - 1)
+        number = min(max(round(val_share * len(own)), 1), len(own) - 1)
         held.append(own[:number])
         fit.append(own[number:])
     return torch.cat(fit).sort().values, torch.cat(held).sort().values
 
 
-def t_quantile(degrees: int) -> float:
-    """The 97.5 % quantile of Student's t: √ν·tan φ, where 95 % of its mass lies within ±φ.
-
-    Example:
-        >>> round(t_quantile(9), 4)
-        2.2622
-    """
-    low, high = 0.0, pi / 2
-    while low < (middle := (low + high) / 2) < high:
-        low, high = (middle, high) if _within(middle, degrees) < 0.95 else (low, middle)
-    return sqrt(degrees) * tan(high)
-
-
-def _within(angle: float, degrees: int) -> float:
-    """P(|t| < √ν·tan φ), a finite sum of powers of cos φ (Abramowitz & Stegun 26.7.3 and 26.7.4)."""
-    odd = degrees % 2
-    term, total = (cos(angle) if odd else 1.0), 0.0
-    for k in range(1, degrees // 2 + 1):
-        total += term
-        term *= cos(angle) ** 2 * ((2 * k) / (2 * k + 1) if odd else (2 * k - 1) / (2 * k))
-    return (angle + sin(angle) * total) * 2 / pi if odd else sin(angle) * total
-
-
 def _votes(
     train: Tensor, labels: Tensor, test: Tensor, classes: int, grid: Sequence[int]
 ) -> dict[int, Integer[Tensor, " test"]]:
-    """The class that the k nearest vote for, for each k of an ascending grid."""
+    """The class with the most votes among the k nearest training samples, for each k of an ascending grid."""
     unit = F.normalize(train, eps=1e-300)
     chosen: dict[int, list[Tensor]] = {k: [] for k in grid}
     for block in F.normalize(test, eps=1e-300).split(1024):
@@ -269,7 +246,7 @@ def _result(
     test: tuple[Tensor, Tensor],
     edges: tuple[float, ...],
 ) -> ProbeResult:
-    """The first setting of best validation accuracy, put to the test."""
+    """Test accuracy of the setting with the best validation accuracy, the first where several share it."""
     chosen = max(validation, key=lambda setting: validation[setting])
     rows, wanted = test
     correct = int((predict(chosen, rows) == wanted).sum())
