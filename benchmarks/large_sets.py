@@ -59,7 +59,7 @@ def contenders(words: list[str], args: argparse.Namespace) -> dict[str, Callable
     for name, more in limits.items():
         made = load(parse(["baseline", *words, *more]).data, seed=0, image_size=lambda own: args.side)
         splits[name] = made.to(device).train
-    model = build_model(config, made).to(device).train()
+    model = build_model(config.model, made, seed=config.seed).to(device).train()
     optimizer = build_optimizer(config.optim, model)
 
     def step(images: torch.Tensor, target: torch.Tensor) -> None:

@@ -69,7 +69,7 @@ class Pictures(torch.utils.data.Dataset):
 
 def pieces(config: TrainConfig, data: Dataset, device: torch.device) -> tuple[Classifier, SGD]:
     """The same model and optimizer for every contender."""
-    model = build_model(config, data).to(device).train()
+    model = build_model(config.model, data, seed=config.seed).to(device).train()
     return model, build_optimizer(config.optim, model)
 
 

@@ -27,11 +27,11 @@ from ncreg.checkpoint import load_classifier
 from ncreg.models import Classifier
 from recipes.core.cli import parse
 from recipes.core.config import DataConfig
+from recipes.core.distributed import pick_device
 from recipes.core.errors import UserError
 from recipes.data.lazy_images import report_lost_workers
 from recipes.data.load import in_memory_if_small, read_source, split_source
 from recipes.data.split import Source, Split, concatenate
-from recipes.training.build import pick_device
 from recipes.training.metrics import BATCH, measure
 from recipes.training.reporting import ROWS, shown
 from recipes.training.run_dir import RunDir

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 if __package__ in (None, ""):  # run as a script: import from the project's root, not from this folder
@@ -48,7 +49,7 @@ def checkpoints(run: Path) -> list[tuple[int, str, Path]]:
 def models(run: Path, config: TrainConfig, data: Dataset) -> Iterator[tuple[str, Classifier]]:
     """The untrained model, rebuilt from its seed, then one a checkpoint."""
     if not config.model.pretrained:
-        yield "epoch 0", build_model(config, data)
+        yield "epoch 0", build_model(config.model, data, seed=config.seed)
     for epoch, name, path in checkpoints(run):
         yield f"epoch {epoch}" + (f" ({WORDS[name]})" if name in WORDS else ""), load_classifier(path)
 
@@ -71,7 +72,11 @@ def snapshots(run: Path, *, part: str, images: int) -> tuple[list[Snapshot], tup
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run} is no run folder: it has no config.yaml")
     config = parse(["--config", str(run / "config.yaml")])
-    data = load(config.data, seed=config.seed, image_size=lambda native: image_size(config, native))
+    data = load(
+        config.data,
+        seed=config.seed,
+        image_size=partial(image_size, backbone=config.model.backbone, requested=config.data.image_size),
+    )
     path = run / "collapse" / f"features-{part}.npz"
     wanted = [f"epoch {epoch}" for epoch, _, _ in checkpoints(run)]
     if not wanted:

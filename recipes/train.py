@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,40 +24,49 @@ if __name__ == "__main__":
     require_recipes()
 
 import torch
+from timm.utils.model_ema import ModelEmaV3
 
 from ncreg.heads import HEADS
 from ncreg.norms import NORMS
-from recipes.core.cli import parse, parse_command
-from recipes.core.config import TrainConfig
-from recipes.core.distributed import Ranks, join_ranks
+from ncreg.numerics import in_float64
+from recipes.core.cli import parse_command
+from recipes.core.config import TrainConfig, as_yaml
+from recipes.core.distributed import Ranks, join_ranks, pick_device
 from recipes.core.errors import UserError
 from recipes.core.interrupt import EXIT_CODE, Stopped, StopRequest
+from recipes.data.augment import batches, epoch_order
 from recipes.data.lazy_images import report_lost_workers
 from recipes.data.load import SOURCES, Dataset, load
 from recipes.data.split import Split, stratified
-from recipes.loop import Loop
-from recipes.training.board import Board
-from recipes.training.build import image_size, pick_device
-from recipes.training.loss_terms import loss_names
-from recipes.training.plan import show_plan
-from recipes.training.reporting import closing_lines, draw, opening_line, progress_bar, run_summary, show, timing_line
+from recipes.training import build
+from recipes.training.adversarial import Adversary
+from recipes.training.loss_terms import build_terms, loss_names, try_terms
+from recipes.training.metrics import measure, measure_all
+from recipes.training.plan import plan_table, plans
+from recipes.training.plots import plot_plan, plot_run
+from recipes.training.records import epoch_record, run_summary
+from recipes.training.reporting import Progress, TensorBoardLog, closing_lines, opening_line, timing_line
 from recipes.training.run_dir import RunDir
-from recipes.training.state import TrainState, build_state
+from recipes.training.state import TrainState
+from recipes.training.step import check_losses, forward_backward, update
+
+STEPS_BETWEEN_CHECKS = 50
+"""On a GPU, the host waits for the losses (are they finite?) and looks for a stop request once in so many steps."""
 
 
 def train(config: TrainConfig, command: Sequence[str] = (), *, resume: RunDir | None = None) -> Path:
-    """One run, from the configuration to its folder; with `resume`, from where that run was left.
+    """Train one run, or the rest of the run `resume`; returns its folder.
 
     Raises:
-        UserError: what the configuration asks for cannot be had, or the loss is not finite.
+        UserError: the configuration cannot be carried out, or the loss is not finite.
         Stopped: SIGTERM or SIGINT came; the run is saved.
     """
     device = pick_device(config.device)
     with join_ranks(device) as ranks, StopRequest() as stop, report_lost_workers():
-        return fit(config, command, resume, device, ranks, stop)
+        return run_epochs(config, command, resume, device, ranks, stop)
 
 
-def fit(
+def run_epochs(
     config: TrainConfig,
     command: Sequence[str],
     resume: RunDir | None,
@@ -64,57 +74,213 @@ def fit(
     ranks: Ranks,
     stop: StopRequest,
 ) -> Path:
-    """The run itself: build, loop, measure, save."""
+    """THE loop: load, build, then train and measure epoch by epoch, and report."""
     began = time.perf_counter()
-    data = load(config.data, seed=config.seed, image_size=lambda native: image_size(config, native)).to(device)
-    subset = measured_images(config, data)
+    data = load_data(config, device)
+    measured = measured_images(config, data)
     state = build_state(config, data, device, ranks)
-    ranks.images_per_rank(config.data.batch_size, config.optim.accumulate)
     run = open_run(config, command, resume, state)
-    for note in data.notes if ranks.main else ():
-        print(f"note: {note}", file=sys.stderr)
-    if ranks.main and not config.quiet:
-        print(opening_line(config, data, state.model), flush=True)
+    model, scheduler, clock = state.model, state.scheduler, state.clock
     steps = len(data.train) // config.data.batch_size
-    loop = Loop(config, data, state, run, stop, steps)
-    bar = progress_bar(config, state, steps)
-    board = Board(run, config.tensorboard and ranks.main, done=state.scheduler.epoch)
-    state.clock.add("setup", began)
+    header = checkpoint_header(config, data)
+    wrapped = ranks.wrap(model, device, compiled=config.compile)
+    adversary = Adversary(
+        config.adversarial, model, ranks, seed=config.seed, chunks=config.optim.accumulate, precision=config.precision
+    )
+    tensorboard = TensorBoardLog(
+        run.path / "tensorboard", wanted=config.tensorboard and ranks.main, epochs_done=scheduler.epoch
+    )
+    progress = announce(config, data, state, steps)
+    clock.add("setup", began)
     if resume is None:
-        loop.save()
+        run.save(header | state.capture())
 
-    while not state.scheduler.finished:
-        planned = loop.epoch(bar)
-        entry, copies = loop.measure_epoch(planned, subset)
-        state.history.append(entry)
-        state.taken = []
-        now = time.perf_counter()
-        run.log(entry)
-        board.add(entry)
-        loop.save(*copies)
-        state.clock.add("save", now)
-        bar.total = steps * (state.scheduler.last_epoch or config.tpt.max_epochs)
-        show(bar, entry, state.scheduler, config, ranks)
+    while not scheduler.finished:
+        # Train for an epoch, or for the rest of it after a resume.
+        began, epoch = time.perf_counter(), state.epoch
+        plan = {"epoch": epoch, "phase": scheduler.phase, "ramp": scheduler.ramp, "lr": max(scheduler.get_last_lr())}
+        weights = {term.name: term.weight(scheduler.ramp) for term in state.terms}
+        model.train()
+        if config.model.freeze_epochs and epoch <= config.model.freeze_epochs + 1:  # frozen, or free from now on
+            build.freeze(model, state.optimizer, epoch <= config.model.freeze_epochs)
+            wrapped = ranks.wrap(model, device, compiled=config.compile)
+        for batch in batches(
+            data.train,
+            epoch_order(config.seed, epoch, len(data.train))[: steps * config.data.batch_size].view(steps, -1),
+            config.augment,
+            ranks=ranks,
+            dtype=next(model.parameters()).dtype,
+            seed=config.seed,
+            epoch=epoch,
+            done=len(state.losses),
+            num_classes=model.num_classes,
+        ):
+            if adversary.active(scheduler.phase):
+                batch = adversary(batch, epoch=epoch, step=len(state.losses))
+            state.optimizer.zero_grad(set_to_none=True)
+            loss, features = forward_backward(
+                batch, wrapped, state, weights, chunks=config.optim.accumulate, precision=config.precision
+            )
+            state.losses.append(loss)
+            done = len(state.losses)
+            checks = device.type == "cpu" or done % STEPS_BETWEEN_CHECKS == 0 or done == steps
+            if checks:
+                check_losses(state, steps, run.checkpoint("last"))
+            update(state, config.optim, features, batch.labels, steps_per_epoch=steps)
+            progress.step()
+            if checks and ranks.any(stop.requested, device):
+                clock.add("train", began)
+                run.save(header | state.capture())
+                raise Stopped(f"stopped at step {done} of epoch {epoch}; go on with --resume {run.path}")
+        clock.add("train", began)
 
-    bar.close()
-    summary = run_summary(config, state, data)
-    board.close()
+        # Measure on clean images; the training accuracy tells the scheduler when the terminal phase begins.
+        ranks.broadcast_buffers(model)
+        values = measure_epoch(measured, state, run)
+        on_validation = partial(measure, split=data.val, ranks=ranks, clock=clock, collapse=False)
+        validation = on_validation(model)
+        scheduler.step(epoch, values["accuracy"], build.stop_value(values, config.tpt))
+        mean_loss = float(ranks.sum(in_float64(torch.stack(state.losses)).mean())) / ranks.size
+        record = epoch_record({**plan, "loss": mean_loss}, values, validation, model.num_classes)
+        if state.ema is not None:
+            ranks.broadcast_buffers(state.ema.module)
+            record["ema"] = on_validation(state.ema.module)
+
+        # Write down, and save.
+        copies = []
+        if validation["accuracy"] > max((old["val_accuracy"] for old in state.history), default=-1.0):
+            copies.append("best")
+        if scheduler.onset_epoch == epoch:
+            state.at_onset = measure_all(model, data, ranks=ranks, clock=clock)
+            copies.append("onset")
+        state.history.append(record)
+        state.losses = []
+        began = time.perf_counter()
+        run.log(record)
+        tensorboard.add(record)
+        run.save(header | state.capture(), *copies)
+        clock.add("save", began)
+        progress.epoch(
+            record,
+            phase=scheduler.phase,
+            epochs=scheduler.last_epoch or config.tpt.max_epochs,
+            important=scheduler.finished or scheduler.onset_epoch == epoch,
+        )
+
+    progress.close()
+    identity = {
+        "recipe": config.recipe,
+        "threshold": config.tpt.threshold,
+        "data": config.data.name,
+        "backbone": config.model.backbone,
+        "seed": config.seed,
+    }
+    summary = run_summary(identity, state, data)
+    tensorboard.close()
     if ranks.main:
-        finish(run, state, summary, images=state.scheduler.epoch * steps * config.data.batch_size)
+        finish(run, state, summary, images=scheduler.epoch * steps * config.data.batch_size)
     return run.path
 
 
+def load_data(config: TrainConfig, device: torch.device) -> Dataset:
+    """The images on the device, at the size that the backbone takes."""
+    size = partial(build.image_size, backbone=config.model.backbone, requested=config.data.image_size)
+    return load(config.data, seed=config.seed, image_size=size).to(device)
+
+
 def measured_images(config: TrainConfig, data: Dataset) -> Split:
-    """The training images that each epoch is judged and measured on."""
+    """The training images that are measured after every epoch, and on which zero error is looked for."""
     judged = data.correctly_labelled() if config.tpt.target == "clean_subset" else data.train
     size = None if config.measure_size is None else min(config.measure_size, len(judged))
     return stratified(judged, size, seed=config.seed, what="measure_size")
 
 
+def build_state(config: TrainConfig, data: Dataset, device: torch.device, ranks: Ranks) -> TrainState:
+    """Model, loss terms, optimizer and schedule at the start of a run."""
+    dtype = torch.float64 if config.precision == "float64" else torch.float32
+    model = build.build_model(config.model, data, seed=config.seed, dtype=dtype).to(device)
+    counts, width = data.class_counts(), model.head_hidden_size
+    terms = build_terms(config.loss, class_counts=counts, num_features=width, device=device)
+    try_terms(terms, model, soft=config.augment.softens)
+    optimizer = build.build_optimizer(config.optim, model)
+    scheduler = build.build_scheduler(config.tpt, config.optim, optimizer)
+    scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
+    ema = None if config.optim.ema is None else ModelEmaV3(model, decay=config.optim.ema)
+    ranks.images_per_rank(config.data.batch_size, config.optim.accumulate)
+    return TrainState(model, terms, optimizer, scheduler, scaler, ema, ranks)
+
+
+def open_run(config: TrainConfig, command: Sequence[str], resume: RunDir | None, state: TrainState) -> RunDir:
+    """A new run folder, made by the main rank; or the run to resume, with `state` set to where it stopped."""
+    if resume is None:
+        path = None
+        if state.ranks.main:
+            backbone = config.model.backbone.replace(":", "/").rstrip("/").rpartition("/")[2]  # local-dir:/a/b gives b
+            path = RunDir.create(
+                config.out,
+                f"{config.data.name}-{config.recipe}-{backbone}-seed{config.seed}",
+                config=as_yaml(config),
+                command=command,
+                images=config.data.root if config.data.name == "folder" else None,
+            ).path
+        return RunDir(Path(state.ranks.from_main(str(path))), writes=state.ranks.main)
+    found, skipped = resume.load()
+    resume.writes = state.ranks.main
+    if skipped and resume.writes:
+        print(f"note: {skipped}; going back to epoch {found['epoch']}", file=sys.stderr)
+    state.restore(found)
+    resume.write_history(state.history)
+    if resume.writes and not config.quiet:
+        print(f"going on with {resume.path} at epoch {state.epoch}, after step {len(state.losses)} of it")
+    return resume
+
+
+def checkpoint_header(config: TrainConfig, data: Dataset) -> dict[str, Any]:
+    """What a checkpoint says besides the state: enough for `ncreg.load_classifier` to build the model again."""
+    return {
+        "config": as_yaml(config),
+        "build": build.classifier_args(config.model, data, seed=config.seed),
+        "class_names": list(data.class_names),
+        "image_shape": list(data.train.images.shape[1:]),
+    }
+
+
+def announce(config: TrainConfig, data: Dataset, state: TrainState, steps: int) -> Progress:
+    """Print notes on the data and the opening line; the progress bar of the run."""
+    main, scheduler = state.ranks.main, state.scheduler
+    for note in data.notes if main else ():
+        print(f"note: {note}", file=sys.stderr)
+    if main and not config.quiet:
+        line = opening_line(data, state.model, data_name=config.data.name, backbone=config.model.backbone)
+        print(line, flush=True)
+    return Progress(
+        steps=steps,
+        done=scheduler.epoch * steps + len(state.losses),
+        epochs=scheduler.last_epoch or config.tpt.max_epochs,
+        max_epochs=config.tpt.max_epochs,
+        visible=main and not config.quiet,
+    )
+
+
+def measure_epoch(split: Split, state: TrainState, run: RunDir) -> dict[str, float]:
+    """The measures on training images after an epoch.
+
+    Raises:
+        UserError: the last step left a model that is not finite.
+    """
+    try:
+        return measure(state.model, split, ranks=state.ranks, clock=state.clock)
+    except ValueError as error:
+        raise UserError(
+            f"epoch {state.epoch} left a model that is not finite ({error}); the last good checkpoint is "
+            f"{run.checkpoint('last')}; lower --optim.lr"
+        ) from None
+
+
 def finish(run: RunDir, state: TrainState, summary: dict[str, Any], *, images: int) -> None:
-    """Figures, timing, summary, and the closing lines."""
+    """Figures, timing.json, summary.json and the closing lines."""
     with run.writing():
-        draw(run.path / "figures", state.history, state.scheduler.onset_epoch, title=run.path.name)
+        plot_run(run.path / "figures", state.history, state.scheduler.onset_epoch, title=run.path.name)
     seconds = state.clock.seconds
     run.write("timing.json", {"seconds": seconds, "train_images_per_second": images / seconds["train"]})
     run.write("summary.json", summary)
@@ -122,35 +288,16 @@ def finish(run: RunDir, state: TrainState, summary: dict[str, Any], *, images: i
     print(timing_line(state.clock, images / seconds["train"]))
 
 
-def open_run(config: TrainConfig, command: Sequence[str], resume: RunDir | None, state: TrainState) -> RunDir:
-    """A new folder made by the main rank, or an old one gone on with."""
-    if resume is not None:
-        go_on(resume, state, quiet=config.quiet)
-        return resume
-    ranks = state.ranks
-    path = ranks.from_main(str(RunDir.create(config, command).path) if ranks.main else None)
-    return RunDir(Path(path), writes=ranks.main)
-
-
-def go_on(run: RunDir, state: TrainState, *, quiet: bool) -> None:
-    """Take up a run where its newest whole checkpoint left it."""
-    found, passed_over = run.load()
-    run.writes = state.ranks.main
-    if passed_over and run.writes:
-        print(f"note: {passed_over}; going back to epoch {found['epoch']}", file=sys.stderr)
-    state.restore(found)
-    run.write_history(state.history)
-    if run.writes and not quiet:
-        print(f"going on with {run.path} at epoch {state.epoch}, after step {len(state.taken)} of it")
-
-
-def resumed(run: RunDir) -> TrainConfig:
-    """The configuration of a run that is to go on."""
-    if not (run.path / "config.yaml").is_file():
-        raise UserError(f"resume={run.path} is no run folder: it has no config.yaml")
-    if run.finished:
-        raise UserError(f"run {run.path} is finished: its summary.json is there; nothing to resume")
-    return parse(["--config", str(run.path / "config.yaml")])
+def show_plan(config: TrainConfig) -> None:
+    """Print the learning rates for assumed epochs of zero error, and plot them into the folder of runs."""
+    planned = plans(config.tpt, config.optim)
+    path = config.out / f"plan-{config.recipe}.png"
+    try:
+        config.out.mkdir(parents=True, exist_ok=True)
+        plot_plan(planned, path, title=f"{config.recipe}, at most {config.tpt.max_epochs} epochs")
+    except OSError as error:
+        raise UserError(f"out={config.out} cannot be written to: {error}; --out FOLDER names another") from None
+    print(f"{plan_table(planned)}\nfigure: {path}")
 
 
 def existing_names() -> dict[str, Sequence[str]]:
@@ -173,12 +320,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         run = None
         if resume == "auto":
-            run = RunDir.unfinished(config)
+            run = RunDir.unfinished(config.out, as_yaml(config))
             if run is None and not config.quiet:
                 print("no unfinished run of this configuration: starting one")
         elif resume is not None:
             run = RunDir(Path(resume))
-            config = resumed(run)
+            config = run.config()
         train(config, ["recipes/train.py", *argv], resume=run)
     except UserError as error:
         if os.environ.get("RANK", "0") == "0":

@@ -16,6 +16,21 @@ from torch.nn.parallel import DistributedDataParallel
 from recipes.core.errors import UserError
 
 
+def pick_device(name: str) -> torch.device:
+    """The device called `name`; auto takes a GPU if there is one, and torchrun's processes take one each.
+
+    Raises:
+        UserError: the device cannot be used.
+    """
+    local = os.environ.get("LOCAL_RANK", "0")
+    if name in ("auto", "cuda"):
+        name = f"cuda:{local}" if name == "cuda" or torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device={name!r} cannot be used: {str(error).splitlines()[0]}; cpu always works") from None
+
+
 @dataclass(frozen=True)
 class Ranks:
     """Which process this is, and of how many."""

@@ -34,6 +34,12 @@ class Batch:
             yield Batch(*chunk)
 
 
+def epoch_order(seed: int, epoch: int, count: int) -> Tensor:
+    """The order of `count` images in an epoch: a function of seed and epoch alone, the same for every recipe."""
+    drawn = int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0]) >> 1
+    return torch.randperm(count, generator=torch.Generator().manual_seed(drawn))
+
+
 def batches(
     split: Split,
     order: Tensor,

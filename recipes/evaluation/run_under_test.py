@@ -15,10 +15,10 @@ from ncreg.checkpoint import load_classifier
 from ncreg.models import Classifier
 from recipes.core.cli import parse
 from recipes.core.config import DataConfig, TrainConfig
+from recipes.core.distributed import pick_device
 from recipes.core.errors import UserError
 from recipes.data.load import DEBIAN, Dataset, load
 from recipes.data.split import Split, as_floats, stratified
-from recipes.training.build import pick_device
 from recipes.training.metrics import BATCH
 
 SETS = ("digits", "mnist5k", "fashion_mnist")

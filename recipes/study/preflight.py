@@ -8,12 +8,13 @@ from dataclasses import replace
 
 from ncreg.heads import HEADS
 from recipes.core.cli import parse
+from recipes.core.distributed import pick_device
 from recipes.core.errors import UserError
 from recipes.data.load import SMALLEST, load
 from recipes.evaluation.run import parse as parse_evaluation
 from recipes.study.spec import Study
 from recipes.study.trials import Cell
-from recipes.training.build import check_backbone, pick_device
+from recipes.training.build import check_backbone
 from recipes.training.loss_terms import build_terms
 
 LOOKED_AT = ("device", "model.backbone", "model.head", "loss")
@@ -53,7 +54,7 @@ def foresee(cells: Sequence[Cell]) -> None:
         config = parse(list(cell.argv))
         try:
             pick_device(config.device)
-            check_backbone(config.model)
+            check_backbone(config.model.backbone)
             found = load(replace(config.data, memory_limit=0.0), seed=cell.seed, image_size=lambda native: SMALLEST)
             build_terms(config.loss, class_counts=found.class_counts(), num_features=2)
             if config.model.head not in HEADS:

@@ -1,7 +1,7 @@
-"""Adversarial training: the worst images near a batch, found by projected gradient ascent on its cross-entropy (PGD).
+"""Adversarial training: each batch is replaced by the worst images near it, found by projected gradient ascent (PGD).
 
-Madry et al. 2018, arXiv 1706.06083. The model attacked is the one in eval mode, its statistics fixed, so that an
-attack neither moves them nor needs other ranks; draws are a function of seed, epoch and step, as all of a run's are.
+Madry et al. 2018, arXiv 1706.06083. The model is attacked in eval mode: its statistics stay fixed, and no other rank is
+needed. Random starts are a function of seed, epoch and step.
 """
 
 from __future__ import annotations
@@ -15,39 +15,40 @@ from torch import Tensor
 
 from ncreg.models import Classifier
 from ncreg.robustness.adversarial.steps import perturb
-from recipes.core.config import AdversarialConfig, TrainConfig
+from recipes.core.config import AdversarialConfig
 from recipes.core.distributed import Ranks
 from recipes.data.augment import Batch
-from recipes.training.build import autocast, full
+from recipes.training.step import at_least_float32, autocast
 
 
 @dataclass(frozen=True)
 class Adversary:
     """Turns batches into adversarial ones."""
 
-    config: TrainConfig
+    config: AdversarialConfig
     model: Classifier
-    ranks: Ranks
+    ranks: Ranks = Ranks()
+    seed: int = 0
+    chunks: int = 1
+    precision: str = "float32"
 
-    def acts(self, phase: str) -> bool:
-        """Whether it does in this phase of training."""
-        config = self.config.adversarial
-        return config.epsilon > 0 and (config.phase == "always" or phase == "terminal")
+    def active(self, phase: str) -> bool:
+        """Whether batches are attacked in this phase of training."""
+        return self.config.epsilon > 0 and (self.config.phase == "always" or phase == "terminal")
 
     def __call__(self, batch: Batch, *, epoch: int, step: int) -> Batch:
-        """The batch with its images moved by `epsilon` at most."""
+        """The batch with each image moved by `epsilon` at most."""
         model, device = self.model, batch.images.device
-        drawn = np.random.SeedSequence([self.config.seed, epoch, step, 4]).generate_state(1, np.uint64)
+        drawn = np.random.SeedSequence([self.seed, epoch, step, 4]).generate_state(1, np.uint64)
         generator = torch.Generator().manual_seed(int(drawn[0]) >> 1)
         whole = (len(batch.labels) * self.ranks.size, *batch.images.shape[1:])
         start = (torch.rand(whole, generator=generator) * 2 - 1).chunk(self.ranks.size)[self.ranks.rank]
         training = [module for module in model.modules() if module.training]
         model.eval()
         try:
-            with autocast(self.config, device):
-                count = self.config.optim.accumulate
-                pairs = zip(batch.chunks(count), start.to(device).chunk(count), strict=True)
-                images = [attacked(model, part, first, self.config.adversarial) for part, first in pairs]
+            with autocast(self.precision, device):
+                pairs = zip(batch.chunks(self.chunks), start.to(device).chunk(self.chunks), strict=True)
+                images = [attacked(model, chunk, first, self.config) for chunk, first in pairs]
         finally:
             for module in training:
                 module.training = True
@@ -61,7 +62,7 @@ def attacked(model: Classifier, batch: Batch, start: Tensor, config: Adversarial
     """
 
     def loss(images: Tensor) -> Tensor:
-        return F.cross_entropy(full(model(images)), batch.target, reduction="sum")
+        return F.cross_entropy(at_least_float32(model(images)), batch.target, reduction="sum")
 
     return perturb(
         loss,

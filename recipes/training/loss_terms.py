@@ -24,7 +24,7 @@ WEIGHABLE = ("cross_entropy", "dot_regression", "ntce", "nonl", "mse_one_hot", "
 
 @dataclass(frozen=True)
 class Term:
-    """One loss, what it is given, how much it counts and when."""
+    """One loss with its inputs, its weight and the phase in which it acts."""
 
     name: str
     loss: nn.Module
@@ -33,16 +33,16 @@ class Term:
     phase: str
 
     def weight(self, ramp: float) -> float:
-        """Its weight where the terminal phase has faded in to `ramp`."""
+        """Its weight when the terminal phase has faded in to `ramp`, in [0, 1]."""
         return self.factor * {"always": 1.0, "fitting": 1.0 - ramp, "terminal": ramp}[self.phase]
 
     def __call__(self, available: Mapping[str, Tensor]) -> Tensor:
-        """The loss of a batch, out of its features, logits, target and the head's weight."""
+        """The loss of a batch, from its features, logits, target and the head's weight."""
         return self.loss(*(available[name] for name in self.consumes))
 
 
 class CrossEntropyLoss(nn.CrossEntropyLoss):
-    """torch's, whose weighted mean is taken over the batches of all ranks."""
+    """torch's cross-entropy; with class weights, its mean is taken over the batches of all ranks."""
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """The loss of the batch."""
@@ -76,38 +76,44 @@ def loss_names() -> tuple[str, ...]:
 def build_terms(
     config: Mapping[str, TermConfig], *, class_counts: Tensor, num_features: int, device: torch.device | None = None
 ) -> list[Term]:
-    """The terms that a configuration names, for training images of the given number in each class.
+    """The loss terms that a configuration names.
+
+    Args:
+        config: the terms by name.
+        class_counts: training images of each class (C,).
+        num_features: d, length of the features.
+        device: of the losses' buffers.
 
     Raises:
         UserError: an unknown loss, or arguments that it does not take.
     """
     known = _losses(class_counts, num_features)
     terms = []
-    for name, asked in config.items():
+    for name, term in config.items():
         if name not in known:
             raise UserError(f"loss.{name} is unknown: one of {', '.join(known)}")
-        loss = _built(name, known[name], asked.args | weighing(name, asked, class_counts)).to(device)
+        loss = _built(name, known[name], term.args | class_weight_args(name, term, class_counts)).to(device)
         consumes = getattr(loss, "consumes", ("logits", "target"))  # torch's own losses
-        terms.append(Term(name, loss, consumes, asked.weight, asked.phase))
+        terms.append(Term(name, loss, consumes, term.weight, term.phase))
     return terms
 
 
-def weighing(name: str, asked: TermConfig, class_counts: Tensor) -> dict[str, Any]:
-    """The arguments with which a loss weighs classes, the weights having mean 1 over the training images."""
-    if asked.class_weights == "none":
+def class_weight_args(name: str, term: TermConfig, class_counts: Tensor) -> dict[str, Any]:
+    """Arguments of a loss for its class weights, which have mean 1 over the training images."""
+    if term.class_weights == "none":
         return {}
     if name not in WEIGHABLE:
-        raise UserError(f"loss.{name}.class_weights={asked.class_weights}: only {', '.join(WEIGHABLE)} weigh classes")
-    weight = class_weights(class_counts, asked.class_weights)
+        raise UserError(f"loss.{name}.class_weights={term.class_weights}: only {', '.join(WEIGHABLE)} weigh classes")
+    weight = class_weights(class_counts, term.class_weights)
     weight = (weight * (class_counts.sum() / (weight * class_counts).sum())).to(torch.get_default_dtype())
     return {"weight": weight} if name == "cross_entropy" else {"class_weight": weight, "gather": True}
 
 
-def try_out(terms: Sequence[Term], model: Classifier, *, soft: bool) -> None:
-    """Put a few labels, soft ones where the augmentation makes them, to a copy of every term before the run begins.
+def try_terms(terms: Sequence[Term], model: Classifier, *, soft: bool) -> None:
+    """Compute every term once on a few made-up images, so that a wrong argument fails before the run begins.
 
     Raises:
-        UserError: its arguments do not work, it needs class indices, or it is not a single number.
+        UserError: a term's arguments do not work, it cannot take soft labels (`soft`), or it is not a single number.
     """
     like: dict[str, Any] = {"device": next(model.parameters()).device, "dtype": next(model.parameters()).dtype}
     classes, width = model.num_classes, model.head_hidden_size

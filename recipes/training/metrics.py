@@ -1,10 +1,10 @@
-"""Clean, eval-mode measurements: accuracy, loss, and how far features have collapsed."""
+"""Measurements of a run on clean images in eval mode: accuracy, loss, and how far features have collapsed."""
 
 from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -14,13 +14,21 @@ from torch import Tensor
 from ncreg.metrics import NeuralCollapse
 from ncreg.models import Classifier
 from ncreg.numerics import float64_device, in_float64
+from ncreg.theory import collapse_certificate
 from recipes.core.distributed import Ranks
 from recipes.data.load import Dataset
 from recipes.data.split import Split, of_rank
-from recipes.training.certificate import certificate
 
 BATCH = 512
-ALONE = Ranks()
+"""Images of a forward pass."""
+
+ONE_PROCESS = Ranks()
+
+CERTIFICATE_IMAGES = 10_000
+"""Images that the certificate looks at, at most."""
+
+AFFINE_TOLERANCE = 1e-4
+"""Largest distance of logits from an affine function of the features, in units of the logits' standard deviation."""
 
 
 @dataclass
@@ -30,7 +38,7 @@ class Clock:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def add(self, name: str, start: float) -> float:
-        """Book the time since `start` under `name`; returns now."""
+        """Add the time since `start` to activity `name`; returns the present time."""
         now = time.perf_counter()
         self.seconds[name] = self.seconds.get(name, 0.0) + now - start
         return now
@@ -38,11 +46,11 @@ class Clock:
 
 @torch.inference_mode()
 def measure(
-    model: Classifier, split: Split, *, ranks: Ranks = ALONE, clock: Clock | None = None, collapse: bool = True
+    model: Classifier, split: Split, *, ranks: Ranks = ONE_PROCESS, clock: Clock | None = None, collapse: bool = True
 ) -> dict[str, float]:
     """Accuracy, cross-entropy and, with `collapse`, every measure of NeuralCollapse on a split, in eval mode.
 
-    One forward pass serves them all; each rank takes its share of the images, and all return the same.
+    All come from one forward pass. Each rank takes its part of the images; all ranks return the same numbers.
     """
     clock = clock or Clock()
     device = split.target.device
@@ -62,23 +70,23 @@ def measure(
     correct, loss = ranks.sum(sums).tolist()
     result = {"accuracy": correct / len(split), "loss": loss / len(split)}
     if collapse:
-        result |= {name: _number(value) for name, value in metric.compute().items()}
+        result |= {name: _scalar(value) for name, value in metric.compute().items()}
         clock.add("measure_collapse", now)
     model.train(training)
     return result
 
 
 def measure_names() -> tuple[str, ...]:
-    """What `measure` gives, by name."""
+    """Names of the measures that `measure` returns."""
     metric = NeuralCollapse(2, 2, classifier=torch.nn.Linear(2, 2))
     metric.update(torch.eye(2), torch.arange(2))
     return ("accuracy", "loss", *metric.compute())
 
 
 def measure_all(
-    model: Classifier, data: Dataset, *, ranks: Ranks = ALONE, clock: Clock | None = None
+    model: Classifier, data: Dataset, *, ranks: Ranks = ONE_PROCESS, clock: Clock | None = None
 ) -> dict[str, Any]:
-    """`measure` on the whole of each part, and the certificate: what a run reports at the onset and at its end."""
+    """What a run reports at zero error and at its end: the certificate, and `measure` on the whole of each split."""
     return {
         "certificate": certificate(model, data.train),
         "train": measure(model, data.train, ranks=ranks, clock=clock),
@@ -87,5 +95,70 @@ def measure_all(
     }
 
 
-def _number(value: Tensor) -> float:
+def _scalar(value: Tensor) -> float:
     return math.nan if value.numel() != 1 else float(value)
+
+
+def certificate(model: Classifier, split: Split) -> dict[str, float] | None:
+    """What the loss proves about the collapse of features: bounds of `ncreg.collapse_certificate`.
+
+    Computed on equally many images of each class. None if the theory does not apply: the loss is ln C or more, or the
+    head is not affine in its features, neither as they are nor scaled to length 1.
+    """
+    chosen = balanced(split.target.cpu(), model.num_classes, CERTIFICATE_IMAGES)
+    if len(chosen) == 0:
+        return None
+    features, logits = outputs(model, split[chosen.to(split.target.device)])
+    target = split.target.cpu()[chosen]
+    affine = affine_map(model, features, logits)
+    if affine is None:
+        return None
+    inputs, weight = affine
+    total = (inputs - inputs.mean(0)).square().sum(1).mean()
+    counts = torch.bincount(target, minlength=model.num_classes).tolist()
+    try:
+        found = collapse_certificate(F.cross_entropy(logits, target), weight, total, counts)
+    except ValueError:  # a loss of ln C or more, or one that has vanished
+        return None
+    within = 1 - between_variance(inputs, target, model.num_classes) / float(total)
+    return asdict(found) | {"measured_within_share": within}
+
+
+@torch.no_grad()
+def outputs(model: Classifier, split: Split) -> tuple[Tensor, Tensor]:
+    """Features (N, d) and logits (N, C) in eval mode, float64 on the CPU."""
+    training = model.training
+    model.eval()
+    rows = [model(images, with_features=True) for images, _ in split.in_batches(BATCH)]
+    model.train(training)
+    logits, features = (torch.cat(part).cpu().double() for part in zip(*rows, strict=True))
+    return features, logits
+
+
+def balanced(target: Tensor, num_classes: int, most: int) -> Tensor:
+    """Indices of the first images of each class, equally many of each and at most `most` together."""
+    counts = torch.bincount(target, minlength=num_classes)
+    each = min(int(counts.min()), most // num_classes)
+    return torch.cat([(target == label).nonzero().flatten()[:each] for label in range(num_classes)])
+
+
+def affine_map(model: Classifier, features: Tensor, logits: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Inputs h (N, d) of the head and its W (C, d) with logits = W h + b; None if there is no such W."""
+    weight = getattr(model.head, "class_vectors", getattr(model.head, "weight", None))
+    if not isinstance(weight, Tensor):
+        return None
+    rows = weight.detach().cpu().double()
+    scale = getattr(model.head, "scale", None)
+    scaled = rows if scale is None else float(scale) * rows
+    for inputs in (features, F.normalize(features, dim=1)):
+        for vectors in (rows, scaled):
+            rest = logits - inputs @ vectors.T
+            if float((rest - rest.mean(0)).abs().max()) <= AFFINE_TOLERANCE * float(logits.std()):
+                return inputs, vectors
+    return None
+
+
+def between_variance(features: Tensor, target: Tensor, num_classes: int) -> float:
+    """Trace of Σ_B for balanced classes: mean squared distance of the class means from their own mean."""
+    means = torch.stack([features[target == label].mean(0) for label in range(num_classes)])
+    return float((means - means.mean(0)).square().sum(1).mean())

@@ -1,4 +1,4 @@
-"""The folder of a run: made once, never shared, and left so that a killed run can go on."""
+"""The folder of a run: made by one process, and always left so that a killed run can be resumed."""
 
 from __future__ import annotations
 
@@ -11,51 +11,60 @@ from pathlib import Path
 from typing import Any
 
 from ncreg.checkpoint import load_checkpoint, save_checkpoint
-from recipes.core.config import TrainConfig, as_yaml
+from recipes.core.cli import parse
+from recipes.core.config import TrainConfig
 from recipes.core.errors import UserError
-from recipes.core.files import environment, json_row, strict, write_atomically
+from recipes.core.files import environment, json_row, write_atomically, write_json
 from recipes.data.fingerprint import checksums
 
 
 class RunDir:
-    """config.yaml, environment.json, history.jsonl, summary.json, timing.json, checkpoints/, figures/.
+    """A run's files: config.yaml, environment.json, history.jsonl, summary.json, timing.json, checkpoints/, figures/.
 
-    For data.name=folder with up to 50,000 images also images.json: the files that the run began with, and checksums.
+    A run on a folder of up to 50,000 images also has images.json, the checksums of the files that it began with. Under
+    torchrun only one rank writes; on the others `writes` is false.
     """
 
     def __init__(self, path: Path, *, writes: bool = True) -> None:
         self.path = path
-        self.writes = writes  # one rank alone does
+        self.writes = writes
 
     @classmethod
-    def create(cls, config: TrainConfig, command: Sequence[str]) -> RunDir:
-        """A new folder under `config.out`, never one that exists."""
-        backbone = config.model.backbone.replace(":", "/").rstrip("/").rpartition("/")[2]  # local-dir:/a/b gives b
+    def create(cls, out: Path, name: str, *, config: str, command: Sequence[str], images: Path | None = None) -> RunDir:
+        """A new folder in `out`, called `name` and the time; never one that exists.
+
+        Args:
+            out: folder of the runs.
+            name: first part of the folder's name.
+            config: the configuration as YAML.
+            command: the words of the command line, for environment.json.
+            images: folder of the images, if they lie in one.
+
+        Raises:
+            UserError: `out` cannot be written to.
+        """
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-        name = f"{config.data.name}-{config.recipe}-{backbone}-seed{config.seed}-{stamp}"
         try:
-            run = cls(_new_folder(config.out, name))
-            for part in ("checkpoints", "figures"):
-                (run.path / part).mkdir()
+            run = cls(_new_folder(out, f"{name}-{stamp}"))
+            for folder in ("checkpoints", "figures"):
+                (run.path / folder).mkdir()
             run.write("environment.json", environment(command))
-            files = checksums(config.data.root) if config.data.name == "folder" else {}
+            files = {} if images is None else checksums(images)
             if files:
-                run.write("images.json", {"root": str(config.data.root), "files": files})
-            write_atomically(run.path / "config.yaml", as_yaml(config))
+                run.write("images.json", {"root": str(images), "files": files})
+            write_atomically(run.path / "config.yaml", config)
         except OSError as error:
-            raise UserError(f"out={config.out} cannot be written to: {error}; --out FOLDER names another") from None
+            raise UserError(f"out={out} cannot be written to: {error}; --out FOLDER names another") from None
         return run
 
     @classmethod
-    def unfinished(cls, config: TrainConfig) -> RunDir | None:
-        """The run under `config.out` of the same configuration, begun and not finished, that has come furthest.
+    def unfinished(cls, out: Path, config: str) -> RunDir | None:
+        """The unfinished run in `out` with this configuration (as YAML) that has the most epochs, or None.
 
-        Among those of as many epochs the newest: dates alone would mislead after a clock that was set back.
+        Of several with as many epochs, the newest; dates alone would mislead after a clock was set back.
         """
-        text = as_yaml(config)
-        found = [path.parent for path in config.out.glob("*/config.yaml") if path.read_text() == text]
-        open_ones = [cls(path) for path in found if not (path / "summary.json").exists()]
-        started = [run for run in open_ones if run.checkpoints()]
+        found = [path.parent for path in out.glob("*/config.yaml") if path.read_text() == config]
+        started = [run for run in map(cls, found) if not run.finished and run.checkpoints()]
         return max(started, key=lambda run: (run.epochs, run.path.stat().st_mtime_ns), default=None)
 
     @property
@@ -71,7 +80,7 @@ class RunDir:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Turn a full disk or a folder that cannot be written into one line that says what is left."""
+        """Turn a full disk or a folder that cannot be written to into one line that names the last good checkpoint."""
         try:
             yield
         except OSError as error:
@@ -80,32 +89,44 @@ class RunDir:
             raise UserError(f"run {self.path} cannot be written to: {error}; {kept}") from None
 
     def write(self, name: str, content: Mapping[str, Any]) -> None:
-        """A JSON file, whole or not at all; what is not a number becomes null."""
+        """Write a JSON file, whole or not at all; numbers that are not finite become null."""
         with self.writing():
-            write_atomically(self.path / name, json.dumps(strict(content), indent=1, allow_nan=False) + "\n")
+            write_json(self.path / name, content)
 
     def write_history(self, history: Iterable[Mapping[str, Any]]) -> None:
-        """history.jsonl anew."""
+        """Write history.jsonl anew."""
         if self.writes:
             with self.writing():
-                write_atomically(self.path / "history.jsonl", "".join(json_row(entry) for entry in history))
+                write_atomically(self.path / "history.jsonl", "".join(json_row(record) for record in history))
 
-    def log(self, entry: Mapping[str, Any]) -> None:
-        """Add an epoch to history.jsonl."""
+    def log(self, record: Mapping[str, Any]) -> None:
+        """Add an epoch's record to history.jsonl."""
         if self.writes:
             with self.writing(), (self.path / "history.jsonl").open("a") as file:
-                file.write(json_row(entry))
+                file.write(json_row(record))
+
+    def config(self) -> TrainConfig:
+        """The configuration that the run began with.
+
+        Raises:
+            UserError: the run is finished, or this is no run folder.
+        """
+        if not (self.path / "config.yaml").is_file():
+            raise UserError(f"resume={self.path} is no run folder: it has no config.yaml")
+        if self.finished:
+            raise UserError(f"run {self.path} is finished: its summary.json is there; nothing to resume")
+        return parse(["--config", str(self.path / "config.yaml")])
 
     def checkpoint(self, name: str) -> Path:
         """Path of a checkpoint: last, previous, best or onset."""
         return self.path / "checkpoints" / f"{name}.pt"
 
     def checkpoints(self) -> list[Path]:
-        """Those to go on from, best first."""
+        """Checkpoints that a run can be resumed from, newest first."""
         return [path for path in map(self.checkpoint, ("last", "previous")) if path.exists()]
 
     def save(self, state: Mapping[str, Any], *also: str) -> None:
-        """Write last.pt and keep the one before as previous.pt; `also` names copies (best, onset)."""
+        """Write last.pt and keep the one before it as previous.pt; `also` names copies (best, onset)."""
         if not self.writes:
             return
         coming = self.checkpoint("coming")
@@ -118,10 +139,10 @@ class RunDir:
             os.replace(coming, self.checkpoint("last"))
 
     def load(self) -> tuple[dict[str, Any], str]:
-        """The newest whole checkpoint, and a word on those that were passed over.
+        """The newest undamaged checkpoint, and a sentence about damaged ones that were skipped.
 
         Raises:
-            UserError: there is none, or an image of the run is gone, changed or new.
+            UserError: there is none, or an image of the run is missing, changed or new.
         """
         self._check_images()
         damaged: list[str] = []
@@ -138,7 +159,7 @@ class RunDir:
         raise UserError(f"run {self.path} cannot be resumed: {why}")
 
     def _check_images(self) -> None:
-        """Other images would make another run of it, without a word."""
+        """Refuse to resume on other images than the run began with."""
         if not (self.path / "images.json").is_file():
             return
         began = json.loads((self.path / "images.json").read_text())

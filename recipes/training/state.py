@@ -1,4 +1,4 @@
-"""What steers the rest of a run, in one object that goes into a checkpoint and comes back from it bit for bit."""
+"""The state of a training run: everything that a checkpoint holds and that a resumed run restores bit for bit."""
 
 from __future__ import annotations
 
@@ -15,24 +15,21 @@ from torch.optim import Optimizer
 
 from ncreg.models import Classifier
 from ncreg.tpt import TPTScheduler
-from recipes.core.config import TrainConfig
 from recipes.core.distributed import Ranks
 from recipes.core.errors import UserError
-from recipes.data.load import Dataset
-from recipes.training.build import build_model, build_optimizer, build_scheduler
-from recipes.training.loss_terms import Term, build_terms, try_out
+from recipes.training.loss_terms import Term
 from recipes.training.metrics import Clock
 
 
 @dataclass
 class TrainState:
-    """The moving parts of a run.
+    """The state of a training run.
 
     Attributes:
-        ema: the moving average of the weights, where one is kept.
-        taken: losses of the steps done in the current epoch; their number is the position in its batch order.
-        history: one entry for each finished epoch.
-        at_onset: what was measured at zero error, once it has come.
+        ema: moving average of the weights, or None.
+        losses: of the steps taken in the current epoch; their number is the position in its batch order.
+        history: one record for each finished epoch.
+        at_onset: what was measured at zero error; None before.
     """
 
     model: Classifier
@@ -43,7 +40,7 @@ class TrainState:
     ema: ModelEmaV3 | None = None
     ranks: Ranks = Ranks()
     clock: Clock = field(default_factory=Clock)
-    taken: list[Tensor] = field(default_factory=list)
+    losses: list[Tensor] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
     at_onset: dict[str, Any] | None = None
 
@@ -53,10 +50,10 @@ class TrainState:
         return self.scheduler.epoch + 1
 
     def capture(self) -> dict[str, Any]:
-        """Everything, as a checkpoint can hold it."""
+        """The state as a checkpoint can hold it."""
         return {
             "epoch": self.scheduler.epoch,
-            "taken": self.ranks.gather([float(loss) for loss in self.taken]),
+            "taken": self.ranks.gather([float(loss) for loss in self.losses]),
             "history": self.history,
             "at_onset": self.at_onset,
             "seconds": self.clock.seconds,
@@ -70,7 +67,7 @@ class TrainState:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on where `capture` was called.
+        """Set the state to what `capture` returned.
 
         Raises:
             UserError: the checkpoint is of another model, loss or optimizer.
@@ -91,12 +88,12 @@ class TrainState:
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])
         device = next(self.model.parameters()).device
-        alike = len(state["random"]) == self.ranks.size  # otherwise another number of ranks goes on with the run
-        taken = state["taken"][self.ranks.rank if alike else 0]
-        self.taken = [torch.tensor(loss, device=device) for loss in taken]
+        same_size = len(state["random"]) == self.ranks.size  # a run may be resumed by another number of ranks
+        losses = state["taken"][self.ranks.rank if same_size else 0]
+        self.losses = [torch.tensor(loss, device=device) for loss in losses]
         self.history, self.at_onset = list(state["history"]), state["at_onset"]
         self.clock = Clock(dict(state["seconds"]))
-        if alike:
+        if same_size:
             restore_random(state["random"][self.ranks.rank])
 
 
@@ -122,16 +119,3 @@ def restore_random(state: Mapping[str, Any]) -> None:
     np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, gauss))
     version, internal, next_gauss = state["python"]
     random.setstate((version, tuple(internal), next_gauss))
-
-
-def build_state(config: TrainConfig, data: Dataset, device: torch.device, ranks: Ranks) -> TrainState:
-    """Model, losses, optimizer and schedule as a run begins."""
-    model = build_model(config, data).to(device)
-    counts, width = data.class_counts(), model.head_hidden_size
-    terms = build_terms(config.loss, class_counts=counts, num_features=width, device=device)
-    try_out(terms, model, soft=config.augment.softens)
-    optimizer = build_optimizer(config.optim, model)
-    scheduler = build_scheduler(config, optimizer)
-    scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
-    ema = None if config.optim.ema is None else ModelEmaV3(model, decay=config.optim.ema)
-    return TrainState(model, terms, optimizer, scheduler, scaler, ema, ranks)

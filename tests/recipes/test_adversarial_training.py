@@ -58,7 +58,7 @@ def test_the_attack_reads_the_model_in_eval_mode_and_leaves_it_as_it_was():
     model[2].weight.requires_grad_(False)
     model[0].eval()
     kept = {name: value.clone() for name, value in model.state_dict().items()}
-    config = TrainConfig(adversarial=AdversarialConfig(epsilon=0.1, steps=2, step_size=0.01))
+    config = AdversarialConfig(epsilon=0.1, steps=2, step_size=0.01)
     batch = batch_of()
     one = Adversary(config, model, Ranks())(batch, epoch=1, step=0)
     assert [module.training for module in model] == [False, True, True] and not model[2].weight.requires_grad
@@ -70,25 +70,23 @@ def test_the_attack_reads_the_model_in_eval_mode_and_leaves_it_as_it_was():
 
 
 def test_ranks_and_accumulation_attack_the_same_images_as_one_process(affine):
-    batch, asked = batch_of(), AdversarialConfig(epsilon=0.1, steps=2)
-    whole = Adversary(TrainConfig(adversarial=asked), affine, Ranks())(batch, epoch=3, step=5).images
-    config = TrainConfig(adversarial=asked)
-    config.optim.accumulate = 3
+    batch, config = batch_of(), AdversarialConfig(epsilon=0.1, steps=2)
+    whole = Adversary(config, affine, Ranks())(batch, epoch=3, step=5).images
     shares = []
     for rank in range(2):
         part = Batch(*(tensor.chunk(2)[rank] for tensor in (batch.images, batch.target, batch.labels)))
-        shares.append(Adversary(config, affine, Ranks(rank, 2))(part, epoch=3, step=5).images)
+        shares.append(Adversary(config, affine, Ranks(rank, 2), chunks=3)(part, epoch=3, step=5).images)
     torch.testing.assert_close(torch.cat(shares), whole, rtol=0, atol=1e-12)
 
 
 def test_it_acts_in_the_phase_asked_for():
-    def acts(**asked):
-        made = Adversary(TrainConfig(adversarial=AdversarialConfig(**asked)), SimpleNamespace(), Ranks())
-        return [made.acts(phase) for phase in ("fitting", "terminal")]
+    def active(**config):
+        made = Adversary(AdversarialConfig(**config), SimpleNamespace(), Ranks())
+        return [made.active(phase) for phase in ("fitting", "terminal")]
 
-    assert acts() == [False, False]
-    assert acts(epsilon=0.1) == [True, True]
-    assert acts(epsilon=0.1, phase="terminal") == [False, True]
+    assert active() == [False, False]
+    assert active(epsilon=0.1) == [True, True]
+    assert active(epsilon=0.1, phase="terminal") == [False, True]
 
 
 def test_a_run_is_trained_on_what_the_attack_makes(tmp_path):

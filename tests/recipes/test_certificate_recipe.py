@@ -9,7 +9,7 @@ from torch import nn
 
 from ncreg import swap_head
 from recipes.data.split import Split
-from recipes.training.certificate import affine_map, balanced, certificate, outputs
+from recipes.training.metrics import affine_map, balanced, certificate, outputs
 
 
 def split_of(counts=(9, 7, 8), side=8):

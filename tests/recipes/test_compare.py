@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import types
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -24,8 +25,8 @@ from recipes.core.config import TrainConfig
 from recipes.core.errors import UserError
 from recipes.core.files import locked
 from recipes.core.interrupt import EXIT_CODE
+from recipes.data.augment import epoch_order
 from recipes.data.load import load
-from recipes.loop import order
 from recipes.study import results, runner
 from recipes.study.progress import Progress
 from recipes.study.runner import Ended, Processes, run_cell
@@ -90,8 +91,16 @@ def start(name, seed):
     """A recipe's backbone before the first step, its data, and its first batch orders."""
     config = parse([name, f"--seed={seed}", *(f"--{key}={value}" for key, value in TINY.items())])
     config.model.pretrained = False
-    data = load(config.data, seed=config.seed, image_size=lambda native: image_size(config, native))
-    return build_model(config, data).backbone.state_dict(), data, [order(config.seed, e, 128) for e in (1, 2)]
+    data = load(
+        config.data,
+        seed=config.seed,
+        image_size=partial(image_size, backbone=config.model.backbone, requested=config.data.image_size),
+    )
+    return (
+        build_model(config.model, data, seed=config.seed).backbone.state_dict(),
+        data,
+        [epoch_order(config.seed, e, 128) for e in (1, 2)],
+    )
 
 
 @pytest.mark.parametrize("name", [name for name in recipes() if name not in ("baseline", "finetune")])

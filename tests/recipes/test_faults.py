@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-import recipes.loop
+import recipes.train
 from ncreg import checkpoint
 from ncreg.checkpoint import load_checkpoint
 from recipes.core.cli import parse
+from recipes.core.config import as_yaml
 from recipes.core.errors import UserError
 from recipes.core.interrupt import EXIT_CODE, StopRequest
 from recipes.train import main, train
@@ -63,7 +64,7 @@ def test_a_run_killed_at_a_step_goes_on_bit_equal(whole, tmp_path, monkeypatch, 
         train(config)
     monkeypatch.undo()
     torch.manual_seed(12345)  # whatever the process drew meanwhile
-    same_end(whole, train(config, resume=RunDir.unfinished(config)))
+    same_end(whole, train(config, resume=RunDir.unfinished(config.out, as_yaml(config))))
 
 
 @pytest.mark.parametrize("where", [1, 2, 3, 4, 7])
@@ -83,7 +84,7 @@ def test_a_run_killed_while_it_saves_goes_on_bit_equal(whole, tmp_path, monkeypa
     with pytest.raises(Killed):
         train(config)
     monkeypatch.undo()
-    same_end(whole, train(config, resume=RunDir.unfinished(config)))
+    same_end(whole, train(config, resume=RunDir.unfinished(config.out, as_yaml(config))))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -125,11 +126,11 @@ def test_a_second_signal_acts_as_it_would_have():
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(whole, tmp_path, monkeypatch, capsys):
     config = parse([*ARGS, "--out", str(tmp_path)])
-    monkeypatch.setattr(recipes.loop, "measure_all", lambda *args, **kwargs: (_ for _ in ()).throw(Killed))
+    monkeypatch.setattr(recipes.train, "measure_all", lambda *args, **kwargs: (_ for _ in ()).throw(Killed))
     with pytest.raises(Killed):
         train(config)
     monkeypatch.undo()
-    run = RunDir.unfinished(config)
+    run = RunDir.unfinished(config.out, as_yaml(config))
     last = run.checkpoint("last")
     last.write_bytes(last.read_bytes()[:1000])
     same_end(whole, train(config, resume=run))
@@ -142,14 +143,16 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(whole, tmp_path, monk
 
 def test_resume_auto_takes_the_newest_unfinished_run_of_the_same_configuration(whole, tmp_path, monkeypatch):
     config = parse([*ARGS, "--out", str(tmp_path)])
-    assert RunDir.unfinished(config) is None
-    assert RunDir.unfinished(parse([*ARGS, "--out", str(whole.parent)])) is None  # that one is finished
+    assert RunDir.unfinished(config.out, as_yaml(config)) is None
+    assert (
+        RunDir.unfinished(whole.parent, as_yaml(parse([*ARGS, "--out", str(whole.parent)]))) is None
+    )  # that one is finished
     monkeypatch.setattr(torch.optim.SGD, "step", lambda self: (_ for _ in ()).throw(Killed))
     with pytest.raises(Killed):
         train(config)
     monkeypatch.undo()
     (path,) = tmp_path.iterdir()
-    assert RunDir.unfinished(parse([*ARGS, "--out", str(tmp_path), "--seed", "1"])) is None
+    assert RunDir.unfinished(tmp_path, as_yaml(parse([*ARGS, "--out", str(tmp_path), "--seed", "1"]))) is None
     assert main([*ARGS, "--out", str(tmp_path), "--resume", "auto"]) == 0
     assert list(tmp_path.iterdir()) == [path]
     same_end(whole, path)

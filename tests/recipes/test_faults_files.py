@@ -18,6 +18,7 @@ import recipes.training.run_dir
 from ncreg.checkpoint import load_checkpoint, load_classifier, save_checkpoint
 from ncreg.models import Normalize, swap_head
 from recipes.core.cli import parse
+from recipes.core.config import as_yaml
 from recipes.train import main, train
 from recipes.training.run_dir import RunDir
 
@@ -59,7 +60,7 @@ def nearly(tmp_path_factory):
     """A run killed between its last epoch and its summary: last.pt is an epoch ahead of previous.pt."""
     out = tmp_path_factory.mktemp("nearly")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("recipes.training.reporting.measure_all", dies)
+        patch.setattr("recipes.training.records.measure_all", dies)
         with pytest.raises(Killed):
             train(parse([*ARGS, "--out", str(out)]))
     (path,) = out.iterdir()
@@ -235,7 +236,7 @@ def test_runs_that_start_in_the_same_second_never_share_a_folder(tmp_path, monke
     monkeypatch.setattr(recipes.training.run_dir, "datetime", Stopped)
     config = parse([*ARGS, "--out", str(tmp_path), "--tpt.max_epochs", "1"])
     with ThreadPoolExecutor(8) as threads:
-        made = list(threads.map(lambda _: RunDir.create(config, []).path, range(8)))
+        made = list(threads.map(lambda _: RunDir.create(tmp_path, "run", config=as_yaml(config), command=[]).path, range(8)))
     assert len(set(made)) == 8
     one, two = train(config), train(config)
     assert one != two and (one / "summary.json").read_bytes() == (two / "summary.json").read_bytes()
@@ -257,9 +258,9 @@ def test_a_clock_that_is_set_back_loses_no_run_and_misleads_no_resume(whole, tmp
     assert far.name > near.name  # the later run bears the earlier date
     os.utime(far, (0, 0))  # and here the earlier folder the earlier one
     config = parse([*ARGS, "--out", str(tmp_path)])
-    assert RunDir.unfinished(config).path == far
+    assert RunDir.unfinished(config.out, as_yaml(config)).path == far
     assert main([*ARGS, "--out", str(tmp_path), "--resume", "auto"]) == 0
     same_end(whole, far)
     timing = json.loads((far / "timing.json").read_text())
     assert all(value > 0 for value in [*timing["seconds"].values(), timing["train_images_per_second"]])
-    assert RunDir.unfinished(config).path == near  # what is left
+    assert RunDir.unfinished(config.out, as_yaml(config)).path == near  # what is left

@@ -19,7 +19,7 @@ from test_recipes_distributed import ending, launch
 import recipes.data.load as data
 from recipes import evaluate
 from recipes.core.cli import parse
-from recipes.core.config import DataConfig
+from recipes.core.config import DataConfig, as_yaml
 from recipes.core.errors import UserError
 from recipes.core.interrupt import EXIT_CODE
 from recipes.data import image_folder
@@ -94,7 +94,7 @@ def test_a_run_with_workers_that_was_killed_goes_on_bit_equal(args, in_memory, t
     with pytest.raises(Killed):
         train(config)
     monkeypatch.undo()
-    same_end(in_memory, train(config, resume=RunDir.unfinished(config)))
+    same_end(in_memory, train(config, resume=RunDir.unfinished(config.out, as_yaml(config))))
 
 
 def test_a_stopped_process_group_finishes_its_step_and_goes_on_bit_equal(args, in_memory, tmp_path):

@@ -21,8 +21,8 @@ from ncreg.norms import LastBatchNorm
 from recipes.core.cli import CONFIGS, parse, recipes
 from recipes.core.config import TermConfig, TrainConfig, as_yaml
 from recipes.core.errors import UserError
+from recipes.data.augment import epoch_order
 from recipes.data.load import load
-from recipes.loop import order
 from recipes.train import main, train
 from recipes.training import reporting as report
 from recipes.training.build import build_model
@@ -83,7 +83,7 @@ def test_the_summary_is_what_its_checkpoint_gives(run, end):
     state = load_checkpoint(run / "checkpoints" / f"{end}.pt")
     config = parse(["--config", str(run / "config.yaml")])
     data = load(config.data, seed=config.seed, image_size=lambda native: state["image_shape"][-1])
-    model = build_model(config, data)
+    model = build_model(config.model, data, seed=config.seed)
     model.load_state_dict(state["model"])
     model.eval()
     reported = read(run / "summary.json")["at_onset" if end == "onset" else "at_end"]
@@ -129,7 +129,7 @@ def test_load_classifier_refuses_what_is_no_run(run, tmp_path):
 def test_the_model_is_built_as_the_recipe_says(run):
     config = parse(["--config", str(run / "config.yaml")])
     data = load(config.data, seed=config.seed, image_size=lambda native: 28)
-    model = build_model(config, data)
+    model = build_model(config.model, data, seed=config.seed)
     assert isinstance(model.head, ETFHead) and isinstance(model.norm, LastBatchNorm)
     pixels = data.train.images.double().numpy() / 255
     torch.testing.assert_close(
@@ -166,9 +166,9 @@ def test_the_seed_reaches_the_head():
 
 
 def test_the_batch_order_depends_on_seed_and_epoch_alone():
-    draws = {(seed, epoch): order(seed, epoch, 50).tolist() for seed in (0, 1) for epoch in (1, 2)}
+    draws = {(seed, epoch): epoch_order(seed, epoch, 50).tolist() for seed in (0, 1) for epoch in (1, 2)}
     assert len({tuple(value) for value in draws.values()}) == 4
-    assert draws[1, 2] == order(1, 2, 50).tolist() and sorted(draws[1, 2]) == list(range(50))
+    assert draws[1, 2] == epoch_order(1, 2, 50).tolist() and sorted(draws[1, 2]) == list(range(50))
 
 
 def test_zero_error_that_never_comes_is_said(tmp_path, capsys):

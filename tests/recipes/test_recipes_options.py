@@ -13,20 +13,18 @@ import torch.nn.functional as F
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from timm.data.mixup import Mixup
 
-import recipes.loop
 import recipes.train as training
 from ncreg.checkpoint import load_checkpoint, load_classifier
 from recipes.core.cli import parse
-from recipes.core.config import AugmentConfig, TermConfig
+from recipes.core.config import AugmentConfig, TermConfig, as_yaml
 from recipes.core.distributed import Ranks
-from recipes.data.augment import batches, moved
+from recipes.data.augment import batches, epoch_order, moved
 from recipes.data.load import load
 from recipes.data.split import Split
-from recipes.loop import order
 from recipes.train import main, train
 from recipes.training.build import build_model, build_optimizer, freeze
 from recipes.training.loss_terms import build_terms
-from recipes.training.plan import curves, rates
+from recipes.training.plan import planned_rates, plans
 from recipes.training.run_dir import RunDir
 
 SHORT = [
@@ -62,7 +60,7 @@ def test_moved_is_mirroring_then_a_cut_out_of_the_padded_image():
 
 
 def draw(split, asked, *, seed=0, epoch=1, done=0, ranks=None):
-    turn = order(seed, epoch, len(split)).view(-1, 8)
+    turn = epoch_order(seed, epoch, len(split)).view(-1, 8)
     return list(batches(split, turn, asked, num_classes=4, seed=seed, epoch=epoch, done=done, ranks=ranks or Ranks()))
 
 
@@ -93,7 +91,7 @@ def test_ranks_and_a_late_start_see_the_same_batches(asked):
 
 def test_without_augmentation_a_batch_is_the_images_themselves():
     split = split_of(32)
-    for batch, index in zip(draw(split, AugmentConfig()), order(0, 1, 32).view(-1, 8), strict=True):
+    for batch, index in zip(draw(split, AugmentConfig()), epoch_order(0, 1, 32).view(-1, 8), strict=True):
         assert torch.equal(batch.images, split.images[index].float() / 255)
         assert torch.equal(batch.target, split.target[index]) and batch.labels is batch.target
 
@@ -116,7 +114,7 @@ def test_soft_labels_are_timms():
     (batch,) = draw(split, AugmentConfig(mixup=0.7, smoothing=0.1))
     drawn = np.random.SeedSequence([0, 1, 0, 1]).generate_state(2, np.uint64)
     np.random.seed(int(drawn[1]) >> 32)
-    index = order(0, 1, 8)
+    index = epoch_order(0, 1, 8)
     images, labels = split.images[index].float() / 255, split.target[index]
     mixed, target = Mixup(mixup_alpha=0.7, label_smoothing=0.1, num_classes=4)(images, labels)
     torch.testing.assert_close(batch.images, mixed)
@@ -192,7 +190,7 @@ def test_the_moving_average_is_kept_measured_and_resumed(tmp_path, monkeypatch):
     path = run(tmp_path, *more)
     state = last(path)
     config = parse(["--config", str(path / "config.yaml")])
-    model = build_model(config, load(config.data, seed=0, image_size=lambda native: 28))
+    model = build_model(config.model, load(config.data, seed=0, image_size=lambda native: 28), seed=config.seed)
     groups = build_optimizer(config.optim, model).param_groups
     names = {id(p): name for name, p in model.named_parameters()}
     ordered = [p for group in groups for p in group["params"]]
@@ -223,7 +221,7 @@ def test_the_moving_average_is_kept_measured_and_resumed(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         train(config)
     monkeypatch.undo()
-    resumed = train(config, resume=RunDir.unfinished(config))
+    resumed = train(config, resume=RunDir.unfinished(config.out, as_yaml(config)))
     for name in ("summary.json", "history.jsonl"):
         assert (resumed / name).read_bytes() == (path / name).read_bytes()
     for key in ("model", "ema"):
@@ -293,7 +291,7 @@ def timm_image(tensor, path):
 
 def test_the_head_has_a_rate_of_its_own_and_frozen_parameters_stay():
     config = parse(["etf", "--optim.head_lr_factor", "10", "--optim.lr", "0.01", "--model.head", "linear"])
-    model = build_model(config, load(config.data, seed=0, image_size=lambda native: 28))
+    model = build_model(config.model, load(config.data, seed=0, image_size=lambda native: 28), seed=config.seed)
     optimizer = build_optimizer(config.optim, model)
     rate = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
@@ -320,27 +318,28 @@ def test_the_plan_is_the_rates_of_a_run(tmp_path):
     state = last(path)
     onset = state["scheduler"]["onset_epoch"]
     config = parse(["--config", str(path / "config.yaml")])
-    assert rates(config, onset) == [entry["lr"] for entry in state["history"]]
-    assert len(rates(config, None)) == 8
+    assert planned_rates(config.tpt, config.optim, onset) == [entry["lr"] for entry in state["history"]]
+    assert len(planned_rates(config.tpt, config.optim, None)) == 8
 
 
 def test_plan_prints_a_table_leaves_a_figure_and_trains_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(training, "train", None)
     assert main(["tpt", "--plan", "--tpt.max_epochs", "40", "--tpt.min_terminal", "5", "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
-    planned = curves(parse(["tpt", "--tpt.max_epochs", "40", "--tpt.min_terminal", "5"]))
+    config = parse(["tpt", "--tpt.max_epochs", "40", "--tpt.min_terminal", "5"])
+    planned = plans(config.tpt, config.optim)
     assert {onset: len(curve) for onset, curve in planned.items()} == {4: 12, 10: 30, 20: 40, None: 40}
     assert all(word in printed for word in ("epoch 4", "epoch 10", "epoch 20", "never", "plan-tpt.png"))
     assert [path.name for path in tmp_path.iterdir()] == ["plan-tpt.png"]
 
 
 def test_a_standstill_ends_the_terminal_phase(tmp_path, monkeypatch):
-    real = recipes.loop.measure
+    real = training.measure
 
     def still(*args, **kwargs):
         return real(*args, **kwargs) | ({} if kwargs.get("collapse") is False else {"nc1": 0.5})
 
-    monkeypatch.setattr(recipes.loop, "measure", still)
+    monkeypatch.setattr(training, "measure", still)
     args = ["--tpt.stop_patience", "2", "--tpt.min_terminal", "1", "--tpt.extend", "20", "--tpt.threshold", "0.01"]
     state = last(run(tmp_path, *args, epochs=12))
     onset = state["scheduler"]["onset_epoch"]

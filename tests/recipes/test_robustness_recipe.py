@@ -260,7 +260,7 @@ def test_long_tailed_and_mislabelled_runs_get_their_parts(tmp_path):
 def test_the_threshold_of_minority_collapse_only_where_the_theory_holds(run, words, said):
     subject = Subject.open(run)
     subject.config = parse(words)
-    subject.model = build_model(subject.config, subject.data)
+    subject.model = build_model(subject.config.model, subject.data, seed=subject.config.seed)
     reason = no_threshold(subject)
     assert reason is None if said is None else said in reason
 
