@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from recipes.core.cli import parse
-from recipes.core.config import AdversarialConfig, TrainConfig
+from recipes.core.config import AdversarialConfig
 from recipes.core.distributed import Ranks
 from recipes.data.augment import Batch
 from recipes.train import main, train

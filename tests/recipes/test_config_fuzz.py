@@ -96,7 +96,7 @@ WRONG = {
     "--augment.rotate 3": "augment.rotate",
     "--tpt.stop 3": "tpt.stop",
     "--modl.head etf": "modl.head",
-    "--plan 4": "\"plan\": expected true or false, got 4",
+    "--plan 4": '"plan": expected true or false, got 4',
     "extra": "extra",
     "--data.name torchvision.CIFAR12": "data.name='torchvision.CIFAR12'",
     "--data.name torchvision.": "data.name='torchvision.'",

@@ -236,7 +236,9 @@ def test_runs_that_start_in_the_same_second_never_share_a_folder(tmp_path, monke
     monkeypatch.setattr(recipes.training.run_dir, "datetime", Stopped)
     config = parse([*ARGS, "--out", str(tmp_path), "--tpt.max_epochs", "1"])
     with ThreadPoolExecutor(8) as threads:
-        made = list(threads.map(lambda _: RunDir.create(tmp_path, "run", config=as_yaml(config), command=[]).path, range(8)))
+        made = list(
+            threads.map(lambda _: RunDir.create(tmp_path, "run", config=as_yaml(config), command=[]).path, range(8))
+        )
     assert len(set(made)) == 8
     one, two = train(config), train(config)
     assert one != two and (one / "summary.json").read_bytes() == (two / "summary.json").read_bytes()

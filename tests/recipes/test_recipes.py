@@ -149,9 +149,15 @@ def test_two_runs_of_one_seed_are_bit_equal_and_never_share_a_folder(tmp_path):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def built(args, data):
+    """The model at the start of the run of a command line."""
+    config = parse(args)
+    return build_model(config.model, data, seed=config.seed)
+
+
 def test_runs_that_differ_in_the_head_alone_start_from_the_same_backbone():
     data = load(parse(["etf"]).data, seed=0, image_size=lambda native: 28)
-    etf, linear = (build_model(parse([name, "--model.norm", "batch"]), data) for name in ("etf", "baseline"))
+    etf, linear = (built([name, "--model.norm", "batch"], data) for name in ("etf", "baseline"))
     for (name, one), (_, two) in zip(
         etf.backbone.state_dict().items(), linear.backbone.state_dict().items(), strict=True
     ):
@@ -161,7 +167,7 @@ def test_runs_that_differ_in_the_head_alone_start_from_the_same_backbone():
 def test_the_seed_reaches_the_head():
     data = load(parse(["etf"]).data, seed=0, image_size=lambda native: 28)
     for recipe in ("etf", "baseline"):
-        one, again, two = (build_model(parse([recipe, "--seed", seed]), data).head.weight for seed in ("0", "0", "1"))
+        one, again, two = (built([recipe, "--seed", seed], data).head.weight for seed in ("0", "0", "1"))
         assert torch.equal(one, again) and not torch.equal(one, two)
 
 
