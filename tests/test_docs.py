@@ -1,6 +1,7 @@
-"""The Python in README and docs runs, and prints what the page says it prints."""
+"""README and docs: their Python runs, their links lead somewhere, and they are short enough to be read."""
 
 import doctest
+import importlib.util
 import re
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+CARDS = sorted((ROOT / "recipes" / "configs").glob("*.yaml"))
 FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 
 
@@ -30,8 +32,87 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
         names = test.globs
 
 
-def test_links_inside_the_repository_exist():
-    for page in PAGES:
-        for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
-            if not target.startswith(("http", "mailto:")):
-                assert (page.parent / target).exists(), f"{page.name} points to {target}"
+def links(page):
+    """The links of a page inside this repository: the file and the heading, either of which may be empty."""
+    found = re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)", prose(page.read_text()))
+    return [link for link in found if not link[0].startswith(("http", "mailto:"))]
+
+
+def prose(text):
+    return re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def anchors(page):
+    """What GitHub makes of a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", prose(page.read_text()), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", re.sub(r"[`*]", "", heading).lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_inside_the_repository_lead_somewhere(page):
+    for target, heading in links(page):
+        path = page.parent / target if target else page
+        assert path.exists(), f"{page.name} points to {target}"
+        assert not heading or heading in anchors(path), f"{page.name} points to {target}#{heading}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_paths_in_backticks_exist(page):
+    named = re.findall(r"`((?:ncreg|recipes|benchmarks|tests|examples|docs|\.ci)/[\w./-]*\w\.\w+)`", page.read_text())
+    for path in named:
+        assert (ROOT / path).exists(), f"{page.name} names {path}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_begins_with_a_short_paragraph(page):
+    title, first, *_ = page.read_text().split("\n\n")
+    assert title.startswith("# ") and "\n" not in title
+    assert len(first.splitlines()) <= 5 and max(map(len, first.splitlines())) <= 120
+
+
+def test_readme_is_short():
+    assert len((ROOT / "README.md").read_bytes()) <= 9 * 1024
+
+
+def test_docs_are_listed_in_the_readme():
+    listed = {target for target, _ in links(ROOT / "README.md")}
+    assert {f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")} <= listed
+
+
+@pytest.fixture
+def build_recipes():
+    spec = importlib.util.spec_from_file_location("build_recipes", ROOT / "docs" / "build_recipes.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_of_recipes_says_what_the_cards_say(build_recipes):
+    page = ROOT / "docs" / "recipes.md"
+    assert build_recipes.filled(page.read_text()) == page.read_text(), "python docs/build_recipes.py makes it anew"
+    assert len(re.findall(r"^### ", page.read_text(), re.MULTILINE)) == len(CARDS)
+
+
+def test_another_card_makes_another_page(build_recipes, tmp_path):
+    text = (ROOT / "recipes" / "configs" / "etf.yaml").read_text()
+    (tmp_path / "mars.yaml").write_text(text.replace("# When to use it: ", "# When to use it: on Mars. Not on "))
+    page = build_recipes.filled("a\n<!-- recipes -->\nstale\n<!-- end of recipes -->\nb\n", tmp_path)
+    (row,) = [line for line in page.splitlines() if line.startswith("| [`mars`](#mars) | etf | fixed simplex-ETF head")]
+    assert "| on Mars |" in row and "\n- **When to use it:** on Mars. Not on to have" in page
+    assert page.startswith("a\n<!-- recipes -->\n\n| recipe |") and page.endswith("b\n") and "stale" not in page
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["# What it does: a", "# When to use it: b", "# Published: c", "# What it costs: d"],
+        ["# title", "# What it does: a", "# When to use it: b", "# What it costs: d"],
+        ["# title", "# What it does: a", "# When to use it: b", "# Published:", "# What it costs: d"],
+        ["# title", "# What it does: a", "# When to use it: b", "# Published: c", "# What it costs: d", "# Price: e"],
+    ],
+)
+def test_a_card_without_its_fields_is_refused(lines, build_recipes, tmp_path):
+    path = tmp_path / "odd.yaml"
+    path.write_text("\n".join([*lines, "recipe: odd"]))
+    with pytest.raises(ValueError, match="odd.yaml: a card has a title and What it does, Source"):
+        build_recipes.read_card(path)
