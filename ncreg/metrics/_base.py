@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from ncreg.metrics._last_layer import LastLayer
 from ncreg.metrics._second_pass import SecondPassTables
 from ncreg.numerics import float64_device
 
@@ -25,6 +26,7 @@ class Float64Metric(Metric):
         # The classifier is read at compute time: a cached result would be stale after a training step.
         kwargs.setdefault("compute_with_cache", False)
         super().__init__(**kwargs)
+        self._classifier: LastLayer | None = None
         self._tables: SecondPassTables | None = None  # made from the final class means when first needed
 
     @property
@@ -48,6 +50,10 @@ class Float64Metric(Metric):
         """Forget all samples; the classifier is read again when it is next needed."""
         super().reset()
         self._tables = None
+
+    def _read_classifier(self) -> tuple[Tensor, Tensor] | None:
+        """Weight and bias of the classifier as they are now, where there is one."""
+        return None if self._classifier is None else self._classifier.read(self.home)
 
     def _check_state(self, doing: str, state: Mapping[str, Any]) -> None:
         """Refuse a state that a metric of these sizes cannot have made; `doing` is "merge" or "load"."""

@@ -14,14 +14,8 @@ from ncreg._checks import check_flag
 from ncreg.metrics import _reduce
 from ncreg.metrics._base import Float64Metric, check_shapes
 from ncreg.metrics._geometry import class_geometry
-from ncreg.metrics._inputs import (
-    Reference,
-    check_batch,
-    check_classifier,
-    check_real,
-    read_classifier,
-    read_finite_classifier,
-)
+from ncreg.metrics._inputs import check_batch, check_real
+from ncreg.metrics._last_layer import LastLayer
 from ncreg.metrics._second_pass import SecondPassTables, new_second, view_second
 
 
@@ -80,11 +74,8 @@ class NearestClassCenter(Float64Metric):
         finite = means.isfinite()
         if not (finite.all(1) | means.isnan().all(1)).all() or not finite.any():
             raise ValueError("means hold NaN or infinite values: a row must be finite, or NaN throughout (no centre)")
-        if classifier is not None:
-            check_classifier(classifier)
-            read_classifier(classifier, means.shape[0], means.shape[1], self.home)
         self.per_class = check_flag("per_class", per_class)
-        self._classifier = None if classifier is None else Reference(classifier)
+        self._classifier = None if classifier is None else LastLayer(classifier, *means.shape)
         # A state, not a buffer: metrics with other means must not pass for the same one in a MetricCollection.
         self.add_state("means", means.detach().to(self.home, torch.float64, copy=True), dist_reduce_fx=_first)
         # per class: samples, nearest centre is their own, classifier chooses their own, the two choices differ
@@ -150,8 +141,4 @@ class NearestClassCenter(Float64Metric):
     def _make_tables(self, dtype: torch.dtype) -> SecondPassTables:
         has_centre = self.means.isfinite().all(1)
         geometry = class_geometry(has_centre.double(), self.means)
-        classifier = None
-        if self._classifier is not None:
-            classes, dim = self.means.shape
-            classifier = read_finite_classifier(self._classifier.module, classes, dim, self.home)
-        return SecondPassTables(geometry, geometry.global_mean, classifier, dtype)
+        return SecondPassTables(geometry, geometry.global_mean, self._read_classifier(), dtype)

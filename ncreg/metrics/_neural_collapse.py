@@ -17,7 +17,8 @@ from ncreg._checks import check_choice, check_flag, check_integer, check_num_cla
 from ncreg.metrics import _first_pass, _formulas, _reduce
 from ncreg.metrics._base import Float64Metric, check_cached, check_shapes
 from ncreg.metrics._geometry import Geometry
-from ncreg.metrics._inputs import Reference, check_batch, check_classifier, read_classifier, read_finite_classifier
+from ncreg.metrics._inputs import check_batch
+from ncreg.metrics._last_layer import LastLayer
 from ncreg.metrics._second_pass import SecondPassTables, new_second, view_second
 
 
@@ -103,12 +104,9 @@ class NeuralCollapse(Float64Metric):
         check_flag("scatter", scatter)
         check_choice("center", center, ("class_means", "features"))
         check_choice("convention", convention, ("ncreg", "papyan"))
-        if classifier is not None:
-            check_classifier(classifier)
-            read_classifier(classifier, num_classes, num_features, self.home)
         self.num_classes, self.num_features = num_classes, num_features
         self.cache, self.scatter, self.center, self.convention = cache, scatter, center, convention
-        self._classifier = None if classifier is None else Reference(classifier)
+        self._classifier = None if classifier is None else LastLayer(classifier, num_classes, num_features)
         self._synced: _reduce.Statistics | None = None
         self._warned = False
         if cache:
@@ -168,8 +166,7 @@ class NeuralCollapse(Float64Metric):
         """
         found = self._synced if self._is_synced and self._synced else self._reduce(_reduce.only_this_rank)
         self._warn_absent(found.geometry.present)
-        classifier = None if self._classifier is None else self._read_classifier()
-        values = _formulas.of_statistics(found, classifier)
+        values = _formulas.of_statistics(found, self._read_classifier())
         if self.convention == "papyan":
             values = _formulas.as_published(values, int(found.geometry.present.sum()))
         return values
@@ -203,15 +200,11 @@ class NeuralCollapse(Float64Metric):
             return [tensor]
         return list((self.dist_sync_fn or gather_all_tensors)(tensor, group=self.process_group))
 
-    def _read_classifier(self) -> tuple[Tensor, Tensor]:
-        assert self._classifier is not None
-        return read_finite_classifier(self._classifier.module, self.num_classes, self.num_features, self.home)
-
     def _make_tables(self, geometry: Geometry, dtype: torch.dtype) -> SecondPassTables:
         centre = geometry.global_mean
         if self.center == "features":
             centre = (geometry.counts / geometry.counts.sum()) @ geometry.mean
-        return SecondPassTables(geometry, centre, None if self._classifier is None else self._read_classifier(), dtype)
+        return SecondPassTables(geometry, centre, self._read_classifier(), dtype)
 
     def _reduce(self, gather: _reduce.Gather) -> _reduce.Statistics:
         size = (self.num_classes, self.num_features)

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ncreg._checks import check_integer
+from ncreg._features import check_indices
 from ncreg.numerics import float64_device
 
 # Images in [0, 1] (B, channels, H, W) to logits (B, C): a plain function, an nn.Module, a Classifier.
@@ -57,16 +58,7 @@ def check_target(target: Tensor, batch: Tensor, num_classes: int) -> Int[Tensor,
         TypeError: no integer tensor.
         ValueError: another shape than (B,), or an index out of range.
     """
-    if not isinstance(target, Tensor):
-        raise TypeError(f"target must be a tensor, got {type(target).__name__}")
-    if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
-        raise TypeError(f"target must hold integer class indices, got {target.dtype}: target.long(), or argmax(1)")
-    if target.shape != batch.shape[:1]:
-        raise ValueError(f"target must have shape ({len(batch)},), one class an image, got {tuple(target.shape)}")
-    low, high = (int(v) for v in torch.aminmax(target))
-    if low < 0 or high >= num_classes:
-        raise ValueError(f"target must lie in [0, {num_classes}) as the logits do, got classes from {low} to {high}")
-    return target.to(batch.device, torch.int64)
+    return check_indices("target", target, len(batch), num_classes).to(batch.device)
 
 
 def check_logits(logits: Tensor, images: Tensor | None = None) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Integer
 from torch import Tensor
 
-from ncreg._checks import check_class_counts
+from ncreg._checks import check_choice, check_class_counts
 from ncreg._features import check_indices
 from ncreg.robustness.intervals import binomial_interval
 
@@ -76,14 +76,12 @@ def class_groups(class_counts: Sequence[int] | Tensor, scheme: Scheme = "counts"
         {'many': (0, 1), 'medium': (2,), 'few': (3,)}
     """
     counts = check_class_counts(class_counts)
-    if scheme == "counts":
+    if check_choice("scheme", scheme, ("counts", "thirds")) == "counts":
         bounds = ((MANY + 1, None), (FEW, MANY), (1, FEW - 1))
         inside = [
             tuple(c for c, n in enumerate(counts) if n >= low and (high is None or n <= high)) for low, high in bounds
         ]
         return dict(zip(_NAMES, inside, strict=True))
-    if scheme != "thirds":
-        raise ValueError(f"scheme={scheme!r} is unknown: 'counts' or 'thirds'")
     if len(counts) < 3 or len(set(counts)) == 1:
         raise ValueError(f"thirds need three classes or more, not all of one size: got sizes {counts[:10]}")
     order = sorted(range(len(counts)), key=lambda c: (-counts[c], c))

@@ -209,7 +209,7 @@ REFUSED = [
     (lambda: R.class_groups([5]), ValueError, "class_counts has 1 entries"),
     (lambda: R.class_groups([5, 0]), ValueError, r"class_counts\[1\]=0 must be at least 1"),
     (lambda: R.class_groups([5, 2.5]), TypeError, r"class_counts\[1\]=2.5 must be an integer"),
-    (lambda: R.class_groups([5, 4, 3], "halves"), ValueError, "scheme='halves' is unknown"),
+    (lambda: R.class_groups([5, 4, 3], "halves"), ValueError, "scheme='halves' must be one of 'counts'"),
     (lambda: R.class_groups([5, 5, 5], "thirds"), ValueError, "not all of one size"),
     (lambda: R.class_groups([5, 4], "thirds"), ValueError, "three classes or more"),
     (lambda: R.long_tail_accuracy(P, P[:2], [5, 5, 5]), ValueError, r"predicted must have shape \(2,\)"),

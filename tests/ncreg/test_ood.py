@@ -432,7 +432,7 @@ REFUSED = [
     (lambda: R.evaluate_ood(H, Y + 1, H, Z, OOD), ValueError, r"lie in \[0, 4\), got classes from 1 to 4"),
     (lambda: R.evaluate_ood(H, Y.double(), H, Z, OOD), TypeError, "train_target must hold integer"),
     (lambda: R.evaluate_ood(H, Y, H, Z, OOD, scores=["knn"]), ValueError, "neighbours=50 but there are only 40"),
-    (lambda: R.evaluate_ood(H, Y, H, Z, OOD, scores=["odin"]), ValueError, "'odin' is unknown: one of msp"),
+    (lambda: R.evaluate_ood(H, Y, H, Z, OOD, scores=["odin"]), ValueError, "scores='odin' must be one of 'msp'"),
     (lambda: R.evaluate_ood(H, Y, H, Z, OOD, weight=H, neighbours=5), ValueError, r"weight must .* \(4, 10\)"),
     (lambda: R.evaluate_ood(H, Y, H, Z, OOD, weight=H[:4], bias=Z), ValueError, r"bias must .* \(4,\), got \(40, 4\)"),
     (lambda: R.evaluate_ood(H, Y, H, Z, OOD, weight=H[:4], bias=[0.0] * 4), ValueError, "bias must .* got list"),
@@ -457,7 +457,11 @@ REFUSED = [
     (lambda: R.evaluate_detection(H[:, 0], Y), TypeError, "ood_scores must be a floating-point tensor"),
     (lambda: R.noise_images(H, "uniform"), ValueError, "images must be .batch, channels"),
     (lambda: R.noise_images(H.view(4, 1, 10, 10), "shuffle"), ValueError, "normalise inside the model"),
-    (lambda: R.noise_images(H.view(4, 1, 10, 10).sigmoid(), "salt"), ValueError, "kind='salt' is unknown"),
+    (
+        lambda: R.noise_images(H.view(4, 1, 10, 10).sigmoid(), "salt"),
+        ValueError,
+        "kind='salt' must be one of 'uniform'",
+    ),
     (lambda: R.noise_images(H.view(4, 1, 10, 10).sigmoid(), seed=None), TypeError, "seed=None must be an integer"),
 ]
 

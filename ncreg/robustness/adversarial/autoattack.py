@@ -9,14 +9,13 @@ import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
-from ncreg._checks import check_integer, check_seed
+from ncreg._checks import check_choice, check_integer, check_seed
 from ncreg.robustness._inputs import Model, in_parts
 from ncreg.robustness.adversarial.attempt import AttackResult, Attempt
 from ncreg.robustness.adversarial.objectives import frozen
 from ncreg.robustness.adversarial.steps import Norm, check_epsilon, project
 
 Version = Literal["standard", "apgd"]
-_ATTACKS = {"standard": ("apgd-ce", "apgd-t", "fab-t", "square"), "apgd": ("apgd-ce", "apgd-t")}
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,8 +76,7 @@ def autoattack(
         ValueError: as in `pgd`, an unknown version, survivors of another shape.
     """
     epsilon, count = check_epsilon(epsilon, norm), check_integer("batch_size", batch_size, 1)
-    if version not in _ATTACKS:
-        raise ValueError(f"version must be 'standard' or 'apgd', got {version!r}")
+    check_choice("version", version, ("standard", "apgd"))
     seed, steps, queries = check_seed(seed), check_integer("steps", steps, 1), check_integer("queries", queries, 1)
     attempt = Attempt(model, images, target, count)
     images, target, radius = attempt.images, attempt.target, attempt.radius(epsilon)

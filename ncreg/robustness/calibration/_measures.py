@@ -36,9 +36,9 @@ def reliability_bins(
     probability go to the first class, as in argmax.
 
     Args:
-        probabilities: softmax of the logits, rows that sum to 1.
-        target: class indices.
-        bins: M.
+        probabilities: softmax of the logits (n, C), rows that sum to 1.
+        target: class indices (n,).
+        bins: number of bins M.
 
     Raises:
         ValueError: rows that are no probabilities, C = 1, no samples, NaN, classes out of range, bins < 1.
@@ -61,14 +61,7 @@ def expected_calibration_error(
     Source: Naeini et al., "Obtaining Well Calibrated Probabilities Using Bayesian Binning", AAAI 2015; Guo et al. 2017
     (arXiv 1706.04599). It is biased upwards by about √(bins/n) and depends on the bins: compare at the same of both.
 
-    Args:
-        probabilities: softmax of the logits, rows that sum to 1.
-        target: class indices.
-        bins: number of bins.
-
-    Raises:
-        ValueError: rows that are no probabilities, C = 1, no samples, NaN, classes out of range, bins < 1.
-        TypeError: no tensors, or of another kind.
+    Arguments and errors are those of `reliability_bins`.
 
     Example:
         >>> round(expected_calibration_error(torch.tensor([[0.9, 0.1], [0.3, 0.7]]), torch.tensor([0, 0])), 4)
@@ -88,14 +81,7 @@ def adaptive_calibration_error(
     EMNLP 2015 (arXiv 1508.05154). Samples of equal confidence share their mean accuracy, so that their order plays no
     part where a bin's end falls among them. Of n < M samples each is a bin of its own.
 
-    Args:
-        probabilities: softmax of the logits, rows that sum to 1.
-        target: class indices.
-        bins: number of bins.
-
-    Raises:
-        ValueError: rows that are no probabilities, C = 1, no samples, NaN, classes out of range, bins < 1.
-        TypeError: no tensors, or of another kind.
+    Arguments and errors are those of `reliability_bins`.
 
     Example:
         >>> round(adaptive_calibration_error(torch.tensor([[0.9, 0.1], [0.3, 0.7]]), torch.tensor([0, 0]), bins=2), 4)
@@ -112,14 +98,7 @@ def classwise_calibration_error(
 
     Source: Kull et al., "Beyond temperature scaling", NeurIPS 2019 (arXiv 1910.12656); bins of equal width.
 
-    Args:
-        probabilities: softmax of the logits, rows that sum to 1.
-        target: class indices.
-        bins: number of bins.
-
-    Raises:
-        ValueError: rows that are no probabilities, C = 1, no samples, NaN, classes out of range, bins < 1.
-        TypeError: no tensors, or of another kind.
+    Arguments and errors are those of `reliability_bins`.
 
     Example:
         >>> round(classwise_calibration_error(torch.tensor([[0.9, 0.1], [0.3, 0.7]]), torch.tensor([0, 0])), 4)
@@ -132,13 +111,7 @@ def classwise_calibration_error(
 def brier_score(probabilities: Float[Tensor, "batch classes"], target: Int[Tensor, " batch"]) -> float:
     """Mean over samples of Σ_c (p_c − [y = c])², in [0, 2] (Brier, Monthly Weather Review 1950).
 
-    Args:
-        probabilities: softmax of the logits, rows that sum to 1.
-        target: class indices.
-
-    Raises:
-        ValueError: rows that are no probabilities, C = 1, no samples, NaN, classes out of range.
-        TypeError: no tensors, or of another kind.
+    Arguments and errors are those of `reliability_bins`.
 
     Example:
         >>> brier_score(torch.tensor([[0.5, 0.5]]), torch.tensor([0]))
@@ -148,15 +121,9 @@ def brier_score(probabilities: Float[Tensor, "batch classes"], target: Int[Tenso
 
 
 def negative_log_likelihood(probabilities: Float[Tensor, "batch classes"], target: Int[Tensor, " batch"]) -> float:
-    """Mean over samples of −log p_y, in nats; infinite where a p_y has become 0.
+    """Mean over samples of −log p_y, in nats; infinite where a p_y is 0.
 
-    Args:
-        probabilities: softmax of the logits, rows that sum to 1.
-        target: class indices.
-
-    Raises:
-        ValueError: rows that are no probabilities, C = 1, no samples, NaN, classes out of range.
-        TypeError: no tensors, or of another kind.
+    Arguments and errors are those of `reliability_bins`.
 
     Example:
         >>> round(negative_log_likelihood(torch.tensor([[0.5, 0.5]]), torch.tensor([0])), 4)

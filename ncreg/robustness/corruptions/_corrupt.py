@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ncreg._checks import check_integer
+from ncreg._checks import check_choice, check_integer
 from ncreg.robustness._inputs import check_images
 from ncreg.robustness.corruptions import _blur, _digital, _noise, _weather
 from ncreg.robustness.corruptions._constants import TABLES, Table
@@ -121,8 +121,8 @@ def _check(images: Tensor, name: str, severity: int, seed: int, constants: Table
     check_name(name)
     check_severity(severity)
     check_integer("seed", seed)
-    if constants is not None and constants not in TABLES:
-        raise ValueError(f"constants={constants!r} must be 'small', 'imagenet' or None")
+    if constants is not None:
+        check_choice("constants", constants, TABLES)
 
 
 def _indices(first_index: int | Tensor, images: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
+from ncreg._checks import check_choice
 from ncreg._features import NotDefined, check_all_present, check_features, check_indices
 from ncreg.metrics.nc5 import ood_orthogonality
 from ncreg.numerics import seeded
@@ -161,15 +162,14 @@ def noise_images(
     """
     check_images(images)
     draw = seeded(seed)
+    check_choice("kind", kind, ("uniform", "gaussian", "shuffle"))
     if kind == "uniform":
         return torch.rand(images.shape, generator=draw, device="cpu").to(images)
     if kind == "gaussian":
         return torch.randn(images.shape, generator=draw, device="cpu").add(0.5).clamp(0, 1).to(images)
-    if kind == "shuffle":
-        flat = images.flatten(2)
-        order = torch.rand(len(flat), 1, flat.shape[2], generator=draw, device="cpu").argsort(2).to(images.device)
-        return flat.gather(2, order.expand_as(flat)).view_as(images)
-    raise ValueError(f"kind={kind!r} is unknown: 'uniform', 'gaussian' or 'shuffle'")
+    flat = images.flatten(2)
+    order = torch.rand(len(flat), 1, flat.shape[2], generator=draw, device="cpu").argsort(2).to(images.device)
+    return flat.gather(2, order.expand_as(flat)).view_as(images)
 
 
 def _checked(
@@ -219,8 +219,7 @@ def _scored(
     """The scores of all images, and why some were skipped; a score in `names` that has no meaning is an error."""
     scored, skipped = {}, {}
     for name in makers if names is None else names:
-        if name not in makers:
-            raise ValueError(f"scores: {name!r} is unknown: one of {', '.join(makers)}")
+        check_choice("scores", name, makers)
         try:
             scored[name] = makers[name]()
         except NotDefined as reason:

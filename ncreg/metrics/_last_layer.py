@@ -1,0 +1,72 @@
+"""The classifier that a metric measures, read when it is needed and never owned."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ncreg.metrics._geometry import LARGEST
+from ncreg.metrics._inputs import check_real
+
+
+class LastLayer:
+    """A pointer to a classifier with `.weight` (C, d) and perhaps `.bias` (C,), checked when the metric is made.
+
+    Copies of the metric share the classifier, and it is no part of the metric's state. A head that brings its weight's
+    rows to unit length in its forward pass says so by `.class_vectors` (C, d): those decide, so those are measured.
+
+    Raises:
+        TypeError: there is no tensor `.weight`, or the bias is no tensor.
+        ValueError: the weight or the bias has another shape, or no values (on the meta device).
+    """
+
+    def __init__(self, module: Any, num_classes: int, num_features: int) -> None:
+        if not isinstance(getattr(module, "weight", None), Tensor):
+            raise TypeError(
+                f"classifier must have a tensor .weight of shape (num_classes, num_features), "
+                f"got {type(module).__name__}: pass the last layer, e.g. model.head or model.get_classifier()"
+            )
+        self.module, self.num_classes, self.num_features = module, num_classes, num_features
+        self._checked_tensors()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LastLayer:
+        other = copy.copy(self)
+        other.module = memo.get(id(self.module), self.module)
+        return other
+
+    def read(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Weight (C, d) and bias (C,), zero without one, in float64, as they are now.
+
+        Raises:
+            ValueError: another shape, or entries that are NaN, infinite or beyond 1e100.
+        """
+        weight, bias = self._checked_tensors()
+        weight = weight.to(device=device, dtype=torch.float64)
+        bias = weight.new_zeros(self.num_classes) if bias is None else bias.to(device=device, dtype=torch.float64)
+        largest = torch.stack([weight.abs().amax(), bias.abs().amax()])  # NaN is passed on
+        if not (largest <= LARGEST).all():
+            name, value = ("bias", largest[1]) if largest[0] <= LARGEST else ("weight", largest[0])
+            raise ValueError(
+                f"classifier.{name} holds NaN, infinite or huge values (the largest is {float(value):.3g}): "
+                "collapse cannot be measured on a diverged model"
+            )
+        return weight, bias
+
+    def _checked_tensors(self) -> tuple[Tensor, Tensor | None]:
+        weight: Any = getattr(self.module, "class_vectors", self.module.weight)
+        bias: Any = getattr(self.module, "bias", None)
+        bias = None if bias is False else bias
+        for name, value, shape in (
+            ("weight", weight, (self.num_classes, self.num_features)),
+            ("bias", bias, (self.num_classes,)),
+        ):
+            if isinstance(value, Tensor):
+                check_real(f"classifier.{name}", value)
+                if tuple(value.shape) != shape:
+                    raise ValueError(f"classifier.{name} must have shape {shape}, got {tuple(value.shape)}")
+            elif name == "weight" or value is not None:
+                raise TypeError(f"classifier.{name} must be a torch.Tensor, got {type(value).__name__}")
+        return weight.detach(), None if bias is None else bias.detach()
