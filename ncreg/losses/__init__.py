@@ -1,4 +1,4 @@
-"""One thin module per loss: the constructor holds hyperparameters, forward takes the batch.
+"""Losses as modules: the constructor takes hyperparameters, forward takes the batch.
 
 Every module names what its `forward` takes in `consumes`, in order, out of "features" (batch, dim), "logits"
 (batch, classes), "target" (batch,) and "weight" (classes, dim), the head's class vectors. A loop that has all four
@@ -7,7 +7,7 @@ can hold any list of losses (torch's own take "logits", "target"):
     >>> import torch
     >>> available = {"features": torch.eye(2), "target": torch.tensor([0, 1]), "weight": torch.eye(2)}
     >>> terms = [(1.0, NTCELoss(temperature=1.0)), (0.5, InterClassCosineLoss(2))]
-    >>> sum(share * term(*(available[name] for name in term.consumes)) for share, term in terms)
+    >>> sum(factor * term(*(available[name] for name in term.consumes)) for factor, term in terms)
     tensor(0.8133)
 
 Formula, source and arguments are at the function of the same name in `ncreg.functional`. Two belong to the modules:
@@ -20,9 +20,10 @@ Formula, source and arguments are at the function of the same name in `ncreg.fun
 """
 
 from ncreg.losses.contrastive import NONLLoss, NTCELoss, SupConLoss
-from ncreg.losses.cosine import ClassMeanMemory, InterClassCosineLoss, IntraClassCosineLoss
+from ncreg.losses.cosine import InterClassCosineLoss, IntraClassCosineLoss
 from ncreg.losses.imbalance import LogitAdjustedLoss
 from ncreg.losses.logits import OneHotMSELoss, SpectralDecouplingLoss
+from ncreg.losses.memory import ClassMeanMemory
 from ncreg.losses.prototypes import CenterLoss, DotRegressionLoss
 
 __all__ = [

@@ -1,13 +1,21 @@
-"""What every loss does with its matrices: check, lift to full precision, scale rows to unit length, average."""
+"""The shapes of a batch, and what every loss does with its matrices: check, widen, scale to unit length, average."""
 
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
+from jaxtyping import Float, Integer
+from torch import Tensor, nn
 
 from ncreg._checks import check_choice
 
+Features = Float[Tensor, "batch dim"]
+Logits = Float[Tensor, "batch classes"]
+Labels = Integer[Tensor, " batch"]
+ClassVectors = Float[Tensor, "classes dim"]
+ClassWeight = Float[Tensor, " classes"]
+Loss = Float[Tensor, ""]
+Losses = Float[Tensor, ""] | Float[Tensor, " batch"]  # the latter with reduction="none"
+GatheredLosses = Float[Tensor, ""] | Float[Tensor, " all_ranks_batch"]
 Reduction = Literal["mean", "sum", "none"]
 
 
@@ -98,3 +106,10 @@ def average(
         return losses.mean()
     total = sample_weight.sum()
     return losses.sum() / torch.where(total > 0, total, 1)
+
+
+def show_hyperparameters(module: nn.Module) -> str:
+    """The hyperparameters a module holds."""
+    return ", ".join(
+        f"{name}={value!r}" for name, value in vars(module).items() if name[0] != "_" and name != "training"
+    )

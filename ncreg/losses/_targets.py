@@ -30,7 +30,7 @@ def check_labels(target: Tensor, rows: Tensor, num_classes: int | None = None) -
     if target.shape != rows.shape[:1]:
         raise ValueError(f"target must have shape ({len(rows)},), one class index a row, got {tuple(target.shape)}")
     target = target.long()
-    if target.numel() and _wait_for(target):
+    if target.numel() and reads_are_free(target):
         low, high = (int(end) for end in target.aminmax())
         if low < 0 or (num_classes is not None and high >= num_classes):
             allowed = "not negative" if num_classes is None else f"in [0, {num_classes})"
@@ -51,7 +51,7 @@ def check_soft(target: Tensor, rows: Tensor, num_classes: int) -> Float[Tensor, 
     near = 0.01 if target.dtype in (torch.float16, torch.bfloat16) else 1e-4  # bfloat16 holds three digits
     target = target.to(torch.promote_types(rows.dtype, torch.float32))
     valid = (target >= 0).all() & ((target.sum(1) - 1).abs() < near).all()
-    if not _wait_for(target):
+    if not reads_are_free(target):
         torch._assert_async(valid, "soft target rows must be distributions")
     elif not valid:
         raise ValueError(
@@ -60,6 +60,11 @@ def check_soft(target: Tensor, rows: Tensor, num_classes: int) -> Float[Tensor, 
             f"to {float(target.sum(1).max()):.4g}"
         )
     return target
+
+
+def check_target(target: Target, rows: Tensor, num_classes: int) -> Target:
+    """Class indices or soft labels, whichever it is."""
+    return check_soft(target, rows, num_classes) if is_soft(target) else check_labels(target, rows, num_classes)
 
 
 def weighed(
@@ -86,7 +91,7 @@ def sample_weights(class_weight: Tensor | None, target: Target, num_classes: int
         got = tuple(class_weight.shape) if isinstance(class_weight, Tensor) else repr(class_weight)
         raise ValueError(f"class_weight must be a tensor of shape ({num_classes},), got {got}")
     valid = ((class_weight >= 0) & (class_weight < torch.inf)).all()
-    if not _wait_for(class_weight):
+    if not reads_are_free(class_weight):
         torch._assert_async(valid, "class_weight must be finite and not negative")
     elif not valid:
         raise ValueError(f"class_weight must be finite and not negative, got {class_weight.tolist()}")
@@ -107,7 +112,7 @@ def compact(target: Integer[Tensor, " batch"], num_classes: int | None = None) -
     ordered, order = target.sort()
     rank = torch.zeros_like(target)
     rank[1:] = (ordered[1:] != ordered[:-1]).cumsum(0)
-    slots = int(rank[-1]) + 1 if _wait_for(target) else len(target)
+    slots = int(rank[-1]) + 1 if reads_are_free(target) else len(target)
     return torch.empty_like(target).scatter_(0, order, rank), slots
 
 
@@ -135,6 +140,6 @@ def class_means(
     return sums / counts.clamp(min=1)[:, None], counts
 
 
-def _wait_for(tensor: Tensor) -> bool:
+def reads_are_free(tensor: Tensor) -> bool:
     """Whether reading a value costs nothing: on the CPU, outside a compiled graph."""
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()

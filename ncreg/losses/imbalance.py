@@ -1,22 +1,92 @@
-"""Losses for classes of unequal size."""
+"""Losses and weights for classes of unequal size."""
 
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import ClassVar, Literal
 
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from ncreg import functional
-from ncreg._checks import check_finite, check_flag, check_fraction
+from ncreg._checks import check_choice, check_finite, check_flag, check_fraction, check_number
 from ncreg.distributed import gather_batch
-from ncreg.functional.imbalance import Counts, check_counts
-from ncreg.losses._inputs import Reduction, check_reduction
-from ncreg.losses._targets import Target
-from ncreg.losses._types import ClassWeight, Logits, Losses, show_hyperparameters
+from ncreg.losses._inputs import (
+    ClassWeight,
+    GatheredLosses,
+    Logits,
+    Losses,
+    Reduction,
+    average,
+    check_reduction,
+    check_rows,
+    full_precision,
+    show_hyperparameters,
+)
+from ncreg.losses._targets import Target, check_target, is_soft, reads_are_free, weighed
+
+Counts = Sequence[int | float] | Shaped[Tensor, " classes"]
+
+
+def logit_adjusted_cross_entropy(
+    logits: Logits,
+    target: Target,
+    class_counts: Counts,
+    *,
+    tau: float = 1.0,
+    label_smoothing: float = 0.0,
+    class_weight: ClassWeight | None = None,
+    reduction: Reduction = "mean",
+) -> Losses:
+    """Cross-entropy of z + τ·ln π, π_c = n_c/Σn: trained with it, argmax z aims at balanced accuracy.
+
+    A rare class must lead by a wider margin in training; at test time the logits stay as they are. τ = 1 is balanced
+    softmax, −ln(n_y e^{z_y} / Σ_c n_c e^{z_c}); τ = 0 cross-entropy.
+
+    Smoothing spreads the fraction s of a label over the classes by π^τ, so that at the optimum all wrong logits are
+    equal. Evenly smoothed labels (`smooth_labels`) do harm: at their optimum the rarest class has the largest wrong
+    logit, which beats the right one wherever that class has (1 − s)·C/s + 1 times the images: 91 times with ten
+    classes and s = 0.1. The two are the same where classes are balanced, and for τ = 0.
+
+    Source: Menon et al., "Long-tail learning via logit adjustment", ICLR 2021 (arXiv 2007.07314); Ren et al., "Balanced
+    Meta-Softmax for Long-Tailed Visual Recognition", NeurIPS 2020 (arXiv 2007.10740).
+
+    Args:
+        logits: z.
+        target: class indices in [0, C), or soft labels.
+        class_counts: n, training samples of each class, all above 0; only their ratios matter.
+        tau: τ.
+        label_smoothing: s in [0, 1].
+        class_weight: weight of a class's samples; the mean is then the weighted mean.
+        reduction: "mean", "sum" or "none" (one value a sample).
+
+    Raises:
+        ValueError: shapes, labels, counts, tau, label_smoothing or reduction that do not fit.
+        TypeError: logits that are not floating-point, labels that are not integers, a tau or label_smoothing that is
+            no number.
+
+    Example:
+        >>> logit_adjusted_cross_entropy(torch.zeros(1, 2), torch.tensor([1]), [3, 1])  # -ln(1/4)
+        tensor(1.3863)
+    """
+    check_rows("logits", logits)
+    check_finite("tau", tau)
+    check_fraction("label_smoothing", label_smoothing)
+    classes = logits.shape[1]
+    target = check_target(target, logits, classes)
+    counts = checked_counts(class_counts, classes).to(logits.device)
+    lifted = full_precision(logits)
+    shift = tau * (counts / counts.sum()).log()
+    adjusted = lifted + shift.to(lifted)
+    if label_smoothing:
+        sharp = target if is_soft(target) else F.one_hot(target, classes)
+        target = torch.lerp(sharp.to(lifted), shift.softmax(0).to(lifted).expand_as(lifted), label_smoothing)
+    target, weight = weighed(target, class_weight, classes)
+    losses = F.cross_entropy(adjusted, target.to(lifted) if is_soft(target) else target, reduction="none")
+    return average(losses, reduction, weight)
 
 
 class LogitAdjustedLoss(nn.Module):
-    """Cross-entropy of z + τ·ln π, π the shares of the classes in the training set; τ = 1 is balanced softmax.
-
-    `label_smoothing` goes to the classes by π^τ, see `ncreg.functional.logit_adjusted_cross_entropy`.
+    """`logit_adjusted_cross_entropy` with the counts of a training set, which are kept as a buffer.
 
     Example:
         >>> import torch
@@ -42,7 +112,7 @@ class LogitAdjustedLoss(nn.Module):
     ) -> None:
         super().__init__()
         # Whole numbers stay exact where .half() rounds a module's floating-point buffers.
-        counts = check_counts(class_counts)
+        counts = checked_counts(class_counts)
         self.register_buffer("class_counts", counts.long() if bool((counts == counts.round()).all()) else counts)
         self.tau = check_finite("tau", tau)
         self.label_smoothing = check_fraction("label_smoothing", label_smoothing)
@@ -50,11 +120,11 @@ class LogitAdjustedLoss(nn.Module):
         self.reduction = check_reduction(reduction)
         self.gather = check_flag("gather", gather)
 
-    def forward(self, logits: Logits, target: Target) -> Losses:
+    def forward(self, logits: Logits, target: Target) -> GatheredLosses:
         """The loss of the batch."""
         if self.gather:
             logits, target = gather_batch(logits, target)
-        return functional.logit_adjusted_cross_entropy(
+        return logit_adjusted_cross_entropy(
             logits,
             target,
             self.class_counts,
@@ -63,3 +133,71 @@ class LogitAdjustedLoss(nn.Module):
             class_weight=self.class_weight,
             reduction=self.reduction,
         )
+
+
+def class_weights(
+    class_counts: Counts,
+    scheme: Literal["inverse", "effective"] = "inverse",
+    *,
+    beta: float = 0.999,
+    dtype: torch.dtype | None = None,
+) -> ClassWeight:
+    """Weights of classes for `class_weight=`, summing to C: w_c ∝ 1/n_c, or ∝ (1 − β)/(1 − β^{n_c}).
+
+    The latter is one over the effective number of samples, which saturates at 1/(1 − β): β = 0 weighs all classes
+    alike, β → 1 is the inverse count.
+
+    Source: Cui et al., "Class-Balanced Loss Based on Effective Number of Samples", CVPR 2019 (arXiv 1901.05555).
+
+    Args:
+        class_counts: n, training samples of each class, all above 0.
+        scheme: "inverse" or "effective".
+        beta: β in [0, 1), for "effective" alone; theirs are 0.9, 0.99, 0.999 and 0.9999.
+        dtype: of the result; torch's default dtype where it is None.
+
+    Raises:
+        ValueError: an unknown scheme, counts or beta out of range.
+
+    Example:
+        >>> class_weights([30, 10])
+        tensor([0.5000, 1.5000])
+        >>> class_weights([2, 1], "effective", beta=0.5)  # effective numbers 1.5 and 1
+        tensor([0.8000, 1.2000])
+    """
+    counts = checked_counts(class_counts)
+    if check_choice("scheme", scheme, ("inverse", "effective")) == "inverse":
+        weight = 1 / counts
+    else:
+        if not 0 <= check_number("beta", beta) < 1:
+            raise ValueError(f"beta={beta} must be in [0, 1)")
+        # 1 − β^n without its cancellation near β = 1.
+        weight = -1 / torch.expm1(counts * torch.tensor(beta, dtype=counts.dtype, device=counts.device).log())
+    return (weight * (len(counts) / weight.sum())).to(dtype or torch.get_default_dtype())
+
+
+def checked_counts(class_counts: Counts, classes: int | None = None) -> Float[Tensor, " classes"]:
+    """Samples of each class, finite and above 0, as float64 (float32 where the device has no other).
+
+    On an accelerator the values are asserted without waiting for the device.
+    """
+    try:
+        counts = torch.as_tensor(class_counts)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"class_counts must hold one number a class, got {class_counts!r}") from None
+    if counts.ndim != 1 or len(counts) < 2 or (classes is not None and len(counts) != classes):
+        wanted = "one number a class, two or more" if classes is None else f"shape ({classes},), one number a class"
+        raise ValueError(f"class_counts must have {wanted}, got shape {tuple(counts.shape)}")
+    if counts.dtype == torch.bool or counts.is_complex():
+        raise TypeError(f"class_counts must hold numbers, got {counts.dtype}")
+    if counts.is_floating_point() and isinstance(class_counts, list | tuple):
+        counts = torch.tensor(class_counts, dtype=torch.float64)  # Python's numbers, not their float32 rounding
+    valid = (counts > 0) & (counts < torch.inf)
+    if not reads_are_free(counts):
+        torch._assert_async(valid.all(), "class_counts must be finite and above 0")
+    elif not bool(valid.all()):
+        first = int((~valid).nonzero()[0])
+        raise ValueError(
+            f"class_counts[{first}]={counts[first].item()}: every class needs a training sample; "
+            "leave classes without one out of the problem"
+        )
+    return counts.to(torch.float32 if counts.device.type == "mps" else torch.float64)

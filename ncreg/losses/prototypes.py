@@ -1,20 +1,85 @@
-"""Dot regression on the head's class vectors, and centre loss on centres of its own."""
+"""Losses that pull each feature to the vector of its own class, and push it from none."""
 
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ncreg import functional
 from ncreg._checks import check_flag, check_fraction, check_integer, check_num_classes, check_positive
 from ncreg.distributed import gather_batch
-from ncreg.losses._inputs import Reduction, check_reduction
-from ncreg.losses._targets import Target
-from ncreg.losses._types import ClassVectors, ClassWeight, Features, Labels, Losses, show_hyperparameters
+from ncreg.losses._inputs import (
+    ClassVectors,
+    ClassWeight,
+    Features,
+    GatheredLosses,
+    Labels,
+    Losses,
+    Reduction,
+    average,
+    check_reduction,
+    check_rows,
+    dot_products,
+    full_precision,
+    show_hyperparameters,
+    unit_rows,
+)
+from ncreg.losses._targets import Target, check_labels, check_target, class_sums, is_soft, weighed
+
+
+def dot_regression_loss(
+    features: Features,
+    target: Target,
+    weight: ClassVectors,
+    *,
+    normalize: bool = True,
+    length: float = 1.0,
+    class_weight: ClassWeight | None = None,
+    reduction: Reduction = "mean",
+) -> Losses:
+    """(ℓ/2)(cos θ − 1)², θ the angle between h and w_y; without normalisation (1/2ℓ)(w_y · h − ℓ)².
+
+    ℓ = √(E_W E_H) is the dot product aimed at; both forms agree where ‖w_y‖‖h‖ = ℓ. A soft target mixes the losses
+    of its classes.
+    Source: Yang et al., "Inducing Neural Collapse in Imbalanced Learning: Do We Really Need a Learnable Classifier at
+    the End of Deep Neural Network?", NeurIPS 2022 (arXiv 2203.09081). Their code weighs classes by inverse
+    frequency: here that is `class_weight`, off by default.
+
+    Args:
+        features: h.
+        target: class indices in [0, C), or soft labels.
+        weight: W, one class vector a row, usually a fixed simplex.
+        normalize: compare directions alone.
+        length: ℓ.
+        class_weight: weight of a class's samples; the mean is then the weighted mean.
+        reduction: "mean", "sum" or "none" (one value a sample).
+
+    Raises:
+        ValueError: shapes, labels, length or reduction that do not fit.
+        TypeError: features that are not floating-point, labels that are not integers.
+
+    Example:
+        >>> dot_regression_loss(torch.tensor([[0.0, 2.0]]), torch.tensor([0]), torch.eye(2))
+        tensor(0.5000)
+    """
+    check_rows("features", features)
+    check_rows("weight", weight, features.shape[1])
+    check_positive("length", length)
+    check_flag("normalize", normalize)
+    scale = unit_rows if normalize else full_precision
+    rows = scale(features)
+    aim = 1.0 if normalize else length
+    target, sample_weight = weighed(check_target(target, features, len(weight)), class_weight, len(weight))
+    if is_soft(target):
+        gaps = ((dot_products(rows, scale(weight)) - aim).square() * target).sum(1)
+    else:
+        own = scale(weight.index_select(0, target))
+        gaps = ((rows * own).sum(1) - aim).square()
+    factor = length / 2 if normalize else 0.5 / length
+    return average(factor * gaps, reduction, sample_weight)
 
 
 class DotRegressionLoss(nn.Module):
-    """(ℓ/2)(cos θ − 1)², θ between a feature and its own class vector."""
+    """`dot_regression_loss` as a module, on the class vectors of the head."""
 
     consumes: ClassVar[tuple[str, ...]] = ("features", "target", "weight")
     class_weight: Tensor | None
@@ -36,11 +101,11 @@ class DotRegressionLoss(nn.Module):
         self.reduction = check_reduction(reduction)
         self.gather = check_flag("gather", gather)
 
-    def forward(self, features: Features, target: Target, weight: ClassVectors) -> Losses:
+    def forward(self, features: Features, target: Target, weight: ClassVectors) -> GatheredLosses:
         """The loss of the batch."""
         if self.gather:
             features, target = gather_batch(features, target)
-        return functional.dot_regression_loss(
+        return dot_regression_loss(
             features,
             target,
             weight,
@@ -51,8 +116,81 @@ class DotRegressionLoss(nn.Module):
         )
 
 
+def center_loss(
+    features: Features,
+    target: Labels,
+    centers: ClassVectors,
+    *,
+    reduction: Reduction = "mean",
+) -> Losses:
+    """½‖h − c_y‖², c_y the running centre of the class (`ncreg.losses.CenterLoss` keeps them).
+
+    Source: Wen et al., "A Discriminative Feature Learning Approach for Deep Face Recognition", ECCV 2016.
+
+    Args:
+        features: h.
+        target: class indices in [0, C).
+        centers: c, one a class.
+        reduction: "mean", "sum" or "none" (one value a sample).
+
+    Raises:
+        ValueError: shapes, labels or reduction that do not fit.
+        TypeError: features that are not floating-point, labels that are not integers.
+
+    Example:
+        >>> center_loss(torch.tensor([[3.0, 1.0]]), torch.tensor([1]), torch.eye(2))
+        tensor(4.5000)
+    """
+    check_rows("features", features)
+    check_rows("centers", centers, features.shape[1])
+    target = check_labels(target, features, len(centers))
+    gaps = full_precision(features) - full_precision(centers.index_select(0, target))
+    return average(gaps.square().sum(1) / 2, reduction)
+
+
+def update_centers(
+    centers: ClassVectors,
+    features: Features,
+    target: Labels,
+    *,
+    rate: float = 0.5,
+) -> ClassVectors:
+    """C ← c + rate · Σ(h_i − c)/(1 + n), over the n samples of the class in the batch.
+
+    A class whose new centre would not be finite keeps the old one.
+
+    Source: Wen et al., ECCV 2016, equation 4.
+
+    Args:
+        centers: c, one a class.
+        features: h.
+        target: class indices in [0, C).
+        rate: Wen's α, in [0, 1].
+
+    Raises:
+        ValueError: shapes, labels or rate that do not fit.
+
+    Example:
+        >>> update_centers(torch.zeros(2, 2), torch.tensor([[4.0, 0.0]]), torch.tensor([1]), rate=0.5)
+        tensor([[0., 0.],
+                [1., 0.]])
+    """
+    check_rows("features", features)
+    check_rows("centers", centers, features.shape[1])
+    check_fraction("rate", rate)
+    target = check_labels(target, features, len(centers))
+    with torch.no_grad():
+        wide = centers.to(torch.promote_types(centers.dtype, torch.float32))  # bfloat16 cannot count beyond 256
+        target = target.to(wide.device)
+        gaps = features.to(wide) - wide.index_select(0, target)
+        sums, counts = class_sums(gaps, target, len(centers))
+        moved = (wide + rate * sums / (1 + counts)[:, None]).to(centers.dtype)
+        # A batch that overflowed must not stay in the centres: a gradient scaler skips it as well.
+        return torch.where(moved.isfinite().all(1, keepdim=True), moved, centers)
+
+
 class CenterLoss(nn.Module):
-    """½‖h − c_y‖² to the running centre of the class, a buffer that each batch in training mode moves after the loss.
+    """`center_loss` with its centres: a buffer that each batch in training mode moves after the loss.
 
     Example:
         >>> loss = CenterLoss(2, 2, rate=0.5)
@@ -82,11 +220,11 @@ class CenterLoss(nn.Module):
             "centers", torch.zeros(check_num_classes(num_classes), check_integer("num_features", num_features, 1))
         )
 
-    def forward(self, features: Features, target: Labels) -> Losses:
+    def forward(self, features: Features, target: Labels) -> GatheredLosses:
         """The loss of the batch."""
         if self.gather:
             features, target = gather_batch(features, target)
-        loss = functional.center_loss(features, target, self.centers, reduction=self.reduction)
+        loss = center_loss(features, target, self.centers, reduction=self.reduction)
         if self.training:
-            self.centers = functional.update_centers(self.centers, features, target, rate=self.rate)
+            self.centers = update_centers(self.centers, features, target, rate=self.rate)
         return loss

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ncreg import losses
 from ncreg.distributed import gather_batch
-from ncreg.functional.imbalance import class_weights
+from ncreg.functional import class_weights
 from ncreg.models import Classifier
 from recipes.core.config import TermConfig
 from recipes.core.errors import UserError

@@ -1,21 +1,21 @@
-"""Losses and measures as pure functions of tensors; `ncreg.losses` wraps each loss in a module.
+"""Losses and measures as pure functions of tensors; each loss stands beside its module in `ncreg.losses`.
 
 features (batch, dim), logits (batch, classes), target (batch,) class indices, weight (classes, dim) class vectors.
 `dot_regression_loss`, `ntce_loss`, `mse_one_hot_loss`, `spectral_decoupling_loss` and `logit_adjusted_cross_entropy`
 also take soft labels (batch, classes); the others compare members of classes and refuse them.
 """
 
-from ncreg.functional.contrastive import nonl_loss, ntce_loss, supcon_loss
-from ncreg.functional.cosine import (
+from ncreg.losses.contrastive import nonl_loss, ntce_loss, supcon_loss
+from ncreg.losses.cosine import (
     inter_class_cosine,
     inter_class_cosine_loss,
     intra_class_cosine,
     intra_class_cosine_loss,
-    update_class_means,
 )
-from ncreg.functional.imbalance import class_weights, logit_adjusted_cross_entropy
-from ncreg.functional.logits import mse_one_hot_loss, smooth_labels, spectral_decoupling_loss
-from ncreg.functional.prototypes import center_loss, dot_regression_loss, update_centers
+from ncreg.losses.imbalance import class_weights, logit_adjusted_cross_entropy
+from ncreg.losses.logits import mse_one_hot_loss, smooth_labels, spectral_decoupling_loss
+from ncreg.losses.memory import update_class_means
+from ncreg.losses.prototypes import center_loss, dot_regression_loss, update_centers
 
 __all__ = [
     "center_loss",

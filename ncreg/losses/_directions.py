@@ -1,0 +1,43 @@
+"""Unit vectors from a centre to each feature, of which the cosine losses are made."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ncreg.losses._inputs import full_precision, unit_rows
+
+Center = Literal["batch"] | Float[Tensor, " dim"] | None
+
+
+def check_center(center: Center) -> Center:
+    """None, "batch" or a tensor."""
+    if isinstance(center, Tensor | str | None):
+        if isinstance(center, str) and center != "batch":
+            raise ValueError(f"center must be None, 'batch' or a tensor of shape (dim,), got {center!r}")
+        return center
+    raise TypeError(f"center must be None, 'batch' or a tensor of shape (dim,), got {type(center).__name__}")
+
+
+def directions(
+    features: Float[Tensor, "batch dim"], center: Center, unit: Callable[[Tensor], Tensor] = unit_rows
+) -> Float[Tensor, "batch dim"]:
+    """U, the unit vectors from the centre to each feature."""
+    check_center(center)
+    if center is None:
+        return unit(features)
+    if isinstance(center, Tensor):
+        if center.shape != features.shape[1:]:
+            raise ValueError(f"center must have shape ({features.shape[1]},), got {tuple(center.shape)}")
+        return unit(full_precision(features) - center.to(features.device))
+    lifted = full_precision(features)
+    return unit(lifted - lifted.mean(0))
+
+
+def exact_unit_rows(rows: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows dim"]:
+    """Rows over their lengths, however small or large; a zero row stays zero."""
+    largest = rows.detach().abs().amax(1, keepdim=True)
+    rows = rows / torch.where(largest > 0, largest, 1)  # the squares of what is left stay within range
+    return rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(1)  # below 1 are zero rows alone
