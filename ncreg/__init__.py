@@ -1,5 +1,9 @@
 """Neural collapse on purpose: heads, norms, losses, measures and a terminal-phase scheduler."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ncreg import frames, functional, losses, metrics, theory
 from ncreg.checkpoint import load_checkpoint, load_classifier, save_checkpoint
 from ncreg.frames import (
     etf_distance,
@@ -32,6 +36,9 @@ from ncreg.norms import LastBatchNorm, last_norm
 from ncreg.optim import param_groups
 from ncreg.theory import collapse_certificate
 from ncreg.tpt import TPTScheduler
+
+if TYPE_CHECKING:
+    from ncreg import robustness
 
 __version__ = "0.1.0"
 
@@ -84,3 +91,14 @@ __all__ = [
     "tammes",
     "theory",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`ncreg.robustness`, imported at its first use: most programs need no attack."""
+    if name == "robustness":
+        return import_module("ncreg.robustness")
+    raise AttributeError(f"module 'ncreg' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -96,6 +96,37 @@ def load_checkpoint(path: str | Path, map_location: str | torch.device | None = 
     return state
 
 
+def classifier_header(
+    *, build: Mapping[str, Any], class_names: Sequence[str], image_shape: Sequence[int]
+) -> dict[str, Any]:
+    """The entries of a checkpoint that `load_classifier` reads beside the weights, which are under "model" and "ema".
+
+    Args:
+        build: arguments of `swap_head` that build the classifier.
+        class_names: one for each class, in the order of the logits.
+        image_shape: (channels, height, width) of the images that it was trained on.
+
+    Raises:
+        TypeError: class names that are no list of strings, a size that is no integer.
+        ValueError: an image shape of another length, or with a size below 1.
+
+    Example:
+        >>> build = {"model": "test_resnet", "head": "etf", "num_classes": 2}
+        >>> header = classifier_header(build=build, class_names=["cat", "dog"], image_shape=(3, 32, 32))
+        >>> classifier = swap_head(**build)
+        >>> classifier.preprocess = Normalize([0.5] * 3, [0.25] * 3)
+        >>> path = getfixture("tmp_path") / "last.pt"
+        >>> save_checkpoint(path, header | {"model": classifier.state_dict()})
+        >>> load_classifier(path).class_names
+        ('cat', 'dog')
+    """
+    return {
+        "build": dict(build),
+        "class_names": list(_checked_names(class_names)),
+        "image_shape": list(_checked_shape(image_shape)),
+    }
+
+
 def load_classifier(source: str | Path, *, ema: bool = False, device: str | torch.device = "cpu") -> Classifier:
     """The trained classifier of a run, in eval mode, for images in [0, 1].
 
@@ -109,18 +140,10 @@ def load_classifier(source: str | Path, *, ema: bool = False, device: str | torc
     Raises:
         FileNotFoundError: no such run or file.
         ValueError: a checkpoint that cannot be read, one that was not written by a training run, one of a diverged
-            run (NaN weights), or one without the moving average that is asked for.
+            run (NaN weights), or one without a moving average where `ema` is on.
     """
     check_flag("ema", ema)
-    path = Path(source)
-    if path.is_dir():
-        found = [path / "checkpoints" / f"{name}.pt" for name in ("last", "previous")]
-        files = [file for file in found if file.is_file()]
-        if not files:
-            raise FileNotFoundError(f"{path} is no run folder: it has no {found[0].relative_to(path)}")
-        path = files[0]
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist: give a run folder, or a checkpoint of it")
+    path = _newest_checkpoint(Path(source))
     state = load_checkpoint(path)
     lacking = [key for key in ("build", "class_names", "image_shape", "model") if key not in state]
     if lacking:
@@ -133,27 +156,51 @@ def load_classifier(source: str | Path, *, ema: bool = False, device: str | torc
             else f"checkpoint {path} holds no weights: its model is None"
         )
     try:
-        image_shape = tuple(check_integer("image_shape", size, 1) for size in state["image_shape"])
-        if len(image_shape) != 3:
-            raise ValueError(f"image_shape={state['image_shape']!r} must be (channels, height, width)")
-        with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten below
-            classifier = swap_head(**state["build"])
-        classifier.preprocess = Normalize([0.0] * image_shape[0], [1.0] * image_shape[0])
-        classifier.to(weights["preprocess.mean"].dtype).load_state_dict(weights)
-        class_names = _names(state["class_names"], classifier.num_classes)
+        classifier = _rebuilt(state, weights)
     except (RuntimeError, ValueError, KeyError, TypeError, OSError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"checkpoint {path} does not give back its classifier: {reason}") from None
     _check_finite(classifier, path)
-    classifier.class_names, classifier.image_shape = class_names, image_shape
     return classifier.to(device).eval()
 
 
-def _names(class_names: Sequence[str], num_classes: int) -> tuple[str, ...]:
+def _newest_checkpoint(source: Path) -> Path:
+    """The file itself, or the newest one of a run folder to go on from."""
+    if source.is_dir():
+        candidates = [source / "checkpoints" / f"{name}.pt" for name in ("last", "previous")]
+        files = [file for file in candidates if file.is_file()]
+        if not files:
+            raise FileNotFoundError(f"{source} is no run folder: it has no {candidates[0].relative_to(source)}")
+        return files[0]
+    if not source.exists():
+        raise FileNotFoundError(f"{source} does not exist: give a run folder, or a checkpoint of it")
+    return source
+
+
+def _rebuilt(state: Mapping[str, Any], weights: Mapping[str, Any]) -> Classifier:
+    """The classifier that a header describes, with these weights."""
+    image_shape = _checked_shape(state["image_shape"])
+    with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten below
+        classifier = swap_head(**state["build"])
+    classifier.preprocess = Normalize([0.0] * image_shape[0], [1.0] * image_shape[0])
+    classifier.to(weights["preprocess.mean"].dtype).load_state_dict(weights)
+    class_names = _checked_names(state["class_names"])
+    if len(class_names) != classifier.num_classes:
+        raise ValueError(f"{len(class_names)} class_names for a classifier of {classifier.num_classes} classes")
+    classifier.class_names, classifier.image_shape = class_names, image_shape
+    return classifier
+
+
+def _checked_shape(image_shape: Sequence[int]) -> tuple[int, ...]:
+    sizes = tuple(check_integer("image_shape", size, 1) for size in image_shape)
+    if len(sizes) != 3:
+        raise ValueError(f"image_shape={image_shape!r} must be (channels, height, width)")
+    return sizes
+
+
+def _checked_names(class_names: Sequence[str]) -> tuple[str, ...]:
     if isinstance(class_names, str) or not all(isinstance(name, str) for name in class_names):
         raise TypeError(f"class_names={class_names!r} must be a list of names")
-    if len(class_names) != num_classes:
-        raise ValueError(f"class_names are {len(class_names)}, and the classifier tells {num_classes} classes apart")
     return tuple(class_names)
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ncreg import checkpoint
-from ncreg.checkpoint import load_checkpoint, load_classifier, save_checkpoint
+from ncreg.checkpoint import classifier_header, load_checkpoint, load_classifier, save_checkpoint
 from recipes.core.cli import parse
 from recipes.train import train
 
@@ -224,7 +224,7 @@ def infinite_gamma(state):
         (lambda state: {"model": None}, "holds no weights: its model is None"),
         (lambda state: {"image_shape": []}, r"image_shape=\[\] must be \(channels, height, width\)"),
         (lambda state: {"image_shape": ["1", 28, 28]}, "image_shape='1' must be an integer"),
-        (lambda state: {"class_names": ["a", "b"]}, "class_names are 2, and the classifier tells 10 classes"),
+        (lambda state: {"class_names": ["a", "b"]}, "2 class_names for a classifier of 10 classes"),
         (lambda state: {"class_names": "0123456789"}, "class_names='0123456789' must be a list of names"),
         (diverged, "is of a diverged run: .* holds NaN"),
         (bad_statistics, "is of a diverged run: norm.running_mean holds NaN"),
@@ -236,6 +236,13 @@ def test_a_checkpoint_that_gives_no_classifier_says_why(averaged, tmp_path, chan
     save_checkpoint(tmp_path / "changed.pt", state | change(state))
     with pytest.raises(ValueError, match=f"changed.pt .*{words}"):
         load_classifier(tmp_path / "changed.pt")
+
+
+def test_the_header_holds_what_a_run_writes(averaged):
+    state = load_checkpoint(averaged / "checkpoints" / "last.pt")
+    written = {name: state[name] for name in ("build", "class_names", "image_shape")}
+    assert classifier_header(**written) == written
+    assert classifier_header(**written | {"image_shape": torch.Size([1, 28, 28])}) == written
 
 
 def test_loading_a_classifier_draws_nothing_from_the_global_generator(averaged):
