@@ -11,7 +11,7 @@ from ncreg._checks import check_choice, check_integer
 from ncreg.robustness._inputs import check_images
 from ncreg.robustness.corruptions import _blur, _digital, _noise, _weather
 from ncreg.robustness.corruptions._constants import TABLES, Table
-from ncreg.robustness.corruptions._random import draws
+from ncreg.robustness.corruptions._random import Draws, draws
 
 _LARGEST_SMALL = 64  # pixels of the shorter side; the published ImageNet constants were made for 224
 _BLOCK = 1 << 18  # values worked on at a time
@@ -92,7 +92,7 @@ def corrupt(
     x = (images.float() if images.dtype in (torch.float16, torch.bfloat16) else images).contiguous()
     size = max(1, _BLOCK // x[0].numel())
     parts = [
-        _FUNCTIONS[name](block, level, type(rng)(keys)).clamp_(0, 1)
+        _FUNCTIONS[name](block, level, Draws(keys)).clamp_(0, 1)
         for block, keys in zip(x.split(size), rng.keys.split(size), strict=True)
     ]
     return torch.cat(parts).to(images.dtype)
