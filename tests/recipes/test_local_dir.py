@@ -56,14 +56,19 @@ def test_a_run_on_a_folder_s_backbone_resumes_and_outlives_the_folder(tmp_path):
     assert torch.equal(load_classifier(path)(images), before)
 
 
+def size_of(config, native):
+    """Side of the images of a run on a data set of the given side."""
+    return image_size(native, backbone=config.model.backbone, requested=config.data.image_size)
+
+
 def test_images_have_the_size_that_the_folder_s_backbone_was_made_for(tmp_path):
     written(tmp_path / "vit", "test_vit", img_size=48)
     written(tmp_path / "free", "test_resnet")
     args = ["etf", *SHORT, "--out", str(tmp_path / "runs"), "--tpt.max_epochs", "1", "--model.backbone"]
     config = parse([*args, f"local-dir:{tmp_path / 'vit'}"])
-    assert image_size(config, 8) == image_size(config, None) == 48
+    assert size_of(config, 8) == size_of(config, None) == 48
     free = parse([*args, f"local-dir:{tmp_path / 'free'}"])
-    assert image_size(free, 8) == 28 and image_size(free, None) == timm.get_pretrained_cfg("test_resnet").input_size[-1]
+    assert size_of(free, 8) == 28 and size_of(free, None) == timm.get_pretrained_cfg("test_resnet").input_size[-1]
     path = train(config)
     shutil.rmtree(tmp_path / "vit")
     model = load_classifier(path)
