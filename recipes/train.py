@@ -26,6 +26,7 @@ if __name__ == "__main__":
 import torch
 from timm.utils.model_ema import ModelEmaV3
 
+from ncreg.checkpoint import classifier_header
 from ncreg.heads import HEADS
 from ncreg.norms import NORMS
 from ncreg.numerics import in_float64
@@ -237,12 +238,11 @@ def open_run(config: TrainConfig, command: Sequence[str], resume: RunDir | None,
 
 def checkpoint_header(config: TrainConfig, data: Dataset) -> dict[str, Any]:
     """What a checkpoint says besides the state: enough for `ncreg.load_classifier` to build the model again."""
-    return {
-        "config": as_yaml(config),
-        "build": build.classifier_args(config.model, data, seed=config.seed),
-        "class_names": list(data.class_names),
-        "image_shape": list(data.train.images.shape[1:]),
-    }
+    return {"config": as_yaml(config)} | classifier_header(
+        build=build.classifier_args(config.model, data, seed=config.seed),
+        class_names=data.class_names,
+        image_shape=data.train.images.shape[1:],
+    )
 
 
 def announce(config: TrainConfig, data: Dataset, state: TrainState, steps: int) -> Progress:
