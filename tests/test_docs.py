@@ -1,7 +1,9 @@
 """README and docs: their Python runs, their links lead somewhere, and they are short enough to be read."""
 
+import contextlib
 import doctest
 import importlib.util
+import io
 import re
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 CARDS = sorted((ROOT / "recipes" / "configs").glob("*.yaml"))
+OTHER_OPTIONS = {"--shm-size"}  # of docker
 FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 
 
@@ -68,6 +71,38 @@ def test_a_page_begins_with_a_short_paragraph(page):
     title, first, *_ = page.read_text().split("\n\n")
     assert title.startswith("# ") and "\n" not in title
     assert len(first.splitlines()) <= 5 and max(map(len, first.splitlines())) <= 120
+
+
+SCRIPTS = ("train", "evaluate", "predict", "robustness", "compare", "plot_collapse")
+
+
+@pytest.fixture(scope="module")
+def options():
+    """The options that each command's help shows; keys of train.py may follow where data or recipes are named."""
+    shown = {}
+    for name in SCRIPTS:
+        with contextlib.redirect_stdout(io.StringIO()) as text, pytest.raises(SystemExit):
+            importlib.import_module(f"recipes.{name}").main(["--help"])
+        shown[name] = set(re.findall(r"--[a-z][\w.-]*\w", text.getvalue()))
+    keys = shown["train"]
+    return shown | {"compare": shown["compare"] | keys, "evaluate": shown["evaluate"] | keys}
+
+
+def is_known(option, known):
+    """Whether an option, or the key that it is a part of (--loss.NAME.weight), is among the known ones."""
+    words = option.split(".")
+    return any(".".join(words[:count]) in known for count in range(len(words), 0, -1))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_options_of_commands_exist(page, options):
+    text = page.read_text()
+    for name, rest in re.findall(r"recipes/(\w+)\.py([^\n`#]*)", text):
+        for option in re.findall(r"(?<=\s)--[a-z][\w.-]*\w", rest):
+            assert is_known(option, options[name]), f"{page.name}: recipes/{name}.py has no {option}"
+    everything = set().union(*options.values())
+    for option in re.findall(r"`(--[a-z][\w.-]*\w)", prose(text)):
+        assert option in OTHER_OPTIONS or is_known(option, everything), f"{page.name}: no command has {option}"
 
 
 def test_readme_is_short():
