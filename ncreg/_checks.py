@@ -12,8 +12,6 @@ from math import isfinite
 from numbers import Integral, Real
 from typing import Any
 
-import torch
-
 Number = int | float
 
 
@@ -110,11 +108,6 @@ def check_fraction(name: str, value: Any) -> float:
 def check_numbers(name: str, values: Any) -> list[float]:
     """The numbers of a list, a tuple, or an array or tensor of one axis."""
     return [check_number(f"{name}[{place}]", value) for place, value in enumerate(_items(name, values))]
-
-
-def tracing() -> bool:
-    """Whether torch.jit.trace is looking on, which takes sizes for tensors and warns where one is compared."""
-    return bool(torch._C._get_tracing_state())
 
 
 def _scalar(value: Any) -> Any:

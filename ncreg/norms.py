@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ncreg._checks import check_choice, check_flag, check_fraction, check_integer, check_positive, tracing
+from ncreg._checks import check_choice, check_flag, check_fraction, check_integer, check_positive
+from ncreg._features import check_pooled
 from ncreg.distributed import all_reduce_sum, world_size
 
 
@@ -78,7 +79,7 @@ class LastBatchNorm(nn.Module):
 
     def forward(self, features: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
         """Normalised features, by batch statistics in training and running statistics in eval mode."""
-        _check_pooled(features, self.num_features)
+        check_pooled(features, self.num_features, "norm")
         weight: Tensor | None = self.weight
         if weight is not None and self.gamma == "scalar":
             weight = weight.repeat(self.num_features)  # batch_norm's backward misreads an expanded weight
@@ -167,7 +168,7 @@ class FilterResponseNorm(nn.Module):
 
     def forward(self, features: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
         """Normalised features, each by itself."""
-        _check_pooled(features, self.num_features)
+        check_pooled(features, self.num_features, "norm")
         wide = features.to(torch.promote_types(features.dtype, torch.float32))  # float16 ends at the square of 255
         scaled = self.weight * wide / torch.hypot(wide, (self.eps.abs().to(wide.dtype) + 1e-6).sqrt())
         return (scaled if self.bias is None else scaled + self.bias).to(features.dtype)
@@ -175,16 +176,6 @@ class FilterResponseNorm(nn.Module):
     def extra_repr(self) -> str:
         """What tells this norm from another."""
         return f"{self.num_features}, bias={self.bias is not None}"
-
-
-def _check_pooled(features: Tensor, num_features: int) -> None:
-    if not isinstance(features, Tensor):
-        raise TypeError(f"features must be a tensor (batch, {num_features}), not {type(features).__name__}")
-    if features.ndim != 2 or (not tracing() and features.shape[1] != num_features):
-        shape = tuple(features.shape)
-        raise ValueError(f"features of shape {shape}: the norm takes pooled features (batch, {num_features})")
-    if not features.is_floating_point():
-        raise TypeError(f"features of {features.dtype}: the norm takes floating-point features; call .float() on them")
 
 
 NORMS: dict[str, Callable[..., nn.Module]] = {

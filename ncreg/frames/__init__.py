@@ -1,7 +1,7 @@
 """Class-vector geometries, the simplex nearest to given class means, and the measures that judge a frame.
 
 Each frame is a (num_classes, dim) tensor whose rows are unit class vectors. Frames are built in float64 on the
-CPU, from a generator of their own, and rounded once to the dtype asked for: the same seed gives the same frame
+CPU, from a generator of their own, and rounded once to `dtype`: the same seed gives the same frame
 on every rank and device, and the global generator is never touched.
 """
 

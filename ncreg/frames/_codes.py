@@ -145,9 +145,9 @@ def _gaps(points: list[Tensor]) -> Tensor:
 def _slopes(points: list[Tensor], beta: float) -> list[Tensor]:
     """Gradient of log Σ exp(β·gap)/β along the sphere, for w (and h)."""
     weight, features = points[0], points[-1]
-    share = (beta * _gaps(points)).flatten(1).softmax(1).view(*weight.shape[:2], -1)
-    share.diagonal(dim1=1, dim2=2).sub_(share.sum(2))
-    by_weight, by_features = share.mT @ features, share @ weight
+    probability = (beta * _gaps(points)).flatten(1).softmax(1).view(*weight.shape[:2], -1)
+    probability.diagonal(dim1=1, dim2=2).sub_(probability.sum(2))
+    by_weight, by_features = probability.mT @ features, probability @ weight
     raw = [by_weight + by_features] if len(points) == 1 else [by_weight, by_features]
     return [s - (s * p).sum(2, keepdim=True) * p for s, p in zip(raw, points, strict=True)]
 

@@ -56,11 +56,11 @@ def one_vs_rest_distance(weight: Float[Tensor, "num_classes dim"], *, tolerance:
     Rows count as they are, lengths included. Simplex ETF: C/(C−1); orthoplex: 1. The measure of Jiang et al.,
     "Generalized Neural Collapse for a Large Number of Classes", arXiv 2310.05351. Each of the C
     quadratic programs is bounded from below by a separating hyperplane, which proves the result to within
-    `tolerance`. Differentiable (at the optimal shares, by Danskin's theorem); computed in float64.
+    `tolerance`. Differentiable (at the optimal convex coefficients, by Danskin's theorem); computed in float64.
 
     Args:
         weight: class vectors.
-        tolerance: largest proven error allowed, as a share of the longest class vector.
+        tolerance: largest proven error allowed, as a fraction of the longest class vector.
 
     Raises:
         ValueError: for a weight that is not a finite (C ≥ 2, dim) matrix, or a tolerance not above 0.
@@ -77,5 +77,5 @@ def one_vs_rest_distance(weight: Float[Tensor, "num_classes dim"], *, tolerance:
     unit = torch.ldexp(torch.ones_like(size), torch.frexp(size).exponent - 1) if size > 0 else size + 1
     wide = in_float64(weight) / unit
     with torch.no_grad():
-        nearest, shares = nearest_to_others(wide, tolerance)
-    return (unit * torch.linalg.vector_norm(wide[nearest] - shares @ wide)).to(weight)
+        nearest, coefficients = nearest_to_others(wide, tolerance)
+    return (unit * torch.linalg.vector_norm(wide[nearest] - coefficients @ wide)).to(weight)

@@ -11,7 +11,7 @@ from ncreg.numerics import as_float, seeded
 
 
 def finish(frame: Tensor, dtype: torch.dtype | None, device: torch.device | str | None) -> Tensor:
-    """Round a float64 frame once to what the caller asked for."""
+    """Round a float64 frame once to `dtype`, or to torch's default dtype, on `device`."""
     device = torch.get_default_device() if device is None else device
     return frame.to(device=device, dtype=as_float(dtype) or torch.get_default_dtype())
 
@@ -35,7 +35,7 @@ def _axes(dim: int, count: int, rotate: bool, generator: torch.Generator | None)
 
 
 def on_meta(device: torch.device | str | None) -> bool:
-    """Whether only the shape is asked for, so that the work can be spared."""
+    """Whether the frame goes to the meta device, where it has a shape and no values."""
     return torch.device(device or torch.get_default_device()).type == "meta"
 
 
@@ -111,9 +111,9 @@ def orthoplex(
         num_classes: C, at least 2.
         dim: d, at least C/2.
         rotate: whether to turn the frame uniformly at random; otherwise its axes are the first m.
-        generator: source of the rotation; by default a fresh one with seed 0, never the global one.
-        dtype: of the result; by default torch's default dtype.
-        device: of the result; by default torch's default device.
+        generator: as in `simplex_etf`.
+        dtype: of the result.
+        device: of the result.
 
     Raises:
         ValueError: where C > 2d or C < 2.
@@ -154,9 +154,9 @@ def hypercube(
         num_classes: C, at least 2.
         dim: d, at least log₂ C.
         rotate: whether to turn the frame uniformly at random; otherwise its axes are the first k.
-        generator: source of the rotation; by default a fresh one with seed 0, never the global one.
-        dtype: of the result; by default torch's default dtype.
-        device: of the result; by default torch's default device.
+        generator: as in `simplex_etf`.
+        dtype: of the result.
+        device: of the result.
 
     Raises:
         ValueError: where C > 2^d or C < 2.

@@ -1,4 +1,4 @@
-"""What heads share: logits of unit features, their default scale, and the checks at the door."""
+"""What heads share: logits of unit features, their default scale, and checks of scale and features."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ncreg._checks import check_number, tracing
+from ncreg._checks import check_number
+from ncreg._features import check_pooled, tracing
 from ncreg.theory import scale_for_loss
 
 DEFAULT_LOSS = 0.01  # the smallest cross-entropy that the default scale can reach
@@ -34,13 +35,7 @@ def default_scale(num_classes: int) -> float:
 
 def check_features(features: Tensor, in_features: int, dtype: torch.dtype | None = None) -> None:
     """Refuse whatever is not floating-point (batch, in_features), of the dtype given unless autocast is on."""
-    if not isinstance(features, Tensor):
-        raise TypeError(f"features must be a tensor (batch, {in_features}), not {type(features).__name__}")
-    if features.ndim != 2 or (not tracing() and features.shape[1] != in_features):
-        shape = tuple(features.shape)
-        raise ValueError(f"features of shape {shape}: the head takes pooled features (batch, {in_features})")
-    if not features.is_floating_point():
-        raise TypeError(f"features of {features.dtype}: the head takes floating-point features; call .float() on them")
+    check_pooled(features, in_features, "head")
     if dtype not in (None, features.dtype) and not autocast_on(features):
         raise TypeError(
             f"features of {features.dtype} into a head of {dtype}: bring both to one dtype (features.to({dtype}) or "

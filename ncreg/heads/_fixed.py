@@ -172,7 +172,7 @@ class ETFHead(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """Class vectors (C, d): the dense frame, or what the structure amounts to, built when asked for."""
+        """Class vectors (C, d): the dense frame, or the same matrix built from the structure at each access."""
         if self.structure == "dense":
             return cast(Tensor, super().__getattr__("weight"))
         wide = torch.float32 if self._place.device.type == "mps" else torch.float64  # MPS has no float64

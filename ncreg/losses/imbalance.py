@@ -185,8 +185,8 @@ def checked_counts(class_counts: Counts, classes: int | None = None) -> Float[Te
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"class_counts must hold one number a class, got {class_counts!r}") from None
     if counts.ndim != 1 or len(counts) < 2 or (classes is not None and len(counts) != classes):
-        wanted = "one number a class, two or more" if classes is None else f"shape ({classes},), one number a class"
-        raise ValueError(f"class_counts must have {wanted}, got shape {tuple(counts.shape)}")
+        expected = "one number a class, two or more" if classes is None else f"shape ({classes},), one number a class"
+        raise ValueError(f"class_counts must have {expected}, got shape {tuple(counts.shape)}")
     if counts.dtype == torch.bool or counts.is_complex():
         raise TypeError(f"class_counts must hold numbers, got {counts.dtype}")
     if counts.is_floating_point() and isinstance(class_counts, list | tuple):

@@ -54,8 +54,8 @@ def mse_one_hot_loss(
     check_rows("logits", logits)
     classes = logits.shape[1]
     target = check_target(target, logits, classes)
-    wanted = target if is_soft(target) else F.one_hot(target, classes)
-    losses = (full_precision(logits) - wanted).square().sum(1) / 2
+    labels = target if is_soft(target) else F.one_hot(target, classes)
+    losses = (full_precision(logits) - labels).square().sum(1) / 2
     return average(losses, reduction, sample_weights(class_weight, target, classes))
 
 

@@ -63,7 +63,7 @@ def behead_timm(model: nn.Module) -> None:
     if hasattr(model, "set_distilled_training"):
         model.set_distilled_training(False)  # type: ignore[operator]
     pair = {}
-    if "distillation" in inspect.signature(reset).parameters:  # repvit forgets that it had a pair unless told
+    if "distillation" in inspect.signature(reset).parameters:  # repvit forgets otherwise that it had a pair
         pair["distillation"] = getattr(model.head, "distillation", False)
     reset(0, **pair)
 

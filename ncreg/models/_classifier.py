@@ -116,8 +116,8 @@ class Classifier(nn.Module):
         self.project = project if project is not None else nn.Identity()
         self.norm = norm
         self.head = head
-        self.num_classes = _told("num_classes", num_classes, head, "num_classes", "out_features")
-        self.head_hidden_size = _told("head_hidden_size", head_hidden_size, head, "in_features")
+        self.num_classes = _size("num_classes", num_classes, head, "num_classes", "out_features")
+        self.head_hidden_size = _size("head_hidden_size", head_hidden_size, head, "in_features")
         self._removed: Removed | None = None
         self._new_head: Callable[..., nn.Module] | None = None
 
@@ -176,7 +176,7 @@ class Classifier(nn.Module):
 
     @property
     def pretrained_cfg(self) -> dict[str, Any]:
-        """The backbone's, told of the new head; mean 0 and std 1 where `preprocess` normalises already."""
+        """The backbone's, with the new head's sizes; mean 0 and std 1 where `preprocess` normalises already."""
         cfg = dict(self._timm("pretrained_cfg"))
         first = cfg.get("first_conv")
         if first:
@@ -217,11 +217,11 @@ class Classifier(nn.Module):
         return getattr(self.backbone, name)
 
 
-def _told(name: str, value: int | None, head: nn.Module, *attributes: str) -> int:
+def _size(name: str, value: int | None, head: nn.Module, *attributes: str) -> int:
     if value is not None:
         return check_integer(name, value, 0)
-    told = (getattr(head, attribute, None) for attribute in attributes)
-    size = next((v for v in told if isinstance(v, int)), None)
+    known = (getattr(head, attribute, None) for attribute in attributes)
+    size = next((v for v in known if isinstance(v, int)), None)
     if size is None:
         raise ValueError(f"{name} is required: the head {type(head).__name__} has no {' or '.join(attributes)}")
     return size

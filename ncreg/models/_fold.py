@@ -74,8 +74,8 @@ def fold(classifier: Classifier, *, normalize: Literal["drop", "keep"] | None = 
     if isinstance(classifier.preprocess, Normalize) and hasattr(plain, "pretrained_cfg"):
         mean, std = classifier.preprocess.mean, classifier.preprocess.std
         numbers = {"mean": tuple(mean.flatten().tolist()), "std": tuple(std.flatten().tolist())}
-        told: Any = plain
-        told.pretrained_cfg = told.default_cfg = {**told.pretrained_cfg, **numbers}
+        timm_model: Any = plain
+        timm_model.pretrained_cfg = timm_model.default_cfg = {**timm_model.pretrained_cfg, **numbers}
     return plain
 
 
@@ -112,7 +112,7 @@ def _plain_model(classifier: Classifier) -> tuple[nn.Module, Slots]:
             if hasattr(plain, "num_classes"):
                 plain.num_classes = classifier.num_classes
         elif hasattr(plain, "reset_classifier"):
-            pair = getattr(getattr(plain, "head", None), "distillation", None)  # repvit forgets it unless told
+            pair = getattr(getattr(plain, "head", None), "distillation", None)  # repvit forgets it otherwise
             plain.reset_classifier(classifier.num_classes, **({} if pair is None else {"distillation": pair}))
         else:
             raise ValueError(f"{type(backbone).__name__} does not say where its classifier was: build it by swap_head")
@@ -173,13 +173,13 @@ def _filled(plain: nn.Module, slots: Slots, chosen: tuple[str, ...], tail: Linea
     """Write the map into the chosen ones of the classifier's layers, zeros into the others; whether it holds.
 
     The layers read consecutive slices of the features, starting over once all are read (a distilled pair reads
-    them twice, crossvit's two layers a slice each), and the model mixes their outputs by shares that a forward
+    them twice, crossvit's two layers a slice each), and the model mixes their outputs by factors that a forward
     pass with one bias at 1 and everything else at 0 reads off.
     """
     for parameter in (p for layer in slots.values() for p in layer.parameters()):
         nn.init.zeros_(parameter)
     layers = [slots[name] for name in chosen]
-    shares, starts, position = [], [], 0
+    factors, starts, position = [], [], 0
     for layer in layers:
         if layer.bias is None:
             raise ValueError(f"the model's own classifier {list(slots)} has no bias to hold the last norm's mean")
@@ -187,14 +187,14 @@ def _filled(plain: nn.Module, slots: Slots, chosen: tuple[str, ...], tail: Linea
         position = (position + layer.weight.shape[1]) % tail.weight.shape[1]
         nn.init.ones_(layer.bias)
         image = _image(classifier)
-        shares.append(1.0 if image is None else float(in_float64(plain(image)).mean()))
+        factors.append(1.0 if image is None else float(in_float64(plain(image)).mean()))
         nn.init.zeros_(layer.bias)
     for layer, start in zip(layers, starts, strict=True):
-        mixed = sum(share for share, other in zip(shares, starts, strict=True) if other == start)
+        mixed = sum(factor for factor, other in zip(factors, starts, strict=True) if other == start)
         piece = tail.weight[:, start : start + layer.weight.shape[1]] / mixed
         if piece.numel() == layer.weight.numel():  # else the layer stays empty and the comparison fails
             layer.weight.copy_(piece.reshape(layer.weight.shape))
-        cast(Tensor, layer.bias).copy_(tail.bias / sum(shares))
+        cast(Tensor, layer.bias).copy_(tail.bias / sum(factors))
     return _agree(plain, classifier, tail.exact)
 
 

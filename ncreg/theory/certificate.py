@@ -37,7 +37,7 @@ def collapse_certificate(
     total_variance: SupportsFloat,
     class_counts: Iterable[Any],
 ) -> CollapseCertificate:
-    """Bound the within-class share: tr Σ_W/tr Σ_T ≤ 1 − (x(C−1)/(Cβ̃))²/tr Σ_T, x = ln((C−1)/(e^L − 1)).
+    """Bound the within-class variance: tr Σ_W/tr Σ_T ≤ 1 − (x(C−1)/(Cβ̃))²/tr Σ_T, x = ln((C−1)/(e^L − 1)).
 
     β̃ = ‖W − w̄‖_F/√C, the head's spread. By Jensen a mean cross-entropy L needs a mean margin of at least x, and
     by Cauchy–Schwarz a head of spread β̃ makes that margin only from means that lie √(tr Σ_B) ≥ x(C−1)/(Cβ̃)
@@ -51,7 +51,7 @@ def collapse_certificate(
         class_counts: samples of each class in that pass; all equal.
 
     Returns:
-        The mean margin, a floor for tr Σ_B and a ceiling for the within-class share.
+        The mean margin, a floor for tr Σ_B and a ceiling for tr Σ_W/tr Σ_T.
 
     Raises:
         ValueError: for unbalanced classes, a loss outside (0, ln C), a head that is constant over classes or not
@@ -64,7 +64,7 @@ def collapse_certificate(
         >>> import torch
         >>> weight = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
         >>> certificate = collapse_certificate(loss=0.05, weight=weight, total_variance=2.5, class_counts=[50, 50])
-        >>> round(certificate.within_share, 3)  # at most this share of the variance lies within classes
+        >>> round(certificate.within_share, 3)  # at most this fraction of the variance lies within classes
         0.118
     """
     num_classes = _balanced_classes(weight, class_counts)

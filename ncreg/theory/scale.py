@@ -61,7 +61,7 @@ def scale_for_loss(num_classes: int, loss: Number) -> float:
 
     Args:
         num_classes: number of classes C, at least 2.
-        loss: the wanted floor of the cross-entropy in nats, strictly between 0 and ln C.
+        loss: the smallest cross-entropy to allow, in nats, strictly between 0 and ln C.
 
     Returns:
         The factor on the cosines (1/temperature); the inverse of `minimal_cross_entropy`.

@@ -144,18 +144,18 @@ def deep_linear_optimum(
     # every factor carries the same decay energy per direction, e = (Πλ)^(1/K)·(√n·u)^(2/K) = λ_k·s_k²
     energy = unit * kept ** (2 / factors)
     singular = [math.sqrt(energy / decay) for decay in decays]
-    share = (num_classes - 1) / num_classes if bias else 1.0
+    fraction = (num_classes - 1) / num_classes if bias else 1.0
     offset = 1 / num_classes if bias else 0.0
-    frobenius = [value * math.sqrt(num_classes * share) for value in singular]
+    frobenius = [value * math.sqrt(num_classes * fraction) for value in singular]
     return SquaredErrorOptimum(
-        loss=share * (0.5 * lost**2 + 0.5 * factors * num_classes * energy),
-        squared_error=share * 0.5 * lost**2,
+        loss=fraction * (0.5 * lost**2 + 0.5 * factors * num_classes * energy),
+        squared_error=fraction * 0.5 * lost**2,
         shrinkage=lost,
-        own_logit=kept * share + offset,
+        own_logit=kept * fraction + offset,
         other_logit=-kept * offset + offset,
         bias=offset,
-        weight_norm=singular[-2] * math.sqrt(share),
-        feature_norm=singular[-1] * math.sqrt(share / samples_per_class),
+        weight_norm=singular[-2] * math.sqrt(fraction),
+        feature_norm=singular[-1] * math.sqrt(fraction / samples_per_class),
         layer_norms=tuple(frobenius[:-1]),
     )
 

@@ -18,16 +18,12 @@ from torch.optim.lr_scheduler import LRScheduler
 from ncreg._checks import check_integer, check_number
 from ncreg.tpt._inner import InnerSchedule, TimmSchedule
 from ncreg.tpt._settings import checked_accuracy, checked_progress, checked_settings
+from ncreg.tpt._terminal import Terminal, rate_factor, set_rate, starting_rates
 
 Phase = Literal["fitting", "terminal", "finished"]
-Terminal = Literal["cosine", "constant", "step"]
-
-FLOOR = 0.01
-"""The terminal phase starts at this share of the peak rate at least: an annealed rate would stand still. It is the
-rate of the last third of Papyan, Han & Donoho's protocol."""
 
 STILL = 0.01
-"""A watched measure stands still unless it falls by this share of its least value so far."""
+"""A watched measure stands still unless it falls by this fraction of its least value so far."""
 
 _HYPERPARAMETERS = (
     "max_epochs",
@@ -84,7 +80,7 @@ class TPTScheduler:
         schedule: any torch or timm learning-rate schedule on the same optimizer, or None for the constant rates that
             the optimizer has. A ReduceLROnPlateau sees the training accuracy, so it needs mode="max".
         max_epochs: bound of the whole run, in epochs.
-        threshold: training accuracy, a share in (0, 1], that counts as zero error. 0.999 as in the paper.
+        threshold: training accuracy in (0, 1] that counts as zero error. 0.999 as in the paper.
         patience: epochs in a row at or above the threshold.
         extend: length of the terminal phase in units of `onset_epoch`. None: only record the onset; the inner schedule
             runs on to `max_epochs`, which is the honest control for everything else.
@@ -261,7 +257,7 @@ class TPTScheduler:
         self._measured = self.epoch > 0  # not kept; a run that is gone on with is not warned
         self._inner.interval = self.interval
         for group, rate in zip(groups, rates, strict=True):
-            _set_rate(group, rate)
+            set_rate(group, rate)
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{name}={getattr(self, name)!r}" for name in _HYPERPARAMETERS)
@@ -294,7 +290,7 @@ class TPTScheduler:
         length = max(round(self.extend * self.epoch), self.min_terminal)
         length = length if self.max_terminal is None else min(length, self.max_terminal)
         self.last_epoch = min(self.epoch + length, self.max_epochs)
-        self._starts = self._starting_rates()
+        self._starts = starting_rates(self.get_last_lr(), self._peaks, self.terminal_lr)
 
     def _watch(self, value: float | None) -> None:
         """Bring the end forward where the watched measure has come to a standstill."""
@@ -307,24 +303,14 @@ class TPTScheduler:
         if self._still >= self.stop_patience and self.epoch - self.onset_epoch >= self.min_terminal:
             self.last_epoch = self.epoch
 
-    def _starting_rates(self) -> list[float]:
-        if self.terminal_lr is not None:
-            top = max(self._peaks)
-            return [self.terminal_lr * (peak / top if top else 1.0) for peak in self._peaks]
-        return [max(rate, FLOOR * peak) for rate, peak in zip(self.get_last_lr(), self._peaks, strict=True)]
-
     def _set_terminal_rates(self) -> None:
         if self.onset_epoch is None or self.last_epoch is None or self.extend is None:
             return
         length = self.last_epoch - self.onset_epoch
-        share = min(1.0, (self.epoch - self.onset_epoch) / length) if length else 1.0
-        factor = {
-            "cosine": (1 + math.cos(math.pi * share)) / 2,
-            "constant": 1.0,
-            "step": 0.1 ** min(2, int(3 * share + 1e-9)),
-        }[self.terminal]
+        progress = min(1.0, (self.epoch - self.onset_epoch) / length) if length else 1.0
+        factor = rate_factor(self.terminal, progress)
         for group, start in zip(self.optimizer.param_groups, self._starts, strict=True):
-            _set_rate(group, start * factor)
+            set_rate(group, start * factor)
 
     def _track_peaks(self) -> None:
         """The greatest rate that each group has had while fitting."""
@@ -335,11 +321,3 @@ class TPTScheduler:
     def _set(self, values: Mapping[str, Any]) -> None:
         for name, value in values.items():
             setattr(self, name, value)
-
-
-def _set_rate(group: dict[str, Any], rate: float) -> None:
-    """Tensor rates (capturable optimizers) are filled in place."""
-    if hasattr(group["lr"], "fill_"):
-        group["lr"].fill_(rate)
-    else:
-        group["lr"] = rate
