@@ -1,9 +1,10 @@
-"""Evaluate finished runs: adversarial, corruptions, out of distribution, calibration, transfer, long tail, noise.
+"""Evaluate trained runs: attacks, corruptions, OOD, calibration, transfer, long tail, label noise.
 
     python recipes/robustness.py --quick                    # the newest finished run under runs/
-    python recipes/robustness.py RUN RUN ... [--parts adversarial,calibration] [--checkpoint onset] [--split val]
+    python recipes/robustness.py RUN RUN --parts adversarial,calibration --split val
 
-Writes RUN/robustness/results.json and figures, prints a table. A part that is there already is not done again.
+Writes RUN/robustness/results.json and figures, and prints a table. An evaluation whose result is
+there already does not run again. docs/robustness.md explains the numbers.
 """
 
 from __future__ import annotations
@@ -14,16 +15,47 @@ from pathlib import Path
 
 if __package__ in (None, ""):  # run as a script: import from the project's root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+if __name__ == "__main__":
+    from recipes.core.extras import require_recipes
 
+    require_recipes()
 
 from recipes.core.errors import UserError
-from recipes.evaluation.console_table import table
-from recipes.evaluation.presets import PRESETS, Settings
-from recipes.evaluation.run import assess, parse
+from recipes.core.script import run_script
+from recipes.evaluation.options import parse_options, settings_of
 
 
-def newest(out: Path) -> Path:
-    """The newest finished run.
+def evaluate(argv: Sequence[str]) -> int:
+    """Evaluate run after run, and print their tables."""
+    args = parse_options(argv, __doc__)
+    settings = settings_of(args)
+    from recipes.evaluation.console_table import table
+    from recipes.evaluation.run import evaluate_run  # seconds: torch is imported
+
+    try:
+        for run in args.runs or [newest_run(Path("runs"))]:
+            result, folder = evaluate_run(
+                run,
+                settings,
+                evaluations=args.parts,
+                checkpoint=args.checkpoint,
+                split=args.split,
+                out=args.out,
+                device=args.device,
+                fresh=args.fresh,
+                command=["recipes/robustness.py", *argv],
+                quiet=args.quiet,
+            )
+            print(table(result, args.parts))
+            print(f"all of it: {folder / 'results.json'} (docs/robustness.md explains the numbers)\n")
+    except KeyboardInterrupt:
+        print("stopped: the parts that are done are kept, the same command goes on from there", file=sys.stderr)
+        return 130
+    return 0
+
+
+def newest_run(out: Path) -> Path:
+    """The newest finished run in a folder.
 
     Raises:
         UserError: there is none.
@@ -35,41 +67,8 @@ def newest(out: Path) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line: 0, or 2 with one line when something is to be put right, 130 when stopped by hand."""
-    argv = sys.argv[1:] if argv is None else argv
-    try:
-        args = parse(argv)
-        settings = Settings.made(
-            PRESETS[args.preset],
-            norm=args.norm,
-            epsilon=args.epsilon,
-            seed=args.seed,
-            sets=args.sets,
-            root=args.root,
-            attacked=args.attacked,
-        )
-        for run in args.runs or [newest(Path("runs"))]:
-            result, folder = assess(
-                run,
-                settings,
-                parts=args.parts,
-                checkpoint=args.checkpoint,
-                split=args.split,
-                out=args.out,
-                device=args.device,
-                fresh=args.fresh,
-                command=["recipes/robustness.py", *argv],
-                quiet=args.quiet,
-            )
-            print(table(result, args.parts))
-            print(f"all of it: {folder / 'results.json'} (docs/robustness.md explains the numbers)\n")
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped: the parts that are done are kept, the same command goes on from there", file=sys.stderr)
-        return 130
-    return 0
+    """Exit code: 0, 2 with one line when the user has to change something, 130 when stopped by hand."""
+    return run_script(evaluate, argv)
 
 
 if __name__ == "__main__":

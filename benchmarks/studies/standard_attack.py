@@ -23,7 +23,7 @@ import torch  # noqa: E402
 
 from benchmarks import harness  # noqa: E402
 from ncreg.robustness import autoattack  # noqa: E402
-from recipes.evaluation.run_under_test import Subject  # noqa: E402
+from recipes.evaluation.run_under_test import RunUnderTest  # noqa: E402
 
 STUDY = ROOT / "benchmarks" / "studies" / "heads_and_losses" / "results.json"
 
@@ -32,9 +32,9 @@ def attacked(folder: Path, arm: str, seed: int, known: dict[str, Any], threads: 
     """One run under the standard suite, on the images that the study attacked."""
     torch.set_num_threads(threads)
     (run,) = (path.parent for path in folder.glob("*/summary.json"))
-    subject = Subject.open(run, device="cpu", seed=known["seed"])
-    images, target = subject.images(subject.held_out(known["images"]))
-    found = autoattack(subject.model, images, target, epsilon=known["epsilon"], norm=known["norm"], seed=known["seed"])
+    tested = RunUnderTest.open(run, device="cpu", seed=known["seed"])
+    images, target = tested.images(tested.held_out(known["images"]))
+    found = autoattack(tested.model, images, target, epsilon=known["epsilon"], norm=known["norm"], seed=known["seed"])
     row = {"arm": arm, "seed": seed, "images": len(images), "epsilon": known["epsilon"], "norm": known["norm"]}
     left = {name: float(mask.double().mean()) for name, mask in found.after.items()}
     low, high = found.interval

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, get_type_hints
+from typing import Any, NamedTuple, get_type_hints
 
 import jsonargparse
 
@@ -133,7 +133,8 @@ def _refuse_unknown_keys(args: Sequence[str]) -> None:
     free = tuple(f"{key}." for key, hint in keys().items() if str(hint).startswith("dict"))
     for word in _option_names(args):
         if word not in known and not word.startswith(free):
-            _refuse(f"--{word}", did_you_mean(word, known, USUAL_NAMES, prefix="--"))
+            near = did_you_mean(word, known, USUAL_NAMES, prefix="--")
+            raise UserError(f"--{word} is unknown{near} {POINTER}")
 
 
 def _option_names(args: Sequence[str]) -> Iterator[str]:
@@ -142,17 +143,15 @@ def _option_names(args: Sequence[str]) -> Iterator[str]:
             yield word[2:].partition("=")[0]
 
 
-def _refuse(word: str, near: str) -> NoReturn:
-    raise UserError(f"unrecognized arguments: {word}{near} {POINTER}")
-
-
 def _one_line(message: str, *, recipe_given: bool) -> str:
     """The parser's message without line breaks and Python types, with the key or value that may have been meant."""
     line = " ".join(message.replace("Parser key ", "").split())
     line = re.sub(r"Problem with given class_path '[\w.]+': ", "", line)
-    stray = line.removeprefix("unrecognized arguments: ").split()[0]
-    if stray in recipes() and not recipe_given:
-        return f"recipe {stray} must come first: train.py {stray} --KEY VALUE ..."
+    if line.startswith("unrecognized arguments: "):
+        word = line.split()[2]
+        if word in recipes() and not recipe_given:
+            return f"recipe {word} must come first: train.py {word} --KEY VALUE ..."
+        return f"{word} is unknown {POINTER}"
     return f"{_in_plain_words(line)} {POINTER}"
 
 

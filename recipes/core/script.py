@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from recipes.core.errors import UserError
 from recipes.core.suggestions import did_you_mean
 
+POINTER = "(--help lists the options)"
 BOOLEANS = {"true": True, "false": False}
 WIDTH = 100
 """Columns of a help text."""
@@ -64,18 +65,13 @@ class Parser(argparse.ArgumentParser):
         if name in self.former:
             raise UserError(f"{name} is called {self.former[name]} now")
         near = did_you_mean(name.lstrip("-"), [option.lstrip("-") for option in self.options], prefix="--")
-        raise UserError(f"unrecognized arguments: {word}{near if name.startswith('-') else ''} {self.pointer}")
-
-    @property
-    def pointer(self) -> str:
-        """Where to read on."""
-        return "(--help lists the options)"
+        raise UserError(f"{word} is unknown{near if name.startswith('-') else ''} {POINTER}")
 
     def error(self, message: str) -> NoReturn:
         """Raise argparse's message as one line, with the choice that may have been meant."""
         wrong = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
         near = did_you_mean(wrong[1], [name.strip(" '") for name in wrong[2].split(",")]) if wrong else ""
-        raise UserError(f"{message}{near} {self.pointer}")
+        raise UserError(f"{message}{near} {POINTER}")
 
 
 def wide_help(prog: str) -> argparse.HelpFormatter:
@@ -119,6 +115,30 @@ def join_flags(argv: Sequence[str], flags: Collection[str], is_value: Callable[[
             word += f"={words.pop(0) if words and is_value(words[0]) else 'true'}"
         joined.append(word)
     return joined
+
+
+def take_keys(argv: Sequence[str], group: str) -> tuple[list[str], list[str]]:
+    """The `--GROUP.KEY VALUE` words of a command line, in the form --GROUP.KEY=VALUE, and the other words.
+
+    Raises:
+        UserError: a key without a value.
+
+    Example:
+        >>> take_keys(["RUN", "--data.name", "folder", "--device=cpu"], "data")
+        (['--data.name=folder'], ['RUN', '--device=cpu'])
+    """
+    words, keys, rest = list(argv), [], []
+    while words:
+        word = words.pop(0)
+        if not word.startswith(f"--{group}."):
+            rest.append(word)
+        elif "=" in word:
+            keys.append(word)
+        elif words:
+            keys.append(f"{word}={words.pop(0)}")
+        else:
+            raise UserError(f"{word} needs a value")
+    return keys, rest
 
 
 def run_script(body: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None) -> int:

@@ -1,8 +1,7 @@
-"""The parts of an evaluation, each a function of the run under test that gives a typed result and its warnings."""
+"""The evaluations of a run, each a function of the run under test that returns its outcome and its warnings."""
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -10,19 +9,23 @@ import torch
 from torch import Tensor
 
 from ncreg import robustness
+from recipes.core.extras import is_installed, pip_install
 from recipes.data.split import Split, stratified
-from recipes.evaluation.labels import label_noise, long_tail, numbers
-from recipes.evaluation.presets import Found, NotHere, Settings, shrunk
-from recipes.evaluation.run_under_test import Subject
+from recipes.evaluation.label_evaluations import label_noise, long_tail, numbers
+from recipes.evaluation.presets import NotAvailable, Outcome, Settings, reduced
+from recipes.evaluation.run_under_test import RunUnderTest
 
 
-def calibration(subject: Subject, settings: Settings) -> Found:
-    """Calibration on test images, the temperature fitted on validation images; or on a half of these for the other."""
-    test, val = subject.of_part(subject.split), subject.of_part("val")
+def calibration(run: RunUnderTest, settings: Settings) -> Outcome:
+    """Calibration with a temperature fitted on validation images.
+
+    With split val, half of the validation images fit the temperature and the other half measure the calibration.
+    """
+    test, val = run.outputs_on(run.split), run.outputs_on("val")
     source = "validation images"
-    if subject.split == "val":
-        (fitted, held), source = halves(val.target, subject.seed), "the other half of the validation images"
-        test, val = val[held], val[fitted]
+    if run.split == "val":
+        (fitted, measured), source = halves(val.target, run.seed), "the other half of the validation images"
+        test, val = val[measured], val[fitted]
     report = robustness.evaluate_calibration(test.logits, test.target, val.logits, val.target)
     ranks = torch.arange(1, 21).mul(report.samples).add(19).div(20, rounding_mode="floor") - 1  # n·k/20, rounded up
     curve = {"coverage": report.risk_coverage.coverage[ranks], "risk": report.risk_coverage.risk[ranks]}
@@ -38,30 +41,30 @@ def calibration(subject: Subject, settings: Settings) -> Found:
 
 
 def halves(target: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices of two halves drawn with a seed, whose images of any class differ in number by one at most."""
+    """Indices of two random halves whose numbers of images of any class differ by one at most."""
     order = torch.randperm(len(target), generator=torch.Generator().manual_seed(seed))
     order = order[target[order].argsort(stable=True)]
     return order[::2].sort().values, order[1::2].sort().values
 
 
-def ood(subject: Subject, settings: Settings) -> Found:
-    """Every score on noise (far) and on the other image sets at hand whose classes are not the run's (near)."""
+def ood(run: RunUnderTest, settings: Settings) -> Outcome:
+    """Every OOD score on noise (far) and on the available image sets that share no class with the run (near)."""
     size = settings.preset.outside
-    train, test = subject.of_part("train", settings.preset.features), subject.of_part(subject.split, size)
+    train, test = run.outputs_on("train", settings.preset.features), run.outputs_on(run.split, size)
     outside: dict[str, Split] = {}
-    for name, data in subject.others(settings.sets, settings.root).items():
-        if not set(data.class_names) & set(subject.data.class_names):
-            held: Split = getattr(data, subject.split)
-            outside[name] = held if size is None or size >= len(held) else _first(held, size)
+    for name, data in run.other_sets(settings.sets, settings.root).items():
+        if not set(data.class_names) & set(run.data.class_names):
+            images: Split = getattr(data, run.split)
+            outside[name] = images if size is None or size >= len(images) else _evenly_spaced(images, size)
     groups = dict.fromkeys(outside, "near")
-    made, _ = subject.images(subject.held_out(size))
+    own, _ = run.images(run.held_out(size))
     kinds = ("uniform", "gaussian", "shuffle")
     groups |= dict.fromkeys(kinds, "far")
-    noise = {kind: robustness.noise_images(made, kind, seed=settings.seed) for kind in kinds}
-    rows = {name: subject.outputs(split) for name, split in outside.items()}
-    pairs = {name: (row.features, row.logits) for name, row in rows.items()}
-    pairs |= {kind: subject.run_on(images) for kind, images in noise.items()}
-    head = subject.model.head
+    noise = {kind: robustness.noise_images(own, kind, seed=settings.seed) for kind in kinds}
+    outputs = {name: run.outputs(split) for name, split in outside.items()}
+    pairs = {name: (row.features, row.logits) for name, row in outputs.items()}
+    pairs |= {kind: run.outputs_of_images(noisy) for kind, noisy in noise.items()}
+    head = run.model.head
     weight, bias = getattr(head, "weight", None), getattr(head, "bias", None)
     try:
         report = robustness.evaluate_ood(
@@ -74,8 +77,8 @@ def ood(subject: Subject, settings: Settings) -> Found:
             weight=numbers(weight),
             bias=numbers(bias),
         )
-    except ImportError as error:
-        raise NotHere(str(error)) from None
+    except ImportError:
+        raise NotAvailable(f"its scores need pytorch-ood: {pip_install('robust')}") from None
     counts = {
         name: {"id": _histogram(report.id_scores[name], low, high)}
         | {key: _histogram(scores[name], low, high) for key, scores in report.ood_scores.items()}
@@ -95,48 +98,48 @@ def ood(subject: Subject, settings: Settings) -> Found:
     return found, []
 
 
-def adversarial(subject: Subject, settings: Settings) -> Found:
-    """Every attack at the radius asked for, AutoAttack last, and margin-PGD over a range of radii."""
-    images, target = subject.images(subject.held_out(settings.attacked or settings.preset.attacked))
-    asked: dict[str, Any] = {"norm": settings.norm, "seed": settings.seed}
+def adversarial(run: RunUnderTest, settings: Settings) -> Outcome:
+    """Accuracy under every attack at one radius, AutoAttack last, and under margin-PGD over a range of radii."""
+    images, target = run.images(run.held_out(settings.attacked or settings.preset.attacked))
+    options: dict[str, Any] = {"norm": settings.norm, "seed": settings.seed}
     kind: Any = settings.preset.name
-    there = importlib.util.find_spec("pyautoattack") is not None
+    with_autoattack = is_installed("pyautoattack")
     report = robustness.evaluate_adversarial(
-        subject.model, images, target, epsilon=settings.epsilon, preset=kind, autoattack=there, **asked
+        run.model, images, target, epsilon=settings.epsilon, preset=kind, autoattack=with_autoattack, **options
     )
-    few, classes = subject.images(subject.held_out(settings.preset.curve))
-    radii = [settings.epsilon * share for share in (0.25, 0.5, 1.0, 2.0, 4.0)]
+    few, classes = run.images(run.held_out(settings.preset.curve))
+    radii = [settings.epsilon * factor for factor in (0.25, 0.5, 1.0, 2.0, 4.0)]
     radii = [radius for radius in radii if settings.norm == "l2" or radius <= 1]  # beyond 1 every ball is all images
-    curve = robustness.robustness_curve(subject.model, few, classes, [0.0, *radii], **asked)
+    curve = robustness.robustness_curve(run.model, few, classes, [0.0, *radii], **options)
     found = report.as_dict() | {
-        "autoattack": report.headline.accuracy if there else None,
+        "autoattack": report.headline.accuracy if with_autoattack else None,
         "curve": {
             "epsilons": curve.epsilons,
             "accuracy": curve.accuracy,
             "intervals": curve.intervals,
             "images": len(few),
         },
-        "margins": _histogram_of(subject, images, target),
+        "margins": _histogram_of(run, images, target),
     }
     return found, [f"{finding.name}: {finding.explanation}" for finding in report.findings if finding.flagged]
 
 
-def _histogram_of(subject: Subject, images: Tensor, target: Tensor) -> dict[str, Any]:
+def _histogram_of(run: RunUnderTest, images: Tensor, target: Tensor) -> dict[str, Any]:
     """Clean margins in units of the logits' spread, which no scale of the logits changes: 40 bins over [-1, 1]."""
-    logits = robustness.predict(subject.model, images).double()
+    logits = robustness.predict(run.model, images).double()
     own = logits.gather(1, target[:, None]).squeeze(1)
     margin = own - logits.scatter(1, target[:, None], -torch.inf).amax(1)
     relative = margin / (logits.amax(1) - logits.amin(1)).clamp_min(1e-300)
     return {"ends": [-1.0, 1.0], "counts": _histogram(relative, -1.0, 1.0), "median": float(relative.median())}
 
 
-def distances(subject: Subject, settings: Settings) -> Found:
-    """How far the nearest other class is: DeepFool's ρ as in Papyan, Han & Donoho 2020, and the norm's own distance."""
-    images, target = subject.images(subject.held_out(settings.preset.distances))
-    found = robustness.deepfool(subject.model, images)
-    few, classes = subject.images(subject.held_out(settings.preset.curve))
+def distances(run: RunUnderTest, settings: Settings) -> Outcome:
+    """Smallest adversarial changes: DeepFool's ρ as in Papyan, Han & Donoho 2020, and the least change in the norm."""
+    images, target = run.images(run.held_out(settings.preset.distances))
+    found = robustness.deepfool(run.model, images)
+    few, classes = run.images(run.held_out(settings.preset.curve))
     norm: Any = settings.norm
-    nearest = robustness.minimum_norm(subject.model, few, classes, norm=norm, seed=settings.seed)
+    nearest = robustness.minimum_norm(run.model, few, classes, norm=norm, seed=settings.seed)
     crossed = found.distance[found.crossed]
     median = float(crossed.median()) if len(crossed) else None
     report = {
@@ -152,36 +155,36 @@ def distances(subject: Subject, settings: Settings) -> Found:
             "failures": nearest.failures,
         },
     }
-    lost = [f"DeepFool did not bring {found.failures} of {len(images)} images across"] if found.failures else []
-    lost += [f"no adversarial image was found for {nearest.failures} of {len(few)}"] if nearest.failures else []
-    return report, lost
+    warnings = [f"DeepFool did not bring {found.failures} of {len(images)} images across"] if found.failures else []
+    warnings += [f"no adversarial image was found for {nearest.failures} of {len(few)}"] if nearest.failures else []
+    return report, warnings
 
 
-def corruptions(subject: Subject, settings: Settings) -> Found:
+def corruptions(run: RunUnderTest, settings: Settings) -> Outcome:
     """Accuracy under every type and severity."""
-    images, target = subject.images(subject.held_out(settings.preset.corrupted))
-    report = robustness.corruption_accuracy(subject.model, images, target, seed=settings.seed)
+    images, target = run.images(run.held_out(settings.preset.corrupted))
+    report = robustness.corruption_accuracy(run.model, images, target, seed=settings.seed)
     return vars(report) | {"mean_error": 1 - report.mean_accuracy}, []
 
 
-def transfer(subject: Subject, settings: Settings) -> Found:
-    """Probes of the frozen features on other sets at hand, and on the quarter turns of the run's own images."""
-    size, split = settings.preset.features, subject.split
+def transfer(run: RunUnderTest, settings: Settings) -> Outcome:
+    """Probes of the frozen features on the available sets, and on the quarter turns of the run's own images."""
+    size, split = settings.preset.features, run.split
     found: dict[str, dict[str, Any]] = {}
-    others = subject.others(settings.sets, settings.root)
+    others = run.other_sets(settings.sets, settings.root)
     tasks: dict[str, tuple[Split, Split]] = {name: (data.train, getattr(data, split)) for name, data in others.items()}
-    seen, held = (turned(subject.drawn(part, size), settings.seed + n) for n, part in enumerate(("train", split)))
-    tasks["quarter_turns"] = (seen, held)
+    own, test_own = (turned(run.draw(name, size), settings.seed + n) for n, name in enumerate(("train", split)))
+    tasks["quarter_turns"] = (own, test_own)
     for name, (train, test) in tasks.items():
         if size is not None and len(train) > size:
             train = stratified(train, size, seed=settings.seed, what=name)
-        if settings.preset.share < 1:
-            test = _first(test, shrunk(len(test), settings.preset.share) or 0)
-        known, asked = subject.outputs(train), subject.outputs(test)
-        task = (known.features, known.target, asked.features, asked.target)
-        shots = min(5, int(torch.bincount(known.target).min()))
+        if settings.preset.fraction < 1:
+            test = _evenly_spaced(test, reduced(len(test), settings.preset.fraction) or 0)
+        fitted, tested = run.outputs(train), run.outputs(test)
+        task = (fitted.features, fitted.target, tested.features, tested.target)
+        shots = min(5, int(torch.bincount(fitted.target).min()))
         found[name] = {
-            "classes": int(known.target.max()) + 1,
+            "classes": int(fitted.target.max()) + 1,
             "linear": robustness.linear_probe(*task, seed=settings.seed),
             "knn": robustness.knn_probe(*task, seed=settings.seed),
             "few_shot": robustness.few_shot(*task, shots=shots, draws=settings.preset.draws, seed=settings.seed),
@@ -191,7 +194,7 @@ def transfer(subject: Subject, settings: Settings) -> Found:
 
 
 def turned(split: Split, seed: int) -> Split:
-    """Every image by a quarter turn drawn evenly, 0 to 3 of them, which is its class: what features keep of a view."""
+    """Every image rotated by 0 to 3 quarter turns, drawn evenly; the number of turns is its class."""
     turns = torch.arange(len(split))[torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))] % 4
     images = split.read().cpu()
     rows = torch.empty_like(images)
@@ -200,17 +203,17 @@ def turned(split: Split, seed: int) -> Split:
     return Split(rows, turns)
 
 
-def terminal_phase(subject: Subject, settings: Settings) -> Found:
-    """The checkpoint at zero error against this one, on the same images."""
-    if subject.checkpoint == "onset" or not (subject.run / "checkpoints" / "onset.pt").is_file():
-        raise NotHere("there is no earlier checkpoint of zero error to compare with")
-    first = Subject.open(subject.run, checkpoint="onset", device=str(subject.device), split=subject.split)
-    before, after = first.of_part(first.split), subject.of_part(subject.split)
+def terminal_phase(run: RunUnderTest, settings: Settings) -> Outcome:
+    """Accuracy at zero error and at this checkpoint, paired on the same images."""
+    if run.checkpoint == "onset" or not (run.path / "checkpoints" / "onset.pt").is_file():
+        raise NotAvailable("there is no earlier checkpoint of zero error to compare with")
+    first = RunUnderTest.open(run.path, checkpoint="onset", device=str(run.device), split=run.split)
+    before, after = first.outputs_on(first.split), run.outputs_on(run.split)
     return robustness.paired_accuracy(before.logits.argmax(1), after.logits.argmax(1), after.target), []
 
 
-def _first(split: Split, size: int) -> Split:
-    """`size` images of a split, evenly spaced: sets that are sorted by class keep all of them."""
+def _evenly_spaced(split: Split, size: int) -> Split:
+    """`size` evenly spaced images of a split: a set that is sorted by class keeps all its classes."""
     return split[torch.linspace(0, len(split) - 1, size, dtype=torch.float64).round().long()]
 
 
@@ -237,7 +240,7 @@ def _means(detections: Any, groups: dict[str, str]) -> dict[str, dict[str, float
     return means
 
 
-PARTS: dict[str, Callable[[Subject, Settings], Found]] = {
+EVALUATIONS: dict[str, Callable[[RunUnderTest, Settings], Outcome]] = {
     "calibration": calibration,
     "ood": ood,
     "transfer": transfer,
@@ -248,4 +251,4 @@ PARTS: dict[str, Callable[[Subject, Settings], Found]] = {
     "distances": distances,
     "adversarial": adversarial,
 }
-"""Every part by its name, in the order in which they are done: the dearest last."""
+"""Every evaluation by its name in EVALUATION_NAMES."""

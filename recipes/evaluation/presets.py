@@ -1,4 +1,4 @@
-"""How a run is evaluated, and how much of it: quick for a look in two minutes, full for what carries a claim."""
+"""How a run is evaluated: the evaluations, the splits, and the numbers of images of the presets quick and full."""
 
 from __future__ import annotations
 
@@ -8,6 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from recipes.core.errors import UserError
+
+EVALUATION_NAMES = (
+    "calibration",
+    "ood",
+    "transfer",
+    "long_tail",
+    "label_noise",
+    "terminal_phase",
+    "corruptions",
+    "distances",
+    "adversarial",
+)
+"""The evaluations in the order in which they run: the most expensive last."""
+
+SPLITS = {"test": "test", "val": "validation"}
+"""Splits that a run can be evaluated on, neither trained on, and the word for their images."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +38,8 @@ class Preset:
         features: training images whose features the OOD scores and probes are fitted to.
         outside: images of each OOD set.
         draws: draws of the few-shot probe.
-        share: of these numbers that is left, and of the images that transfer is tested on; see `for_images`.
+        fraction: of these numbers that is left for large images, and of the images that transfer is tested on; see
+            `for_images`.
     """
 
     name: str
@@ -33,29 +50,29 @@ class Preset:
     features: int | None
     outside: int | None
     draws: int
-    share: float = 1.0
+    fraction: float = 1.0
 
     def for_images(self, height: int, width: int) -> Preset:
-        """The same for images of this size: of larger ones than 32 x 32, quick takes fewer.
+        """The preset for images of this size: of images larger than 32 x 32, quick takes fewer.
 
-        Their numbers are multiplied by 32/√(height·width), but stay at ten or more. Two minutes hold no more of them.
+        Their numbers are multiplied by 32/√(height·width), but stay at ten or more, to keep quick at about two minutes.
         """
-        share = min(1.0, 32 / math.sqrt(height * width)) if self.name == "quick" else 1.0
+        fraction = min(1.0, 32 / math.sqrt(height * width)) if self.name == "quick" else 1.0
         return replace(
             self,
-            attacked=shrunk(self.attacked, share),
-            curve=shrunk(self.curve, share),
-            distances=shrunk(self.distances, share),
-            corrupted=shrunk(self.corrupted, share),
-            features=shrunk(self.features, share),
-            outside=shrunk(self.outside, share),
-            share=share,
+            attacked=reduced(self.attacked, fraction),
+            curve=reduced(self.curve, fraction),
+            distances=reduced(self.distances, fraction),
+            corrupted=reduced(self.corrupted, fraction),
+            features=reduced(self.features, fraction),
+            outside=reduced(self.outside, fraction),
+            fraction=fraction,
         )
 
 
-def shrunk(number: int | None, share: float) -> int | None:
-    """A share of a number of images, ten at least where there are as many; None, all there are, stays."""
-    return None if number is None else max(min(number, 10), round(number * share))
+def reduced(number: int | None, fraction: float) -> int | None:
+    """A fraction of a number of images, at least ten if there are as many; None, which means all, stays None."""
+    return None if number is None else max(min(number, 10), round(number * fraction))
 
 
 PRESETS = {
@@ -66,8 +83,8 @@ PRESETS = {
 }
 
 
-class NotHere(Exception):
-    """A part that has no meaning for this run, or lacks what it needs here; the message is the reason."""
+class NotAvailable(Exception):
+    """An evaluation has no meaning for this run, or needs something that is not installed; the message says which."""
 
 
 @dataclass(frozen=True)
@@ -75,12 +92,12 @@ class Settings:
     """How a run is evaluated.
 
     Attributes:
-        preset: how much of it is looked at.
+        preset: numbers of images.
         norm: of the attacks, linf or l2.
         epsilon: their radius, in units of [0, 1].
         seed: of every draw.
-        sets: image sets for OOD and transfer; None for those at hand.
-        root: where they lie.
+        sets: image sets for OOD and transfer; None for those that are available.
+        root: folder of these sets.
         attacked: images that every attack is run on; None for the preset's number.
     """
 
@@ -93,8 +110,8 @@ class Settings:
     attacked: int | None = None
 
     @classmethod
-    def made(cls, preset: Preset, *, norm: str, epsilon: float | None, **more: Any) -> Settings:
-        """With the norm's usual radius where none is asked for.
+    def create(cls, preset: Preset, *, norm: str, epsilon: float | None, **more: Any) -> Settings:
+        """Checked settings; an epsilon of None is the usual one of the norm, 4/255 for linf and 0.5 for l2.
 
         Raises:
             UserError: a radius that is not positive, or beyond every image; no image to attack.
@@ -110,5 +127,5 @@ class Settings:
         return settings
 
 
-Found = tuple[Any, list[str]]
-"""What a part gives: its result, and its warnings."""
+Outcome = tuple[Any, list[str]]
+"""What an evaluation returns: its result, and its warnings."""

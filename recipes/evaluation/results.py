@@ -1,4 +1,4 @@
-"""The typed result of an evaluation and its file, results.json: strict JSON with a version, complete by parts."""
+"""The result of a run's evaluations and its file, results.json: strict JSON with a version."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from typing import Any
 from torch import Tensor
 
 from recipes.core.errors import UserError
-from recipes.training.run_dir import RunDir
+from recipes.core.files import write_json
 
 SCHEMA = 1
-"""Version of results.json. A file of another version is not read, and not overwritten either."""
+"""Version of results.json. A file of another version is neither read nor overwritten."""
 
 LONGEST = 100_000
-"""Numbers that one tensor of a result may have: more is data, not a result."""
+"""Most numbers in one tensor of a result: more is data, not a result."""
 
 
 class Damaged(UserError):
-    """A results.json that was cut off or overwritten: nothing of it can be kept."""
+    """A results.json that was cut off or overwritten, so that nothing of it can be kept."""
 
 
 @dataclass(frozen=True)
-class About:
-    """What was evaluated, and how: parts are only put together under the same answers.
+class Conditions:
+    """What was evaluated, and how: one file holds evaluations under equal conditions only.
 
-    What has a default came later: a file without it was made so. `image_share` is the share of the preset's numbers of
-    images that was looked at, below 1 where the images are large (`Preset.for_images`); `attacked` is the number of
-    attacked images that was asked for in place of the preset's.
+    Fields with a default were added later: a file without them was made under the default. `image_share` is the
+    fraction of the preset's numbers of images that was used, below 1 for large images (`Preset.for_images`);
+    `attacked` is the number of attacked images where it is not the preset's.
     """
 
     run: str
@@ -54,18 +54,18 @@ class About:
 
 @dataclass
 class Result:
-    """An evaluation: what it is about, by what it was made, its parts by name, and all that speaks against it.
+    """The evaluations of a run under one set of conditions.
 
     Attributes:
         about: what was evaluated, and how.
-        environment: packages and command of the call that added the last part.
-        parts: the outcome of each part, plain numbers, strings, lists and dicts.
-        commits: the commit that made each part; null outside a repository.
-        warnings: what was found suspicious, each with the part that says so.
-        skipped: parts that could not be had here, with the reason.
+        environment: packages and command of the call that added the last evaluation.
+        parts: the outcome of each evaluation by its name: plain numbers, strings, lists and dicts.
+        commits: the commit that made each evaluation; null outside a repository.
+        warnings: what looks suspicious, each behind the name of its evaluation.
+        skipped: evaluations that were not available, with the reason.
     """
 
-    about: About
+    about: Conditions
     environment: dict[str, Any]
     parts: dict[str, dict[str, Any]] = field(default_factory=dict)
     commits: dict[str, str | None] = field(default_factory=dict)
@@ -73,38 +73,38 @@ class Result:
     skipped: dict[str, str] = field(default_factory=dict)
 
     def write(self, folder: Path) -> Path:
-        """results.json in `folder`, whole or not at all."""
+        """Write results.json into a folder, whole or not at all."""
         folder.mkdir(parents=True, exist_ok=True)
-        RunDir(folder).write("results.json", {"schema": SCHEMA, **asdict(self)})
+        write_json(folder / "results.json", {"schema": SCHEMA, **asdict(self)})
         return folder / "results.json"
 
     @classmethod
     def read(cls, path: Path) -> Result:
-        """What `write` wrote.
+        """Read a file that `write` wrote.
 
         Raises:
-            Damaged: no JSON.
-            UserError: no such file, another version, or keys that are missing or unknown.
+            Damaged: it is no JSON.
+            UserError: it does not exist, has another version, or keys that are missing or unknown.
         """
         try:
-            found = json.loads(path.read_text())
+            content = json.loads(path.read_text())
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error}") from None
         except ValueError as error:  # half a character too
             raise Damaged(f"{path} is damaged ({error}): --fresh replaces it, --out NAME leaves it") from None
-        version = found.pop("schema", None) if isinstance(found, dict) else None
+        version = content.pop("schema", None) if isinstance(content, dict) else None
         if version != SCHEMA:
             raise UserError(
                 f"{path} has schema {version!r}, this version reads {SCHEMA}: move it away to evaluate anew"
             )
-        about = found.pop("about", None)
-        for made, values in ((About, about), (cls, {"about": about, **found})):
-            known = {item.name for item in fields(made)}
-            needed = {item.name for item in fields(made) if made is cls or item.default is MISSING}
+        about = content.pop("about", None)
+        for kind, values in ((Conditions, about), (cls, {"about": about, **content})):
+            known = {item.name for item in fields(kind)}
+            needed = {item.name for item in fields(kind) if kind is cls or item.default is MISSING}
             if not isinstance(values, dict) or not needed <= set(values) <= known:
-                raise UserError(f"{path}: {made.__name__} needs the keys {', '.join(sorted(known))}")
+                raise UserError(f"{path}: {kind.__name__} needs the keys {', '.join(sorted(known))}")
         sets = about["sets"]
-        return cls(About(**about | {"sets": None if sets is None else tuple(sets)}), **found)
+        return cls(Conditions(**about | {"sets": None if sets is None else tuple(sets)}), **content)
 
 
 def digest(path: Path) -> str:
@@ -114,7 +114,7 @@ def digest(path: Path) -> str:
 
 
 def plain(value: Any, where: str = "result") -> Any:
-    """A result as JSON can hold it: dataclasses as dicts, tensors as lists, what is not a finite number as null.
+    """A result as JSON holds it: dataclasses become dicts, tensors lists, numbers that are not finite null.
 
     Raises:
         TypeError: an object of another kind, or a tensor of more than `LONGEST` numbers.

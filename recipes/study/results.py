@@ -18,8 +18,8 @@ from typing import Any
 from recipes.core.config import TrainConfig
 from recipes.core.errors import UserError
 from recipes.core.files import environment, write_atomically
-from recipes.evaluation.run import folder_name
-from recipes.evaluation.run import parse as parse_evaluation
+from recipes.evaluation.options import folder_name
+from recipes.evaluation.options import parse_options as parse_evaluation
 from recipes.study.runner import evaluated, run_folder
 from recipes.study.spec import Evaluations, Study, plain
 from recipes.study.trials import Cell, differences, dotted, identity

@@ -54,7 +54,7 @@ def test_evaluate_counts_each_class(run, expected, capsys):
 
 @pytest.mark.parametrize("limit", ["8", "0"])
 def test_other_images_are_taken_whole_and_as_they_are(run, tmp_path, capsys, limit):
-    """Of a folder without parts a fifth is drawn, which is said; with --part all none is left out, none mislabelled."""
+    """Of a folder without parts a fifth is drawn, which is said; with --split all none is left out, none mislabelled."""
     known = load(parse(["tpt"]).data, seed=0, image_size=lambda native: 28).test
     for number, (image, label) in enumerate(zip(known.images, known.target.tolist(), strict=True)):
         place = tmp_path / "other" / str(label) / f"{number}.png"
@@ -67,13 +67,13 @@ def test_other_images_are_taken_whole_and_as_they_are(run, tmp_path, capsys, lim
     asked = [str(noisy), "--data.name", "folder", "--data.root", str(whole), "--data.memory_limit", limit]
     assert evaluate.main(asked) == 0
     said = capsys.readouterr()
-    assert "72 images, folder test" in said.out and "a fifth was drawn; --part all takes every image" in said.err
-    assert evaluate.main([*asked, "--part", "all"]) == 0
+    assert "72 images, folder test" in said.out and "a fifth was drawn; --split all takes every image" in said.err
+    assert evaluate.main([*asked, "--split", "all"]) == 0
     assert "360 images, folder all" in capsys.readouterr().out
     (file,) = noisy.glob("evaluation-folder-other-*-all.json")
     result = json.loads(file.read_text())
     assert result["data_keys"] | {"root": str(whole), "train_size": None, "label_noise": 0} == result["data_keys"]
-    assert evaluate.main([str(noisy), "--part", "all"]) == 0
+    assert evaluate.main([str(noisy), "--split", "all"]) == 0
     assert (
         "all is what the run had of its data, with data.imbalance=2.0, data.label_noise=0.4" in capsys.readouterr().err
     )
@@ -112,7 +112,7 @@ def test_all_takes_a_set_that_is_too_small_to_be_divided(run, few, capsys):
     asked = [str(run), "--data.name", "made", "--data.root"]
     assert evaluate.main([*asked, "ten"]) == 2 and "the test part, a drawn share of 0.2" in capsys.readouterr().err
     for root, count in (("ten", 10), ("nine", 109)):
-        assert evaluate.main([*asked, root, "--part", "all"]) == 0
+        assert evaluate.main([*asked, root, "--split", "all"]) == 0
         (file,) = run.glob(f"evaluation-made-{root}-*-all.json")
         result = json.loads(file.read_text())
         assert result["images"] == count and result["data_keys"]["root"].endswith(f"/{root}")
@@ -124,7 +124,7 @@ def test_names_that_are_no_text_are_written_as_they_are(run, expected, tmp_path,
     (tmp_path / "y.png").rename(odd)
     (tmp_path / ".hidden.png").write_bytes(b"no picture")
     output = tmp_path / "out.csv"
-    assert predict.main([str(run), str(tmp_path), "--output", str(output)]) == 0
+    assert predict.main([str(run), str(tmp_path), "--out", str(output)]) == 0
     assert output.read_bytes().splitlines()[1].startswith(os.fsencode(odd) + b",")
     assert f"note: hidden images in {tmp_path} are left out (1)" in capsys.readouterr().err
 
@@ -135,7 +135,7 @@ def test_predict_gives_the_models_probabilities(run, expected, tmp_path, form):
     for number in range(5):
         Image.fromarray(test.images[number, 0].numpy()).save(tmp_path / f"{number}.png")
     output = tmp_path / f"out.{form}"
-    assert predict.main([str(run), str(tmp_path), "--format", form, "--output", str(output)]) == 0
+    assert predict.main([str(run), str(tmp_path), "--format", form, "--out", str(output)]) == 0
     rows = json.loads(output.read_text()) if form == "json" else list(csv.DictReader(output.read_text().splitlines()))
     assert [row["file"] for row in rows] == [str(tmp_path / f"{number}.png") for number in range(5)]
     for row, share in zip(rows, shares, strict=False):
@@ -154,7 +154,7 @@ def test_predict_gives_the_models_probabilities(run, expected, tmp_path, form):
         (evaluate, ["RUN", "--data.image_size", "64"], "data.image_size=64: the run takes images of side 28"),
         (
             evaluate,
-            ["RUN", "--data.name=digits", "--part=all", "--data.train_size=9"],
+            ["RUN", "--data.name=digits", "--split=all", "--data.train_size=9"],
             "--data.train_size does nothing",
         ),
         (predict, ["nowhere", "image.png"], "nowhere does not exist"),
@@ -163,7 +163,7 @@ def test_predict_gives_the_models_probabilities(run, expected, tmp_path, form):
         (predict, ["RUN", "BAD", "GOOD", "WORSE"], "worse.png is not a readable image"),
         (predict, ["RUN", "WORSE", "GOOD", "BAD"], "bad.png is not a readable image"),
         (predict, ["RUN", "EMPTY"], "no images"),
-        (predict, ["RUN", "GOOD", "--output", "nowhere/out.csv"], "output=nowhere/out.csv cannot be written"),
+        (predict, ["RUN", "GOOD", "--out", "nowhere/out.csv"], "--out nowhere/out.csv cannot be written"),
     ],
 )
 def test_bad_input_is_one_line(run, tmp_path, capsys, monkeypatch, command, args, words):

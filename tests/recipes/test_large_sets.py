@@ -17,7 +17,6 @@ from test_faults import Killed, same_end
 from test_recipes_distributed import ending, launch
 
 import recipes.data.load as data
-from recipes import evaluate
 from recipes.core.cli import parse
 from recipes.core.config import DataConfig, as_yaml
 from recipes.core.errors import UserError
@@ -28,6 +27,7 @@ from recipes.data.lazy_images import LazyImages, worker_count
 from recipes.data.load import load
 from recipes.data.split import Split
 from recipes.data.torchvision_sets import torchvision_set
+from recipes.evaluation.accuracy import evaluate_accuracy
 from recipes.train import main, train
 from recipes.training.run_dir import RunDir
 
@@ -224,7 +224,7 @@ def test_the_limit_is_on_the_whole_set_and_reads_only_what_is_drawn(folder, monk
 
 def test_evaluation_reads_from_files_too(args, in_memory, tmp_path):
     results = [
-        evaluate.evaluate(in_memory, part="test", overrides=more, device="cpu")
+        evaluate_accuracy(in_memory, split="test", overrides=more, device="cpu")
         for more in ([], ["--data.memory_limit=0", "--data.workers=1"])
     ]
     assert results[0] == results[1] and results[0]["images"] == 54

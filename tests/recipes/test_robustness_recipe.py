@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-import recipes.evaluation.run_under_test as subject_module
+import recipes.evaluation.run_under_test as run_under_test_module
 from ncreg.checkpoint import load_classifier
 from recipes.core.cli import parse
 from recipes.core.errors import UserError
@@ -17,14 +17,14 @@ from recipes.core.files import locked
 from recipes.data.load import load
 from recipes.data.split import Split, as_floats
 from recipes.evaluation.console_table import table, whole
-from recipes.evaluation.evaluations import PARTS, turned
-from recipes.evaluation.labels import label_noise, long_tail, no_threshold, true_classes
-from recipes.evaluation.presets import PRESETS, NotHere, Preset, Settings
+from recipes.evaluation.evaluations import EVALUATIONS, turned
+from recipes.evaluation.label_evaluations import label_noise, long_tail, no_threshold, true_classes
+from recipes.evaluation.options import number, parse_options
+from recipes.evaluation.presets import PRESETS, NotAvailable, Preset, Settings
 from recipes.evaluation.results import SCHEMA, Result, plain
-from recipes.evaluation.run import assess, number
-from recipes.evaluation.run import parse as parse_words
-from recipes.evaluation.run_under_test import Subject
-from recipes.robustness import main, newest
+from recipes.evaluation.run import evaluate_run
+from recipes.evaluation.run_under_test import RunUnderTest, with_channels
+from recipes.robustness import main, newest_run
 from recipes.train import train
 from recipes.training.build import build_model
 
@@ -45,7 +45,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def result(run):
-    return assess(run, SETTINGS, quiet=True)
+    return evaluate_run(run, SETTINGS, quiet=True)
 
 
 def test_parts_agree_with_what_the_classifier_says(run, result):
@@ -90,68 +90,76 @@ def test_the_file_reads_back_and_the_table_shows_every_part(result):
 def test_the_same_again_does_nothing_and_elsewhere_gives_the_same_bits(run, result, tmp_path):
     _, folder = result
     before = (folder / "results.json").read_bytes()
-    assess(run, SETTINGS, quiet=True)
+    evaluate_run(run, SETTINGS, quiet=True)
     assert (folder / "results.json").read_bytes() == before
     copy = tmp_path / run.name
     shutil.copytree(run, copy, ignore=shutil.ignore_patterns("robustness"))
-    again, _ = assess(copy, SETTINGS, quiet=True, parts=["ood", "adversarial", "corruptions", "transfer", "distances"])
+    again, _ = evaluate_run(
+        copy, SETTINGS, quiet=True, evaluations=["ood", "adversarial", "corruptions", "transfer", "distances"]
+    )
     assert {name: result[0].parts[name] for name in again.parts} == again.parts
 
 
 def test_parts_are_done_one_by_one_and_what_is_there_stays(run, monkeypatch):
     calls = []
-    for name in PARTS:
-        monkeypatch.setitem(PARTS, name, lambda s, t, name=name: (calls.append(name), ({"n": len(calls)}, ["odd"]))[1])
+    for name in EVALUATIONS:
+        monkeypatch.setitem(
+            EVALUATIONS, name, lambda s, t, name=name: (calls.append(name), ({"n": len(calls)}, ["odd"]))[1]
+        )
     monkeypatch.setattr("recipes.evaluation.run.draw", lambda *_, **__: None)
-    first, _ = assess(run, SETTINGS, parts=["ood"], out="one-by-one", quiet=True)
-    both, _ = assess(run, SETTINGS, parts=["ood", "calibration"], out="one-by-one", quiet=True)
+    first, _ = evaluate_run(run, SETTINGS, evaluations=["ood"], out="one-by-one", quiet=True)
+    both, _ = evaluate_run(run, SETTINGS, evaluations=["ood", "calibration"], out="one-by-one", quiet=True)
     assert calls == ["ood", "calibration"] and both.parts["ood"] == first.parts["ood"]
     assert both.warnings == ["ood: odd", "calibration: odd"]
-    third, _ = assess(run, SETTINGS, parts=["ood"], out="one-by-one", quiet=True, fresh=True)
+    third, _ = evaluate_run(run, SETTINGS, evaluations=["ood"], out="one-by-one", quiet=True, fresh=True)
     assert calls == ["ood", "calibration", "ood"] and third.parts == {"calibration": {"n": 2}, "ood": {"n": 3}}
     assert sorted(third.warnings) == ["calibration: odd", "ood: odd"]
-    other, _ = assess(run, Settings(TINY, epsilon=0.3), parts=["ood"], out="one-by-one", quiet=True, fresh=True)
+    other, _ = evaluate_run(
+        run, Settings(TINY, epsilon=0.3), evaluations=["ood"], out="one-by-one", quiet=True, fresh=True
+    )
     assert set(other.parts) == {"ood"}
 
 
 def test_a_part_that_fails_is_one_line_and_keeps_the_parts_before(run, monkeypatch):
-    def broken(subject, settings):
+    def broken(tested, settings):
         raise ValueError("the model returns\nprobabilities")
 
-    monkeypatch.setitem(PARTS, "ood", broken)
+    monkeypatch.setitem(EVALUATIONS, "ood", broken)
     monkeypatch.setattr("recipes.evaluation.run.draw", lambda *_, **__: None)
     with pytest.raises(UserError, match="part ood: the model returns probabilities"):
-        assess(run, SETTINGS, parts=["ood", "calibration"], out="failing", quiet=True)
+        evaluate_run(run, SETTINGS, evaluations=["ood", "calibration"], out="failing", quiet=True)
     assert set(Result.read(run / "failing" / "results.json").parts) == {"calibration"}
 
 
 def test_other_settings_never_overwrite(run, result):
     other = Settings(TINY, epsilon=0.1, sets=())
     with pytest.raises(UserError, match=r"epsilon=0.05, now it is 0.1: --out NAME keeps both"):
-        assess(run, other, quiet=True)
+        evaluate_run(run, other, quiet=True)
     with pytest.raises(UserError, match="has no checkpoint 'nothing'; there: best, last, onset, previous"):
-        assess(run, SETTINGS, checkpoint="nothing", quiet=True)
+        evaluate_run(run, SETTINGS, checkpoint="nothing", quiet=True)
 
 
 def test_the_number_of_attacked_images_is_for_the_attacks_alone(run, result):
     settings = replace(SETTINGS, attacked=20)
-    found, folder = assess(run, settings, parts=["adversarial", "calibration"], out="twenty", quiet=True)
+    found, folder = evaluate_run(run, settings, evaluations=["adversarial", "calibration"], out="twenty", quiet=True)
     assert found.about.attacked == 20 and Result.read(folder / "results.json") == found
     assert found.parts["calibration"] == result[0].parts["calibration"]
     attacks, fewer = found.parts["adversarial"], result[0].parts["adversarial"]
     assert attacks["images"] == 20 and fewer["images"] == TINY.attacked
     assert attacks["curve"]["images"] == fewer["curve"]["images"] == TINY.curve
     with pytest.raises(UserError, match=r"attacked=20, now it is None"):
-        assess(run, SETTINGS, out="twenty", quiet=True)
-    subject = Subject.open(run)
-    images, target = subject.images(subject.held_out(20))
+        evaluate_run(run, SETTINGS, out="twenty", quiet=True)
+    tested = RunUnderTest.open(run)
+    images, target = tested.images(tested.held_out(20))
     with torch.no_grad():
         right = int((load_classifier(run)(images).argmax(1) == target).sum())
     assert attacks["rows"][0]["name"] == "clean" and attacks["rows"][0]["correct"] == right
 
 
 def test_the_onset_goes_into_a_folder_of_its_own(run):
-    found, folder = assess(run, SETTINGS, checkpoint="onset", parts=["calibration", "terminal_phase"], quiet=True)
+    found, folder = evaluate_run(
+        run, SETTINGS, checkpoint="onset", evaluations=["calibration", "terminal_phase"], quiet=True
+    )
     assert folder.name == "robustness-onset" and set(found.skipped) == {"terminal_phase"}
     summary = json.loads((run / "summary.json").read_text())
     assert found.parts["calibration"]["accuracy"] == pytest.approx(summary["at_onset"]["test"]["accuracy"], abs=1e-12)
@@ -165,16 +173,16 @@ def test_only_the_parts_asked_for_are_shown_and_drawn(run, result, capsys):
     assert "kept from before, not shown: calibration, transfer, terminal_phase, corruptions, distances" in text
     drawn = {path.stem: path.stat().st_mtime_ns for path in (folder / "figures").glob("*.png")}
     (folder / "figures" / "ood.png").unlink()
-    assess(run, SETTINGS, parts=["ood"], quiet=True)
+    evaluate_run(run, SETTINGS, evaluations=["ood"], quiet=True)
     again = {path.stem: path.stat().st_mtime_ns for path in (folder / "figures").glob("*.png")}
     assert {name for name in again if again[name] != drawn[name]} == {"ood"} and again.keys() == drawn.keys()
 
 
 def test_a_figure_does_not_outlive_its_part(run):
-    words = {"parts": ["corruptions"], "out": "figures-go", "quiet": True}
-    _, folder = assess(run, SETTINGS, **words)
+    words = {"evaluations": ["corruptions"], "out": "figures-go", "quiet": True}
+    _, folder = evaluate_run(run, SETTINGS, **words)
     assert (folder / "figures" / "corruptions.png").exists()
-    assess(run, replace(SETTINGS, epsilon=0.1), **words | {"parts": ["terminal_phase"]}, fresh=True)
+    evaluate_run(run, replace(SETTINGS, epsilon=0.1), **words | {"evaluations": ["terminal_phase"]}, fresh=True)
     assert not (folder / "figures" / "corruptions.png").exists()
 
 
@@ -225,24 +233,24 @@ def test_a_damaged_result_is_passed_by_with_fresh(run, capsys):
 def test_long_tailed_and_mislabelled_runs_get_their_parts(tmp_path):
     spoilt = ["--data.imbalance", "8", "--data.train_size", "900", "--data.label_noise", "0.25"]
     path = run_in(tmp_path, *spoilt, recipe="bn_wd")
-    subject = Subject.open(path)
-    found, _ = long_tail(subject, SETTINGS)
+    tested = RunUnderTest.open(path)
+    found, _ = long_tail(tested, SETTINGS)
     clean = parse(["--config", str(path / "config.yaml"), "--data.label_noise", "0"]).data
     counts = load(clean, seed=0, image_size=lambda native: 28).class_counts()
-    assert found["class_counts"].tolist() == counts.tolist() == torch.bincount(true_classes(subject)).tolist()
-    assert found["label_counts"].tolist() == subject.data.class_counts().tolist() != counts.tolist()
-    test = subject.of_part("test")
+    assert found["class_counts"].tolist() == counts.tolist() == torch.bincount(true_classes(tested)).tolist()
+    assert found["label_counts"].tolist() == tested.data.class_counts().tolist() != counts.tolist()
+    test = tested.outputs_on("test")
     right = test.logits.argmax(1) == test.target
     per_class = [float(right[test.target == label].double().mean()) for label in range(10)]
     assert found["test"].per_class == pytest.approx(per_class)
     assert found["test"].imbalance == pytest.approx(float(counts.max() / counts.min()))
     assert found["minority_collapse"].threshold == pytest.approx(int(counts.sum()) * 2e-3 * 2e-3)
-    assert found["minority_collapse"].smallest == int(subject.data.class_counts().min())
-    noise, _ = label_noise(subject, SETTINGS)
-    assert noise["num_wrong"] == round(0.25 * len(subject.data.train))
-    assert noise["num_wrong"] == int((~subject.data.clean).sum())
+    assert found["minority_collapse"].smallest == int(tested.data.class_counts().min())
+    noise, _ = label_noise(tested, SETTINGS)
+    assert noise["num_wrong"] == round(0.25 * len(tested.data.train))
+    assert noise["num_wrong"] == int((~tested.data.clean).sum())
     assert noise["label_accuracy"] == pytest.approx(
-        float((subject.of_part("train").logits.argmax(1) == subject.data.train.target).double().mean())
+        float((tested.outputs_on("train").logits.argmax(1) == tested.data.train.target).double().mean())
     )
 
 
@@ -258,18 +266,18 @@ def test_long_tailed_and_mislabelled_runs_get_their_parts(tmp_path):
     ],
 )
 def test_the_threshold_of_minority_collapse_only_where_the_theory_holds(run, words, said):
-    subject = Subject.open(run)
-    subject.config = parse(words)
-    subject.model = build_model(subject.config.model, subject.data, seed=subject.config.seed)
-    reason = no_threshold(subject)
+    tested = RunUnderTest.open(run)
+    tested.config = parse(words)
+    tested.model = build_model(tested.config.model, tested.data, seed=tested.config.seed)
+    reason = no_threshold(tested)
     assert reason is None if said is None else said in reason
 
 
 def test_a_run_on_clean_balanced_data_has_neither(run):
-    subject = Subject.open(run)
+    tested = RunUnderTest.open(run)
     for part in (long_tail, label_noise):
-        with pytest.raises(NotHere):
-            part(subject, SETTINGS)
+        with pytest.raises(NotAvailable):
+            part(tested, SETTINGS)
 
 
 def test_quarter_turns_are_numpys():
@@ -281,18 +289,18 @@ def test_quarter_turns_are_numpys():
 
 
 def test_other_sets_get_the_channels_and_size_of_the_run(run):
-    subject = Subject.open(run)
+    tested = RunUnderTest.open(run)
     gray = Split(torch.arange(48, dtype=torch.uint8).view(1, 3, 4, 4), torch.zeros(1, dtype=torch.long))
     weights = torch.tensor([0.299, 0.587, 0.114])  # ITU-R BT.601
     expected = (gray.images[0].float() * weights[:, None, None]).sum(0)
-    assert (subject.fitted(gray).images[0, 0].float() - expected).abs().max() <= 1
-    assert subject.other("digits", run).test.images.shape[1:] == (1, 28, 28)
+    assert (with_channels(gray, 1).images[0, 0].float() - expected).abs().max() <= 1
+    assert tested.other_set("digits", run).test.images.shape[1:] == (1, 28, 28)
 
 
 def test_sets_of_the_runs_own_classes_are_not_out_of_distribution(run, monkeypatch):
-    monkeypatch.setattr(subject_module, "SETS", ("digits",))
-    assert Subject.open(run).others(None, run) == {}
-    found, _ = PARTS["ood"](Subject.open(run), Settings(TINY, sets=("digits",)))
+    monkeypatch.setattr(run_under_test_module, "SETS", ("digits",))
+    assert RunUnderTest.open(run).other_sets(None, run) == {}
+    found, _ = EVALUATIONS["ood"](RunUnderTest.open(run), Settings(TINY, sets=("digits",)))
     assert set(found["groups"]) == {"uniform", "gaussian", "shuffle"}
 
 
@@ -318,7 +326,7 @@ def test_quick_takes_fewer_of_large_images_and_says_so(tmp_path):
     assert replace(quick, attacked=4, curve=None).for_images(64, 64).attacked == 4
 
     path = run_in(tmp_path, "--data.image_size", "64", "--data.train_size", "64", "--data.batch_size", "32")
-    found, _ = assess(path, Settings(TINY, sets=("mnist5k",)), parts=["transfer", "distances"], quiet=True)
+    found, _ = evaluate_run(path, Settings(TINY, sets=("mnist5k",)), evaluations=["transfer", "distances"], quiet=True)
     assert found.about.image_share == 0.5 and "50 % as many of them" in table(found)
     assert found.parts["distances"]["images"] == 10
     tasks = found.parts["transfer"]["tasks"]
@@ -335,13 +343,13 @@ def test_two_evaluations_at_once_do_not_lose_each_others_parts(run, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(run, copy, ignore=shutil.ignore_patterns("robustness*"))
     with locked(copy / "robustness"), pytest.raises(UserError, match="another evaluation is writing to .*robustness"):
-        assess(copy, SETTINGS, parts=["calibration"], quiet=True)
+        evaluate_run(copy, SETTINGS, evaluations=["calibration"], quiet=True)
     assert not (copy / "robustness" / "results.json").exists()
-    assert list(assess(copy, SETTINGS, parts=["calibration"], quiet=True)[0].parts) == ["calibration"]
+    assert list(evaluate_run(copy, SETTINGS, evaluations=["calibration"], quiet=True)[0].parts) == ["calibration"]
 
 
 def test_the_curve_stays_within_the_range_of_images(run):
-    found = PARTS["adversarial"](Subject.open(run), replace(SETTINGS, epsilon=0.3))[0]
+    found = EVALUATIONS["adversarial"](RunUnderTest.open(run), replace(SETTINGS, epsilon=0.3))[0]
     assert found["curve"]["epsilons"] == pytest.approx((0, 0.075, 0.15, 0.3, 0.6))
 
 
@@ -350,14 +358,14 @@ def test_the_curve_stays_within_the_range_of_images(run):
     [((21,) * 10, 200, (20,) * 10), ((200, 100, 1), 75, (49, 25, 1)), ((200, 100, 4), 76, (50, 25, 1))],
 )
 def test_draws_keep_every_class_whatever_their_sizes(run, counts, size, kept):
-    subject = Subject.open(run)
+    tested = RunUnderTest.open(run)
     target = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
     split = Split(torch.arange(len(target)).to(torch.uint8).view(-1, 1, 1, 1), target)
-    subject.data = replace(subject.data, test=split)
-    drawn = subject.drawn("test", size)
+    tested.data = replace(tested.data, test=split)
+    drawn = tested.draw("test", size)
     assert torch.bincount(drawn.target).tolist() == list(kept)
     assert len(torch.unique(drawn.images.flatten() + 256 * drawn.target)) == len(drawn)
-    assert torch.equal(subject.drawn("test", size).images, drawn.images)
+    assert torch.equal(tested.draw("test", size).images, drawn.images)
 
 
 @pytest.mark.parametrize(
@@ -373,7 +381,7 @@ def test_draws_keep_every_class_whatever_their_sizes(run, counts, size, kept):
         (["--attacked", "1.5"], "argument --attacked: invalid int value: '1.5'"),
         (["--epsilon", "8/0"], "argument --epsilon: invalid number value: '8/0'"),
         (["--norm", "l1"], "argument --norm: invalid choice: 'l1'"),
-        (["--strange"], "unrecognized arguments: --strange (--help lists the options)"),
+        (["--strange"], "--strange is unknown (--help lists the options)"),
         (["--checkpoint", "../checkpoints/last"], "no checkpoint '../checkpoints/last'"),
         (["--out", "../beside"], "--out '../beside': must be the name of a folder inside the run"),
         (["--out", "/tmp/elsewhere"], "--out '/tmp/elsewhere': must be the name"),
@@ -393,15 +401,15 @@ def test_wrong_commands_are_one_line(run, words, said, capsys):
 def test_the_command_line_raises_what_a_caller_can_catch(capsys):
     for words in (["--nothing"], ["--attacked", "x"], ["--preset", "slow"], ["--out", "a/b"], ["--parts", ""]):
         with pytest.raises(UserError):
-            parse_words(words)
+            parse_options(words)
     with pytest.raises(SystemExit) as end:
-        parse_words(["--help"])
+        parse_options(["--help"])
     assert end.value.code == 0 and "--attacked N" in capsys.readouterr().out
 
 
 def test_the_runs_own_set_among_those_asked_for_is_told_of(run, capsys):
     settings = replace(SETTINGS, sets=("digits",))
-    assess(run, settings, parts=["terminal_phase"], out="own-set", quiet=True)
+    evaluate_run(run, settings, evaluations=["terminal_phase"], out="own-set", quiet=True)
     assert capsys.readouterr().err == "note: --sets digits is the run's own data: left out\n"
 
 
@@ -410,10 +418,10 @@ def test_what_cannot_be_written_and_a_stop_by_hand_are_one_line(run, monkeypatch
     assert main([*words, "x" * 300]) == 2
     assert "File name too long" in (said := capsys.readouterr().err) and said.count("\n") == 1
 
-    def stopped(subject, settings):
+    def stopped(tested, settings):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(PARTS, "calibration", stopped)
+    monkeypatch.setitem(EVALUATIONS, "calibration", stopped)
     assert main([*words, "stopped"]) == 130
     assert "parts that are done are kept" in (said := capsys.readouterr().err) and said.count("\n") == 1
 
@@ -427,4 +435,4 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path, monkeypatch, capsys):
 
 
 def test_without_a_run_the_newest_finished_one_is_taken(run):
-    assert newest(run.parent) == run
+    assert newest_run(run.parent) == run

@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_robustness_recipe import SETTINGS, run_in
 
-import recipes.evaluation.run_under_test as subject_module
+import recipes.evaluation.run_under_test as run_under_test_module
 from ncreg import robustness
 from ncreg.checkpoint import load_classifier
 from recipes.core.cli import parse
@@ -17,7 +17,8 @@ from recipes.data.load import load
 from recipes.data.split import Split, as_floats, stratified
 from recipes.evaluation.console_table import table
 from recipes.evaluation.evaluations import halves
-from recipes.evaluation.run import assess, folder_name
+from recipes.evaluation.options import folder_name
+from recipes.evaluation.run import evaluate_run
 from recipes.study.results import _evaluation
 from recipes.study.spec import Evaluations
 
@@ -30,7 +31,7 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def on_validation(run):
     """The run evaluated on its validation images, every test image of every set replaced by noise."""
-    honest = subject_module.load
+    honest = run_under_test_module.load
 
     def spoilt(*args, **more):
         data = honest(*args, **more)
@@ -38,8 +39,8 @@ def on_validation(run):
         return replace(data, test=Split(noise, data.test.target.flip(0)))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(subject_module, "load", spoilt)
-        return assess(run, replace(SETTINGS, sets=("mnist5k",)), split="val", quiet=True)
+        patch.setattr(run_under_test_module, "load", spoilt)
+        return evaluate_run(run, replace(SETTINGS, sets=("mnist5k",)), split="val", quiet=True)
 
 
 def test_validation_images_give_the_numbers_by_hand(run, on_validation):
@@ -85,15 +86,15 @@ def test_no_test_image_is_looked_at_with_validation_images(run, on_validation, t
     copy = tmp_path / run.name
     shutil.copytree(run, copy, ignore=shutil.ignore_patterns("robustness*"))
     parts = ["calibration", "ood", "transfer", "terminal_phase"]  # the test above holds the others by hand
-    found, _ = assess(copy, replace(SETTINGS, sets=("mnist5k",)), parts=parts, split="val", quiet=True)
+    found, _ = evaluate_run(copy, replace(SETTINGS, sets=("mnist5k",)), evaluations=parts, split="val", quiet=True)
     assert found.parts == {name: on_validation[0].parts[name] for name in parts}
     assert "validation images" in (text := table(on_validation[0])) and " test " not in text
 
 
 def test_splits_are_never_mixed_and_studies_read_the_one_they_asked_for(run, on_validation):
-    tested = assess(run, SETTINGS, parts=["distances"], quiet=True)
+    tested = evaluate_run(run, SETTINGS, evaluations=["distances"], quiet=True)
     with pytest.raises(UserError, match=r"split='test', now it is 'val': --out NAME keeps both"):
-        assess(run, SETTINGS, split="val", out="robustness", quiet=True)
+        evaluate_run(run, SETTINGS, split="val", out="robustness", quiet=True)
     for args, (found, _) in (([], tested), (["--split", "val"], on_validation)):
         read = _evaluation(run, Evaluations(args=args))["last"]
         assert read["parts"]["distances"] == found.parts["distances"]

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from recipes import plot_collapse
 from recipes.core.cli import parse
 from recipes.core.errors import UserError
-from recipes.evaluation.simplex_plot import Snapshot, View, corners, draw, project, save, stored
+from recipes.evaluation.simplex_plot import View, corners, draw, project
+from recipes.evaluation.snapshots import Snapshot, read_snapshots, write_snapshots
 from recipes.train import train
 
 
@@ -78,8 +79,8 @@ def test_what_is_stored_draws_the_same_picture(tmp_path):
         Snapshot(f"epoch {epoch}", np.random.default_rng(epoch).normal(size=(15, 4)), target, np.eye(3, 4))
         for epoch in (0, 9)
     ]
-    save(tmp_path / "features.npz", snapshots)
-    again = stored(tmp_path / "features.npz")
+    write_snapshots(tmp_path / "features.npz", snapshots)
+    again = read_snapshots(tmp_path / "features.npz")
     assert [item.title for item in again] == ["epoch 0", "epoch 9"]
     assert all(np.array_equal(a.features, b.features) for a, b in zip(snapshots, again, strict=True))
     views = [[project(item) for item in items] for items in (snapshots, again)]
@@ -88,7 +89,7 @@ def test_what_is_stored_draws_the_same_picture(tmp_path):
     assert read.title == "epoch 9" and np.allclose(read.samples, views[0][1].samples, atol=6e-4)
     (tmp_path / "features.npz").write_text("no archive")
     with pytest.raises(UserError, match="holds no stored features"):
-        stored(tmp_path / "features.npz")
+        read_snapshots(tmp_path / "features.npz")
 
 
 def test_the_legend_tells_features_means_class_vectors_and_outline_apart():
@@ -120,7 +121,7 @@ def test_a_run_is_drawn_from_its_first_to_its_last_epoch(tmp_path, capsys, monke
     figure = run / "collapse" / "simplex-train.png"
     figure.unlink()
     assert len(json.loads((run / "collapse" / "view-train.json").read_text())["views"]) >= 3
-    monkeypatch.setattr(plot_collapse, "load_classifier", None)  # stored features are enough
+    monkeypatch.setattr("recipes.evaluation.snapshots.read_classifier", None)  # stored features are enough
     assert plot_collapse.main([str(run), "--images", "60"]) == 0 and figure.exists()
     assert plot_collapse.main([str(tmp_path)]) == 2
     assert "is no run folder" in capsys.readouterr().err

@@ -1,0 +1,112 @@
+"""Classify image files with a run, and write the probabilities as CSV or JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from ncreg.models import Classifier
+from recipes.core.errors import UserError
+from recipes.data.image_folder import hidden_images, image_files, read_image
+from recipes.training.metrics import BATCH
+
+MOST_NAMED = 10
+"""Files that an error names at most."""
+
+BYTES = "surrogateescape"
+"""How names that are not UTF-8 are written: as the bytes that they are."""
+
+
+def find_images(paths: Sequence[Path]) -> list[Path]:
+    """The image files given, and those in the folders given.
+
+    Raises:
+        UserError: a path that does not exist, or no image at all.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            found += image_files(path)
+            if hidden := hidden_images(path):
+                print(f"note: hidden images in {path} are left out ({hidden}): name them to have them", file=sys.stderr)
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise UserError(f"IMAGE {path} does not exist: give image files, or folders of them")
+    if not found:
+        raise UserError(f"no images ({', '.join(IMG_EXTENSIONS)}) in {', '.join(map(str, paths))}")
+    return found
+
+
+@torch.inference_mode()
+def predict(model: Classifier, files: Sequence[Path]) -> list[dict[str, Any]]:
+    """File, predicted class, its probability, and the probability of every class, for each image.
+
+    Raises:
+        UserError: names the files that are not readable images, after all were read.
+    """
+    if model.image_shape is None or model.class_names is None:
+        raise ValueError("model has no image_shape or class_names: take it from ncreg.load_classifier")
+    channels, _, side = model.image_shape
+    device = next(model.parameters()).device
+    rows: list[dict[str, Any]] = []
+    unreadable: list[str] = []
+    for start in range(0, len(files), BATCH):
+        batch, images = files[start : start + BATCH], []
+        for file in batch:
+            try:
+                images.append(read_image(file, side, channels))
+            except UserError as error:  # go on, to name all unreadable files at once
+                unreadable.append(str(error))
+        if not unreadable:
+            probabilities = model(torch.stack(images).to(device).float().div(255)).softmax(1).cpu()
+            rows += [_row(file, row, model.class_names) for file, row in zip(batch, probabilities, strict=True)]
+    if unreadable:
+        more = f"; and {len(unreadable) - MOST_NAMED} more" if len(unreadable) > MOST_NAMED else ""
+        raise UserError("; ".join(unreadable[:MOST_NAMED]) + more)
+    return rows
+
+
+def _row(file: Path, probabilities: torch.Tensor, class_names: Sequence[str]) -> dict[str, Any]:
+    by_class = dict(zip(class_names, probabilities.tolist(), strict=True))
+    best = class_names[int(probabilities.argmax())]
+    return {"file": str(file), "class": best, "probability": by_class[best], "probabilities": by_class}
+
+
+def write_predictions(rows: Sequence[dict[str, Any]], form: str, out: Path | None) -> None:
+    """Write rows as csv or json into a file, or to the terminal without one.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    if out is None:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors=BYTES)
+        _write(rows, form, sys.stdout)
+        return
+    try:
+        with out.open("w", newline="", encoding="utf-8", errors=BYTES) as file:
+            _write(rows, form, file)
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written: {error}") from None
+
+
+def _write(rows: Sequence[dict[str, Any]], form: str, file: TextIO) -> None:
+    """CSV with a header and a column p(NAME) for each class, or a JSON list."""
+    if form == "json":
+        json.dump(rows, file, indent=1)
+        file.write("\n")
+        return
+    writer = csv.writer(file)
+    classes = list(rows[0]["probabilities"])
+    writer.writerow(["file", "class", "probability", *(f"p({name})" for name in classes)])
+    for row in rows:
+        writer.writerow([row["file"], row["class"], row["probability"], *row["probabilities"].values()])

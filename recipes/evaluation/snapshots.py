@@ -1,0 +1,137 @@
+"""Features of a run at several times of its training: computed from its checkpoints, and stored in its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ncreg.checkpoint import load_checkpoint
+from ncreg.models import Classifier
+from recipes.core.config import TrainConfig
+from recipes.core.errors import UserError
+from recipes.data.load import Dataset, load
+from recipes.data.split import Split, concatenate, stratified
+from recipes.evaluation.run_under_test import read_classifier, run_config
+from recipes.training.build import build_model, class_vectors, image_size
+from recipes.training.metrics import BATCH
+
+Array = np.ndarray
+
+TIMES = {"onset": "zero error", "best": "best validation", "last": "end"}
+"""What happened when a checkpoint was written."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Features at one time of training.
+
+    Attributes:
+        title: of the panel.
+        features: (N, d).
+        target: (N,).
+        weight: the head's class vectors (C, d).
+    """
+
+    title: str
+    features: Array
+    target: Array
+    weight: Array
+
+
+def take_snapshots(run: Path, *, split: str, images: int) -> tuple[list[Snapshot], tuple[str, ...]]:
+    """A run's snapshots, read from its folder or computed and stored there, and the names of its classes.
+
+    Args:
+        run: the run folder.
+        split: train, val, test or all.
+        images: how many, drawn in proportion to the classes; all of a smaller split.
+
+    Raises:
+        UserError: no run folder, no checkpoint, or fewer images than classes.
+    """
+    config = run_config(run)
+    side = partial(image_size, backbone=config.model.backbone, requested=config.data.image_size)
+    data = load(config.data, seed=config.seed, image_size=side)
+    times = checkpoints(run)
+    if not times:
+        raise UserError(f"RUN {run} has no checkpoint yet: wait for the end of its first epoch")
+    chosen = concatenate((data.train, data.val, data.test)) if split == "all" else getattr(data, split)
+    chosen = stratified(chosen, min(images, len(chosen)), seed=config.seed, what="--images")
+    path = run / "collapse" / f"features-{split}.npz"
+    if path.exists():
+        stored = read_snapshots(path)
+        epochs = [item.title.split(" (")[0] for item in stored if item.title != "epoch 0"]
+        if epochs == [f"epoch {epoch}" for epoch, _, _ in times] and len(stored[0].target) == len(chosen):
+            return stored, data.class_names
+    computed = [snapshot(title, model, chosen) for title, model in models(config, data, times)]
+    write_snapshots(path, computed)
+    return computed, data.class_names
+
+
+def checkpoints(run: Path) -> list[tuple[int, str, Path]]:
+    """Epoch, name and file of the run's checkpoints, earliest first; of the same epoch last.pt or else onset.pt.
+
+    Raises:
+        UserError: a checkpoint that cannot be read.
+    """
+    found = []
+    for path in (run / "checkpoints").glob("*.pt"):
+        if path.stem not in ("previous", "coming"):
+            try:
+                found.append((int(load_checkpoint(path)["epoch"]), path.stem, path))
+            except ValueError as error:
+                raise UserError(str(error)) from None
+    rank = {"last": 0, "onset": 1}
+    found.sort(key=lambda item: (item[0], rank.get(item[1], 2)))
+    return [item for place, item in enumerate(found) if place == 0 or item[0] != found[place - 1][0]]
+
+
+def models(
+    config: TrainConfig, data: Dataset, times: Sequence[tuple[int, str, Path]]
+) -> Iterator[tuple[str, Classifier]]:
+    """Title and model: first the untrained one, rebuilt from its seed, then that of each checkpoint."""
+    if not config.model.pretrained:
+        yield "epoch 0", build_model(config.model, data, seed=config.seed)
+    for epoch, name, path in times:
+        yield f"epoch {epoch}" + (f" ({TIMES[name]})" if name in TIMES else ""), read_classifier(path, "cpu")
+
+
+@torch.inference_mode()
+def snapshot(title: str, model: Classifier, split: Split) -> Snapshot:
+    """Eval-mode features of the images."""
+    model.eval()
+    features = torch.cat([model(images, with_features=True).features for images, _ in split.in_batches(BATCH)])
+    weight = class_vectors(model).detach()
+    return Snapshot(title, features.float().numpy(), split.target.numpy(), weight.float().numpy())
+
+
+def write_snapshots(path: Path, snapshots: Sequence[Snapshot]) -> None:
+    """Features, classes and class vectors of every snapshot, in one file without pickles."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = {
+        f"{number:03d}-{name}": getattr(snapshot, name)
+        for number, snapshot in enumerate(snapshots)
+        for name in ("features", "target", "weight")
+    }
+    np.savez_compressed(path, titles=np.array([snapshot.title for snapshot in snapshots]), **arrays)
+
+
+def read_snapshots(path: Path) -> list[Snapshot]:
+    """What `write_snapshots` wrote.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            return [
+                Snapshot(str(title), *(found[f"{number:03d}-{name}"] for name in ("features", "target", "weight")))
+                for number, title in enumerate(found["titles"])
+            ]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path} holds no stored features: {error}") from None

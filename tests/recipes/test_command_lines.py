@@ -1,0 +1,312 @@
+"""The six command lines agree: one-line errors that name the way out, flags, suggestions, help, missing packages."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from recipes import compare, evaluate, plot_collapse, predict, robustness
+from recipes import train as train_script
+from recipes.core.cli import keys, parse, parse_command, recipes, with_flag_values
+from recipes.core.errors import UserError
+from recipes.core.script import Parser, join_flags, take_keys
+from recipes.core.suggestions import USUAL_NAMES, did_you_mean
+from recipes.evaluation.evaluations import EVALUATIONS
+from recipes.evaluation.options import parse_options
+from recipes.evaluation.presets import EVALUATION_NAMES
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = {
+    "train": train_script,
+    "evaluate": evaluate,
+    "predict": predict,
+    "robustness": robustness,
+    "compare": compare,
+    "plot_collapse": plot_collapse,
+}
+
+
+def refused(main, args, capsys):
+    """The one line of an error, exit code 2 and nothing printed."""
+    assert main([str(arg) for arg in args]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.startswith("error: ") and printed.err.count("\n") == 1, printed
+    return printed.err.removeprefix("error: ").rstrip("\n")
+
+
+def help_of(main, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["--help"])
+    assert end.value.code == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    {
+        "--lr": "optim.lr",
+        "--lrr": "optim.lr",
+        "--epochs": "tpt.max_epochs",
+        "--max-epochs": "tpt.max_epochs",
+        "--batch_size": "data.batch_size",
+        "--batch-size": "data.batch_size",
+        "--bs": "data.batch_size",
+        "--wd": "optim.weight_decay",
+        "--weight-decay": "optim.weight_decay",
+        "--dataset": "data.name",
+        "--data-dir": "data.root",
+        "--amp": "precision",
+        "--pretrained": "model.pretrained",
+        "--workers": "data.workers",
+        "--opt": "optim.name",
+        "--sched": "optim.schedule",
+        "--smoothing": "augment.smoothing",
+        "--mixup": "augment.mixup",
+        "--output": "out",
+        "--see": "seed",
+        "--model.hed": "model.head",
+        "--modle.head": "model.head",
+        "--data.batch": "data.batch_size",
+        "--optim.weigth_decay": "optim.weight_decay",
+        "--model_pretrained": "model.pretrained",
+    }.items(),
+)
+def test_train_suggests_the_key_that_was_meant(typed, meant, capsys):
+    for words in ([typed, "0.1"], [f"{typed}=0.1"]):
+        line = refused(train_script.main, ["etf", *words], capsys)
+        assert re.match(rf"{typed} is unknown; did you mean (--[\w.]+ or )?--{meant}( or --[\w.]+)?\? \(--help", line), line
+
+
+@pytest.mark.parametrize("typed", ["--optim.rate", "--colour", "--data.colour"])
+def test_nothing_is_suggested_where_nothing_comes_near(typed, capsys):
+    assert refused(train_script.main, ["etf", typed, "1"], capsys).startswith(f"{typed} is unknown (--help")
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--model", "resnet18"], "model=resnet18: expected keys and their values.*did you mean --model.backbone?"),
+        (["--optim", "sgd"], "optim=sgd: .*did you mean --optim.name?"),
+        (["--optim.name", "SDG"], "\"optim.name\": expected one of 'sgd', 'adamw', got SDG; did you mean sgd?"),
+        (["--optim.schedule=cosin"], "\"optim.schedule\": expected .*, got cosin; did you mean cosine?"),
+        (["--tpt.terminal", "linear"], "\"tpt.terminal\": expected one of 'cosine', 'constant', 'step', got linear (--help"),
+        (["--loss.ntce.wieght", "1"], '"loss": Option \'wieght\' is not accepted; did you mean weight?'),
+        (["--loss.ntce.phase", "allways"], "\"loss\": \"phase\": .*got allways; did you mean always?"),
+        (["--optim.lr", "fast"], '"optim.lr": expected float, got fast (--help'),
+        (["--quiet", "loud"], '"quiet": expected true or false, got loud (--help'),
+        (["extra"], "extra is unknown (--help"),
+    ],
+)
+def test_train_suggests_values(words, line, capsys):
+    found = refused(train_script.main, ["etf", *words], capsys)
+    pattern = ".*".join(re.escape(part) for part in line.split(".*"))
+    assert re.match(pattern, found), found
+
+
+@pytest.mark.parametrize(("typed", "meant"), {"et": "etf", "ETF": "etf", "basline": "baseline", "bnwd": "bn_wd"}.items())
+def test_train_suggests_recipes(typed, meant, capsys):
+    line = refused(train_script.main, [typed], capsys)
+    assert line.startswith(f"recipe={typed!r} is unknown: one of adversarial, ") and f"did you mean {meant}" in line
+
+
+def test_a_recipe_behind_options_is_told_its_place(capsys):
+    line = refused(train_script.main, ["--quiet", "etf"], capsys)
+    assert line == "recipe etf must come first: train.py etf --KEY VALUE ..."
+    assert refused(train_script.main, ["etf", "tpt"], capsys).startswith("tpt is unknown")
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    {
+        "model:\n  hed: etf\n": "Group 'model' does not accept option 'hed'; did you mean model.head?",
+        "modle:\n  head: etf\n": "Option 'modle.head' is not accepted; did you mean model.head",
+        "lr: 0.1\n": "Option 'lr' is not accepted; did you mean optim.lr?",
+        "epochs: 3\n": "Option 'epochs' is not accepted; did you mean tpt.max_epochs?",
+        "optim:\n  name: SDG\n": "\"optim.name\": expected one of 'sgd', 'adamw', got SDG; did you mean sgd?",
+    }.items(),
+)
+def test_unknown_words_in_files_get_a_suggestion(text, line, tmp_path, capsys):
+    (tmp_path / "card.yaml").write_text(text)
+    assert refused(train_script.main, ["--config", tmp_path / "card.yaml"], capsys).startswith(line)
+
+
+def test_every_usual_name_stands_for_a_key_that_exists():
+    known = [*keys(), "resume"]
+    assert set(USUAL_NAMES.values()) <= set(known)
+    assert not {name for name in USUAL_NAMES if name in keys() and name not in ("model", "data", "optim")}
+
+
+def test_what_is_near_is_in_the_words_own_group():
+    known = ["seed", "data.name", "data.root", "optim.name", "optim.lr"]
+    assert did_you_mean("data.nam", known) == "; did you mean data.name?"
+    assert did_you_mean("name", known, prefix="--") == "; did you mean --data.name or --optim.name?"
+    assert did_you_mean("optim.rot", known) == ""
+    assert did_you_mean("Seed", known) == "; did you mean seed?"
+
+
+FLAGS = ("compile", "tensorboard", "quiet", "model.pretrained", "augment.flip")
+
+
+@pytest.mark.parametrize("key", FLAGS)
+def test_booleans_of_train_are_flags_and_take_values(key):
+    def value(words):
+        config = parse(["etf", *words, "--seed", "3"])
+        assert config.seed == 3
+        for name in key.split("."):
+            config = getattr(config, name)
+        return config
+
+    flag = f"--{key}"
+    assert value([]) is False
+    assert [value(words) for words in ([flag], [flag, "true"], [f"{flag}=true"], [flag, "True"])] == [True] * 4
+    assert [value(words) for words in ([flag, "false"], [f"{flag}=false"], [flag, flag + "=false"])] == [False] * 3
+    assert {key for key, kind in keys().items() if kind is bool} == set(FLAGS)
+
+
+def test_a_flag_takes_no_recipe_and_no_option_for_its_value():
+    assert with_flag_values(["--quiet", "etf"]) == ["--quiet=true", "etf"]
+    assert with_flag_values(["etf", "--quiet", "--plan"]) == ["etf", "--quiet=true", "--plan=true"]
+    assert with_flag_values(["etf", "--compile", "perhaps"]) == ["etf", "--compile=perhaps"]
+    assert with_flag_values(["etf", "--seed", "3"]) == ["etf", "--seed", "3"]
+
+
+@pytest.mark.parametrize(("words", "plan"), [([], False), (["--plan"], True), (["--plan=false"], False)])
+def test_plan_is_a_flag(words, plan):
+    assert parse_command(["etf", *words]).plan is plan
+
+
+def test_flags_of_the_other_scripts():
+    assert join_flags(["--quiet", "RUN"], ["--quiet"]) == ["--quiet=true", "RUN"]
+    for words, quiet, runs in (
+        (["--quiet", "RUN"], True, 1),
+        (["RUN", "--quiet", "true"], True, 1),
+        (["RUN", "--quiet=False"], False, 1),
+        (["--quiet"], True, 0),
+        (["RUN", "RUN"], False, 2),
+    ):
+        args = parse_options(words)
+        assert args.quiet is quiet and len(args.runs) == runs
+    assert parse_options(["--quick"]).preset == "quick" and parse_options(["--quick=false"]).preset == "full"
+    with pytest.raises(UserError, match=r"argument --quiet: 'loud' is neither true nor false \(--help"):
+        parse_options(["--quiet=loud"])
+
+
+def test_keys_of_a_group_are_taken_out_with_their_values():
+    words = ["--data.name", "folder", "RUN", "--data.root=x", "--split", "all"]
+    assert take_keys(words, "data") == (["--data.name=folder", "--data.root=x"], ["RUN", "--split", "all"])
+    with pytest.raises(UserError, match="--data.name needs a value"):
+        take_keys(["RUN", "--data.name"], "data")
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "line"),
+    [
+        ("evaluate", ["RUN", "--part", "all"], "--part is called --split now"),
+        ("evaluate", ["RUN", "--part=all"], "--part is called --split now"),
+        ("plot_collapse", ["RUN", "--part", "test"], "--part is called --split now"),
+        ("predict", ["RUN", "x.png", "--output", "y.csv"], "--output is called --out now"),
+        ("evaluate", ["RUN", "--splits", "all"], "--splits is unknown; did you mean --split? (--help"),
+        ("evaluate", ["RUN", "--split", "tset"], "argument --split: invalid choice: 'tset' (choose from"),
+        ("predict", ["RUN", "x.png", "--devise", "cpu"], "--devise is unknown; did you mean --device? (--help"),
+        ("plot_collapse", ["RUN", "--image", "9"], "--image is unknown; did you mean --images? (--help"),
+        ("robustness", ["--part", "ood"], "--part is unknown; did you mean --parts? (--help"),
+        ("robustness", ["--colour", "red"], "--colour is unknown (--help"),
+        ("robustness", ["--parts", "calibratoin"], "--parts calibratoin is unknown: one of calibration, ood, "),
+        ("evaluate", [], "the following arguments are required: RUN (--help"),
+        ("predict", ["RUN"], "the following arguments are required: IMAGE (--help"),
+        ("plot_collapse", [], "the following arguments are required: RUN (--help"),
+        ("evaluate", ["runs/nope"], "RUN runs/nope is no run folder: it has no config.yaml; recipes/train.py makes"),
+        ("robustness", ["runs/nope"], "RUN runs/nope is no run folder: it has no config.yaml; recipes/train.py makes"),
+        ("plot_collapse", ["runs/nope"], "RUN runs/nope is no run folder: it has no config.yaml; recipes/train.py"),
+        ("predict", ["runs/nope", "x.png"], "RUN runs/nope does not exist: give a run folder, or a checkpoint of it"),
+        ("evaluate", ["runs/nope", "--checkpoint", "onset"], "RUN runs/nope is no run folder"),
+    ],
+)
+def test_errors_of_the_other_scripts(script, words, line, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert refused(SCRIPTS[script].main, words, capsys).startswith(line)
+    assert not list(tmp_path.iterdir())
+
+
+def test_wrong_choices_and_evaluations_get_a_suggestion(capsys):
+    assert refused(robustness.main, ["--parts", "ood,calibratoin"], capsys).endswith("; did you mean calibration?")
+    assert "; did you mean test?" in refused(evaluate.main, ["RUN", "--split", "tset"], capsys)
+    assert "; did you mean linf?" in refused(robustness.main, ["--norm", "Linf"], capsys)
+
+
+def test_the_names_of_evaluations_are_those_that_exist():
+    assert tuple(EVALUATIONS) == EVALUATION_NAMES
+
+
+def test_the_same_option_means_the_same_in_every_script(capsys):
+    """Each word of a command line, with the help that the scripts have for it."""
+    shared = {"--split", "--checkpoint", "--device"}
+    texts = {name: help_of(SCRIPTS[name].main, capsys) for name in ("evaluate", "predict", "robustness")}
+    for name, text in texts.items():
+        there = {option for option in shared if option in text}
+        assert there == (shared - {"--split"} if name == "predict" else shared)
+        assert "last, onset, best or previous" in text and "cpu, cuda, ...; default: auto" in text
+    assert "--output" not in texts["predict"] and "--part " not in texts["evaluate"]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_is_plain_and_fits_100_columns(name, capsys):
+    text = help_of(SCRIPTS[name].main, capsys)
+    assert max(map(len, text.splitlines())) <= 100
+    for noise in ("<class", "NoneType", "Optional[", "(type:", "Literal[", "dict[", "Namespace", "PosixPath", "None"):
+        assert noise not in text, noise
+
+
+def test_help_of_train_names_all_that_exists(capsys):
+    from ncreg.heads import HEADS
+    from ncreg.norms import NORMS
+    from recipes.data.load import SOURCES
+    from recipes.training.loss_terms import loss_names
+
+    text = help_of(train_script.main, capsys)
+    lists = text.partition("Names that exist:")[2]
+    words = set(re.findall(r"[\w.]+", lists))
+    assert words >= {*HEADS, *NORMS, *SOURCES, *loss_names(), "torchvision.NAME"}
+    assert all(re.search(rf"^  {name} ", text, re.MULTILINE) for name in recipes())
+    for key, kind in keys().items():
+        if f"{key}." not in "".join(f"{other} " for other in keys()):
+            assert re.search(rf"^  --{re.escape(key)} ", text, re.MULTILINE), (key, kind)
+    assert "--optim.name {sgd,adamw}" in text and "--loss.NAME.phase {always,fitting,terminal}" in text
+    assert re.search(r"--optim.lr X +peak learning rate \(default: 0.1\)", text)
+
+
+@pytest.mark.parametrize("name", ["evaluate", "predict", "robustness", "plot_collapse"])
+def test_help_and_errors_do_not_wait_for_torch(name):
+    code = f"import sys, recipes.{name} as script\ntry: script.main(['--help'])\nexcept SystemExit: pass\n"
+    done = python("-c", code + "assert script.main(['--strange']) == 2\nassert 'torch' not in sys.modules")
+    assert done.returncode == 0, done.stderr
+
+
+def python(*words, blocked=(), folder=None):
+    """A process in which some packages cannot be imported."""
+    path = [str(ROOT)]
+    if blocked:
+        (folder / "sitecustomize.py").write_text(f"import sys\nfor name in {tuple(blocked)!r}: sys.modules[name] = None\n")
+        path.insert(0, str(folder))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+REQUIRED = ("jsonargparse", "docstring_parser", "yaml", "sklearn", "scipy", "matplotlib", "jinja2", "tqdm")
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_without_the_extra_recipes_each_script_names_the_command(name, tmp_path):
+    done = python(f"recipes/{name}.py", "--help", blocked=REQUIRED, folder=tmp_path)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == f'error: {", ".join(REQUIRED)} are not installed: pip install -e ".[recipes]"\n'
+
+
+@pytest.mark.parametrize("package", REQUIRED)
+def test_each_package_of_the_extra_recipes_is_looked_for(package, tmp_path):
+    done = python("recipes/train.py", "etf", blocked=[package], folder=tmp_path)
+    assert done.returncode == 2 and done.stderr == f'error: {package} is not installed: pip install -e ".[recipes]"\n'
