@@ -22,6 +22,10 @@ from pathlib import Path
 
 if __package__ in (None, ""):  # run as a script: import from the project's root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+if __name__ == "__main__":
+    from recipes.core.extras import require_recipes
+
+    require_recipes()
 
 from recipes.core.cli import recipes
 from recipes.core.errors import UserError

@@ -94,5 +94,8 @@ def _full(known: Iterable[str], ends: Iterable[str]) -> list[str]:
 
 
 def _alike(word: str, known: Iterable[str]) -> list[str]:
+    """The word that looks most alike, and another one that does so almost as much."""
     lower = {name.lower(): name for name in known if name}
-    return [lower[name] for name in difflib.get_close_matches(word.lower(), lower, n=2)]
+    close = difflib.get_close_matches(word.lower(), lower, n=2)
+    ratios = [difflib.SequenceMatcher(None, name, word.lower()).ratio() for name in close]
+    return [lower[name] for name, ratio in zip(close, ratios, strict=True) if ratio > ratios[0] - 0.1]

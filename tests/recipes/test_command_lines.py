@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from recipes import compare, evaluate, plot_collapse, predict, robustness
 from recipes import train as train_script
 from recipes.core.cli import keys, parse, parse_command, recipes, with_flag_values
 from recipes.core.errors import UserError
-from recipes.core.script import Parser, join_flags, take_keys
+from recipes.core.script import join_flags, take_keys
 from recipes.core.suggestions import USUAL_NAMES, did_you_mean
 from recipes.evaluation.evaluations import EVALUATIONS
 from recipes.evaluation.options import parse_options
@@ -78,7 +77,8 @@ def help_of(main, capsys):
 def test_train_suggests_the_key_that_was_meant(typed, meant, capsys):
     for words in ([typed, "0.1"], [f"{typed}=0.1"]):
         line = refused(train_script.main, ["etf", *words], capsys)
-        assert re.match(rf"{typed} is unknown; did you mean (--[\w.]+ or )?--{meant}( or --[\w.]+)?\? \(--help", line), line
+        suggested = re.match(rf"{typed} is unknown; did you mean (.*)\? \(--help", line)
+        assert suggested and f"--{meant}" in suggested[1].split(" or "), line
 
 
 @pytest.mark.parametrize("typed", ["--optim.rate", "--colour", "--data.colour"])
@@ -92,10 +92,13 @@ def test_nothing_is_suggested_where_nothing_comes_near(typed, capsys):
         (["--model", "resnet18"], "model=resnet18: expected keys and their values.*did you mean --model.backbone?"),
         (["--optim", "sgd"], "optim=sgd: .*did you mean --optim.name?"),
         (["--optim.name", "SDG"], "\"optim.name\": expected one of 'sgd', 'adamw', got SDG; did you mean sgd?"),
-        (["--optim.schedule=cosin"], "\"optim.schedule\": expected .*, got cosin; did you mean cosine?"),
-        (["--tpt.terminal", "linear"], "\"tpt.terminal\": expected one of 'cosine', 'constant', 'step', got linear (--help"),
-        (["--loss.ntce.wieght", "1"], '"loss": Option \'wieght\' is not accepted; did you mean weight?'),
-        (["--loss.ntce.phase", "allways"], "\"loss\": \"phase\": .*got allways; did you mean always?"),
+        (["--optim.schedule=cosin"], '"optim.schedule": expected .*, got cosin; did you mean cosine?'),
+        (
+            ["--tpt.terminal", "linear"],
+            "\"tpt.terminal\": expected one of 'cosine', 'constant', 'step', got linear (--help",
+        ),
+        (["--loss.ntce.wieght", "1"], "\"loss\": Option 'wieght' is not accepted; did you mean weight?"),
+        (["--loss.ntce.phase", "allways"], '"loss": "phase": .*got allways; did you mean always?'),
         (["--optim.lr", "fast"], '"optim.lr": expected float, got fast (--help'),
         (["--quiet", "loud"], '"quiet": expected true or false, got loud (--help'),
         (["extra"], "extra is unknown (--help"),
@@ -107,7 +110,9 @@ def test_train_suggests_values(words, line, capsys):
     assert re.match(pattern, found), found
 
 
-@pytest.mark.parametrize(("typed", "meant"), {"et": "etf", "ETF": "etf", "basline": "baseline", "bnwd": "bn_wd"}.items())
+@pytest.mark.parametrize(
+    ("typed", "meant"), {"et": "etf", "ETF": "etf", "basline": "baseline", "bnwd": "bn_wd"}.items()
+)
 def test_train_suggests_recipes(typed, meant, capsys):
     line = refused(train_script.main, [typed], capsys)
     assert line.startswith(f"recipe={typed!r} is unknown: one of adversarial, ") and f"did you mean {meant}" in line
@@ -290,7 +295,9 @@ def python(*words, blocked=(), folder=None):
     """A process in which some packages cannot be imported."""
     path = [str(ROOT)]
     if blocked:
-        (folder / "sitecustomize.py").write_text(f"import sys\nfor name in {tuple(blocked)!r}: sys.modules[name] = None\n")
+        (folder / "sitecustomize.py").write_text(
+            f"import sys\nfor name in {tuple(blocked)!r}: sys.modules[name] = None\n"
+        )
         path.insert(0, str(folder))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"}
     return subprocess.run([sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True)

@@ -54,7 +54,7 @@ def test_evaluate_counts_each_class(run, expected, capsys):
 
 @pytest.mark.parametrize("limit", ["8", "0"])
 def test_other_images_are_taken_whole_and_as_they_are(run, tmp_path, capsys, limit):
-    """Of a folder without parts a fifth is drawn, which is said; with --split all none is left out, none mislabelled."""
+    """Of a folder without parts a fifth is drawn, which is said; --split all leaves out none, with their own labels."""
     known = load(parse(["tpt"]).data, seed=0, image_size=lambda native: 28).test
     for number, (image, label) in enumerate(zip(known.images, known.target.tolist(), strict=True)):
         place = tmp_path / "other" / str(label) / f"{number}.png"

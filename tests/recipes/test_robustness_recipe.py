@@ -319,7 +319,7 @@ def test_quick_takes_fewer_of_large_images_and_says_so(tmp_path):
     assert full.for_images(224, 224) == full
     large = quick.for_images(160, 160)
     assert large == replace(
-        quick, attacked=13, curve=13, distances=20, corrupted=40, features=400, outside=100, share=0.2
+        quick, attacked=13, curve=13, distances=20, corrupted=40, features=400, outside=100, fraction=0.2
     )
     assert quick.for_images(64, 256) == quick.for_images(128, 128)
     assert quick.for_images(4096, 4096).attacked == 10
