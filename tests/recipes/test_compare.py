@@ -635,7 +635,7 @@ def test_a_folder_that_cannot_be_written_to_is_known_before_the_first_run(option
     ("asked", "word"),
     [
         ({"parts": ["nope"]}, "--parts nope"),
-        ({"args": ["--nope"]}, "unrecognized arguments: --nope"),
+        ({"args": ["--nope"]}, "--nope is unknown"),
         ({"args": ["--attacked"]}, "--attacked"),
     ],
 )
