@@ -1,6 +1,6 @@
 """Draw the frames in three dimensions: simplex, orthoplex, hypercube and a softmax code, with their measures.
 
-python examples/frames_figure.py [--out docs/figures]
+    python examples/frames_figure.py [--out FOLDER] [--quick]
 """
 
 import argparse

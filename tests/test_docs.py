@@ -105,6 +105,19 @@ def test_options_of_commands_exist(page, options):
         assert option in OTHER_OPTIONS or is_known(option, everything), f"{page.name}: no command has {option}"
 
 
+def test_the_tree_of_the_project_is_as_drawn():
+    drawn, folder = {}, ""
+    (tree,) = re.findall(r"^```\n(.*?)^```", (ROOT / "docs" / "contributing.md").read_text(), re.DOTALL | re.MULTILINE)
+    for indent, names in re.findall(r"^( *)((?:[\w.]+(?:/|\.py) +)+)", tree, re.MULTILINE):
+        folder = folder if indent else names.split()[0]
+        drawn.setdefault(folder, set()).update(names.split() if indent else [])
+    for folder in ("ncreg/", "recipes/"):
+        paths = [path for path in (ROOT / folder).iterdir() if not path.name.startswith("_")]
+        there = {f"{path.name}/" if path.is_dir() else path.name for path in paths if path.suffix in ("", ".py")}
+        assert drawn[folder] == there
+    assert all((ROOT / folder).is_dir() for folder in drawn)
+
+
 def test_readme_is_short():
     assert len((ROOT / "README.md").read_bytes()) <= 9 * 1024
 
