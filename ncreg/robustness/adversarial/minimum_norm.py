@@ -1,4 +1,4 @@
-"""How far each image is from being misclassified, in L2 or L∞, inside [0, 1]."""
+"""The smallest change in [0, 1] that makes a model misclassify an image, in L2 or L∞."""
 
 from dataclasses import dataclass
 
@@ -67,12 +67,12 @@ def minimum_norm(
 ) -> MinimumNormResult:
     """The smallest ball in which margin-PGD succeeds, found by bisection for every image at once.
 
-    It begins with DeepFool's point, cut to [0, 1], if that is misclassified. Each round then attacks within a radius
-    of the image's own: halfway between the largest that failed and the nearest point found, or twice the last radius
-    as long as there is none; by turns from the nearest point and from a random one. In L∞, where the boundary that is
-    nearest is often not the first one met, these other turns go at one rival each as long as there are some, the one
-    whose linearised boundary is nearest first, and as far as the nearest point. Every point found is pulled back
-    until just before it is classified rightly. The scale of the logits does not matter.
+    The search starts from DeepFool's point, cut to [0, 1], if that is misclassified. Each round attacks within a radius
+    of each image's own: halfway between the largest radius that failed and the distance of the nearest point found, or
+    twice the last radius while no point is known. Rounds start by turns from the nearest point and from a random one.
+    In L∞, where ascent often meets another boundary before the nearest one, the latter rounds aim at one rival class
+    each, in order of linearised distance, within the distance of the nearest point, until the rivals are used up. Every
+    point found is pulled back until just before it is classified rightly. The scale of the logits does not matter.
 
     Args:
         model: images in [0, 1] (B, channels, H, W) to logits (B, C); a module must be in eval mode.
