@@ -19,8 +19,6 @@ from ncreg.robustness.ood.detection import Detection, evaluate_detection
 SCORES = ("msp", "max_logit", "energy", "knn", "mahalanobis", "vim", "neco")
 """The scores of `evaluate_ood`, each higher for what is more in-distribution."""
 
-FeaturesAndLogits = tuple[Float[Tensor, "batch dim"], Float[Tensor, "batch classes"]]
-
 
 @dataclass(frozen=True)
 class OODReport:
