@@ -1,5 +1,7 @@
 """Draw the frames in three dimensions: simplex, orthoplex, hypercube and a softmax code, with their measures.
 
+Grey lines join the nearest pairs of class vectors.
+
     python examples/frames_figure.py [--out FOLDER] [--quick]
 """
 
