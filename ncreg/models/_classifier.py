@@ -11,6 +11,7 @@ from timm.models import get_model_input_config
 from torch import Tensor, nn
 
 from ncreg._checks import check_flag, check_integer, check_numbers
+from ncreg._wrappers import unwrapped
 from ncreg.models._backbone import Removed, parameter_like
 
 
@@ -192,12 +193,15 @@ class Classifier(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Names that the backbone exempts from weight decay."""
-        exempt = getattr(self.backbone, "no_weight_decay", set)
+        exempt = getattr(unwrapped(self.backbone), "no_weight_decay", set)
         return {f"backbone.{name}" for name in exempt()}
 
     def group_matcher(self, coarse: bool = False) -> Any:
         """The backbone's layer groups; projection, last norm and head come after all of them."""
-        groups = self._timm("group_matcher")(coarse=coarse)
+        backbone = unwrapped(self.backbone)
+        if not hasattr(backbone, "group_matcher"):
+            raise AttributeError(f"group_matcher is timm's: the backbone {type(backbone).__name__} has none")
+        groups = backbone.group_matcher(coarse=coarse)  # type: ignore[operator]
         if callable(groups):  # cait's is a function of the name
             return lambda n: groups(n.removeprefix("backbone.")) if n.startswith("backbone.") else (math.inf,)
         return {
