@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ncreg.heads import NearestETFHead
+from ncreg.numerics import at_least_float32
 from recipes.core.config import OptimConfig
 from recipes.core.errors import UserError
 from recipes.data.augment import Batch
@@ -20,11 +21,6 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
     """Half precision in the forward pass for precision bfloat16 and float16, otherwise no effect."""
     half = precision in ("bfloat16", "float16")
     return torch.autocast(device.type, dtype=getattr(torch, precision) if half else torch.bfloat16, enabled=half)
-
-
-def at_least_float32(tensor: Tensor) -> Tensor:
-    """The tensor in float32 if its dtype is a half one: losses need the precision."""
-    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
 def forward_backward(

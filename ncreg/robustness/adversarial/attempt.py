@@ -7,8 +7,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ncreg._checks import check_integer
+from ncreg.numerics import at_least_float32
 from ncreg.robustness._inputs import Model, check_attackable, check_target, predict
-from ncreg.robustness.adversarial.objectives import at_least_float32, logit_margin
+from ncreg.robustness.adversarial.objectives import logit_margin
 from ncreg.robustness.adversarial.steps import Norm
 from ncreg.robustness.intervals import binomial_interval
 
