@@ -31,8 +31,10 @@ if __package__ in (None, ""):  # run as a script: import from the project's root
 
 from recipes.core.errors import UserError
 from recipes.study import results
-from recipes.study.spec import Measure, read_study
-from recipes.study.tables import difference, heading, images_behind, interval, mean_and_sd
+from recipes.study.load import read_study
+from recipes.study.measures import image_count
+from recipes.study.spec import Measure
+from recipes.study.tables import format_difference, format_interval, format_mean_and_sd, heading
 
 ROOT = Path(__file__).resolve().parents[2]
 KEYS = {"study", "data", "measures", "arms", "differences", "rows"}
@@ -107,7 +109,7 @@ def _table(asked: Mapping[str, str], folder: Path, up: str) -> str:
         next(table for table in content["statistics"] if (table["data"], table["measure"]) == (data, name))
         for name in names
     ]
-    titles = [heading(measures[name], images_behind(content, data, measures[name])) for name in names]
+    titles = [heading(measures[name], image_count(content, data, measures[name])) for name in names]
     if "rows" in asked:
         rows = _contrasts(columns, arms, [measures[name] for name in names])
         kept = list(arms)
@@ -149,11 +151,11 @@ def _cell(table: Mapping[str, Any], arm: str, measure: Measure) -> str:
 
 def _value(table: Mapping[str, Any], entry: Mapping[str, Any], measure: Measure) -> str:
     few = f" (n = {entry['n']})" if 0 < entry["n"] < _most(table) else ""
-    return mean_and_sd(entry, measure) + few
+    return format_mean_and_sd(entry, measure) + few
 
 
 def _apart(entry: Mapping[str, Any], measure: Measure) -> str:
-    apart = f"{difference(entry, measure)} {interval(entry, measure, 'difference')}"
+    apart = f"{format_difference(entry, measure)} {format_interval(entry, measure, 'difference')}"
     return f"{apart}{SIGNS.get(entry['verdict'], '')}"
 
 

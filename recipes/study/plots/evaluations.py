@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from recipes.core.plot_style import STYLE
-from recipes.study.plots import Figure, dashes, finished, look
+from recipes.study.plots.figure import Figure, arm_line, arm_marker, finish_figure
 from recipes.study.tables import FEW
 
 Reports = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -27,9 +27,9 @@ def attacked(reports: Reports, arms: Mapping[str, str], data: str, name: str) ->
         canvas, panel = plt.subplots(figsize=(8.4, 4), layout="constrained")
         said = []
         for place, (arm, parts) in enumerate(found.items()):
-            style = look(list(arms), arm)
+            style = arm_marker(list(arms), arm)
             curve = 100 * np.mean([part["curve"]["accuracy"] for part in parts], axis=0)
-            line = style | dashes(list(arms), arm)
+            line = style | arm_line(list(arms), arm)
             panel.plot(parts[0]["curve"]["epsilons"], curve, linewidth=1.2, markersize=4, label=arms[arm], **line)
             heads = [100 * part["headline"]["accuracy"] for part in parts]
             shift = parts[0]["epsilon"] * (1 + 0.012 * (place - len(found) / 2))  # side by side, not on top of it
@@ -39,7 +39,7 @@ def attacked(reports: Reports, arms: Mapping[str, str], data: str, name: str) ->
         panel.set(xlabel=f"radius ({first['norm']}, images in [0, 1])", ylabel="accuracy (%)", ylim=(-3, 103))
         panel.grid(alpha=0.25)
         canvas.legend(loc="outside right upper", frameon=False, fontsize=9, handlelength=4)
-        return finished(
+        return finish_figure(
             canvas,
             name,
             "Adversarial accuracy",
@@ -72,7 +72,7 @@ def corrupted(reports: Reports, arms: Mapping[str, str], data: str, name: str) -
         panel.set_yticks(range(len(names)), names)
         canvas.colorbar(shown, label="accuracy (%)")
         said = "; ".join(f"{arms[arm]} {row.mean():.1f} %" for arm, row in zip(found, table, strict=True))
-        return finished(
+        return finish_figure(
             canvas,
             name,
             "Accuracy under corruptions",

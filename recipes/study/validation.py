@@ -1,18 +1,16 @@
-"""What a study must be; a wrong one is refused by name, before anything is run."""
+"""Checks of a study before anything runs; each refusal names the key, its value and what is allowed."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from recipes.core.cli import recipes
+from recipes.study.spec import Arm, Evaluations, Measure, Search, Study
 
-if TYPE_CHECKING:
-    from recipes.study.spec import Search, Study
-
-OWN = {
+RESERVED_KEYS = {
     "seed": "seeds",
     "out": "--runs",
     "recipe": "an arm's recipe",
@@ -22,44 +20,26 @@ OWN = {
     "plan": "compare.py --plan",
     "print_config": "nothing",
 }
-"""Keys that are the study's own to set, and what is there instead."""
-EVALUATION = {"--checkpoint": "checkpoints", "--parts": "parts", "--preset": "preset", "--quick": "preset"}
-"""Options of recipes/robustness.py that have keys of their own in a study."""
+"""Keys of recipes/train.py that a study may not override, and what to use instead."""
+
+RESERVED_OPTIONS = {"--checkpoint": "checkpoints", "--parts": "parts", "--preset": "preset", "--quick": "preset"}
+"""Options of recipes/robustness.py that have keys of their own under `evaluations`."""
 
 
-def check(study: Study) -> None:
-    """Refuse what cannot be compared.
+def check_study(study: Study) -> None:
+    """Refuse a study that cannot be carried out.
 
     Raises:
         ValueError: names the key, its value and what is allowed.
     """
     _check_names(study)
-    if not study.measures:
-        raise ValueError("measures=[]: name at least one, e.g. {path: at_end.test.accuracy}")
-    _refuse_twice("measures", [measure.name for measure in study.measures])
-    groups = {"seeds": study.seeds} | ({} if study.search is None else {"search.seeds": study.search.seeds})
-    for key, seeds in groups.items():
-        if not seeds:
-            raise ValueError(f"{key}=[]: give at least one, e.g. [0, 1, 2]")
-        _refuse_twice(key, seeds)
-        if min(seeds) < 0:
-            raise ValueError(f"{key}={seeds}: whole numbers, not negative")
-    for measure in study.measures:
-        if measure.margin is not None and not 0 <= measure.margin < float("inf"):
-            raise ValueError(f"margin={measure.margin} of {measure.name}: a finite number, not negative")
-    if study.min_seeds < 2:
-        raise ValueError(f"min_seeds={study.min_seeds}: an interval needs at least 2")
-    for name, arm in study.arms.items():
-        if arm.recipe not in recipes() and not Path(arm.recipe).is_file():
-            raise ValueError(f"arms.{name}.recipe={arm.recipe!r}: one of {', '.join(recipes())}, or a YAML file")
-    for where, keys in _overrides(study):
+    _check_measures(study.measures)
+    _check_seeds(study)
+    _check_recipes(study.arms)
+    for where, keys in _all_overrides(study):
         _check_overrides(where, keys)
     if study.evaluations is not None:
-        if not study.evaluations.checkpoints:
-            raise ValueError("evaluations.checkpoints=[]: last, onset or both; without evaluations leave them out")
-        for word in study.evaluations.args:
-            if (option := word.partition("=")[0]) in EVALUATION:
-                raise ValueError(f"evaluations.args: {word}: say it by evaluations.{EVALUATION[option]}")
+        _check_evaluations(study.evaluations)
     if study.search is not None:
         _check_search(study, study.search)
     elif any(arm.grid for arm in study.arms.values()):
@@ -73,7 +53,7 @@ def _check_names(study: Study) -> None:
         for name in names:
             if not isinstance(name, str) or not name.strip():
                 raise ValueError(f"{key}: {name!r} is no name: write it in quotes, with a letter or digit")
-    _refuse_twice("labels of arms", [arm.label or name for name, arm in study.arms.items()])
+    _refuse_duplicates("labels of arms", [arm.label or name for name, arm in study.arms.items()])
     if study.base not in study.arms:
         raise ValueError(f"baseline={study.base!r} is no arm: one of {', '.join(study.arms)}")
     for pair in study.contrasts:
@@ -82,11 +62,38 @@ def _check_names(study: Study) -> None:
                 raise ValueError(f"contrasts: {name!r} is no arm: one of {', '.join(study.arms)}")
         if pair.arm == pair.against:
             raise ValueError(f"contrasts: {pair.arm!r} against itself")
-    _refuse_twice("contrasts", [f"{pair.arm} against {pair.against}" for pair in study.contrasts])
+    _refuse_duplicates("contrasts", [f"{pair.arm} against {pair.against}" for pair in study.contrasts])
 
 
-def _overrides(study: Study) -> Iterator[tuple[str, Any]]:
-    """Every set of keys, and where it stands."""
+def _check_measures(measures: Sequence[Measure]) -> None:
+    if not measures:
+        raise ValueError("measures=[]: name at least one, e.g. {path: at_end.test.accuracy}")
+    _refuse_duplicates("measures", [measure.name for measure in measures])
+    for measure in measures:
+        if measure.margin is not None and not 0 <= measure.margin < float("inf"):
+            raise ValueError(f"margin={measure.margin} of {measure.name}: a finite number, not negative")
+
+
+def _check_seeds(study: Study) -> None:
+    groups = {"seeds": study.seeds} | ({} if study.search is None else {"search.seeds": study.search.seeds})
+    for key, seeds in groups.items():
+        if not seeds:
+            raise ValueError(f"{key}=[]: give at least one, e.g. [0, 1, 2]")
+        _refuse_duplicates(key, seeds)
+        if min(seeds) < 0:
+            raise ValueError(f"{key}={seeds}: whole numbers, not negative")
+    if study.min_seeds < 2:
+        raise ValueError(f"min_seeds={study.min_seeds}: an interval needs at least 2")
+
+
+def _check_recipes(arms: Mapping[str, Arm]) -> None:
+    for name, arm in arms.items():
+        if arm.recipe not in recipes() and not Path(arm.recipe).is_file():
+            raise ValueError(f"arms.{name}.recipe={arm.recipe!r}: one of {', '.join(recipes())}, or a YAML file")
+
+
+def _all_overrides(study: Study) -> Iterator[tuple[str, Any]]:
+    """Every set of overrides, with its place in the study file."""
     yield "overrides", study.overrides
     yield from ((f"data.{name}", keys) for name, keys in study.data.items())
     yield from ((f"arms.{name}.overrides", arm.overrides) for name, arm in study.arms.items())
@@ -98,12 +105,20 @@ def _check_overrides(where: str, keys: Any) -> None:
     if keys is None:
         raise ValueError(f"{where} is empty: write {{}}, or leave it out")
     for key, value in keys.items():
-        if key in OWN:
-            raise ValueError(f"{where}.{key}: the study sets it itself; instead there is {OWN[key]}")
+        if key in RESERVED_KEYS:
+            raise ValueError(f"{where}.{key}: the study sets it itself; instead there is {RESERVED_KEYS[key]}")
         try:
             json.dumps(value, allow_nan=False)
         except (TypeError, ValueError):
             raise ValueError(f"{where}.{key}={value!r}: a finite number or a word; write a word in quotes") from None
+
+
+def _check_evaluations(evaluations: Evaluations) -> None:
+    if not evaluations.checkpoints:
+        raise ValueError("evaluations.checkpoints=[]: last, onset or both; without evaluations leave them out")
+    for word in evaluations.args:
+        if (option := word.partition("=")[0]) in RESERVED_OPTIONS:
+            raise ValueError(f"evaluations.args: {word}: say it by evaluations.{RESERVED_OPTIONS[option]}")
 
 
 def _check_search(study: Study, search: Search) -> None:
@@ -115,7 +130,7 @@ def _check_search(study: Study, search: Search) -> None:
         if not grid or not all(grid.values()):
             raise ValueError(f"{name}.grid={grid}: keys, each with its values, e.g. optim.lr: [0.03, 0.1]")
         for key, values in grid.items():
-            _refuse_twice(f"{name}.grid.{key}", values)
+            _refuse_duplicates(f"{name}.grid.{key}", values)
             for value in values:
                 _check_overrides(f"{name}.grid", {key: value})
     counts = {name: len(study.points(name)) for name in study.arms}
@@ -124,7 +139,7 @@ def _check_search(study: Study, search: Search) -> None:
         raise ValueError(f"search: the arms would try different numbers of points ({shown}); make them equal")
 
 
-def _refuse_twice(key: str, values: Sequence[Any]) -> None:
-    twice = {str(value): None for value in values if list(values).count(value) > 1}
-    if twice:
-        raise ValueError(f"{key}: {', '.join(twice)} is named twice")
+def _refuse_duplicates(key: str, values: Sequence[Any]) -> None:
+    duplicates = {str(value): None for value in values if list(values).count(value) > 1}
+    if duplicates:
+        raise ValueError(f"{key}: {', '.join(duplicates)} is named twice")
