@@ -56,15 +56,19 @@ def keys(kind: type = TrainConfig, prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def boolean_keys() -> list[str]:
+    """The keys that are true or false, as options: on a command line they need no value."""
+    return [f"--{key}" for key, hint in keys().items() if hint is bool]
+
+
 def with_flag_values(argv: Sequence[str]) -> list[str]:
-    """The command line with `=true` behind every boolean key that has no value.
+    """The command line of train.py with `=true` behind every boolean key that has no value.
 
     Example:
         >>> with_flag_values(["etf", "--augment.flip", "--quiet", "false"])
         ['etf', '--augment.flip=true', '--quiet=false']
     """
-    flags = [f"--{key}" for key, hint in keys().items() if hint is bool] + ["--plan"]
-    return join_flags(argv, flags, lambda word: not word.startswith("-") and word not in recipes())
+    return join_flags(argv, [*boolean_keys(), "--plan"], lambda word: not word.startswith("-") and word not in recipes())
 
 
 def parse_command(argv: Sequence[str], names: Mapping[str, Sequence[str]] | None = None) -> Command:

@@ -37,3 +37,6 @@ STYLE: Any = {
     "text.parse_math": False,  # a label may hold a dollar
 }
 """Settings of matplotlib, for plt.rc_context."""
+
+MATH_STYLE = STYLE | {"text.parse_math": True}
+"""The same where an axis is logarithmic: its powers of ten are formulas."""

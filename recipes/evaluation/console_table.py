@@ -86,10 +86,10 @@ def ood(numbers: Numbers, images: str) -> list[str]:
 def transfer(numbers: Numbers, images: str) -> list[str]:
     """Probes by task."""
     lines = [f"transfer of frozen features, accuracy on {images} images"]
-    for name, found in numbers["tasks"].items():
-        lines.append(row(f"{name}, linear probe", percent(found["linear"]["accuracy"], found["linear"]["interval"])))
-        lines.append(row(f"{name}, nearest neighbours", percent(found["knn"]["accuracy"], found["knn"]["interval"])))
-        few = found["few_shot"]
+    for name, task in numbers["tasks"].items():
+        lines.append(row(f"{name}, linear probe", percent(task["linear"]["accuracy"], task["linear"]["interval"])))
+        lines.append(row(f"{name}, nearest neighbours", percent(task["knn"]["accuracy"], task["knn"]["interval"])))
+        few = task["few_shot"]
         lines.append(row(f"{name}, {few['shots']} images a class", percent(few["accuracy"], few["interval"])))
     return lines
 
@@ -149,8 +149,8 @@ def corruptions(numbers: Numbers, images: str) -> list[str]:
 def adversarial(numbers: Numbers, images: str) -> list[str]:
     """Attacks, the headline last, and the curve."""
     lines = [f"adversarial ({numbers['norm']}, ε = {numbers['epsilon']:.4g}, {numbers['images']} {images} images)"]
-    for found in numbers["rows"]:
-        lines.append(row(found["name"], percent(found["accuracy"], (found["low"], found["high"]))))
+    for attack in numbers["rows"]:
+        lines.append(row(attack["name"], percent(attack["accuracy"], (attack["low"], attack["high"]))))
     head = numbers["headline"]
     lines.append(row(f"ROBUST ACCURACY: {head['name']}", percent(head["accuracy"], (head["low"], head["high"]))))
     lines += [row("note", numbers["note"])] if numbers["note"] else []

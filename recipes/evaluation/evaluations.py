@@ -29,7 +29,7 @@ def calibration(run: RunUnderTest, settings: Settings) -> Outcome:
     report = robustness.evaluate_calibration(test.logits, test.target, val.logits, val.target)
     ranks = torch.arange(1, 21).mul(report.samples).add(19).div(20, rounding_mode="floor") - 1  # n·k/20, rounded up
     curve = {"coverage": report.risk_coverage.coverage[ranks], "risk": report.risk_coverage.risk[ranks]}
-    found = {
+    outcome = {
         **vars(report),
         "risk_coverage": {"aurc": report.risk_coverage.aurc, "excess_aurc": report.risk_coverage.excess_aurc, **curve},
         "interval": robustness.binomial_interval(int((test.logits.argmax(1) == test.target).sum()), report.samples),
@@ -37,7 +37,7 @@ def calibration(run: RunUnderTest, settings: Settings) -> Outcome:
         "temperature_from": source,
     }
     bound = report.temperature_at_bound
-    return found, [f"the temperature has no best value on validation images ({bound})"] if bound else []
+    return outcome, [f"the temperature has no best value on validation images ({bound})"] if bound else []
 
 
 def halves(target: Tensor, seed: int) -> tuple[Tensor, Tensor]:
@@ -85,7 +85,7 @@ def ood(run: RunUnderTest, settings: Settings) -> Outcome:
         | {"ends": [low, high]}
         for name, (low, high) in _ranges(report).items()
     }
-    found = {
+    outcome = {
         "detections": report.detections,
         "groups": groups,
         "nc5": report.nc5,
@@ -95,7 +95,7 @@ def ood(run: RunUnderTest, settings: Settings) -> Outcome:
         "mean_auroc": _means(report.detections, groups),
         "histograms": counts,
     }
-    return found, []
+    return outcome, []
 
 
 def adversarial(run: RunUnderTest, settings: Settings) -> Outcome:
@@ -111,7 +111,7 @@ def adversarial(run: RunUnderTest, settings: Settings) -> Outcome:
     radii = [settings.epsilon * factor for factor in (0.25, 0.5, 1.0, 2.0, 4.0)]
     radii = [radius for radius in radii if settings.norm == "l2" or radius <= 1]  # beyond 1 every ball is all images
     curve = robustness.robustness_curve(run.model, few, classes, [0.0, *radii], **options)
-    found = report.as_dict() | {
+    outcome = report.as_dict() | {
         "autoattack": report.headline.accuracy if with_autoattack else None,
         "curve": {
             "epsilons": curve.epsilons,
@@ -121,7 +121,9 @@ def adversarial(run: RunUnderTest, settings: Settings) -> Outcome:
         },
         "margins": _histogram_of(run, images, target),
     }
-    return found, [f"{finding.name}: {finding.explanation}" for finding in report.findings if finding.flagged]
+    warnings = [f"{finding.name}: {finding.explanation}" for finding in report.findings if finding.flagged]
+    warnings += [] if with_autoattack else [f"AutoAttack needs pyautoattack: {pip_install('robust')}"]
+    return outcome, warnings
 
 
 def _histogram_of(run: RunUnderTest, images: Tensor, target: Tensor) -> dict[str, Any]:
@@ -136,16 +138,16 @@ def _histogram_of(run: RunUnderTest, images: Tensor, target: Tensor) -> dict[str
 def distances(run: RunUnderTest, settings: Settings) -> Outcome:
     """Smallest adversarial changes: DeepFool's ρ as in Papyan, Han & Donoho 2020, and the least change in the norm."""
     images, target = run.images(run.held_out(settings.preset.distances))
-    found = robustness.deepfool(run.model, images)
+    deepfool = robustness.deepfool(run.model, images)
     few, classes = run.images(run.held_out(settings.preset.curve))
     norm: Any = settings.norm
     nearest = robustness.minimum_norm(run.model, few, classes, norm=norm, seed=settings.seed)
-    crossed = found.distance[found.crossed]
+    crossed = deepfool.distance[deepfool.crossed]
     median = float(crossed.median()) if len(crossed) else None
     report = {
         "images": len(images),
-        "rho": found.rho if len(crossed) else None,
-        "failures": found.failures,
+        "rho": deepfool.rho if len(crossed) else None,
+        "failures": deepfool.failures,
         "deepfool_l2": {"median": median, "images": len(images)},
         "minimum_norm": {
             "norm": norm,
@@ -155,7 +157,9 @@ def distances(run: RunUnderTest, settings: Settings) -> Outcome:
             "failures": nearest.failures,
         },
     }
-    warnings = [f"DeepFool did not bring {found.failures} of {len(images)} images across"] if found.failures else []
+    warnings = (
+        [f"DeepFool did not bring {deepfool.failures} of {len(images)} images across"] if deepfool.failures else []
+    )
     warnings += [f"no adversarial image was found for {nearest.failures} of {len(few)}"] if nearest.failures else []
     return report, warnings
 
@@ -170,7 +174,7 @@ def corruptions(run: RunUnderTest, settings: Settings) -> Outcome:
 def transfer(run: RunUnderTest, settings: Settings) -> Outcome:
     """Probes of the frozen features on the available sets, and on the quarter turns of the run's own images."""
     size, split = settings.preset.features, run.split
-    found: dict[str, dict[str, Any]] = {}
+    probes: dict[str, dict[str, Any]] = {}
     others = run.other_sets(settings.sets, settings.root)
     tasks: dict[str, tuple[Split, Split]] = {name: (data.train, getattr(data, split)) for name, data in others.items()}
     own, test_own = (turned(run.draw(name, size), settings.seed + n) for n, name in enumerate(("train", split)))
@@ -183,14 +187,14 @@ def transfer(run: RunUnderTest, settings: Settings) -> Outcome:
         fitted, tested = run.outputs(train), run.outputs(test)
         task = (fitted.features, fitted.target, tested.features, tested.target)
         shots = min(5, int(torch.bincount(fitted.target).min()))
-        found[name] = {
+        probes[name] = {
             "classes": int(fitted.target.max()) + 1,
             "linear": robustness.linear_probe(*task, seed=settings.seed),
             "knn": robustness.knn_probe(*task, seed=settings.seed),
             "few_shot": robustness.few_shot(*task, shots=shots, draws=settings.preset.draws, seed=settings.seed),
         }
-    means = {probe: sum(row[probe].accuracy for row in found.values()) / len(found) for probe in ("linear", "knn")}
-    return {"tasks": found, "mean": means}, []
+    means = {probe: sum(row[probe].accuracy for row in probes.values()) / len(probes) for probe in ("linear", "knn")}
+    return {"tasks": probes, "mean": means}, []
 
 
 def turned(split: Split, seed: int) -> Split:
@@ -235,7 +239,7 @@ def _means(detections: Any, groups: dict[str, str]) -> dict[str, dict[str, float
     """Mean AUROC of each score over the sets of a group."""
     means: dict[str, dict[str, float]] = {}
     for group in dict.fromkeys(groups.values()):
-        members = [found for name, found in detections.items() if groups[name] == group]
+        members = [by_score for name, by_score in detections.items() if groups[name] == group]
         means[group] = {score: sum(m[score].auroc for m in members) / len(members) for score in members[0]}
     return means
 

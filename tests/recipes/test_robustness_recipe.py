@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -278,6 +279,15 @@ def test_a_run_on_clean_balanced_data_has_neither(run):
     for part in (long_tail, label_noise):
         with pytest.raises(NotAvailable):
             part(tested, SETTINGS)
+
+
+def test_a_missing_package_is_named_with_the_command_that_installs_it(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pytorch_ood.detector", None)
+    with pytest.raises(NotAvailable, match=r'needs? pytorch-ood: pip install -e "\.\[robust\]"$'):
+        EVALUATIONS["ood"](RunUnderTest.open(run), SETTINGS)
+    monkeypatch.setattr("recipes.evaluation.evaluations.is_installed", lambda module: False)
+    outcome, warnings = EVALUATIONS["adversarial"](RunUnderTest.open(run), SETTINGS)
+    assert outcome["autoattack"] is None and warnings[-1].endswith('pyautoattack: pip install -e ".[robust]"')
 
 
 def test_quarter_turns_are_numpys():
