@@ -68,7 +68,9 @@ def with_flag_values(argv: Sequence[str]) -> list[str]:
         >>> with_flag_values(["etf", "--augment.flip", "--quiet", "false"])
         ['etf', '--augment.flip=true', '--quiet=false']
     """
-    return join_flags(argv, [*boolean_keys(), "--plan"], lambda word: not word.startswith("-") and word not in recipes())
+    return join_flags(
+        argv, [*boolean_keys(), "--plan"], lambda word: not word.startswith("-") and word not in recipes()
+    )
 
 
 def parse_command(argv: Sequence[str], names: Mapping[str, Sequence[str]] | None = None) -> Command:
@@ -171,6 +173,8 @@ def _in_plain_words(line: str) -> str:
     if found := re.match(r"(.*): Expected a <class '(\w+)'>. Got value: (.*)", line):
         key, kind, value = found.groups()
         return f"{key}: expected {KINDS.get(kind, kind)}, got {value}"
+    if found := re.match(r"\"config\": File does not exist: '(.*)'", line):
+        return f"config={found[1]} does not exist: give a YAML file of keys, or name a recipe in its place"
     if found := re.match(r"\"(\w+)\": Unable to load config '(.*?)'", line):
         group, value = found.groups()
         near = f"; did you mean --{USUAL_NAMES[group]}?" if group in USUAL_NAMES else ""

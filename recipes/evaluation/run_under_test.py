@@ -17,6 +17,7 @@ from recipes.core.config import DataConfig, TrainConfig
 from recipes.core.distributed import pick_device
 from recipes.core.errors import UserError
 from recipes.core.extras import is_installed
+from recipes.core.suggestions import did_you_mean
 from recipes.data.load import DEBIAN, Dataset, load
 from recipes.data.split import Split, as_floats, stratified
 from recipes.training.metrics import BATCH
@@ -189,7 +190,8 @@ def checkpoint_file(run: Path, name: str) -> Path:
     """
     files = {path.stem: path for path in sorted((run_dir_of(run) / "checkpoints").glob("*.pt"))}
     if name not in files:
-        raise UserError(f"{run} has no checkpoint {name!r}; there: {', '.join(files) or 'none'}")
+        near = did_you_mean(name, files)
+        raise UserError(f"RUN {run} has no checkpoint {name!r}; it has: {', '.join(files) or 'none'}{near}")
     return files[name]
 
 

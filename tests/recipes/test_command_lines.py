@@ -118,6 +118,16 @@ def test_train_suggests_recipes(typed, meant, capsys):
     assert line.startswith(f"recipe={typed!r} is unknown: one of adversarial, ") and f"did you mean {meant}" in line
 
 
+def test_paths_that_do_not_exist_name_the_argument_and_the_way_on(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    line = refused(train_script.main, ["--config", "nope.yaml"], capsys)
+    assert re.match(r"config=\S*nope.yaml does not exist: give a YAML file of keys, or name a recipe", line)
+    line = refused(train_script.main, ["--resume", "nope"], capsys)
+    assert line == "resume=nope is no run folder: it has no config.yaml; name the folder of a run, or auto"
+    line = refused(train_script.main, ["etf", "--data.name", "folder", "--data.root", "nope"], capsys)
+    assert line == "data.root=nope is not a folder: --data.root FOLDER with a folder for each class in it"
+
+
 def test_a_recipe_behind_options_is_told_its_place(capsys):
     line = refused(train_script.main, ["--quiet", "etf"], capsys)
     assert line == "recipe etf must come first: train.py etf --KEY VALUE ..."
