@@ -191,7 +191,7 @@ def checkpoint_file(run: Path, name: str) -> Path:
     files = {path.stem: path for path in sorted((run_dir_of(run) / "checkpoints").glob("*.pt"))}
     if name not in files:
         near = did_you_mean(name, files)
-        raise UserError(f"RUN {run} has no checkpoint {name!r}; it has: {', '.join(files) or 'none'}{near}")
+        raise UserError(f"RUN {run} has no checkpoint {name!r}; there: {', '.join(files) or 'none'}{near}")
     return files[name]
 
 
