@@ -28,7 +28,7 @@ if __name__ == "__main__":
 
     require_recipes()
 
-from recipes.core.cli import recipes
+from recipes.core.cli import boolean_keys, recipes
 from recipes.core.config import TrainConfig
 from recipes.core.errors import UserError
 from recipes.core.files import locked
@@ -79,7 +79,7 @@ def parse_options(argv: Sequence[str]) -> Options:
         UserError: an unknown recipe, study or option, or a value that it cannot have.
     """
     parser = _parser()
-    names, keys, own = _split(join_flags(argv, parser.flags), parser.options)
+    names, keys, own = _split(join_flags(argv, [*parser.flags, *boolean_keys()]), parser.options)
     args = parser.parse(own)
     if len(names) == 1 and names[0].endswith((".yaml", ".yml")):
         if keys or args.seeds is not None:

@@ -14,6 +14,7 @@ import yaml
 
 from recipes.core.cli import recipes
 from recipes.core.errors import UserError
+from recipes.core.suggestions import did_you_mean
 from recipes.study.spec import Arm, Study
 from recipes.study.validation import check_study
 
@@ -81,7 +82,10 @@ def study_from_recipes(names: Sequence[str], keys: Mapping[str, str], seeds: Seq
         raise UserError(f"name a study file, or recipes to compare: {', '.join(recipes())}")
     unknown = [name for name in names if name not in recipes()]
     if unknown:
-        raise UserError(f"recipe={unknown[0]!r} is unknown: one of {', '.join(recipes())}, or one study file alone")
+        near = did_you_mean(unknown[0], recipes())
+        raise UserError(
+            f"recipe={unknown[0]!r} is unknown: one of {', '.join(recipes())}, or one study file alone{near}"
+        )
     if len(names) != len(set(names)):
         raise UserError(f"{' '.join(names)}: a recipe is named twice; a study file can hold variants of one")
     question = f"Which does better, {' or '.join(names)}?" if len(names) > 1 else f"What does {names[0]} give?"

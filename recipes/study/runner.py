@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from recipes.core.errors import UserError
+from recipes.core.extras import pip_install
 from recipes.core.files import locked, write_atomically
 from recipes.core.interrupt import EXIT_CODE, StopRequest
 from recipes.study.processes import Ended, Launch, Processes, in_this_process
@@ -207,7 +208,7 @@ def run_on_ray(
     try:
         import ray  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
-        raise UserError("--ray needs the package: pip install ray, or ncreg[cluster]") from None
+        raise UserError(f"--ray needs the package ray: {pip_install('cluster')}") from None
     ray.init(address=address, ignore_reinit_error=True)
     remote = ray.remote(num_cpus=1)(_run_on_worker)
     waiting = {

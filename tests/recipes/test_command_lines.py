@@ -210,6 +210,38 @@ def test_flags_of_the_other_scripts():
         parse_options(["--quiet=loud"])
 
 
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["et", "tpt"], "recipe='et' is unknown: one of adversarial, .* or one study file alone; did you mean etf\\?"),
+        (["etf", "--sheds", "3"], r"--sheds is unknown; did you mean --seeds\? \(--help"),
+        (["etf", "--lr", "3"], r"arm etf on digits: --lr is unknown; did you mean --optim.lr\?"),
+        (["etf", "--batch-size=3"], r"arm etf on digits: --batch-size is unknown; did you mean --data.batch_size\?"),
+        (["etf", "--optim.name", "SDG"], r"arm etf on digits: \"optim.name\": .*got SDG; did you mean sgd\?"),
+        (["etf", "--plan=perhaps"], "argument --plan: 'perhaps' is neither true nor false"),
+        (["nope.yaml"], "nope.yaml cannot be read: No such file or directory"),
+    ],
+)
+def test_compare_suggests_too(words, line, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = refused(compare.main, words, capsys)
+    assert re.match(line, found), found
+
+
+def test_booleans_of_compare_are_flags_too():
+    options = compare.parse_options(["etf", "--augment.flip", "tpt", "--plan", "--model.pretrained", "false"])
+    assert list(options.study.arms) == ["etf", "tpt"] and options.plan and not options.report_only
+    assert options.study.overrides == {"augment.flip": "true", "model.pretrained": "false"}
+
+
+def test_compare_names_the_command_that_installs_ray(monkeypatch):
+    from recipes.study.runner import run_on_ray
+
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match=r'^--ray needs the package ray: pip install -e "\.\[cluster\]"$'):
+        run_on_ray([], ROOT, None, address="auto", report=print)
+
+
 def test_keys_of_a_group_are_taken_out_with_their_values():
     words = ["--data.name", "folder", "RUN", "--data.root=x", "--split", "all"]
     assert take_keys(words, "data") == (["--data.name=folder", "--data.root=x"], ["RUN", "--split", "all"])
