@@ -97,16 +97,16 @@ class Progress:
         """
         self.ended += 1
         if outcome == "stopped":
-            said = "stopped and saved"
+            text = "stopped and saved"
         elif outcome == "elsewhere" or record is None:
-            said = "is run by another job"
+            text = "is run by another job"
         elif record.result["status"] == "failed":
-            said = self._error(record.result["error"])
+            text = self._error(record.result["error"])
         else:
-            said = self._value(trial, record)
+            text = self._value(trial, record)
         left = (time.perf_counter() - self.began) / self.ended * (self.count - self.ended)
         more = f"; about {duration(left)} left" if self.ended < self.count else ""
-        return f"[{self.ended}/{self.count}] {trial.name}: {said}{more}"
+        return f"[{self.ended}/{self.count}] {trial.name}: {text}{more}"
 
     def _error(self, error: str) -> str:
         """Written in full the first time only."""
@@ -119,9 +119,9 @@ class Progress:
         if trial.searching and self.study.search:
             first = Measure(self.study.search.measure)
         value = None if first.name in missing else value_of(record.result, first)
-        said = "not reached" if value is None else format_value(value, first.form)
+        text = "not reached" if value is None else format_value(value, first.form)
         took = "" if record.timing is None else f" in {duration(record.timing['train_seconds'])}"
-        return f"{first.title}{unit(first)} {said}{took}" + "".join(f"; {why}" for why in missing.values())
+        return f"{first.title}{unit(first)} {text}{took}" + "".join(f"; {why}" for why in missing.values())
 
     def _missing_values(self, trial: Trial, record: RunRecord) -> dict[str, str]:
         """The measures that a run does not have, and why."""

@@ -14,13 +14,13 @@ RESERVED_KEYS = {
     "seed": "seeds",
     "out": "--runs",
     "recipe": "an arm's recipe",
-    "quiet": "nothing",
-    "resume": "nothing: every run goes on where it was stopped",
+    "quiet": None,
+    "resume": None,  # every run goes on where it was stopped
     "config": "an arm's recipe",
     "plan": "compare.py --plan",
-    "print_config": "nothing",
+    "print_config": None,
 }
-"""Keys of recipes/train.py that a study may not override, and what to use instead."""
+"""Keys of recipes/train.py that a study may not override, and what to use instead, if anything."""
 
 RESERVED_OPTIONS = {"--checkpoint": "checkpoints", "--parts": "parts", "--preset": "preset", "--quick": "preset"}
 """Options of recipes/robustness.py that have keys of their own under `evaluations`."""
@@ -106,7 +106,8 @@ def _check_overrides(where: str, keys: Any) -> None:
         raise ValueError(f"{where} is empty: write {{}}, or leave it out")
     for key, value in keys.items():
         if key in RESERVED_KEYS:
-            raise ValueError(f"{where}.{key}: the study sets it itself; instead there is {RESERVED_KEYS[key]}")
+            instead = "" if RESERVED_KEYS[key] is None else f"; use {RESERVED_KEYS[key]} instead"
+            raise ValueError(f"{where}.{key}: a study sets this key itself{instead}")
         try:
             json.dumps(value, allow_nan=False)
         except (TypeError, ValueError):
@@ -118,7 +119,7 @@ def _check_evaluations(evaluations: Evaluations) -> None:
         raise ValueError("evaluations.checkpoints=[]: last, onset or both; without evaluations leave them out")
     for word in evaluations.args:
         if (option := word.partition("=")[0]) in RESERVED_OPTIONS:
-            raise ValueError(f"evaluations.args: {word}: say it by evaluations.{RESERVED_OPTIONS[option]}")
+            raise ValueError(f"evaluations.args: {word}: use evaluations.{RESERVED_OPTIONS[option]} instead")
 
 
 def _check_search(study: Study, search: Search) -> None:

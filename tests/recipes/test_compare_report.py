@@ -1,7 +1,16 @@
 """The report: HTML that stands alone and is accessible, and the same in Markdown."""
 
+import json
 import re
+import shutil
 from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from recipes import compare
+
+STUDIES = Path(__file__).parents[2] / "benchmarks" / "studies"
 
 
 class Page(HTMLParser):
@@ -67,3 +76,40 @@ def test_the_markdown_says_the_same_as_the_html(miniature):
         assert value in html
     for picture in re.findall(r"\]\((figures/[^)]+)\)", markdown):
         assert (out / picture).read_text().startswith("<?xml")
+
+
+@pytest.mark.parametrize(
+    "out", sorted(path.with_suffix("") for path in STUDIES.glob("*.yaml")), ids=lambda out: out.name
+)
+def test_a_committed_report_shows_few_small_figures_and_links_to_nothing_else(out):
+    text = (out / "report.md").read_text()
+    shown = re.findall(r"\]\(([^)#]+)\)", text)
+    assert 1 <= len(shown) <= 3 and len(set(shown)) == len(shown)
+    assert {out / name for name in shown} == set((out / "figures").glob("*.svg"))
+    assert all((out / name).stat().st_size < 60_000 for name in shown)
+    assert f"`python recipes/compare.py benchmarks/studies/{out.name}.yaml --report-only`" in text
+
+
+def test_report_only_makes_every_file_of_a_report_from_the_committed_ones_without_runs(tmp_path):
+    committed = STUDIES / "bn_decay"
+    for path in committed.glob("*.json"):
+        shutil.copy(path, tmp_path)
+    command = [
+        str(STUDIES / "bn_decay.yaml"),
+        "--report-only",
+        "--out",
+        str(tmp_path),
+        "--runs",
+        str(tmp_path / "runs"),
+    ]
+    assert compare.main(command) == 0
+    assert (tmp_path / "report.md").read_text() == (committed / "report.md").read_text()
+    for name in ("timing.json", "curves.json", "collapse.json"):
+        assert (tmp_path / name).read_bytes() == (committed / name).read_bytes()
+    now, then = (json.loads((folder / "results.json").read_text()) for folder in (tmp_path, committed))
+    for tables in (now.pop("statistics"), then.pop("statistics")):
+        assert [len(table["arms"]) for table in tables] == [4] * 10
+    assert now == then
+    figures = {path.name for path in (tmp_path / "figures").rglob("*.svg")}
+    assert len(figures) == (tmp_path / "report.html").read_text().count("<figure>") == 14
+    assert {path.name for path in (committed / "figures").glob("*.svg")} < figures

@@ -25,7 +25,7 @@ def attacked(reports: Reports, arms: Mapping[str, str], data: str, name: str) ->
     first = next(iter(found.values()))[0]
     with plt.rc_context(STYLE):
         canvas, panel = plt.subplots(figsize=(8.4, 4), layout="constrained")
-        said = []
+        means = []
         for place, (arm, parts) in enumerate(found.items()):
             style = arm_marker(list(arms), arm)
             curve = 100 * np.mean([part["curve"]["accuracy"] for part in parts], axis=0)
@@ -34,7 +34,7 @@ def attacked(reports: Reports, arms: Mapping[str, str], data: str, name: str) ->
             heads = [100 * part["headline"]["accuracy"] for part in parts]
             shift = parts[0]["epsilon"] * (1 + 0.012 * (place - len(found) / 2))  # side by side, not on top of it
             panel.plot([shift] * len(heads), heads, linestyle="", markersize=7, markerfacecolor="none", **style)
-            said.append(f"{arms[arm]} {np.mean(heads):.1f} %")
+            means.append(f"{arms[arm]} {np.mean(heads):.1f} %")
         headline = first["headline"]["name"]
         panel.set(xlabel=f"radius ({first['norm']}, images in [0, 1])", ylabel="accuracy (%)", ylim=(-3, 103))
         panel.grid(alpha=0.25)
@@ -44,7 +44,7 @@ def attacked(reports: Reports, arms: Mapping[str, str], data: str, name: str) ->
             name,
             "Adversarial accuracy",
             f"Accuracy on {first['images']} images of {data} by radius of the attack; {headline} at "
-            f"{first['epsilon']:.4g}: {'; '.join(said)}.",
+            f"{first['epsilon']:.4g}: {'; '.join(means)}.",
             f"Lines: margin-PGD, an upper bound, mean over seeds, {first['curve']['images']} images a run. Hollow: "
             f"{headline}, each seed, {first['images']} images; "
             + ("claims rest on it alone." if first["images"] >= FEW else "too few to carry a claim."),
@@ -71,11 +71,11 @@ def corrupted(reports: Reports, arms: Mapping[str, str], data: str, name: str) -
         panel.set_xticks(range(len(found)), [arms[arm] for arm in found], rotation=30, ha="right")
         panel.set_yticks(range(len(names)), names)
         canvas.colorbar(shown, label="accuracy (%)")
-        said = "; ".join(f"{arms[arm]} {row.mean():.1f} %" for arm, row in zip(found, table, strict=True))
+        means = "; ".join(f"{arms[arm]} {row.mean():.1f} %" for arm, row in zip(found, table, strict=True))
         return finish_figure(
             canvas,
             name,
             "Accuracy under corruptions",
-            f"Accuracy on corrupted images of {data}, mean over seeds and severities. Over all types: {said}.",
+            f"Accuracy on corrupted images of {data}, mean over seeds and severities. Over all types: {means}.",
             "Mean over seeds and the five severities of each type.",
         )

@@ -77,7 +77,7 @@ def _difference(
 def _dots_words(
     table: Mapping[str, Any], measure: Measure, arms: Mapping[str, str], base: str, entries: Sequence[Mapping[str, Any]]
 ) -> tuple[str, str]:
-    said = "; ".join(
+    means = "; ".join(
         f"{arms[entry['arm']]} {format_value(entry['mean'], measure.form)}"
         + ("" if entry["arm"] == base else f" ({entry['verdict']})")
         for entry in entries
@@ -86,9 +86,9 @@ def _dots_words(
     never = [arms[entry["arm"]] for entry in table["arms"] if entry["runs"] and not entry["n"]]
     if never:
         band += f" Not reached by any run of {', '.join(never)}."
-        said += f"; not reached by {', '.join(never)}"
+        means += f"; not reached by {', '.join(never)}"
     return (
-        f"{measure.title}{unit(measure)} on {table['data']}, mean over seeds: {said}.",
+        f"{measure.title}{unit(measure)} on {table['data']}, mean over seeds: {means}.",
         "Left: every seed, the same seed joined by a line, the mean as a bar. Right: paired differences to "
         f"{arms[base]}, each seed small, mean and 95 % t interval large.{band}",
     )

@@ -58,11 +58,9 @@ def curves(
             panel.set(xlabel="epoch", xlim=(0, last * (1.1 if panel is below else 1.02)))
             panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))
             panel.grid(alpha=0.25, axis="x" if panel is below else "both")
-        handles, labels = panels[0].get_legend_handles_labels()
+        entries = panels[0].get_legend_handles_labels()
         columns = len(drawn) if len(drawn) < 6 else 4
-        canvas.legend(
-            handles, labels, loc="outside upper center", ncols=columns, frameon=False, fontsize=9, handlelength=4
-        )
+        canvas.legend(*entries, loc="outside upper center", ncols=columns, frameon=False, fontsize=9, handlelength=4)
         return finish_figure(canvas, name, "Through the terminal phase", *_curves_words(onsets, arms, data, drawn))
 
 
