@@ -49,42 +49,24 @@ def halves(target: Tensor, seed: int) -> tuple[Tensor, Tensor]:
 
 def ood(run: RunUnderTest, settings: Settings) -> Outcome:
     """Every OOD score on noise (far) and on the available image sets that share no class with the run (near)."""
-    size = settings.preset.outside
-    train, test = run.outputs_on("train", settings.preset.features), run.outputs_on(run.split, size)
-    outside: dict[str, Split] = {}
-    for name, data in run.other_sets(settings.sets, settings.root).items():
-        if not set(data.class_names) & set(run.data.class_names):
-            images: Split = getattr(data, run.split)
-            outside[name] = images if size is None or size >= len(images) else _evenly_spaced(images, size)
-    groups = dict.fromkeys(outside, "near")
-    own, _ = run.images(run.held_out(size))
-    kinds = ("uniform", "gaussian", "shuffle")
-    groups |= dict.fromkeys(kinds, "far")
-    noise = {kind: robustness.noise_images(own, kind, seed=settings.seed) for kind in kinds}
-    outputs = {name: run.outputs(split) for name, split in outside.items()}
-    pairs = {name: (row.features, row.logits) for name, row in outputs.items()}
-    pairs |= {kind: run.outputs_of_images(noisy) for kind, noisy in noise.items()}
+    train = run.outputs_on("train", settings.preset.features)
+    test = run.outputs_on(run.split, settings.preset.outside)
+    near, far = _outputs_on_other_sets(run, settings), _outputs_on_noise(run, settings)
+    groups = dict.fromkeys(near, "near") | dict.fromkeys(far, "far")
     head = run.model.head
-    weight, bias = getattr(head, "weight", None), getattr(head, "bias", None)
     try:
         report = robustness.evaluate_ood(
             train.features,
             train.target,
             test.features,
             test.logits,
-            pairs,
+            near | far,
             train_logits=train.logits,
-            weight=numbers(weight),
-            bias=numbers(bias),
+            weight=numbers(getattr(head, "weight", None)),
+            bias=numbers(getattr(head, "bias", None)),
         )
     except ImportError:
         raise NotAvailable(f"its scores need pytorch-ood: {pip_install('robust')}") from None
-    counts = {
-        name: {"id": _histogram(report.id_scores[name], low, high)}
-        | {key: _histogram(scores[name], low, high) for key, scores in report.ood_scores.items()}
-        | {"ends": [low, high]}
-        for name, (low, high) in _ranges(report).items()
-    }
     outcome = {
         "detections": report.detections,
         "groups": groups,
@@ -93,9 +75,29 @@ def ood(run: RunUnderTest, settings: Settings) -> Outcome:
         "skipped": report.skipped,
         "training_images": report.num_train,
         "mean_auroc": _means(report.detections, groups),
-        "histograms": counts,
+        "histograms": _score_histograms(report),
     }
     return outcome, []
+
+
+def _outputs_on_other_sets(run: RunUnderTest, settings: Settings) -> dict[str, tuple[Tensor, Tensor]]:
+    """Features and logits on each available set that shares no class with the run."""
+    size, outputs = settings.preset.outside, {}
+    for name, data in run.other_sets(settings.sets, settings.root).items():
+        if not set(data.class_names) & set(run.data.class_names):
+            images: Split = getattr(data, run.split)
+            row = run.outputs(images if size is None or size >= len(images) else _evenly_spaced(images, size))
+            outputs[name] = (row.features, row.logits)
+    return outputs
+
+
+def _outputs_on_noise(run: RunUnderTest, settings: Settings) -> dict[str, tuple[Tensor, Tensor]]:
+    """Features and logits on each kind of noise."""
+    images, _ = run.images(run.held_out(settings.preset.outside))
+    return {
+        kind: run.outputs_of_images(robustness.noise_images(images, kind, seed=settings.seed))
+        for kind in ("uniform", "gaussian", "shuffle")
+    }
 
 
 def adversarial(run: RunUnderTest, settings: Settings) -> Outcome:
@@ -221,13 +223,17 @@ def _evenly_spaced(split: Split, size: int) -> Split:
     return split[torch.linspace(0, len(split) - 1, size, dtype=torch.float64).round().long()]
 
 
-def _ranges(report: robustness.OODReport) -> dict[str, tuple[float, float]]:
-    """The ends of each score over all images."""
-    ends = {}
+def _score_histograms(report: robustness.OODReport) -> dict[str, dict[str, Any]]:
+    """Histograms of each score over its range on all images: in-distribution, and each other set."""
+    histograms = {}
     for name, scores in report.id_scores.items():
-        everything = torch.cat([scores, *(other[name] for other in report.ood_scores.values())])
-        ends[name] = (float(everything.min()), float(everything.max()))
-    return ends
+        by_set = {"id": scores} | {key: other[name] for key, other in report.ood_scores.items()}
+        everything = torch.cat(list(by_set.values()))
+        low, high = float(everything.min()), float(everything.max())
+        histograms[name] = {key: _histogram(values, low, high) for key, values in by_set.items()} | {
+            "ends": [low, high]
+        }
+    return histograms
 
 
 def _histogram(scores: Tensor, low: float, high: float, bins: int = 40) -> list[int]:
