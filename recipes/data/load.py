@@ -20,6 +20,7 @@ from torchvision.datasets import FashionMNIST
 from recipes.core.config import DataConfig
 from recipes.core.errors import UserError
 from recipes.core.extras import pip_install
+from recipes.core.suggestions import did_you_mean
 from recipes.data.image_folder import image_folder
 from recipes.data.lazy_images import LazyImages
 from recipes.data.split import Source, Split, divide, resized, stratified
@@ -234,7 +235,8 @@ def _fashion_mnist(config: DataConfig, image_size: Callable[[int | None], int]) 
 def check_set(option: str, name: str) -> None:
     """Refuse an unknown data set; `option` is the text before its name in the message, such as `data.name=`."""
     if name not in SOURCES and not name.startswith("torchvision."):
-        raise UserError(f"{option}{name!r} is unknown: one of {', '.join(SOURCES)}, torchvision.NAME")
+        near = did_you_mean(name, SOURCES)
+        raise UserError(f"{option}{name!r} is unknown: one of {', '.join(SOURCES)}, torchvision.NAME{near}")
 
 
 SOURCES: dict[str, Callable[[DataConfig, Callable[[int | None], int]], Source]] = {

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ncreg.heads import HEADS
 from recipes.core.cli import parse
 from recipes.core.distributed import pick_device
 from recipes.core.errors import UserError
@@ -14,7 +13,7 @@ from recipes.data.load import SMALLEST, load
 from recipes.evaluation.options import parse_options as parse_evaluation
 from recipes.study.spec import Study
 from recipes.study.trials import Trial
-from recipes.training.build import check_backbone
+from recipes.training.build import check_backbone, check_head
 from recipes.training.loss_terms import build_terms
 
 CHECKED_KEYS = ("device", "model.backbone", "model.head", "loss")
@@ -67,6 +66,5 @@ def _check_trial(trial: Trial) -> Sequence[str]:
     check_backbone(config.model.backbone)
     data = load(replace(config.data, memory_limit=0.0), seed=trial.seed, image_size=lambda native: SMALLEST)
     build_terms(config.loss, class_counts=data.class_counts(), num_features=2)
-    if config.model.head not in HEADS:
-        raise UserError(f"model.head={config.model.head!r} is unknown: one of {', '.join(HEADS)}")
+    check_head(config.model.head)
     return data.notes

@@ -118,6 +118,22 @@ def test_train_suggests_recipes(typed, meant, capsys):
     assert line.startswith(f"recipe={typed!r} is unknown: one of adversarial, ") and f"did you mean {meant}" in line
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "meant"),
+    [
+        ("--model.head", "eft", "etf"),
+        ("--loss.centre.weight", "1", "center"),
+        ("--data.name", "mnits5k", "mnist5k"),
+        ("--tpt.stop_measure", "nc11", "nc1"),
+        ("--model.backbone", "resnet81", "resnet18"),
+    ],
+)
+def test_train_suggests_values_that_are_checked_while_it_builds(option, value, meant, capsys, tmp_path):
+    words = ["baseline", option, value, "--tpt.stop_patience", "1", "--out", str(tmp_path), "--quiet"]
+    line = refused(train_script.main, words, capsys)
+    assert re.search(rf"did you mean .*\b{meant}\b.*\?", line), line
+
+
 def test_paths_that_do_not_exist_name_the_argument_and_the_way_on(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     line = refused(train_script.main, ["--config", "nope.yaml"], capsys)
