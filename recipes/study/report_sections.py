@@ -8,10 +8,10 @@ from typing import Any
 
 from recipes.evaluation import simplex_plot
 from recipes.study.measures import image_count, lookup
-from recipes.study.plots.evaluations import attacked, corrupted
+from recipes.study.plots.evaluations import plot_attacks, plot_corruptions
 from recipes.study.plots.figure import Figure, finish_figure
-from recipes.study.plots.measures import dots, scatter
-from recipes.study.plots.training import curves
+from recipes.study.plots.measures import plot_collapse_accuracy, plot_measure
+from recipes.study.plots.training import plot_training
 from recipes.study.report_rows import is_done, measure_table
 from recipes.study.spec import Study
 
@@ -32,7 +32,7 @@ def section(
     measures = {measure.name: measure for measure in study.measures}
     prefix = f"s{list(study.settings).index(data)}"
     plots = [
-        dots(table, measures[table["measure"]], arms, study.base, f"{prefix}-measure{number}")
+        plot_measure(table, measures[table["measure"]], arms, study.base, f"{prefix}-measure{number}")
         for number, table in enumerate(tables)
     ]
     more = _more_figures(content, arms, data, attachments, prefix)
@@ -83,10 +83,10 @@ def _more_figures(
         for name, own in by_arm.items()
     }
     figures = [
-        scatter(points, arms, data, f"{prefix}-collapse-accuracy"),
-        curves(histories, onsets, arms, data, f"{prefix}-curves"),
-        attacked(reports, arms, data, f"{prefix}-adversarial"),
-        corrupted(reports, arms, data, f"{prefix}-corruptions"),
+        plot_collapse_accuracy(points, arms, data, f"{prefix}-collapse-accuracy"),
+        plot_training(histories, onsets, arms, data, f"{prefix}-curves"),
+        plot_attacks(reports, arms, data, f"{prefix}-adversarial"),
+        plot_corruptions(reports, arms, data, f"{prefix}-corruptions"),
         *(
             _simplex(attachments["collapse"][key], arms[arm], f"{prefix}-simplex{number}")
             for number, (arm, key, _) in enumerate(runs)

@@ -11,7 +11,7 @@ from recipes.study.load import read_study
 from recipes.study.measures import image_count
 from recipes.study.pipeline import _required
 from recipes.study.plots.figure import arm_line, arm_marker
-from recipes.study.plots.measures import dots
+from recipes.study.plots.measures import plot_measure
 from recipes.study.plots.training import _when
 from recipes.study.spec import Measure
 from recipes.study.tables import (
@@ -78,7 +78,7 @@ def test_a_figure_names_the_arms_that_it_cannot_show():
     rows = [entry(arm, pairs=3, by_seed={"0": 0.5, "1": 0.6}, difference=0.0) for arm in ("a", "b")]
     rows += [entry("never", n=0, mean=None, by_seed={}, pairs=0, verdict="not reached")]
     names = {"a": "A", "b": "B", "never": "C"}
-    figure = dots({"data": "set", "arms": rows}, Measure("x"), names, "a", "name")
+    figure = plot_measure({"data": "set", "arms": rows}, Measure("x"), names, "a", "name")
     assert "Not reached by any run of C." in figure.caption and "not reached by C" in figure.alt
     assert ">A<" in figure.svg and ">C<" not in figure.svg and "difference to the baseline" in figure.svg
 
@@ -190,5 +190,5 @@ def test_a_logarithmic_axis_has_plain_numbers():
     ):
         rows = [entry("a", pairs=0, by_seed=values), entry("b", pairs=2, by_seed=values, difference=0.0)]
         table = {"data": "set", "arms": rows}
-        svg = dots(table, Measure("x", form="scientific"), {"a": "A", "b": "B"}, "a", "name").svg
+        svg = plot_measure(table, Measure("x", form="scientific"), {"a": "A", "b": "B"}, "a", "name").svg
         assert all(tick in svg for tick in ticks) and "mathdefault" not in svg and "10^" not in svg

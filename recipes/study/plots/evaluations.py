@@ -1,4 +1,4 @@
-"""Figures of what the evaluations found: accuracy against the attack's radius, and under corruptions, arm by arm."""
+"""Figures of the evaluations: accuracy against the radius of an attack, and under corruptions, for each arm."""
 
 from __future__ import annotations
 
@@ -16,10 +16,15 @@ Reports = Mapping[str, Sequence[Mapping[str, Any]]]
 """For each arm, the parts of every seed's evaluation."""
 
 
-def attacked(reports: Reports, arms: Mapping[str, str], data: str, name: str) -> Figure | None:
+def _reports_of(evaluation: str, reports: Reports) -> dict[str, list[Any]]:
+    """For each arm that has any, the reports of one evaluation."""
+    by_arm = {arm: [parts[evaluation] for parts in seeds if parts.get(evaluation)] for arm, seeds in reports.items()}
+    return {arm: found for arm, found in by_arm.items() if found}
+
+
+def plot_attacks(reports: Reports, arms: Mapping[str, str], data: str, name: str) -> Figure | None:
     """Mean accuracy over seeds against the radius under margin-PGD, and the headline attack at its own radius."""
-    found = {arm: [part["adversarial"] for part in parts if part.get("adversarial")] for arm, parts in reports.items()}
-    found = {arm: parts for arm, parts in found.items() if parts}
+    found = _reports_of("adversarial", reports)
     if not found:
         return None
     first = next(iter(found.values()))[0]
@@ -51,10 +56,9 @@ def attacked(reports: Reports, arms: Mapping[str, str], data: str, name: str) ->
         )
 
 
-def corrupted(reports: Reports, arms: Mapping[str, str], data: str, name: str) -> Figure | None:
-    """Mean accuracy over seeds and severities, arm by corruption."""
-    found = {arm: [part["corruptions"] for part in parts if part.get("corruptions")] for arm, parts in reports.items()}
-    found = {arm: parts for arm, parts in found.items() if parts}
+def plot_corruptions(reports: Reports, arms: Mapping[str, str], data: str, name: str) -> Figure | None:
+    """Mean accuracy over seeds and severities of each arm under each corruption."""
+    found = _reports_of("corruptions", reports)
     if not found:
         return None
     names = [word.replace("_", " ") for word in next(iter(found.values()))[0]["names"]]
@@ -63,14 +67,14 @@ def corrupted(reports: Reports, arms: Mapping[str, str], data: str, name: str) -
     )
     with plt.rc_context(STYLE):
         canvas, panel = plt.subplots(figsize=(8.4, 0.34 * len(names) + 1.6), layout="constrained")
-        shown = panel.imshow(table.T, vmin=0, vmax=100, cmap="cividis", aspect="auto")
+        image = panel.imshow(table.T, vmin=0, vmax=100, cmap="cividis", aspect="auto")
         for (column, row), value in np.ndenumerate(table):
             panel.text(
                 column, row, f"{value:.1f}", ha="center", va="center", color="k" if value > 55 else "w", fontsize=8
             )
         panel.set_xticks(range(len(found)), [arms[arm] for arm in found], rotation=30, ha="right")
         panel.set_yticks(range(len(names)), names)
-        canvas.colorbar(shown, label="accuracy (%)")
+        canvas.colorbar(image, label="accuracy (%)")
         means = "; ".join(f"{arms[arm]} {row.mean():.1f} %" for arm, row in zip(found, table, strict=True))
         return finish_figure(
             canvas,

@@ -17,7 +17,9 @@ from recipes.study.spec import Measure
 from recipes.study.tables import format_value, unit
 
 
-def dots(table: Mapping[str, Any], measure: Measure, arms: Mapping[str, str], base: str, name: str) -> Figure | None:
+def plot_measure(
+    table: Mapping[str, Any], measure: Measure, arms: Mapping[str, str], base: str, name: str
+) -> Figure | None:
     """Every seed of every arm, and the paired differences to the baseline with their 95 % intervals."""
     entries = [entry for entry in table["arms"] if entry["n"]]
     if not entries:
@@ -53,7 +55,7 @@ def dots(table: Mapping[str, Any], measure: Measure, arms: Mapping[str, str], ba
             panel.grid(axis="x", alpha=0.25)
             if panel.get_xscale() == "linear":
                 panel.xaxis.set_major_locator(MaxNLocator(5))
-        return finish_figure(canvas, name, measure.title, *_dots_words(table, measure, arms, base, entries))
+        return finish_figure(canvas, name, measure.title, *_measure_words(table, measure, arms, base, entries))
 
 
 def _difference(
@@ -74,7 +76,7 @@ def _difference(
     panel.plot([factor * entry["difference"]], [row - 0.1], linestyle="", markersize=6, **style)
 
 
-def _dots_words(
+def _measure_words(
     table: Mapping[str, Any], measure: Measure, arms: Mapping[str, str], base: str, entries: Sequence[Mapping[str, Any]]
 ) -> tuple[str, str]:
     means = "; ".join(
@@ -94,7 +96,9 @@ def _dots_words(
     )
 
 
-def scatter(rows: Sequence[Mapping[str, Any]], arms: Mapping[str, str], data: str, name: str) -> Figure | None:
+def plot_collapse_accuracy(
+    rows: Sequence[Mapping[str, Any]], arms: Mapping[str, str], data: str, name: str
+) -> Figure | None:
     """NC1 of the training features against test accuracy at the end; a point a run."""
     rows = [row for row in rows if row["nc1"] and row["nc1"] > 0 and row["accuracy"] is not None]
     if len(rows) < 2:

@@ -22,7 +22,7 @@ PANELS = (
 )
 
 
-def curves(
+def plot_training(
     histories: Mapping[str, Sequence[Mapping[str, list[float | None]]]],
     onsets: Mapping[str, Sequence[int | None]],
     arms: Mapping[str, str],
