@@ -89,7 +89,7 @@ def dot_products(left: Float[Tensor, "m dim"], right: Float[Tensor, "n dim"]) ->
 def average(
     losses: Float[Tensor, " batch"], reduction: Reduction, sample_weight: Float[Tensor, " batch"] | None = None
 ) -> Tensor:
-    """Reduce a loss a sample as torch does: the mean of weighted samples is their weighted mean, 0 of no weight."""
+    """Reduce per-sample losses as torch does; the mean with weights is weighted, and 0 if all weights are 0."""
     check_reduction(reduction)
     if sample_weight is not None:
         sample_weight = sample_weight.to(losses)

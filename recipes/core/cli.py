@@ -134,7 +134,7 @@ def _parser() -> jsonargparse.ArgumentParser:
 
 
 def _refuse_unknown_keys(args: Sequence[str]) -> None:
-    """Raise the error for the first option that is no key: of those, the parser only says that it has no such thing."""
+    """Refuse the first unknown option, with a suggestion that jsonargparse's own message does not have."""
     known = [*keys(), "config", "resume", "plan", "print_config", "help"]
     free = tuple(f"{key}." for key, hint in keys().items() if str(hint).startswith("dict"))
     for word in _option_names(args):

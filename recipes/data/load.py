@@ -35,6 +35,8 @@ MOMENT_IMAGES = 10_000
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package dataset-fashion-mnist puts the four files of the set."""
 
+FASHION_FILE = "train-images-idx3-ubyte.gz"
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -206,17 +208,26 @@ def _idx(path: Path) -> Tensor:
     return torch.from_numpy(np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(shape).copy())
 
 
+def fashion_mnist_places(root: Path) -> list[Path]:
+    """Folders in which Fashion-MNIST is looked for."""
+    return [root, root / "FashionMNIST" / "raw", DEBIAN]
+
+
+def fashion_mnist_folder(root: Path) -> Path | None:
+    """The folder that holds the files of Fashion-MNIST; None if it has to be downloaded."""
+    return next((place for place in fashion_mnist_places(root) if (place / FASHION_FILE).exists()), None)
+
+
 def _fashion_mnist(config: DataConfig, image_size: Callable[[int | None], int]) -> Source:
-    places = [config.root, config.root / "FashionMNIST" / "raw", DEBIAN]
-    place = next((place for place in places if (place / "train-images-idx3-ubyte.gz").exists()), None)
+    place = fashion_mnist_folder(config.root)
     if place is None:
         try:
             FashionMNIST(str(config.root), download=True)
         except (OSError, RuntimeError) as error:
+            places = ", ".join(map(str, fashion_mnist_places(config.root)))
             raise UserError(
-                f"Fashion-MNIST is neither in {', '.join(map(str, places))} nor to be downloaded "
-                f"({' '.join(str(error).split())}): install Debian's dataset-fashion-mnist, "
-                "or put the four .gz files in --data.root"
+                f"Fashion-MNIST is neither in {places} nor to be downloaded ({' '.join(str(error).split())}): "
+                "install Debian's dataset-fashion-mnist, or put the four .gz files in --data.root"
             ) from None
         place = config.root / "FashionMNIST" / "raw"
     parts = []

@@ -18,14 +18,14 @@ def table(result: Result, evaluations: Collection[str] | None = None) -> str:
     images, shown = SPLITS[about.split], BLOCKS if evaluations is None else evaluations
     lines = [f"{about.run}, checkpoint {about.checkpoint}, {about.preset}, {images} images, seed {about.seed}"]
     if about.image_share < 1:
-        lines.append(f"  large images: {100 * about.image_share:.0f} % as many of them as quick takes of small ones")
+        lines.append(f"  images are large: {100 * about.image_share:.0f} % of the preset's number of images")
     for name, numbers in result.parts.items():
         if name in shown:
             lines += ["", *BLOCKS[name](numbers, images)]
     skipped = [f"  {name}: {reason}" for name, reason in result.skipped.items() if name in shown]
     lines += ["", "not done", *skipped] if skipped else []
     warnings = [f"  {warning}" for warning in result.warnings if warning.split(": ")[0] in shown]
-    lines += ["", "TO BE DOUBTED", *warnings] if warnings else []
+    lines += ["", "WARNINGS", *warnings] if warnings else []
     kept = [name for name in result.parts if name not in shown]
     lines += ["", f"kept from before, not shown: {', '.join(kept)}"] if kept else []
     return "\n".join(lines)

