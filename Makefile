@@ -1,5 +1,7 @@
 # make train : set up and run the main job on the embedded data
 # make test  : set up and run lint, types, doctests and the test suite
+# make lint  : ruff, mypy, and the contracts on which package may import which
+# make slow  : the tests that take minutes
 # make oldest: the test suite with the oldest versions that pyproject.toml allows, in an environment of its own
 # VENV=/some/where puts the virtual environment elsewhere; ARGS="..." is handed to recipes/train.py
 

@@ -26,6 +26,11 @@ def in_float64(tensor: Tensor) -> Tensor:
     return tensor.double() if place == tensor.device else tensor.to(place).double()
 
 
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """The tensor in float32 if it is in half precision: too coarse for sums, exponentials and differences of logits."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
 def seeded(seed: int) -> torch.Generator:
     """A generator of one's own, on the CPU whatever the default device.
 

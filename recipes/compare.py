@@ -1,23 +1,24 @@
-"""Compare recipes over seeds: run what is missing, then say what can be believed.
+"""Compare recipes over seeds: run what is missing, then test which differences are real.
 
     python recipes/compare.py baseline etf --data.name folder --data.root my_images --seeds 3
     python recipes/compare.py benchmarks/studies/terminal_phase.yaml --workers 2
+    python recipes/compare.py benchmarks/studies/terminal_phase.yaml --report-only
 
-Same seed: same split, same initial backbone weights, same batch order, whatever the recipe; differences are paired.
-Writes results.json, report.html and report.md. Run it again to go on where it was stopped.
+The same seed gives every recipe the same split, initial backbone weights and batch order, so that
+differences are paired. Writes results.json, report.html, report.md and figures/. Run it again to
+go on where it was stopped; --report-only makes the report anew from results.json and the files
+beside it, and runs nothing.
 """
 
 from __future__ import annotations
 
-import argparse
-import hashlib
-import json
 import os
 import shlex
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 if __package__ in (None, ""):  # run as a script: import from the project's root, not from this folder
@@ -27,148 +28,129 @@ if __name__ == "__main__":
 
     require_recipes()
 
-from recipes.core.cli import recipes
+from recipes.core.cli import boolean_keys, recipes
+from recipes.core.config import TrainConfig
 from recipes.core.errors import UserError
 from recipes.core.files import locked
-from recipes.core.interrupt import EXIT_CODE, StopRequest
+from recipes.core.interrupt import EXIT_CODE
+from recipes.core.script import WIDTH, Parser, join_flags, run_script
+from recipes.core.suggestions import did_you_mean
 from recipes.study import results
-from recipes.study.preflight import check_evaluations, foresee
-from recipes.study.progress import Progress, plan_lines
-from recipes.study.report import write_report
-from recipes.study.runner import Outcome, run_all, run_on_ray
-from recipes.study.search import chosen, tried
-from recipes.study.spec import Arm, Study, read_study
-from recipes.study.tables import closing_lines, tabulate
-from recipes.study.trials import Cell, grid, search_grid, share
+from recipes.study.load import name_from_recipes, read_study, study_from_recipes
+from recipes.study.pipeline import collect_all, plan_trials, run_missing, write_results
+from recipes.study.preflight import check_evaluations, check_trials
+from recipes.study.progress import plan_lines
+from recipes.study.records import missing_trials
+from recipes.study.runner import RunSettings
+from recipes.study.spec import Study
+from recipes.study.tables import closing_lines
+from recipes.study.trials import search_trials
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
-class Asked:
-    """The command line, understood."""
+class Options:
+    """The parsed command line.
+
+    Attributes:
+        study: what is compared.
+        name: the study's name in results.json.
+        out: folder of results.json and the report.
+        settings: where and how the runs are run.
+        plan: show what would run, and run nothing.
+        report_only: make tables and report from what is there, and run nothing.
+        command: the command that makes the same study again, from the project's root.
+    """
 
     study: Study
     name: str
     out: Path
-    runs: Path
-    workers: int
-    shard: tuple[int, int]
-    ray: str | None
+    settings: RunSettings
     plan: bool
     report_only: bool
     command: str
 
 
-def parse_command(argv: Sequence[str]) -> Asked:
-    """What a command line asks for.
+def parse_options(argv: Sequence[str]) -> Options:
+    """The options of a command line.
 
     Raises:
-        UserError: an unknown recipe, study or option.
+        UserError: an unknown recipe, study or option, or a value that it cannot have.
     """
-    parser = argparse.ArgumentParser(
-        prog="compare.py",
+    parser = _parser()
+    names, keys, own = _split(join_flags(argv, [*parser.flags, *boolean_keys()]), parser.options)
+    args = parser.parse(own)
+    if len(names) == 1 and names[0].endswith((".yaml", ".yml")):
+        if keys or args.seeds is not None:
+            option = f"--{next(iter(keys))}" if keys else "--seeds"
+            raise UserError(f"{option}: a study file says everything itself; write it into {names[0]}")
+        path = Path(names[0])
+        study, name, out = read_study(path), path.stem, path.parent / path.stem
+        absolute = path.resolve()
+        place = absolute.relative_to(ROOT) if absolute.is_relative_to(ROOT) else path.name
+        command = f"python recipes/compare.py {place}"
+    else:
+        seeds = args.seeds or "3"
+        study = study_from_recipes(names, keys, _seeds(seeds))
+        name = name_from_recipes(names, keys)
+        out = Path("runs") / f"compare-{name}"
+        words = [*names, *(f"--{key}={value}" for key, value in keys.items()), "--seeds", seeds]
+        command = shlex.join(["python", "recipes/compare.py", *words])
+    settings = RunSettings(args.runs, _workers(args.workers), _shard(args.shard), args.ray)
+    return Options(study, name, args.out or out, settings, args.plan, args.report_only, command)
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        "compare.py",
+        __doc__,
         usage="compare.py STUDY.yaml | RECIPE RECIPE ... [--KEY VALUE ...] [--seeds N] [--workers N] ...",
-        description=(__doc__ or "").splitlines()[0],
-        epilog=f"recipes: {', '.join(recipes())}; --KEY VALUE is any key of recipes/train.py, for all of them alike",
-        allow_abbrev=False,
-        exit_on_error=False,
+        epilog=textwrap.fill(
+            f"recipes: {', '.join(recipes())}; --KEY VALUE is any key of recipes/train.py, for all of them alike", WIDTH
+        ),
     )
-    parser.add_argument("--seeds", default="3", help="how many, or which: 5 or 0,1,2 (default: 3)")
-    parser.add_argument("--workers", type=int, help="runs at a time, default: the cores; 0: in this process")
-    parser.add_argument("--shard", default="1/1", help="job i of n that share the folder of runs, e.g. 2/4")
-    parser.add_argument("--ray", metavar="ADDRESS", help="run on a Ray cluster that shares the folder of runs")
-    parser.add_argument("--out", type=Path, help="folder of results.json and the report")
-    parser.add_argument("--runs", type=Path, default=Path("runs/studies"), help="folder of the runs")
-    parser.add_argument("--plan", action="store_true", help="show what would run and for how long, and run nothing")
-    parser.add_argument("--report-only", action="store_true", help="tables and report from what is there")
-    own = {word for action in parser._actions for word in action.option_strings}
-    words, keys, rest = _sorted_out(argv, own)
-    try:
-        args = parser.parse_args(rest)
-    except argparse.ArgumentError as error:
-        raise UserError(f"{error} (--help lists the options)") from None
-    study, name, out = _study(words, keys, args.seeds, given="--seeds" in " ".join(rest))
-    index, count = _shard(args.shard)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = args.workers if args.workers is not None else cores
-    if workers < 0:
-        raise UserError(f"--workers {workers}: 0 or more")
-    return Asked(
-        study,
-        name,
-        args.out or out,
-        args.runs,
-        workers,
-        (index, count),
-        args.ray,
-        args.plan,
-        args.report_only,
-        _command(words, keys, args.seeds),
-    )
+    parser.option("--seeds", help="how many, or which: 5 or 0,1,2 (default: 3)")
+    parser.option("--workers", type=int, help="runs at a time, default: the cores; 0: in this process")
+    parser.option("--shard", default="1/1", help="job i of n that share the folder of runs, e.g. 2/4")
+    parser.option("--ray", metavar="ADDRESS", help="run on a Ray cluster that shares the folder of runs")
+    parser.option("--out", type=Path, help="folder of results.json and the report")
+    parser.option("--runs", type=Path, default=Path("runs/studies"), help="folder of the runs")
+    parser.flag("--plan", help="show what would run and for how long, and run nothing")
+    parser.flag("--report-only", help="tables and report from what is there, and run nothing")
+    return parser
 
 
-def _command(words: list[str], keys: dict[str, str], seeds: str) -> str:
-    """What makes the same study again, from the project's root, wherever that lies."""
-    root = Path(__file__).resolve().parents[1]
-    if _is_study(words):
-        path = Path(words[0]).resolve()
-        return f"python recipes/compare.py {path.relative_to(root) if path.is_relative_to(root) else path.name}"
-    return shlex.join(
-        ["python", "recipes/compare.py", *words, *(f"--{k}={v}" for k, v in keys.items()), "--seeds", seeds]
-    )
-
-
-def _sorted_out(argv: Sequence[str], own: set[str]) -> tuple[list[str], dict[str, str], list[str]]:
-    """Recipes or study, keys of recipes/train.py, and the options of this script."""
-    words: list[str] = []
+def _split(argv: Sequence[str], options: Sequence[str]) -> tuple[list[str], dict[str, str], list[str]]:
+    """The names of recipes or of a study file, the keys of recipes/train.py, and the words for this script's parser."""
+    names: list[str] = []
     keys: dict[str, str] = {}
-    rest: list[str] = []
-    todo = list(argv)
-    while todo:
-        word = todo.pop(0)
-        name, equals, value = word.partition("=")
+    own: list[str] = []
+    words = list(argv)
+    while words:
+        word = words.pop(0)
+        option, equals, value = word.partition("=")
         if not word.startswith("-"):
-            words.append(word)
-        elif name in own:
-            rest.append(word)
-            if not equals and name not in ("--plan", "--report-only", "--help", "-h") and todo:
-                rest.append(todo.pop(0))
-        elif not name.startswith("--"):
-            raise UserError(f"{word} is unknown (--help lists the options)")
+            names.append(word)
+        elif option in options or option == "-h":
+            own.append(word)
+            if not equals and option not in ("--help", "-h") and words:
+                own.append(words.pop(0))
         else:
-            if not equals and not todo:
-                raise UserError(f"{name} needs a value")
-            keys[name[2:]] = value if equals else todo.pop(0)
-    return words, keys, rest
+            _check_key(option, options)
+            if not equals and not words:
+                raise UserError(f"{option} needs a value")
+            keys[option[2:]] = value if equals else words.pop(0)
+    return names, keys, own
 
 
-def _is_study(words: Sequence[str]) -> bool:
-    return len(words) == 1 and words[0].endswith((".yaml", ".yml"))
-
-
-def _study(words: list[str], keys: dict[str, str], seeds: str, *, given: bool) -> tuple[Study, str, Path]:
-    if _is_study(words):
-        path = Path(words[0])
-        if keys or given:
-            named = f"--{next(iter(keys))}" if keys else "--seeds"
-            raise UserError(f"{named}: a study file says everything itself; write it into {path}")
-        return read_study(path), path.stem, path.parent / path.stem
-    if not words:
-        raise UserError(f"name a study file, or recipes to compare: {', '.join(recipes())}")
-    unknown = [word for word in words if word not in recipes()]
-    if unknown:
-        raise UserError(f"recipe={unknown[0]!r} is unknown: one of {', '.join(recipes())}, or one study file alone")
-    if len(words) != len(set(words)):
-        raise UserError(f"{' '.join(words)}: a recipe is named twice; a study file can hold variants of one")
-    question = f"Which does better, {' or '.join(words)}?" if len(words) > 1 else f"What does {words[0]} give?"
-    try:
-        study = Study(question, {word: Arm(word) for word in words}, _seeds(seeds), overrides=dict(keys))
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    name = "-".join([str(keys.get("data.name", "digits")), *words])
-    if keys:  # other keys are another comparison, with a folder of its own; more seeds go on in the same one
-        text = json.dumps({key: str(value) for key, value in keys.items()}, sort_keys=True)
-        name += f"-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
-    return study, name, Path("runs") / f"compare-{name}"
+def _check_key(option: str, options: Sequence[str]) -> None:
+    """Refuse what is no key of recipes/train.py but looks like an option of this script."""
+    key = option[2:]
+    known = "." in key or key in (item.name for item in fields(TrainConfig))
+    near = "" if known else did_you_mean(key, [name[2:] for name in options], prefix="--")
+    if near or not option.startswith("--"):
+        raise UserError(f"{option} is unknown{near} (--help lists the options)")
 
 
 def _seeds(text: str) -> list[int]:
@@ -181,6 +163,14 @@ def _seeds(text: str) -> list[int]:
     return list(range(numbers[0])) if "," not in text else numbers
 
 
+def _workers(number: int | None) -> int:
+    if number is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if number < 0:
+        raise UserError(f"--workers {number}: 0 or more")
+    return number
+
+
 def _shard(text: str) -> tuple[int, int]:
     index, _, count = text.partition("/")
     if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
@@ -188,94 +178,44 @@ def _shard(text: str) -> tuple[int, int]:
     return int(index), int(count)
 
 
-def compare(asked: Asked) -> int:
-    """Search, run, tabulate and report; 0, 1 where a run failed, 75 where something is left to run."""
-    study = asked.study
-    found = results.known(asked.out, asked.name)
+def compare(options: Options) -> int:
+    """Search, run, tabulate and report; the exit code is 0, 1 where a run failed, 75 where some are left to run."""
+    study, settings = options.study, options.settings
+    known = results.read_records(options.out, options.name)
     check_evaluations(study)
-    search_cells = search_grid(study)
-    todo = []
-    for item in [*search_cells, *grid(study, chosen(study, found))]:  # every cell must resolve before one runs
-        if not found.done(item, study.evaluations):
-            found.take(item, asked.runs, study.evaluations)
-        if not found.done(item, study.evaluations):
-            todo.append(item)
-    if not asked.report_only and asked.ray is None:  # on a cluster the data lies elsewhere
-        foresee(todo)
-    if asked.plan:
-        print("\n".join(plan_lines(study, found, search_cells)))
+    records = collect_all(study, known, settings.runs)
+    if not options.report_only and settings.ray is None:  # on a cluster the data lies elsewhere
+        check_trials(missing_trials(plan_trials(study, records), records, study.evaluations))
+    if options.plan:
+        print("\n".join(plan_lines(study, records, search_trials(study))))
         return 0
-    for option, folder in (("--out", asked.out), ("--runs", asked.runs)):
-        _refuse_unwritable(option, folder)
-    if not asked.report_only:
-        with StopRequest() as stop:
-            for stage in ("search", "comparison"):
-                cells = search_cells if stage == "search" else grid(study, chosen(study, found))
-                if not _run(asked, found, cells, stop):
-                    break
-    with locked(asked.runs / "report", wait=True):  # shards that end at once report one after the other
-        return _conclude(asked, found, search_cells)
-
-
-def _refuse_unwritable(option: str, folder: Path) -> None:
-    """Known before the first run is better than after the last."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(f"{option} {folder} cannot be written to: {error.strerror}") from None
-
-
-def _run(asked: Asked, found: results.Found, cells: Sequence[Cell], stop: StopRequest) -> bool:
-    """Run a stage's missing cells of this job; False where it was stopped."""
-    todo = [item for item in share(cells, asked.shard) if not found.done(item, asked.study.evaluations)]
-    progress = Progress(found, todo, asked.study, workers=asked.workers)
-
-    def report(item: Cell, outcome: Outcome) -> None:
-        found.take(item, asked.runs, asked.study.evaluations)
-        print(progress.line(item, outcome), flush=True)
-
-    if asked.ray is not None:
-        return run_on_ray(todo, asked.runs, asked.study.evaluations, address=asked.ray, report=report)
-    return run_all(todo, asked.runs, asked.study.evaluations, workers=asked.workers, report=report, stop=stop)
-
-
-def _conclude(asked: Asked, found: results.Found, search_cells: list[Cell]) -> int:
-    study = asked.study
-    cells = grid(study, chosen(study, found))
-    for item in [*search_cells, *cells]:  # what other jobs have finished meanwhile
-        if not found.done(item, study.evaluations):
-            found.take(item, asked.runs, study.evaluations)
-    statistics = tabulate(study, found, cells)
-    content = results.assemble(
-        study,
-        found,
-        [*search_cells, *cells],
-        name=asked.name,
-        command=asked.command,
-        search=tried(study, found),
-        statistics=statistics,
-    )
-    if gone := len(set(found.runs) - set(content["runs"])):
-        print(f"note: {gone} runs are no part of the study any more; they are kept in {results.put_aside(asked.out)}")
-    results.write(asked.out, content, found)
-    content = results.read(asked.out / "results.json")  # tables are made from what is on disk
-    write_report(asked.out)
+    _check_writable({"--out": options.out, "--runs": settings.runs})
+    if not options.report_only:
+        records = run_missing(study, records, settings)
+    with locked(settings.runs / "report", wait=True):  # jobs that end at the same time write one after the other
+        records = collect_all(study, records, settings.runs)  # other jobs may have finished some
+        content = write_results(study, records, options.out, name=options.name, command=options.command)
     total = len(study.settings) * len(study.arms) * len(study.seeds)
-    print("\n".join(closing_lines(content, total=total, out=asked.out)))
-    if any(record["status"] == "failed" for record in content["runs"].values()):
+    print("\n".join(closing_lines(content, total=total, out=options.out)))
+    if any(run["status"] == "failed" for run in content["runs"].values()):
         return 1
-    return EXIT_CODE if results.outstanding(content) else 0
+    return EXIT_CODE if results.count_missing(content) else 0
+
+
+def _check_writable(folders: Mapping[str, Path]) -> None:
+    """Refuse a folder that cannot be written to before the first run rather than after the last."""
+    for option, folder in folders.items():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise UserError(f"{option} {folder} cannot be written to: {error.strerror}") from None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line: 0, 1 where a run failed, 2 with one line when something is to be put right, 75 when not all ran."""
-    try:
-        return compare(parse_command(sys.argv[1:] if argv is None else argv))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    """Command line: exit code of `compare`, or 2 with one line where the user has to change something."""
+    return run_script(lambda words: compare(parse_options(words)), argv)
 
 
 if __name__ == "__main__":

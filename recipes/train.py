@@ -42,7 +42,7 @@ from recipes.data.split import Split, stratified
 from recipes.training import build
 from recipes.training.adversarial import Adversary
 from recipes.training.loss_terms import build_terms, loss_names, try_terms
-from recipes.training.metrics import measure, measure_all
+from recipes.training.metrics import cosine_gaps, measure, measure_all
 from recipes.training.plan import plan_table, plans
 from recipes.training.plots import plot_plan, plot_run
 from recipes.training.records import epoch_record, run_summary
@@ -118,15 +118,13 @@ def run_epochs(
         ):
             if adversary.active(scheduler.phase):
                 batch = adversary(batch, epoch=epoch, step=len(state.losses))
-            state.optimizer.zero_grad(set_to_none=True)
-            loss, features = forward_backward(
+            features = forward_backward(
                 batch, wrapped, state, weights, chunks=config.optim.accumulate, precision=config.precision
             )
-            state.losses.append(loss)
             done = len(state.losses)
             checks = device.type == "cpu" or done % STEPS_BETWEEN_CHECKS == 0 or done == steps
             if checks:
-                check_losses(state, steps, run.checkpoint("last"))
+                check_losses(state, steps, run.checkpoint("last"), last=STEPS_BETWEEN_CHECKS)
             update(state, config.optim, features, batch.labels, steps_per_epoch=steps)
             progress.step()
             if checks and ranks.any(stop.requested, device):
@@ -142,7 +140,7 @@ def run_epochs(
         validation = on_validation(model)
         scheduler.step(epoch, values["accuracy"], build.stop_value(values, config.tpt))
         mean_loss = float(ranks.sum(in_float64(torch.stack(state.losses)).mean())) / ranks.size
-        record = epoch_record({**plan, "loss": mean_loss}, values, validation, model.num_classes)
+        record = epoch_record({**plan, "loss": mean_loss}, values, validation)
         if state.ema is not None:
             ranks.broadcast_buffers(state.ema.module)
             record["ema"] = on_validation(state.ema.module)
@@ -263,13 +261,14 @@ def announce(config: TrainConfig, data: Dataset, state: TrainState, steps: int) 
 
 
 def measure_epoch(split: Split, state: TrainState, run: RunDir) -> dict[str, float]:
-    """The measures on training images after an epoch.
+    """The measures on training images after an epoch, and the distances of the mean cosines from collapse.
 
     Raises:
         UserError: the last step left a model that is not finite.
     """
     try:
-        return measure(state.model, split, ranks=state.ranks, clock=state.clock)
+        measures = measure(state.model, split, ranks=state.ranks, clock=state.clock)
+        return measures | cosine_gaps(measures, state.model.num_classes)
     except ValueError as error:
         raise UserError(
             f"epoch {state.epoch} left a model that is not finite ({error}); the last good checkpoint is "

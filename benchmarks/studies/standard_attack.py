@@ -1,11 +1,11 @@
-"""Does the standard AutoAttack say what the shorter suite of heads_and_losses says?
+"""Does the standard AutoAttack find more than the shorter suite of the study heads_and_losses?
 
     python benchmarks/studies/standard_attack.py --runs RUNS [--arms etf default --seeds 0 1 2] [--workers 2]
 
 The study attacks with the first two of AutoAttack's four, APGD on cross-entropy and targeted APGD. Here the same runs,
 on the same test images and at the same radius, go through all four (targeted FAB and Square after them). RUNS is the
-folder that the study's runs are in. Writes benchmarks/results/studies/standard_attack-cpu.json, a row a run: the share
-of images that is left after each attack, and the number that the study has for the run.
+folder that the study's runs are in. Writes benchmarks/results/studies/standard_attack-cpu.json: for each run the
+fraction of images that withstand each attack, and the accuracy that the study reports.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="processes, of --threads each")
     args = parser.parse_args()
     content = json.loads(STUDY.read_text())
-    asked = []
+    jobs = []
     for cell in content["cells"]:
         if cell["arm"] in args.arms and cell["seed"] in args.seeds:
             known = content["runs"][cell["key"]]["robustness"]["last"]["parts"]["adversarial"]
-            asked.append((args.runs / cell["key"], cell["arm"], cell["seed"], known, args.threads))
+            jobs.append((args.runs / cell["key"], cell["arm"], cell["seed"], known, args.threads))
     with ProcessPoolExecutor(args.workers) as pool:
-        rows = list(pool.map(attacked, *zip(*asked, strict=True)))
+        rows = list(pool.map(attacked, *zip(*jobs, strict=True)))
     goals = ["the four attacks of the standard suite leave what the first two of them leave, in every arm alike"]
     (args.out / "studies").mkdir(parents=True, exist_ok=True)
     print(harness.save("studies/standard_attack", rows, goals=goals, device=args.device, out=args.out))

@@ -92,7 +92,7 @@ class NearestETFHead(nn.Module):
 
     @torch.no_grad()
     def update(self, features: Float[Tensor, "batch in_features"], target: Int[Tensor, " batch"]) -> None:
-        """Take a training batch into the running class means, and re-aim when it is time; every rank must call.
+        """Update the running class means with a batch, and every so many batches the simplex; all ranks must call it.
 
         Raises:
             ValueError: for features or targets of the wrong shape, targets outside [0, C), or means gone

@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ncreg.losses._inputs import full_precision, unit_rows
+from ncreg.losses._inputs import unit_rows
+from ncreg.numerics import at_least_float32
 
 Center = Literal["batch"] | Float[Tensor, " dim"] | None
 
@@ -31,8 +32,8 @@ def directions(
     if isinstance(center, Tensor):
         if center.shape != features.shape[1:]:
             raise ValueError(f"center must have shape ({features.shape[1]},), got {tuple(center.shape)}")
-        return unit(full_precision(features) - center.to(features.device))
-    lifted = full_precision(features)
+        return unit(at_least_float32(features) - center.to(features.device))
+    lifted = at_least_float32(features)
     return unit(lifted - lifted.mean(0))
 
 

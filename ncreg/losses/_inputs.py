@@ -7,6 +7,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from ncreg._checks import check_choice
+from ncreg.numerics import at_least_float32
 
 Features = Float[Tensor, "batch dim"]
 Logits = Float[Tensor, "batch classes"]
@@ -39,18 +40,13 @@ def check_reduction(reduction: Reduction) -> Reduction:
     return reduction
 
 
-def full_precision(rows: Tensor) -> Tensor:
-    """At least float32: half-precision sums and exponentials are worthless near collapse."""
-    return rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
-
-
 def unit_rows(rows: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows dim"]:
     """Rows over their lengths, in full precision; a zero row stays zero.
 
     The divisor is at least 1e-6, in float16 1e-3: its inverse is a zero row's gradient, which must not overflow.
     Shorter rows thus come out shorter than 1; rows whose squares overflow come out as NaN.
     """
-    return _UnitRows.apply(full_precision(rows), 1e-3 if rows.dtype == torch.float16 else 1e-6)
+    return _UnitRows.apply(at_least_float32(rows), 1e-3 if rows.dtype == torch.float16 else 1e-6)
 
 
 class _UnitRows(torch.autograd.Function):
@@ -93,7 +89,7 @@ def dot_products(left: Float[Tensor, "m dim"], right: Float[Tensor, "n dim"]) ->
 def average(
     losses: Float[Tensor, " batch"], reduction: Reduction, sample_weight: Float[Tensor, " batch"] | None = None
 ) -> Tensor:
-    """Reduce a loss a sample as torch does: the mean of weighted samples is their weighted mean, 0 of no weight."""
+    """Reduce per-sample losses as torch does; the mean with weights is weighted, and 0 if all weights are 0."""
     check_reduction(reduction)
     if sample_weight is not None:
         sample_weight = sample_weight.to(losses)

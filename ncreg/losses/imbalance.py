@@ -19,10 +19,10 @@ from ncreg.losses._inputs import (
     average,
     check_reduction,
     check_rows,
-    full_precision,
     show_hyperparameters,
 )
 from ncreg.losses._targets import Target, check_target, is_soft, reads_are_free, weighed
+from ncreg.numerics import at_least_float32
 
 Counts = Sequence[int | float] | Shaped[Tensor, " classes"]
 
@@ -74,7 +74,7 @@ def logit_adjusted_cross_entropy(
     classes = logits.shape[1]
     target = check_target(target, logits, classes)
     counts = checked_counts(class_counts, classes).to(logits.device)
-    lifted = full_precision(logits)
+    lifted = at_least_float32(logits)
     shift = tau * (counts / counts.sum()).log()
     adjusted = lifted + shift.to(lifted)
     if label_smoothing:

@@ -18,10 +18,10 @@ from ncreg.losses._inputs import (
     average,
     check_reduction,
     check_rows,
-    full_precision,
     show_hyperparameters,
 )
 from ncreg.losses._targets import Target, check_labels, check_target, is_soft, sample_weights, weighed
+from ncreg.numerics import at_least_float32
 
 
 def mse_one_hot_loss(
@@ -55,7 +55,7 @@ def mse_one_hot_loss(
     classes = logits.shape[1]
     target = check_target(target, logits, classes)
     labels = target if is_soft(target) else F.one_hot(target, classes)
-    losses = (full_precision(logits) - labels).square().sum(1) / 2
+    losses = (at_least_float32(logits) - labels).square().sum(1) / 2
     return average(losses, reduction, sample_weights(class_weight, target, classes))
 
 
@@ -113,7 +113,7 @@ def spectral_decoupling_loss(
     check_positive("coefficient", coefficient)
     classes = logits.shape[1]
     target = check_target(target, logits, classes)
-    lifted = full_precision(logits)
+    lifted = at_least_float32(logits)
     target, weight = weighed(target, class_weight, classes)
     entropy = F.cross_entropy(lifted, target.to(lifted) if is_soft(target) else target, reduction="none")
     losses = entropy + coefficient / 2 * lifted.square().sum(1)

@@ -17,7 +17,7 @@ def update_class_means(
     momentum: float = 0.9,
     center: Center = None,
 ) -> ClassVectors:
-    """m_c ← momentum · m_c + (1 − momentum) · t_c for the classes present, t_c itself at the first meeting.
+    """m_c ← momentum · m_c + (1 − momentum) · t_c for the classes present, t_c itself the first time the class occurs.
 
     A class whose t_c is not finite keeps its m_c.
 

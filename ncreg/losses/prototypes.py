@@ -19,11 +19,11 @@ from ncreg.losses._inputs import (
     check_reduction,
     check_rows,
     dot_products,
-    full_precision,
     show_hyperparameters,
     unit_rows,
 )
 from ncreg.losses._targets import Target, check_labels, check_target, class_sums, is_soft, weighed
+from ncreg.numerics import at_least_float32
 
 
 def dot_regression_loss(
@@ -65,7 +65,7 @@ def dot_regression_loss(
     check_rows("weight", weight, features.shape[1])
     check_positive("length", length)
     check_flag("normalize", normalize)
-    scale = unit_rows if normalize else full_precision
+    scale = unit_rows if normalize else at_least_float32
     rows = scale(features)
     aim = 1.0 if normalize else length
     target, sample_weight = weighed(check_target(target, features, len(weight)), class_weight, len(weight))
@@ -144,7 +144,7 @@ def center_loss(
     check_rows("features", features)
     check_rows("centers", centers, features.shape[1])
     target = check_labels(target, features, len(centers))
-    gaps = full_precision(features) - full_precision(centers.index_select(0, target))
+    gaps = at_least_float32(features) - at_least_float32(centers.index_select(0, target))
     return average(gaps.square().sum(1) / 2, reduction)
 
 

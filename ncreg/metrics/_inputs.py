@@ -20,7 +20,7 @@ def check_batch(features: Tensor, target: Tensor, num_classes: int, num_features
     for name, value in (("features", features), ("target", target)):
         if not isinstance(value, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
-        check_real(name, value)
+        check_not_meta(name, value)
     if not features.is_floating_point():
         raise TypeError(f"features must be floating point, got {features.dtype}")
     if features.ndim != 2:
@@ -64,7 +64,7 @@ def _check_values(features: Tensor, target: Tensor, num_classes: int) -> None:
         raise ValueError(f"features hold entries up to {largest:.3g}, whose squares overflow: rescale them first")
 
 
-def check_real(name: str, tensor: Tensor) -> None:
-    """Refuse a tensor on the meta device, which has no values."""
+def check_not_meta(name: str, tensor: Tensor) -> None:
+    """Check that a tensor is not on the meta device, where it has no values."""
     if tensor.is_meta:
         raise ValueError(f"{name} has no values, being on device meta: move it to a real device first")

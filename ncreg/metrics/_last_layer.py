@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ncreg.metrics._geometry import LARGEST
-from ncreg.metrics._inputs import check_real
+from ncreg.metrics._inputs import check_not_meta
 
 
 class LastLayer:
@@ -64,7 +64,7 @@ class LastLayer:
             ("bias", bias, (self.num_classes,)),
         ):
             if isinstance(value, Tensor):
-                check_real(f"classifier.{name}", value)
+                check_not_meta(f"classifier.{name}", value)
                 if tuple(value.shape) != shape:
                     raise ValueError(f"classifier.{name} must have shape {shape}, got {tuple(value.shape)}")
             elif name == "weight" or value is not None:

@@ -14,7 +14,7 @@ from ncreg._checks import check_flag
 from ncreg.metrics import _reduce
 from ncreg.metrics._base import Float64Metric, check_shapes
 from ncreg.metrics._geometry import class_geometry
-from ncreg.metrics._inputs import check_batch, check_real
+from ncreg.metrics._inputs import check_batch, check_not_meta
 from ncreg.metrics._last_layer import LastLayer
 from ncreg.metrics._second_pass import SecondPassTables, new_second, view_second
 
@@ -66,7 +66,7 @@ class NearestClassCenter(Float64Metric):
         super().__init__(**kwargs)
         if not isinstance(means, Tensor):
             raise TypeError(f"means must be a torch.Tensor (num_classes, num_features), got {type(means).__name__}")
-        check_real("means", means)
+        check_not_meta("means", means)
         if means.ndim != 2 or not means.is_floating_point():
             raise ValueError(
                 f"means must be floating point (num_classes, num_features), got {means.dtype} {tuple(means.shape)}"

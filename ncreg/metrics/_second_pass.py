@@ -51,7 +51,7 @@ class SecondPass(NamedTuple):
 
     @property
     def disagree(self) -> Tensor:
-        """Samples per class whose two choices differ (C,)."""
+        """Samples per class for which classifier and nearest class mean predict different classes (C,)."""
         return self.tally[:, 4]
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ncreg._checks import check_integer
 from ncreg._features import check_indices
-from ncreg.numerics import float64_device
+from ncreg.numerics import at_least_float32, float64_device
 
 # Images in [0, 1] (B, channels, H, W) to logits (B, C): a plain function, an nn.Module, a Classifier.
 Model = Callable[[Tensor], Tensor]
@@ -138,13 +138,11 @@ def _checked_shape(logits: Tensor, images: Tensor) -> Tensor:
     """Rows that torch.cat can take; their values are checked once, all together."""
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images):
         check_logits(logits, images)
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    return at_least_float32(logits)
 
 
 def _are_probabilities(logits: Tensor) -> bool:
-    if logits.dtype in (torch.float16, torch.bfloat16):
-        tolerance, logits = 0.01, logits.float()
-    else:
-        tolerance = 1e-4
+    tolerance = 0.01 if logits.dtype in (torch.float16, torch.bfloat16) else 1e-4
+    logits = at_least_float32(logits)
     low, high = torch.aminmax(logits)
     return bool(low >= 0) and bool(high <= 1) and bool(((logits.sum(1) - 1).abs() < tolerance).all())

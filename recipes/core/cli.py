@@ -56,15 +56,21 @@ def keys(kind: type = TrainConfig, prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def boolean_keys() -> list[str]:
+    """The keys that are true or false, as options: on a command line they need no value."""
+    return [f"--{key}" for key, hint in keys().items() if hint is bool]
+
+
 def with_flag_values(argv: Sequence[str]) -> list[str]:
-    """The command line with `=true` behind every boolean key that has no value.
+    """The command line of train.py with `=true` behind every boolean key that has no value.
 
     Example:
         >>> with_flag_values(["etf", "--augment.flip", "--quiet", "false"])
         ['etf', '--augment.flip=true', '--quiet=false']
     """
-    flags = [f"--{key}" for key, hint in keys().items() if hint is bool] + ["--plan"]
-    return join_flags(argv, flags, lambda word: not word.startswith("-") and word not in recipes())
+    return join_flags(
+        argv, [*boolean_keys(), "--plan"], lambda word: not word.startswith("-") and word not in recipes()
+    )
 
 
 def parse_command(argv: Sequence[str], names: Mapping[str, Sequence[str]] | None = None) -> Command:
@@ -128,7 +134,7 @@ def _parser() -> jsonargparse.ArgumentParser:
 
 
 def _refuse_unknown_keys(args: Sequence[str]) -> None:
-    """Raise the error for the first option that is no key: of those, the parser only says that it has no such thing."""
+    """Refuse the first unknown option, with a suggestion that jsonargparse's own message does not have."""
     known = [*keys(), "config", "resume", "plan", "print_config", "help"]
     free = tuple(f"{key}." for key, hint in keys().items() if str(hint).startswith("dict"))
     for word in _option_names(args):
@@ -167,6 +173,8 @@ def _in_plain_words(line: str) -> str:
     if found := re.match(r"(.*): Expected a <class '(\w+)'>. Got value: (.*)", line):
         key, kind, value = found.groups()
         return f"{key}: expected {KINDS.get(kind, kind)}, got {value}"
+    if found := re.match(r"\"config\": File does not exist: '(.*)'", line):
+        return f"config={found[1]} does not exist: give a YAML file of keys, or name a recipe in its place"
     if found := re.match(r"\"(\w+)\": Unable to load config '(.*?)'", line):
         group, value = found.groups()
         near = f"; did you mean --{USUAL_NAMES[group]}?" if group in USUAL_NAMES else ""

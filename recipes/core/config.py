@@ -48,10 +48,10 @@ class DataConfig:
             torchvision.CIFAR10, or folder for a folder of images.
         root: where data lies or is downloaded to; for a folder, the folder itself.
         image_size: side in pixels; null takes the set's own, or what the backbone needs.
-        train_size: images to train on, drawn by class shares with the seed; null for all.
+        train_size: images to train on, drawn with the seed, classes in proportion; null for all.
         val_share: share of the training part that is set aside for validation.
         batch_size: images a step; a partial last batch is dropped.
-        label_noise: share of the training labels moved to another class drawn evenly with the seed.
+        label_noise: fraction of the training labels moved to another class drawn evenly with the seed.
         imbalance: ratio of the largest to the smallest class of the training part, which is thinned along an
             exponential profile, the order of the classes drawn with the seed; validation and test stay as they are.
         memory_limit: GiB of images held on the device at most; a larger set is read from its files at every epoch.
@@ -95,7 +95,7 @@ class AugmentConfig:
 
     @property
     def softens(self) -> bool:
-        """Whether the loss gets a distribution over the classes a row."""
+        """Whether targets are soft labels."""
         return bool(self.mixes or self.smoothing)
 
 
@@ -215,7 +215,7 @@ class TrainConfig:
         adversarial: adversarial training.
         optim: the optimizer.
         tpt: the terminal phase.
-        measure_size: training images measured each epoch, a fixed subset by class shares (all at the onset and at
+        measure_size: training images measured each epoch, a fixed subset, classes in proportion (all at the onset and
             the end); null for all.
         precision: of the forward and backward pass; the half ones through autocast.
         device: cpu, cuda, cuda:1 ...; auto takes a GPU where there is one.
@@ -260,7 +260,7 @@ def check(config: TrainConfig) -> None:
     rules = {
         "tpt.max_epochs": (config.tpt.max_epochs, config.tpt.max_epochs >= 1, "at least 1"),
         "data.batch_size": (data.batch_size, data.batch_size >= 2, "at least 2: BatchNorm has no variance of one"),
-        "data.val_share": (data.val_share, 0 < data.val_share < 1, "a share in (0, 1)"),
+        "data.val_share": (data.val_share, 0 < data.val_share < 1, "a fraction in (0, 1)"),
         "data.image_size": (data.image_size, data.image_size is None or data.image_size >= 1, "pixels, at least 1"),
         "data.train_size": (data.train_size, data.train_size is None or data.train_size >= 1, "at least 1"),
         "measure_size": (config.measure_size, config.measure_size is None or config.measure_size >= 1, "at least 1"),
@@ -286,7 +286,7 @@ def check(config: TrainConfig) -> None:
         "optim.head_lr_factor": (optim.head_lr_factor, 0 < optim.head_lr_factor < math.inf, "a positive factor"),
         "optim.ema": (optim.ema, optim.ema is None or 0 < optim.ema < 1, "a decay in (0, 1), or null"),
         "model.freeze_epochs": (model.freeze_epochs, model.freeze_epochs >= 0, "not negative"),
-        "data.label_noise": (data.label_noise, 0 <= data.label_noise < 1, "a share in [0, 1)"),
+        "data.label_noise": (data.label_noise, 0 <= data.label_noise < 1, "a fraction in [0, 1)"),
         "data.imbalance": (data.imbalance, 1 <= data.imbalance < math.inf, "a ratio of at least 1"),
         "data.memory_limit": (data.memory_limit, data.memory_limit >= 0, "GiB, not negative"),
         "data.workers": (data.workers, data.workers is None or data.workers >= 0, "not negative, or null"),
@@ -305,7 +305,7 @@ def check(config: TrainConfig) -> None:
         "augment.crop": (augment.crop, augment.crop >= 0, "pixels, not negative"),
         "augment.mixup": (augment.mixup, 0 <= augment.mixup < math.inf, "an alpha, 0 for none"),
         "augment.cutmix": (augment.cutmix, 0 <= augment.cutmix < math.inf, "an alpha, 0 for none"),
-        "augment.smoothing": (augment.smoothing, 0 <= augment.smoothing < 1, "a share in [0, 1)"),
+        "augment.smoothing": (augment.smoothing, 0 <= augment.smoothing < 1, "a fraction in [0, 1)"),
         "data.batch_size with soft labels": (
             data.batch_size,
             data.batch_size % 2 == 0 or not augment.softens,

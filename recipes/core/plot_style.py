@@ -28,6 +28,7 @@ GRAY = "#666666"
 STYLE: Any = {
     "font.size": 10,
     "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib; each text of an SVG repeats the whole list
     "axes.spines.top": False,
     "axes.spines.right": False,
     "svg.fonttype": "none",
@@ -36,3 +37,6 @@ STYLE: Any = {
     "text.parse_math": False,  # a label may hold a dollar
 }
 """Settings of matplotlib, for plt.rc_context."""
+
+MATH_STYLE = STYLE | {"text.parse_math": True}
+"""The same where an axis is logarithmic: its powers of ten are formulas."""

@@ -71,7 +71,7 @@ def did_you_mean(word: str, known: Iterable[str], usual: Mapping[str, str] | Non
 
 
 def _nearest(word: str, known: list[str], usual: Mapping[str, str]) -> list[str]:
-    """The known words that come nearest, two at most; by surety: a usual name, the same word, the same end, alike."""
+    """At most two suggestions, the best kind first: usual name, same word, same last part, similar spelling."""
     if word in usual:
         return [usual[word]]
     exact = [name for name in known if name.replace("-", "_") == word]

@@ -27,7 +27,7 @@ PLACEHOLDERS = {bool: "[true|false]", int: "N", float: "X", str: "NAME", Path: "
 
 
 def help_text(cards: Mapping[str, str], names: Mapping[str, Sequence[str]]) -> str:
-    """The whole text.
+    """The text of `train.py --help`.
 
     Args:
         cards: what each recipe is.

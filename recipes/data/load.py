@@ -20,6 +20,7 @@ from torchvision.datasets import FashionMNIST
 from recipes.core.config import DataConfig
 from recipes.core.errors import UserError
 from recipes.core.extras import pip_install
+from recipes.core.suggestions import did_you_mean
 from recipes.data.image_folder import image_folder
 from recipes.data.lazy_images import LazyImages
 from recipes.data.split import Source, Split, divide, resized, stratified
@@ -33,6 +34,8 @@ MOMENT_IMAGES = 10_000
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package dataset-fashion-mnist puts the four files of the set."""
+
+FASHION_FILE = "train-images-idx3-ubyte.gz"
 
 
 @dataclass(frozen=True)
@@ -205,17 +208,26 @@ def _idx(path: Path) -> Tensor:
     return torch.from_numpy(np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(shape).copy())
 
 
+def fashion_mnist_places(root: Path) -> list[Path]:
+    """Folders in which Fashion-MNIST is looked for."""
+    return [root, root / "FashionMNIST" / "raw", DEBIAN]
+
+
+def fashion_mnist_folder(root: Path) -> Path | None:
+    """The folder that holds the files of Fashion-MNIST; None if it has to be downloaded."""
+    return next((place for place in fashion_mnist_places(root) if (place / FASHION_FILE).exists()), None)
+
+
 def _fashion_mnist(config: DataConfig, image_size: Callable[[int | None], int]) -> Source:
-    places = [config.root, config.root / "FashionMNIST" / "raw", DEBIAN]
-    place = next((place for place in places if (place / "train-images-idx3-ubyte.gz").exists()), None)
+    place = fashion_mnist_folder(config.root)
     if place is None:
         try:
             FashionMNIST(str(config.root), download=True)
         except (OSError, RuntimeError) as error:
+            places = ", ".join(map(str, fashion_mnist_places(config.root)))
             raise UserError(
-                f"Fashion-MNIST is neither in {', '.join(map(str, places))} nor to be downloaded "
-                f"({' '.join(str(error).split())}): install Debian's dataset-fashion-mnist, "
-                "or put the four .gz files in --data.root"
+                f"Fashion-MNIST is neither in {places} nor to be downloaded ({' '.join(str(error).split())}): "
+                "install Debian's dataset-fashion-mnist, or put the four .gz files in --data.root"
             ) from None
         place = config.root / "FashionMNIST" / "raw"
     parts = []
@@ -234,7 +246,8 @@ def _fashion_mnist(config: DataConfig, image_size: Callable[[int | None], int]) 
 def check_set(option: str, name: str) -> None:
     """Refuse an unknown data set; `option` is the text before its name in the message, such as `data.name=`."""
     if name not in SOURCES and not name.startswith("torchvision."):
-        raise UserError(f"{option}{name!r} is unknown: one of {', '.join(SOURCES)}, torchvision.NAME")
+        near = did_you_mean(name, SOURCES)
+        raise UserError(f"{option}{name!r} is unknown: one of {', '.join(SOURCES)}, torchvision.NAME{near}")
 
 
 SOURCES: dict[str, Callable[[DataConfig, Callable[[int | None], int]], Source]] = {

@@ -60,7 +60,7 @@ def torchvision_set(config: DataConfig, image_size: Callable[[int | None], int])
         parts.append(Split(images, _labels(found, config.name)))
     names = getattr(train, "classes", None) or range(int(parts[0].target.max()) + 1)
     plain = [", ".join(name) if isinstance(name, tuple) else str(name) for name in names]
-    # ImageNet has two cranes
+    # names may repeat: ImageNet has two classes called crane
     once = (name if plain.count(name) == 1 else f"{name} ({number})" for number, name in enumerate(plain))
     return Source(tuple(once), train=parts[0], test=parts[1])
 

@@ -1,1 +1,1 @@
-"""What recipes/robustness.py is made of: the run under test, its parts, their result, table and figures."""
+"""Everything that looks at a trained run: accuracy, predictions, robustness, features through training."""

@@ -55,9 +55,9 @@ def evaluate_accuracy(source: Path, *, split: str, overrides: Sequence[str], dev
     side = model.image_shape[-1] if model.image_shape else 0
     data, is_other = _data_config(config.data, overrides, split, side)
     with report_lost_workers():
-        found = read_source(data, lambda native: side)
-        _check_fit(model, found)
-        images, notes = _images(found, data, split, seed=config.seed, is_other=is_other)
+        data_set = read_source(data, lambda native: side)
+        _check_fit(model, data_set)
+        images, notes = _images(data_set, data, split, seed=config.seed, is_other=is_other)
         for note in notes:
             print(f"note: {note}", file=sys.stderr)
         images = images.to(next(model.parameters()).device)
@@ -65,7 +65,7 @@ def evaluate_accuracy(source: Path, *, split: str, overrides: Sequence[str], dev
         with warnings.catch_warnings():  # the table says so too
             warnings.filterwarnings("ignore", message=".*classes have no samples")
             measures = measure(model, images)
-    by_class = zip(found.class_names, counts.diagonal().tolist(), counts.sum(1).tolist(), strict=True)
+    by_class = zip(data_set.class_names, counts.diagonal().tolist(), counts.sum(1).tolist(), strict=True)
     return {
         "run": str(source),
         "data": data.name,

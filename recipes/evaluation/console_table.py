@@ -18,14 +18,14 @@ def table(result: Result, evaluations: Collection[str] | None = None) -> str:
     images, shown = SPLITS[about.split], BLOCKS if evaluations is None else evaluations
     lines = [f"{about.run}, checkpoint {about.checkpoint}, {about.preset}, {images} images, seed {about.seed}"]
     if about.image_share < 1:
-        lines.append(f"  large images: {100 * about.image_share:.0f} % as many of them as quick takes of small ones")
+        lines.append(f"  images are large: {100 * about.image_share:.0f} % of the preset's number of images")
     for name, numbers in result.parts.items():
         if name in shown:
             lines += ["", *BLOCKS[name](numbers, images)]
     skipped = [f"  {name}: {reason}" for name, reason in result.skipped.items() if name in shown]
     lines += ["", "not done", *skipped] if skipped else []
     warnings = [f"  {warning}" for warning in result.warnings if warning.split(": ")[0] in shown]
-    lines += ["", "TO BE DOUBTED", *warnings] if warnings else []
+    lines += ["", "WARNINGS", *warnings] if warnings else []
     kept = [name for name in result.parts if name not in shown]
     lines += ["", f"kept from before, not shown: {', '.join(kept)}"] if kept else []
     return "\n".join(lines)
@@ -86,10 +86,10 @@ def ood(numbers: Numbers, images: str) -> list[str]:
 def transfer(numbers: Numbers, images: str) -> list[str]:
     """Probes by task."""
     lines = [f"transfer of frozen features, accuracy on {images} images"]
-    for name, found in numbers["tasks"].items():
-        lines.append(row(f"{name}, linear probe", percent(found["linear"]["accuracy"], found["linear"]["interval"])))
-        lines.append(row(f"{name}, nearest neighbours", percent(found["knn"]["accuracy"], found["knn"]["interval"])))
-        few = found["few_shot"]
+    for name, task in numbers["tasks"].items():
+        lines.append(row(f"{name}, linear probe", percent(task["linear"]["accuracy"], task["linear"]["interval"])))
+        lines.append(row(f"{name}, nearest neighbours", percent(task["knn"]["accuracy"], task["knn"]["interval"])))
+        few = task["few_shot"]
         lines.append(row(f"{name}, {few['shots']} images a class", percent(few["accuracy"], few["interval"])))
     return lines
 
@@ -149,8 +149,8 @@ def corruptions(numbers: Numbers, images: str) -> list[str]:
 def adversarial(numbers: Numbers, images: str) -> list[str]:
     """Attacks, the headline last, and the curve."""
     lines = [f"adversarial ({numbers['norm']}, ε = {numbers['epsilon']:.4g}, {numbers['images']} {images} images)"]
-    for found in numbers["rows"]:
-        lines.append(row(found["name"], percent(found["accuracy"], (found["low"], found["high"]))))
+    for attack in numbers["rows"]:
+        lines.append(row(attack["name"], percent(attack["accuracy"], (attack["low"], attack["high"]))))
     head = numbers["headline"]
     lines.append(row(f"ROBUST ACCURACY: {head['name']}", percent(head["accuracy"], (head["low"], head["high"]))))
     lines += [row("note", numbers["note"])] if numbers["note"] else []

@@ -29,7 +29,7 @@ def calibration(run: RunUnderTest, settings: Settings) -> Outcome:
     report = robustness.evaluate_calibration(test.logits, test.target, val.logits, val.target)
     ranks = torch.arange(1, 21).mul(report.samples).add(19).div(20, rounding_mode="floor") - 1  # n·k/20, rounded up
     curve = {"coverage": report.risk_coverage.coverage[ranks], "risk": report.risk_coverage.risk[ranks]}
-    found = {
+    outcome = {
         **vars(report),
         "risk_coverage": {"aurc": report.risk_coverage.aurc, "excess_aurc": report.risk_coverage.excess_aurc, **curve},
         "interval": robustness.binomial_interval(int((test.logits.argmax(1) == test.target).sum()), report.samples),
@@ -37,7 +37,7 @@ def calibration(run: RunUnderTest, settings: Settings) -> Outcome:
         "temperature_from": source,
     }
     bound = report.temperature_at_bound
-    return found, [f"the temperature has no best value on validation images ({bound})"] if bound else []
+    return outcome, [f"the temperature has no best value on validation images ({bound})"] if bound else []
 
 
 def halves(target: Tensor, seed: int) -> tuple[Tensor, Tensor]:
@@ -49,43 +49,25 @@ def halves(target: Tensor, seed: int) -> tuple[Tensor, Tensor]:
 
 def ood(run: RunUnderTest, settings: Settings) -> Outcome:
     """Every OOD score on noise (far) and on the available image sets that share no class with the run (near)."""
-    size = settings.preset.outside
-    train, test = run.outputs_on("train", settings.preset.features), run.outputs_on(run.split, size)
-    outside: dict[str, Split] = {}
-    for name, data in run.other_sets(settings.sets, settings.root).items():
-        if not set(data.class_names) & set(run.data.class_names):
-            images: Split = getattr(data, run.split)
-            outside[name] = images if size is None or size >= len(images) else _evenly_spaced(images, size)
-    groups = dict.fromkeys(outside, "near")
-    own, _ = run.images(run.held_out(size))
-    kinds = ("uniform", "gaussian", "shuffle")
-    groups |= dict.fromkeys(kinds, "far")
-    noise = {kind: robustness.noise_images(own, kind, seed=settings.seed) for kind in kinds}
-    outputs = {name: run.outputs(split) for name, split in outside.items()}
-    pairs = {name: (row.features, row.logits) for name, row in outputs.items()}
-    pairs |= {kind: run.outputs_of_images(noisy) for kind, noisy in noise.items()}
+    train = run.outputs_on("train", settings.preset.features)
+    test = run.outputs_on(run.split, settings.preset.outside)
+    near, far = _outputs_on_other_sets(run, settings), _outputs_on_noise(run, settings)
+    groups = dict.fromkeys(near, "near") | dict.fromkeys(far, "far")
     head = run.model.head
-    weight, bias = getattr(head, "weight", None), getattr(head, "bias", None)
     try:
         report = robustness.evaluate_ood(
             train.features,
             train.target,
             test.features,
             test.logits,
-            pairs,
+            near | far,
             train_logits=train.logits,
-            weight=numbers(weight),
-            bias=numbers(bias),
+            weight=numbers(getattr(head, "weight", None)),
+            bias=numbers(getattr(head, "bias", None)),
         )
     except ImportError:
         raise NotAvailable(f"its scores need pytorch-ood: {pip_install('robust')}") from None
-    counts = {
-        name: {"id": _histogram(report.id_scores[name], low, high)}
-        | {key: _histogram(scores[name], low, high) for key, scores in report.ood_scores.items()}
-        | {"ends": [low, high]}
-        for name, (low, high) in _ranges(report).items()
-    }
-    found = {
+    outcome = {
         "detections": report.detections,
         "groups": groups,
         "nc5": report.nc5,
@@ -93,9 +75,29 @@ def ood(run: RunUnderTest, settings: Settings) -> Outcome:
         "skipped": report.skipped,
         "training_images": report.num_train,
         "mean_auroc": _means(report.detections, groups),
-        "histograms": counts,
+        "histograms": _score_histograms(report),
     }
-    return found, []
+    return outcome, []
+
+
+def _outputs_on_other_sets(run: RunUnderTest, settings: Settings) -> dict[str, tuple[Tensor, Tensor]]:
+    """Features and logits on each available set that shares no class with the run."""
+    size, outputs = settings.preset.outside, {}
+    for name, data in run.other_sets(settings.sets, settings.root).items():
+        if not set(data.class_names) & set(run.data.class_names):
+            images: Split = getattr(data, run.split)
+            row = run.outputs(images if size is None or size >= len(images) else _evenly_spaced(images, size))
+            outputs[name] = (row.features, row.logits)
+    return outputs
+
+
+def _outputs_on_noise(run: RunUnderTest, settings: Settings) -> dict[str, tuple[Tensor, Tensor]]:
+    """Features and logits on each kind of noise."""
+    images, _ = run.images(run.held_out(settings.preset.outside))
+    return {
+        kind: run.outputs_of_images(robustness.noise_images(images, kind, seed=settings.seed))
+        for kind in ("uniform", "gaussian", "shuffle")
+    }
 
 
 def adversarial(run: RunUnderTest, settings: Settings) -> Outcome:
@@ -111,7 +113,7 @@ def adversarial(run: RunUnderTest, settings: Settings) -> Outcome:
     radii = [settings.epsilon * factor for factor in (0.25, 0.5, 1.0, 2.0, 4.0)]
     radii = [radius for radius in radii if settings.norm == "l2" or radius <= 1]  # beyond 1 every ball is all images
     curve = robustness.robustness_curve(run.model, few, classes, [0.0, *radii], **options)
-    found = report.as_dict() | {
+    outcome = report.as_dict() | {
         "autoattack": report.headline.accuracy if with_autoattack else None,
         "curve": {
             "epsilons": curve.epsilons,
@@ -121,7 +123,9 @@ def adversarial(run: RunUnderTest, settings: Settings) -> Outcome:
         },
         "margins": _histogram_of(run, images, target),
     }
-    return found, [f"{finding.name}: {finding.explanation}" for finding in report.findings if finding.flagged]
+    warnings = [f"{finding.name}: {finding.explanation}" for finding in report.findings if finding.flagged]
+    warnings += [] if with_autoattack else [f"AutoAttack needs pyautoattack: {pip_install('robust')}"]
+    return outcome, warnings
 
 
 def _histogram_of(run: RunUnderTest, images: Tensor, target: Tensor) -> dict[str, Any]:
@@ -136,16 +140,16 @@ def _histogram_of(run: RunUnderTest, images: Tensor, target: Tensor) -> dict[str
 def distances(run: RunUnderTest, settings: Settings) -> Outcome:
     """Smallest adversarial changes: DeepFool's ρ as in Papyan, Han & Donoho 2020, and the least change in the norm."""
     images, target = run.images(run.held_out(settings.preset.distances))
-    found = robustness.deepfool(run.model, images)
+    deepfool = robustness.deepfool(run.model, images)
     few, classes = run.images(run.held_out(settings.preset.curve))
     norm: Any = settings.norm
     nearest = robustness.minimum_norm(run.model, few, classes, norm=norm, seed=settings.seed)
-    crossed = found.distance[found.crossed]
+    crossed = deepfool.distance[deepfool.crossed]
     median = float(crossed.median()) if len(crossed) else None
     report = {
         "images": len(images),
-        "rho": found.rho if len(crossed) else None,
-        "failures": found.failures,
+        "rho": deepfool.rho if len(crossed) else None,
+        "failures": deepfool.failures,
         "deepfool_l2": {"median": median, "images": len(images)},
         "minimum_norm": {
             "norm": norm,
@@ -155,7 +159,9 @@ def distances(run: RunUnderTest, settings: Settings) -> Outcome:
             "failures": nearest.failures,
         },
     }
-    warnings = [f"DeepFool did not bring {found.failures} of {len(images)} images across"] if found.failures else []
+    warnings = (
+        [f"DeepFool did not bring {deepfool.failures} of {len(images)} images across"] if deepfool.failures else []
+    )
     warnings += [f"no adversarial image was found for {nearest.failures} of {len(few)}"] if nearest.failures else []
     return report, warnings
 
@@ -170,7 +176,7 @@ def corruptions(run: RunUnderTest, settings: Settings) -> Outcome:
 def transfer(run: RunUnderTest, settings: Settings) -> Outcome:
     """Probes of the frozen features on the available sets, and on the quarter turns of the run's own images."""
     size, split = settings.preset.features, run.split
-    found: dict[str, dict[str, Any]] = {}
+    probes: dict[str, dict[str, Any]] = {}
     others = run.other_sets(settings.sets, settings.root)
     tasks: dict[str, tuple[Split, Split]] = {name: (data.train, getattr(data, split)) for name, data in others.items()}
     own, test_own = (turned(run.draw(name, size), settings.seed + n) for n, name in enumerate(("train", split)))
@@ -183,14 +189,14 @@ def transfer(run: RunUnderTest, settings: Settings) -> Outcome:
         fitted, tested = run.outputs(train), run.outputs(test)
         task = (fitted.features, fitted.target, tested.features, tested.target)
         shots = min(5, int(torch.bincount(fitted.target).min()))
-        found[name] = {
+        probes[name] = {
             "classes": int(fitted.target.max()) + 1,
             "linear": robustness.linear_probe(*task, seed=settings.seed),
             "knn": robustness.knn_probe(*task, seed=settings.seed),
             "few_shot": robustness.few_shot(*task, shots=shots, draws=settings.preset.draws, seed=settings.seed),
         }
-    means = {probe: sum(row[probe].accuracy for row in found.values()) / len(found) for probe in ("linear", "knn")}
-    return {"tasks": found, "mean": means}, []
+    means = {probe: sum(row[probe].accuracy for row in probes.values()) / len(probes) for probe in ("linear", "knn")}
+    return {"tasks": probes, "mean": means}, []
 
 
 def turned(split: Split, seed: int) -> Split:
@@ -217,13 +223,17 @@ def _evenly_spaced(split: Split, size: int) -> Split:
     return split[torch.linspace(0, len(split) - 1, size, dtype=torch.float64).round().long()]
 
 
-def _ranges(report: robustness.OODReport) -> dict[str, tuple[float, float]]:
-    """The ends of each score over all images."""
-    ends = {}
+def _score_histograms(report: robustness.OODReport) -> dict[str, dict[str, Any]]:
+    """Histograms of each score over its range on all images: in-distribution, and each other set."""
+    histograms = {}
     for name, scores in report.id_scores.items():
-        everything = torch.cat([scores, *(other[name] for other in report.ood_scores.values())])
-        ends[name] = (float(everything.min()), float(everything.max()))
-    return ends
+        by_set = {"id": scores} | {key: other[name] for key, other in report.ood_scores.items()}
+        everything = torch.cat(list(by_set.values()))
+        low, high = float(everything.min()), float(everything.max())
+        histograms[name] = {key: _histogram(values, low, high) for key, values in by_set.items()} | {
+            "ends": [low, high]
+        }
+    return histograms
 
 
 def _histogram(scores: Tensor, low: float, high: float, bins: int = 40) -> list[int]:
@@ -235,7 +245,7 @@ def _means(detections: Any, groups: dict[str, str]) -> dict[str, dict[str, float
     """Mean AUROC of each score over the sets of a group."""
     means: dict[str, dict[str, float]] = {}
     for group in dict.fromkeys(groups.values()):
-        members = [found for name, found in detections.items() if groups[name] == group]
+        members = [by_score for name, by_score in detections.items() if groups[name] == group]
         means[group] = {score: sum(m[score].auroc for m in members) / len(members) for score in members[0]}
     return means
 

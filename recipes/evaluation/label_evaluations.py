@@ -62,8 +62,8 @@ def label_noise(run: RunUnderTest, settings: Settings) -> Outcome:
     if not fraction:
         raise NotAvailable("the run was trained on the labels as they are (data.label_noise=0)")
     train = run.outputs_on("train")
-    found = robustness.memorization(train.logits.argmax(1), train.target, true_classes(run))
-    return vars(found) | {"asked": fraction}, []
+    report = robustness.memorization(train.logits.argmax(1), train.target, true_classes(run))
+    return vars(report) | {"asked": fraction}, []
 
 
 def true_classes(run: RunUnderTest) -> Tensor:

@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from recipes.core.plot_style import COLORS, GRAY, LINES, STYLE
+from recipes.core.plot_style import COLORS, GRAY, LINES, MATH_STYLE
 from recipes.evaluation.console_table import Numbers, whole
 from recipes.evaluation.results import Result
 
@@ -24,7 +24,7 @@ def draw(folder: Path, result: Result, evaluations: Collection[str], *, title: s
         if numbers is None:
             (folder / f"{name}.png").unlink(missing_ok=True)
         elif evaluation in evaluations:
-            with plt.rc_context(STYLE):
+            with plt.rc_context(MATH_STYLE):
                 figure = figure_of(numbers)
                 figure.suptitle(title, fontsize=9)
                 figure.savefig(folder / f"{name}.png", dpi=130)
@@ -116,12 +116,12 @@ def ood(numbers: Numbers) -> Figure:
     for panel in panels.flat[len(scores) :]:
         panel.axis("off")
     handles: list[Any] = []
-    for panel, (score, found) in zip(panels.flat, scores.items(), strict=False):
-        edges = np.linspace(found["ends"][0], found["ends"][1], len(found["id"]) + 1)
+    for panel, (score, counts) in zip(panels.flat, scores.items(), strict=False):
+        edges = np.linspace(counts["ends"][0], counts["ends"][1], len(counts["id"]) + 1)
         handles = []
         for index, name in enumerate(["id", *numbers["detections"]]):
             look: Any = {"color": COLORS[index % len(COLORS)], "linestyle": LINES[index % len(LINES)]}
-            fraction = np.array(found[name]) / max(1, sum(found[name]))
+            fraction = np.array(counts[name]) / max(1, sum(counts[name]))
             label = "in-distribution" if name == "id" else f"{name} ({numbers['groups'][name]})"
             handles += panel.step(edges, [*fraction, fraction[-1]], where="post", label=label, **look)
         panel.set_title(score.replace("_", " "), fontsize=9)

@@ -146,8 +146,8 @@ def results_folder(run: Path, name: str) -> Path:
     """
     check_name(name)
     folder = run / name
-    there = {path.name for path in folder.iterdir()} if folder.is_dir() else {name} if folder.exists() else set()
-    if there and not there & {"results.json", "lock"}:  # the lock is there from the start on
+    content = {path.name for path in folder.iterdir()} if folder.is_dir() else {name} if folder.exists() else set()
+    if content and not content & {"results.json", "lock"}:  # the lock is there from the start on
         raise UserError(f"--out {name}: {folder} is there and is no evaluation; choose another name")
     return folder
 

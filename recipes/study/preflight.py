@@ -1,4 +1,4 @@
-"""What would make runs fail, found before the first: a set that cannot be had, a batch too large, a loss unknown."""
+"""Checks before the first run: a missing data set, a batch too large, an unknown loss would make every run fail."""
 
 from __future__ import annotations
 
@@ -6,26 +6,25 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ncreg.heads import HEADS
 from recipes.core.cli import parse
 from recipes.core.distributed import pick_device
 from recipes.core.errors import UserError
 from recipes.data.load import SMALLEST, load
 from recipes.evaluation.options import parse_options as parse_evaluation
 from recipes.study.spec import Study
-from recipes.study.trials import Cell
-from recipes.training.build import check_backbone
+from recipes.study.trials import Trial
+from recipes.training.build import check_backbone, check_head
 from recipes.training.loss_terms import build_terms
 
-LOOKED_AT = ("device", "model.backbone", "model.head", "loss")
-"""Keys beside those of the data that are tried out."""
+CHECKED_KEYS = ("device", "model.backbone", "model.head", "loss")
+"""The keys that are tried out, besides those of the data."""
 
 
 def check_evaluations(study: Study) -> None:
-    """Read the words that recipes/robustness.py will be called with, before runs are trained for it.
+    """Parse the arguments that recipes/robustness.py will get, before runs are trained for it.
 
     Raises:
-        UserError: it does not know one of them.
+        UserError: it would refuse one of them.
     """
     if study.evaluations is None:
         return
@@ -37,30 +36,35 @@ def check_evaluations(study: Study) -> None:
             raise UserError(f"evaluations: recipes/robustness.py {' '.join(argv)}: {error}") from None
 
 
-def foresee(cells: Sequence[Cell]) -> None:
-    """Split each set once, as a run would, without reading what lies in files of its own.
+def check_trials(trials: Sequence[Trial]) -> None:
+    """Load and split each data setting once as a run would, and check the device, backbone, head and loss.
 
-    It also leaves a set that has to be downloaded in its place, before several runs ask for it at once.
+    Images in files of their own are not read. A set that has to be downloaded is downloaded here, before several runs
+    need it at once. Notes about the data go to stderr.
 
     Raises:
-        UserError: no run of some setting and arm can begin; named with it.
+        UserError: names an arm and setting of which no run can begin.
     """
-    asked: dict[str, Cell] = {}
-    for cell in cells:
-        keys = {key: value for key, value in cell.config.items() if key.startswith("data.") or key in LOOKED_AT}
-        asked.setdefault(repr(keys), cell)
+    distinct: dict[str, Trial] = {}
+    for trial in trials:
+        keys = {key: value for key, value in trial.config.items() if key.startswith("data.") or key in CHECKED_KEYS}
+        distinct.setdefault(repr(keys), trial)
     notes: dict[str, None] = {}
-    for cell in asked.values():
-        config = parse(list(cell.argv))
+    for trial in distinct.values():
         try:
-            pick_device(config.device)
-            check_backbone(config.model.backbone)
-            found = load(replace(config.data, memory_limit=0.0), seed=cell.seed, image_size=lambda native: SMALLEST)
-            build_terms(config.loss, class_counts=found.class_counts(), num_features=2)
-            if config.model.head not in HEADS:
-                raise UserError(f"model.head={config.model.head!r} is unknown: one of {', '.join(HEADS)}")
+            notes |= dict.fromkeys(_check_trial(trial))
         except UserError as error:
-            raise UserError(f"no run of {cell.arm} on {cell.data} can begin: {error}") from None
-        notes |= dict.fromkeys(found.notes)
+            raise UserError(f"no run of {trial.arm} on {trial.data} can begin: {error}") from None
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
+
+
+def _check_trial(trial: Trial) -> Sequence[str]:
+    """The notes about a trial's data."""
+    config = parse(list(trial.argv))
+    pick_device(config.device)
+    check_backbone(config.model.backbone)
+    data = load(replace(config.data, memory_limit=0.0), seed=trial.seed, image_size=lambda native: SMALLEST)
+    build_terms(config.loss, class_counts=data.class_counts(), num_features=2)
+    check_head(config.model.head)
+    return data.notes

@@ -1,27 +1,20 @@
-"""The typed study file: a question, the arms that are compared, and the rules fixed before the runs."""
+"""A study as typed data: the question, the arms that are compared, and the rules fixed before the runs."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import jsonargparse
 import numpy as np
-import yaml
 
 from recipes.core.config import DataConfig
-from recipes.core.errors import UserError
-from recipes.study.rules import check
-
-Overrides = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One contender.
+    """One of the compared configurations.
 
     Args:
         recipe: name of a recipe card, or path of a YAML file of keys.
@@ -38,11 +31,11 @@ class Arm:
 
 @dataclass(frozen=True)
 class Contrast:
-    """Two arms held against each other, where the baseline is not the question.
+    """A pair of arms whose difference is reported in addition to the differences to the baseline.
 
     Args:
         arm: the first of them.
-        against: what is subtracted.
+        against: the arm that is subtracted.
     """
 
     arm: str
@@ -73,13 +66,18 @@ class Measure:
 
     @property
     def name(self) -> str:
-        """What identifies it within its study."""
+        """Identifies the measure within its study."""
         return self.path if self.minus is None else f"{self.path} - {self.minus}"
 
     @property
     def title(self) -> str:
-        """What a reader sees."""
+        """The label, or the name where there is none."""
         return self.label or self.name
+
+    @property
+    def needs_evaluation(self) -> bool:
+        """Whether it comes from recipes/robustness.py rather than from the training run itself."""
+        return any(path.startswith("robustness") for path in (self.path, self.minus or ""))
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,7 @@ class Search:
         grid: keys and the values to try; every combination is a point.
         measure: validation measure that chooses, at_end.val... or at_onset.val...
         better: larger or smaller.
-        seeds: of the searching runs.
+        seeds: seeds of the search runs.
         budget: points tried, drawn evenly from the grid, the same for every arm; null for all.
         overrides: keys that hold while searching only, e.g. fewer epochs.
     """
@@ -101,6 +99,15 @@ class Search:
     seeds: list[int] = field(default_factory=lambda: [100])
     budget: int | None = None
     overrides: dict[str, Any] = field(default_factory=dict)
+
+    def points(self, arm: Arm) -> list[dict[str, Any]]:
+        """The points of the arm's grid, or `budget` of them."""
+        grid = self.grid if arm.grid is None else arm.grid
+        points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+        if self.budget is None or self.budget >= len(points):
+            return points
+        drawn = np.random.default_rng(0).permutation(len(points))[: self.budget]
+        return [points[index] for index in sorted(drawn)]
 
 
 @dataclass(frozen=True)
@@ -120,13 +127,13 @@ class Evaluations:
     args: list[str] = field(default_factory=list)
 
     def argv(self, checkpoint: str) -> list[str]:
-        """The words of the command line for one checkpoint."""
+        """The command-line arguments of recipes/robustness.py for one checkpoint."""
         parts = ["--parts", ",".join(self.parts)] if self.parts else []
         return ["--preset", self.preset, "--checkpoint", checkpoint, *parts, *self.args]
 
     @property
     def words(self) -> list[str]:
-        """All that was asked for: evaluations are the same where these are."""
+        """The arguments for all checkpoints; two evaluations are the same if these are."""
         return [word for checkpoint in self.checkpoints for word in self.argv(checkpoint)]
 
 
@@ -146,16 +153,16 @@ MEASURES = (
 
 @dataclass(frozen=True)
 class Study:
-    """A comparison.
+    """A comparison of arms over seeds. `load` makes one, and checks it.
 
     Args:
-        question: what is to be found out.
-        arms: the contenders by name.
-        baseline: the arm that the others are held against; null for the first.
+        question: the question that the study answers.
+        arms: the compared configurations by name.
+        baseline: the arm that the others are compared with; null for the first.
         seeds: of split, initial weights and batch order, shared by all arms.
-        contrasts: pairs of arms whose difference is told besides those to the baseline, as the same head with and
-            without class weights; judged by the same rules, among themselves.
-        measures: what is compared.
+        contrasts: pairs of arms whose difference is reported besides those to the baseline, e.g. the same head with
+            and without class weights; judged by the same rules, among themselves.
+        measures: the numbers that are compared.
         overrides: keys of recipes/train.py that hold for every arm.
         data: settings by name, each a set of keys; every arm runs on each. Verdicts are given for each on its own.
         search: tuning on validation images before the comparison; null for none.
@@ -179,10 +186,6 @@ class Study:
     min_seeds: int = 3
     notes: str = ""
 
-    def __post_init__(self) -> None:
-        """Refuse what cannot be compared, by name."""
-        check(self)
-
     @property
     def base(self) -> str:
         """The baseline arm's name."""
@@ -190,71 +193,11 @@ class Study:
 
     @property
     def settings(self) -> dict[str, dict[str, Any]]:
-        """The data settings by name; one, named as the set, where the study gives none."""
+        """The data settings by name; where the study gives none, a single one named after the data set."""
         nested = self.overrides.get("data", {})
         named = nested.get("name") if isinstance(nested, Mapping) else None
         return self.data or {str(self.overrides.get("data.name", named or DataConfig.name)): {}}
 
     def points(self, arm: str) -> list[dict[str, Any]]:
-        """What is tried for an arm before the comparison: one empty point without a search."""
-        return [{}] if self.search is None else _points(self.search, self.arms[arm])
-
-
-def _points(search: Search, arm: Arm) -> list[dict[str, Any]]:
-    grid = search.grid if arm.grid is None else arm.grid
-    points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
-    if search.budget is None or search.budget >= len(points):
-        return points
-    chosen = np.random.default_rng(0).permutation(len(points))[: search.budget]
-    return [points[index] for index in sorted(chosen)]
-
-
-def read_study(path: Path) -> Study:
-    """The study of a YAML file.
-
-    Raises:
-        UserError: no such file, an unknown key, a value of the wrong type, a rule broken.
-    """
-    try:
-        return study_from(yaml.load(path.read_text(encoding="utf-8"), _Once))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no text in UTF-8 ({error.reason} at byte {error.start}): save it as such") from None
-    except (yaml.YAMLError, UserError) as error:
-        raise UserError(f"{path}: {' '.join(str(error).split())}") from None
-
-
-class _Once(yaml.SafeLoader):
-    """YAML in which no key of a mapping comes twice: the last one would win without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """The mapping of a node."""
-        seen = set()
-        for key, _ in node.value:
-            if key.value in seen and isinstance(key, yaml.ScalarNode):
-                raise yaml.YAMLError(f"line {key.start_mark.line + 1}: {key.value} is named twice")
-            seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
-        return super().construct_mapping(node, deep)
-
-
-def study_from(content: Any) -> Study:
-    """The study out of plain values.
-
-    Raises:
-        UserError: an unknown key, a value of the wrong type, a rule broken.
-    """
-    if not isinstance(content, dict):
-        raise UserError("a study file is a mapping with question, arms and seeds")
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(Study)
-    try:
-        values = parser.instantiate(parser.parse_object(content))
-        return Study(**{item.name: values[item.name] for item in fields(Study)})
-    except (jsonargparse.ArgumentError, ValueError, TypeError) as error:
-        raise UserError(" ".join(str(error).replace("Parser key ", "").split())) from None
-
-
-def plain(study: Study) -> dict[str, Any]:
-    """The study as values that `study_from` reads back."""
-    return asdict(study)
+        """The points that the search tries for an arm; one empty point without a search."""
+        return [{}] if self.search is None else self.search.points(self.arms[arm])

@@ -1,4 +1,4 @@
-"""A cell: one arm on one data setting with one seed, identified by what it resolves to."""
+"""A trial: the run of one arm on one data setting with one seed, identified by its resolved configuration."""
 
 from __future__ import annotations
 
@@ -17,22 +17,24 @@ from recipes.data.fingerprint import contents
 from recipes.study.spec import Study
 
 GROUPS = tuple(item.name for item in fields(TrainConfig) if is_dataclass(getattr(TrainConfig(), item.name)))
-IDLE = ("out", "quiet", "tensorboard", "recipe")
+"""Keys of recipes/train.py that hold further keys, as data, model, optim."""
+
+IRRELEVANT_KEYS = ("out", "quiet", "tensorboard", "recipe")
 """Keys that change nothing in a run's numbers."""
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One run of a study.
+class Trial:
+    """One run that a study needs.
 
     Attributes:
-        data, arm, seed: its place in the table.
+        data, arm, seed: its place in the study's tables.
         point: the searched keys and their values.
         searching: whether it serves the search, not the comparison.
         pictured: whether its features are drawn on the simplex.
-        argv: the words after recipes/train.py, --out aside.
-        config: what they resolve to, by dotted key.
-        key: identifies `config`; cells of the same key are the same run.
+        argv: the arguments of recipes/train.py, without --out.
+        config: the configuration that they resolve to, by dotted key.
+        key: hash of `config`; trials with the same key are the same run.
     """
 
     data: str
@@ -47,91 +49,117 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """For people."""
+        """What messages call it."""
         tried = "".join(f" {key}={value}" for key, value in self.point.items()) if self.searching else ""
         return f"{self.data} {self.arm} seed {self.seed}{tried}"
 
 
-def cell(study: Study, data: str, arm: str, seed: int, point: Mapping[str, Any], *, searching: bool) -> Cell:
-    """The cell at a place of the study.
+def make_trial(study: Study, data: str, arm: str, seed: int, point: Mapping[str, Any], *, searching: bool) -> Trial:
+    """The trial of an arm, setting, seed and searched point.
 
     Raises:
         UserError: an unknown key or a value out of range.
     """
-    layers = [study.overrides, study.settings[data], study.arms[arm].overrides, point]
-    if searching and study.search is not None:
-        layers.append(study.search.overrides)
     recipe = study.arms[arm].recipe
+    overrides = _merged_overrides(study, data, arm, point, searching=searching)
     argv = [recipe] if recipe in recipes() else ["--config", recipe]
-    merged: dict[str, Any] = {}
-    for layer in layers:
-        for key, value in flat(layer):
-            merged.pop(key, None)  # a later layer's key comes last, after what it may refine
-            merged[key] = value
-    argv += [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in merged.items()]
+    argv += [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in overrides.items()]
     try:
         config = _resolved(tuple(argv)) | {"seed": seed}
     except UserError as error:
         raise UserError(f"arm {arm} on {data}: {error}") from None
-    pictured = study.collapse and not searching and seed == study.seeds[0]
-    return Cell(data, arm, seed, dict(point), searching, pictured, (*argv, f"--seed={seed}"), config, identity(config))
+    return Trial(
+        data=data,
+        arm=arm,
+        seed=seed,
+        point=dict(point),
+        searching=searching,
+        pictured=study.collapse and not searching and seed == study.seeds[0],
+        argv=(*argv, f"--seed={seed}"),
+        config=config,
+        key=config_hash(config),
+    )
+
+
+def _merged_overrides(
+    study: Study, data: str, arm: str, point: Mapping[str, Any], *, searching: bool
+) -> dict[str, Any]:
+    """All overrides of a trial by dotted key, the later ones last: study, data setting, arm, point, search."""
+    layers = [study.overrides, study.settings[data], study.arms[arm].overrides, point]
+    if searching and study.search is not None:
+        layers.append(study.search.overrides)
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in dotted_overrides(layer):
+            merged.pop(key, None)  # a later layer's key comes last, after what it may refine
+            merged[key] = value
+    return merged
 
 
 @cache
 def _resolved(argv: tuple[str, ...]) -> dict[str, Any]:
-    return dotted(parse(argv))
+    return dotted_config(parse(argv))
 
 
-def flat(layer: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Overrides by dotted key; groups may be given as nested mappings, as in a recipe card."""
-    found: list[tuple[str, Any]] = []
+def dotted_overrides(layer: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Overrides by dotted key; groups may be given as nested mappings, as in a recipe card.
+
+    Example:
+        >>> dotted_overrides({"optim": {"lr": 0.1}, "device": "cpu"})
+        [('optim.lr', 0.1), ('device', 'cpu')]
+    """
+    pairs: list[tuple[str, Any]] = []
     for key, value in layer.items():
         nested = key in GROUPS and isinstance(value, Mapping)
-        found += [(f"{key}.{name}", item) for name, item in value.items()] if nested else [(key, value)]
-    return found
+        pairs += [(f"{key}.{name}", item) for name, item in value.items()] if nested else [(key, value)]
+    return pairs
 
 
-def dotted(config: TrainConfig) -> dict[str, Any]:
-    """What steers a run's numbers, as plain values by dotted key."""
-    found: dict[str, Any] = {}
+def dotted_config(config: TrainConfig) -> dict[str, Any]:
+    """All keys that influence a run's numbers, as plain values by dotted key."""
+    values: dict[str, Any] = {}
     for item in fields(config):
         value = getattr(config, item.name)
-        if item.name in IDLE:
+        if item.name in IRRELEVANT_KEYS:
             continue
         if is_dataclass(value):
-            found |= {f"{item.name}.{part.name}": getattr(value, part.name) for part in fields(value)}
+            values |= {f"{item.name}.{part.name}": getattr(value, part.name) for part in fields(value)}
         else:
-            found[item.name] = value
-    found["loss"] = {name: asdict(term) for name, term in config.loss.items()}
-    found["data.root"] = _images_of(Path(config.data.root).absolute()) if config.data.name == "folder" else ""
-    return found
+            values[item.name] = value
+    values["loss"] = {name: asdict(term) for name, term in config.loss.items()}
+    is_folder = config.data.name == "folder"
+    values["data.root"] = _folder_fingerprint(Path(config.data.root).absolute()) if is_folder else ""
+    return values
 
 
 @cache
-def _images_of(root: Path) -> str:
-    """What tells a folder of images from another, wherever it lies; of other sets the root says only where that is."""
+def _folder_fingerprint(root: Path) -> str:
+    """A fingerprint of a folder of images, wherever it lies; its path where it cannot be read.
+
+    Only folders need one: for named sets data.root says where they lie, not what they hold.
+    """
     try:
         return contents(root)
-    except (UserError, OSError):  # on a cluster the images lie elsewhere; what cannot be read is said by its run
+    except (UserError, OSError):  # on a cluster the images may lie elsewhere; the run itself reports what is wrong
         return str(root)
 
 
-def identity(config: Mapping[str, Any]) -> str:
-    """A hash of a configuration by dotted key; one that lacks newer keys counts as having their defaults."""
+def config_hash(config: Mapping[str, Any]) -> str:
+    """A hash of a configuration by dotted key; keys that are missing in it count as having their defaults."""
     terms = {name: asdict(TermConfig()) | term for name, term in config.get("loss", {}).items()}
-    text = json.dumps(dotted(TrainConfig()) | dict(config) | {"loss": terms}, sort_keys=True, allow_nan=False)
+    text = json.dumps(dotted_config(TrainConfig()) | dict(config) | {"loss": terms}, sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def differences(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys in which a configuration differs from the defaults."""
+def changed_keys(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys whose value is not the default."""
     return {key: value for key, value in config.items() if key not in defaults or defaults[key] != value}
 
 
-def grid(study: Study, chosen: Mapping[tuple[str, str], Mapping[str, Any]]) -> list[Cell]:
-    """The cells of the comparison, seed by seed, for the (data, arm) whose point is chosen."""
+def comparison_trials(study: Study, chosen: Mapping[tuple[str, str], Mapping[str, Any]]) -> list[Trial]:
+    """The trials of the comparison, seed by seed, for each (data, arm) whose searched point has been chosen."""
     return [
-        cell(study, data, arm, seed, chosen[data, arm], searching=False)
+        make_trial(study, data, arm, seed, chosen[data, arm], searching=False)
         for seed in study.seeds
         for data in study.settings
         for arm in study.arms
@@ -139,12 +167,12 @@ def grid(study: Study, chosen: Mapping[tuple[str, str], Mapping[str, Any]]) -> l
     ]
 
 
-def search_grid(study: Study) -> list[Cell]:
-    """The cells of the search; none where the study has none."""
+def search_trials(study: Study) -> list[Trial]:
+    """The trials of the search; none where the study has no search."""
     if study.search is None:
         return []
     return [
-        cell(study, data, arm, seed, point, searching=True)
+        make_trial(study, data, arm, seed, point, searching=True)
         for seed in study.search.seeds
         for data in study.settings
         for arm in study.arms
@@ -152,8 +180,8 @@ def search_grid(study: Study) -> list[Cell]:
     ]
 
 
-def share(cells: Sequence[Cell], shard: tuple[int, int]) -> list[Cell]:
-    """The cells of job i of n, each run once: a run shared by several cells always falls to the same job."""
-    runs = list({item.key: item for item in reversed(cells)}.values())[::-1]
+def shard_of(trials: Sequence[Trial], shard: tuple[int, int]) -> list[Trial]:
+    """The trials of job i of n, each key once: trials that are the same run always fall to the same job."""
+    distinct = list({trial.key: trial for trial in reversed(trials)}.values())[::-1]
     index, count = shard
-    return [item for position, item in enumerate(runs) if position % count == index - 1]
+    return [trial for position, trial in enumerate(distinct) if position % count == index - 1]

@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ncreg.models import Classifier
+from ncreg.numerics import at_least_float32
 from ncreg.robustness.adversarial.steps import perturb
 from recipes.core.config import AdversarialConfig
 from recipes.core.distributed import Ranks
 from recipes.data.augment import Batch
-from recipes.training.step import at_least_float32, autocast
+from recipes.training.step import autocast
 
 
 @dataclass(frozen=True)

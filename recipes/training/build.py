@@ -19,11 +19,13 @@ from timm.scheduler.scheduler import Scheduler
 from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 
+from ncreg.heads import HEADS
 from ncreg.models import Classifier, Normalize, swap_head
 from ncreg.optim import param_groups
 from ncreg.tpt import TPTScheduler
 from recipes.core.config import ModelConfig, OptimConfig, TPTConfig
 from recipes.core.errors import UserError
+from recipes.core.suggestions import did_you_mean
 from recipes.data.load import SMALLEST, Dataset
 from recipes.training.metrics import measure_names
 
@@ -56,6 +58,7 @@ def build_model(model: ModelConfig, data: Dataset, *, seed: int, dtype: torch.dt
     torch.manual_seed(seed)
     sample, _ = next(data.train[torch.arange(2)].in_batches(2))
     check_backbone(model.backbone)
+    check_head(model.head)
     args = classifier_args(model, data, seed=seed)
     args |= {"model": model.backbone, "model_args": {**args["model_args"], "pretrained": model.pretrained}}
     try:
@@ -113,6 +116,12 @@ def check_backbone(name: str) -> None:
     raise UserError(f"model.backbone={name!r} is no timm model: {hint}")
 
 
+def check_head(name: str) -> None:
+    """Refuse a head that does not exist, and suggest a similar one."""
+    if name not in HEADS:
+        raise UserError(f"model.head={name!r} is unknown: one of {', '.join(HEADS)}{did_you_mean(name, HEADS)}")
+
+
 def pretrained_moments(model: Classifier, channels: int) -> tuple[list[float], list[float]]:
     """Mean and standard deviation that the backbone was pretrained with, averaged over channels for gray images."""
     found: Any = model.backbone.pretrained_cfg
@@ -156,7 +165,8 @@ def freeze(model: Classifier, optimizer: Optimizer, frozen: bool) -> None:
 def build_scheduler(tpt: TPTConfig, optim: OptimConfig, optimizer: Optimizer) -> TPTScheduler:
     """The scheduler of the terminal phase, around the schedule of the fitting phase."""
     if tpt.stop_patience is not None and tpt.stop_measure not in (known := measure_names()):
-        raise UserError(f"tpt.stop_measure={tpt.stop_measure!r} is unknown: one of {', '.join(known)}")
+        near = did_you_mean(tpt.stop_measure, known)
+        raise UserError(f"tpt.stop_measure={tpt.stop_measure!r} is unknown: one of {', '.join(known)}{near}")
     length = tpt.max_epochs
     warmup: dict[str, Any] = {"warmup_t": optim.warmup_epochs, "warmup_lr_init": optim.lr / (optim.warmup_epochs + 1)}
     drops = [length // 3, 2 * length // 3] if optim.schedule == "step" else []

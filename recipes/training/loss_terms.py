@@ -17,6 +17,7 @@ from ncreg.functional import class_weights
 from ncreg.models import Classifier
 from recipes.core.config import TermConfig
 from recipes.core.errors import UserError
+from recipes.core.suggestions import did_you_mean
 
 WEIGHABLE = ("cross_entropy", "dot_regression", "ntce", "nonl", "mse_one_hot", "spectral_decoupling", "logit_adjusted")
 """Losses that take a weight for each class."""
@@ -91,7 +92,7 @@ def build_terms(
     terms = []
     for name, term in config.items():
         if name not in known:
-            raise UserError(f"loss.{name} is unknown: one of {', '.join(known)}")
+            raise UserError(f"loss.{name} is unknown: one of {', '.join(known)}{did_you_mean(name, known)}")
         loss = _built(name, known[name], term.args | class_weight_args(name, term, class_counts)).to(device)
         consumes = getattr(loss, "consumes", ("logits", "target"))  # torch's own losses
         terms.append(Term(name, loss, consumes, term.weight, term.phase))

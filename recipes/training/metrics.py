@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -76,11 +77,21 @@ def measure(
     return result
 
 
+def cosine_gaps(measures: Mapping[str, float], num_classes: int) -> dict[str, float]:
+    """Distances of the mean cosines from their values at collapse: 1 within classes, −1/(C−1) between them."""
+    ideal = -1 / (num_classes - 1)
+    return {
+        "intra_cosine_gap": 1 - measures["intra_cosine"],
+        "inter_cosine_gap": abs(measures["inter_cosine"] - ideal),
+    }
+
+
 def measure_names() -> tuple[str, ...]:
-    """Names of the measures that `measure` returns."""
+    """Names of the measures of an epoch: those of `measure`, then those of `cosine_gaps`."""
     metric = NeuralCollapse(2, 2, classifier=torch.nn.Linear(2, 2))
     metric.update(torch.eye(2), torch.arange(2))
-    return ("accuracy", "loss", *metric.compute())
+    measures = metric.compute()
+    return ("accuracy", "loss", *measures, *cosine_gaps({name: float("nan") for name in measures}, 2))
 
 
 def measure_all(

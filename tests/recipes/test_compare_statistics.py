@@ -10,8 +10,8 @@ from scipy import stats
 
 from recipes.study.paired_tests import (
     bootstrap_interval,
-    compare,
-    contrast,
+    compare_arms,
+    compare_contrasts,
     holm,
     paired_p,
     spread,
@@ -20,7 +20,7 @@ from recipes.study.paired_tests import (
     verdict,
 )
 from recipes.study.spec import Contrast, Measure
-from recipes.study.tables import difference, interval
+from recipes.study.tables import format_difference, format_interval
 
 ACCURACY = Measure("at_end.test.accuracy")
 
@@ -29,7 +29,7 @@ def test_the_t_interval_and_p_are_those_of_the_paired_t_test():
     draw = np.random.default_rng(0)
     ours, theirs = draw.normal(0.9, 0.02, 7), draw.normal(0.88, 0.02, 7)
     oracle = stats.ttest_rel(ours, theirs)
-    entries = compare(
+    entries = compare_arms(
         ACCURACY,
         {"base": dict(enumerate(theirs)), "arm": dict(enumerate(ours))},
         base="base",
@@ -69,7 +69,7 @@ def test_holm_is_closed_testing_with_bonferroni(values):
 
 def test_only_seeds_that_both_have_are_paired():
     values = {"base": {0: 0.5, 1: 0.6, 2: 0.7}, "arm": {1: 0.7, 2: 0.9, 3: 0.1}}
-    entry = compare(ACCURACY, values, base="base", min_seeds=3)[1]
+    entry = compare_arms(ACCURACY, values, base="base", min_seeds=3)[1]
     assert entry["n"] == 3 and entry["pairs"] == 2
     assert entry["difference"] == pytest.approx(0.15) and entry["verdict"] == "too few seeds"
 
@@ -81,9 +81,9 @@ def test_equal_differences_are_judged_by_the_sign_test():
     assert paired_p(differences) == pytest.approx(0.25)
     assert paired_p(np.zeros(4)) == 1.0
     values = {"base": {s: 0.1 * s for s in range(6)}, "arm": {s: 0.1 * s + 0.05 for s in range(6)}}
-    entry = compare(ACCURACY, values, base="base", min_seeds=3)[1]
+    entry = compare_arms(ACCURACY, values, base="base", min_seeds=3)[1]
     assert entry["p"] == pytest.approx(2 / 64) and entry["verdict"] == "better"
-    same = compare(ACCURACY, {"base": values["base"], "arm": values["base"]}, base="base", min_seeds=3)[1]
+    same = compare_arms(ACCURACY, {"base": values["base"], "arm": values["base"]}, base="base", min_seeds=3)[1]
     assert same["verdict"] == "no difference shown" and same["difference"] == 0
 
 
@@ -134,7 +134,7 @@ def test_what_no_run_reached_is_not_a_matter_of_seeds():
     """None stands for a finished run without the measure; an arm of which no run has ended says nothing yet."""
     some, none = {0: 0.5, 1: 0.6, 2: 0.7}, {0: None, 1: None, 2: None}
     values = {"base": some, "never": none, "partly": {0: None, 1: 0.7, 2: None}, "to come": {}}
-    entries = {entry["arm"]: entry for entry in compare(ACCURACY, values, base="base", min_seeds=3)}
+    entries = {entry["arm"]: entry for entry in compare_arms(ACCURACY, values, base="base", min_seeds=3)}
     assert [entry["verdict"] for entry in entries.values()] == [
         "baseline",
         "not reached",
@@ -143,7 +143,7 @@ def test_what_no_run_reached_is_not_a_matter_of_seeds():
     ]
     assert [(entry["n"], entry["runs"]) for entry in entries.values()] == [(3, 3), (0, 3), (1, 3), (0, 0)]
     assert entries["partly"]["by_seed"] == {"1": 0.7} and entries["partly"]["pairs"] == 1
-    turned = compare(ACCURACY, {"base": none, "arm": some, "never": none}, base="base", min_seeds=3)
+    turned = compare_arms(ACCURACY, {"base": none, "arm": some, "never": none}, base="base", min_seeds=3)
     assert [entry["verdict"] for entry in turned] == ["baseline", "baseline not reached", "not reached"]
 
 
@@ -156,7 +156,7 @@ def test_a_contrast_is_the_paired_test_of_its_two_arms():
     }
     del values["c"][2]
     pairs = [Contrast("c", "b"), Contrast("d", "c")]
-    first, second = contrast(ACCURACY, values, pairs, min_seeds=3)
+    first, second = compare_contrasts(ACCURACY, values, pairs, min_seeds=3)
     shared = [0, 1, 3, 4, 5]
     for entry, (ours, theirs) in ((first, "cb"), (second, "dc")):
         rows = [[values[arm][seed] for seed in shared] for arm in (ours, theirs)]
@@ -169,14 +169,14 @@ def test_a_contrast_is_the_paired_test_of_its_two_arms():
     smaller, larger = sorted((first, second), key=lambda entry: entry["p"])
     assert smaller["p_holm"] == pytest.approx(2 * smaller["p"]) and larger["p_holm"] >= larger["p"]
     assert second["verdict"] == "better"
-    (turned,) = contrast(ACCURACY, values, [Contrast("c", "d")], min_seeds=3)
+    (turned,) = compare_contrasts(ACCURACY, values, [Contrast("c", "d")], min_seeds=3)
     assert turned["verdict"] == "worse" and turned["difference"] == pytest.approx(-second["difference"])
-    assert contrast(ACCURACY, values, [], min_seeds=3) == []
+    assert compare_contrasts(ACCURACY, values, [], min_seeds=3) == []
 
 
 def test_a_contrast_with_what_was_never_reached_says_so():
     values = {"a": {0: 1.0, 1: 2.0, 2: 3.0}, "b": {0: None, 1: None, 2: None}}
-    entries = contrast(ACCURACY, values, [Contrast("a", "b"), Contrast("b", "a")], min_seeds=3)
+    entries = compare_contrasts(ACCURACY, values, [Contrast("a", "b"), Contrast("b", "a")], min_seeds=3)
     assert [entry["verdict"] for entry in entries] == ["baseline not reached", "not reached"]
     assert all(entry["pairs"] == 0 and entry["difference"] is None and entry["p_holm"] is None for entry in entries)
 
@@ -184,9 +184,9 @@ def test_a_contrast_with_what_was_never_reached_says_so():
 def test_a_small_difference_of_scattered_arms_has_digits_of_its_own():
     base = dict(enumerate((0.50, 1.10, 0.20, 1.60, 0.90)))
     arm = {seed: base[seed] + more for seed, more in enumerate((0.0031, 0.0029, 0.0030, 0.0032, 0.0028))}
-    _, entry = compare(ACCURACY, {"base": base, "arm": arm}, base="base", min_seeds=3)
-    assert difference(entry, ACCURACY) == "+0.00300"
-    assert interval(entry, ACCURACY, "difference") == "[+0.00280, +0.00320]"
+    _, entry = compare_arms(ACCURACY, {"base": base, "arm": arm}, base="base", min_seeds=3)
+    assert format_difference(entry, ACCURACY) == "+0.00300"
+    assert format_interval(entry, ACCURACY, "difference") == "[+0.00280, +0.00320]"
 
 
 def test_holm_takes_a_verdict_back():
@@ -197,8 +197,8 @@ def test_holm_takes_a_verdict_back():
     target = stats.t.ppf(1 - 0.03 / 2, 5) / 6**0.5
     base = dict.fromkeys(range(6), 0.0)
     arm = {seed: float(target + noise[seed]) for seed in range(6)}
-    alone = compare(ACCURACY, {"base": base, "a": arm}, base="base", min_seeds=3)
+    alone = compare_arms(ACCURACY, {"base": base, "a": arm}, base="base", min_seeds=3)
     assert alone[1]["p"] == pytest.approx(0.03) and alone[1]["verdict"] == "better"
-    crowd = compare(ACCURACY, {"base": base, "a": arm, "b": arm, "c": arm}, base="base", min_seeds=3)
+    crowd = compare_arms(ACCURACY, {"base": base, "a": arm, "b": arm, "c": arm}, base="base", min_seeds=3)
     assert [entry["verdict"] for entry in crowd] == ["baseline"] + ["no difference shown"] * 3
     assert crowd[1]["p_holm"] == pytest.approx(0.09)

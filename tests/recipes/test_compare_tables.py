@@ -7,10 +7,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recipes.study.plots import _when, dashes, dots, look
-from recipes.study.spec import Measure, read_study
-from recipes.study.tables import _needed, closing_lines, failure_lines, heading, images_behind, rounded, shown
-from recipes.study.text_table import columns, lined_up
+from recipes.study.load import read_study
+from recipes.study.measures import image_count
+from recipes.study.pipeline import _required
+from recipes.study.plots.figure import arm_line, arm_marker
+from recipes.study.plots.measures import plot_measure
+from recipes.study.plots.training import _when
+from recipes.study.spec import Measure
+from recipes.study.tables import (
+    align_pipe_tables,
+    closing_lines,
+    columns,
+    failure_lines,
+    format_rounded,
+    format_value,
+    heading,
+)
 
 CELLS = st.text("ab±−▲ |\\", max_size=6).map(str.strip)
 
@@ -19,18 +31,18 @@ CELLS = st.text("ab±−▲ |\\", max_size=6).map(str.strip)
 def test_lining_up_changes_no_cell_and_parts_the_columns_at_the_same_places(rows):
     rows = [[re.sub(r"[|\\]", "", cell).strip() for cell in row] for row in rows]
     text = "\n".join(["before", *(f"|{'|'.join(row)}|" for row in (rows[0], ["---"] * len(rows[0]), *rows[1:])), "end"])
-    found = lined_up(text)
+    found = align_pipe_tables(text)
     assert found.startswith("before\n|") and found.endswith("|\nend")
     table = found.split("\n")[1:-1]
     assert len({len(line) for line in table}) == 1
     assert len({tuple(place for place, sign in enumerate(line) if sign == "|") for line in table}) == 1
     kept = [[cell.strip() for cell in line.split("|")[1:-1]] for line in (table[0], *table[2:])]
-    assert kept == rows and lined_up(found) == found
+    assert kept == rows and align_pipe_tables(found) == found
 
 
 def test_an_escaped_bar_is_no_border_and_other_lines_are_left_alone():
     text = "a | b\n\n| x \\| y | n |\n|---|---:|\n| z | 10 |\n\n    code | here"
-    assert lined_up(text) == "a | b\n\n| x \\| y |  n |\n|--------|---:|\n| z      | 10 |\n\n    code | here"
+    assert align_pipe_tables(text) == "a | b\n\n| x \\| y |  n |\n|--------|---:|\n| z      | 10 |\n\n    code | here"
 
 
 def test_columns_are_parted_by_two_spaces_however_wide_a_cell_is():
@@ -39,30 +51,34 @@ def test_columns_are_parted_by_two_spaces_however_wide_a_cell_is():
 
 
 def test_a_minus_is_one_sign_in_every_form_and_zero_has_none():
-    assert [shown(-1e-6, "percent"), shown(-1e-6, "percent", signed=True)] == ["0.00", "+0.00"]
-    assert [shown(-0.00123, form) for form in ("percent", "plain", "scientific")] == ["−0.12", "−0.00123", "−0.00123"]
+    assert [format_value(-1e-6, "percent"), format_value(-1e-6, "percent", signed=True)] == ["0.00", "+0.00"]
+    assert [format_value(-0.00123, form) for form in ("percent", "plain", "scientific")] == [
+        "−0.12",
+        "−0.00123",
+        "−0.00123",
+    ]
     values = (-1.234e-7, 1e-4, 0.1, 100, 12345, 0)
     there = ["−1.23e-07", "0.000100", "0.100", "100", "1.23e+04", "0.00"]
-    assert [shown(value, "scientific") for value in values] == there
+    assert [format_value(value, "scientific") for value in values] == there
 
 
 def test_values_have_the_digits_that_the_seeds_allow():
     deviations = (0.026, 0.0042, 3.0, None, 0.0)
-    assert [rounded(0.56284, "plain", sd) for sd in deviations] == ["0.563", "0.5628", "0.6", "0.5628", "0.5628"]
-    assert rounded(0.00266, "scientific", 0.00025) == "0.00266"
-    assert rounded(1.234e-6, "scientific", 2e-7) == "1.23e-06"  # beyond six places a power of ten
-    assert rounded(-0.10888, "plain", 1.7e-5) == "−0.108880"
-    assert [rounded(-0.0004, "plain", 0.2, signed=signed) for signed in (True, False)] == ["+0.00", "0.00"]
-    odd = [rounded(1.5, "plain", sd) for sd in (float("nan"), float("inf"), -1.0)]
-    assert odd == ["1.5", "1.5", "1.5"] and rounded(1e30, "plain", 0.1) == "1e+30"
-    assert rounded(0.87243, "percent", 0.1) == "87.24" and rounded(None, "plain", 0.1) == "–"
+    assert [format_rounded(0.56284, "plain", sd) for sd in deviations] == ["0.563", "0.5628", "0.6", "0.5628", "0.5628"]
+    assert format_rounded(0.00266, "scientific", 0.00025) == "0.00266"
+    assert format_rounded(1.234e-6, "scientific", 2e-7) == "1.23e-06"  # beyond six places a power of ten
+    assert format_rounded(-0.10888, "plain", 1.7e-5) == "−0.108880"
+    assert [format_rounded(-0.0004, "plain", 0.2, signed=signed) for signed in (True, False)] == ["+0.00", "0.00"]
+    odd = [format_rounded(1.5, "plain", sd) for sd in (float("nan"), float("inf"), -1.0)]
+    assert odd == ["1.5", "1.5", "1.5"] and format_rounded(1e30, "plain", 0.1) == "1e+30"
+    assert format_rounded(0.87243, "percent", 0.1) == "87.24" and format_rounded(None, "plain", 0.1) == "–"
 
 
 def test_a_figure_names_the_arms_that_it_cannot_show():
     rows = [entry(arm, pairs=3, by_seed={"0": 0.5, "1": 0.6}, difference=0.0) for arm in ("a", "b")]
     rows += [entry("never", n=0, mean=None, by_seed={}, pairs=0, verdict="not reached")]
     names = {"a": "A", "b": "B", "never": "C"}
-    figure = dots({"data": "set", "arms": rows}, Measure("x"), names, "a", "name")
+    figure = plot_measure({"data": "set", "arms": rows}, Measure("x"), names, "a", "name")
     assert "Not reached by any run of C." in figure.caption and "not reached by C" in figure.alt
     assert ">A<" in figure.svg and ">C<" not in figure.svg and "difference to the baseline" in figure.svg
 
@@ -101,8 +117,8 @@ def content(runs, **tables):
 def test_the_number_of_images_stands_in_the_title_where_it_is_small():
     found = content({"x": record(100), "y": record(64), "z": record(None) | {"robustness": None}})
     attack, calibration, collapse = (Measure(**item) for item in MEASURES)
-    assert [images_behind(found, "set", m) for m in (attack, calibration, collapse)] == [64, 360, None]
-    assert images_behind(found, "elsewhere", attack) is None
+    assert [image_count(found, "set", m) for m in (attack, calibration, collapse)] == [64, 360, None]
+    assert image_count(found, "elsewhere", attack) is None
     assert heading(attack, 64) == "AutoAttack (%; 64 images)" and heading(attack, 1000) == "AutoAttack (%)"
     assert heading(calibration, 360) == "ECE" and heading(calibration, 64) == "ECE (64 images)"
 
@@ -147,11 +163,11 @@ def test_when_zero_error_came_counts_the_seeds():
 
 def test_no_two_arms_of_a_study_are_told_apart_by_colour_alone():
     arms = [str(number) for number in range(30)]
-    looks = [(str(look(arms, arm)), str(dashes(arms, arm))) for arm in arms]
+    looks = [(str(arm_marker(arms, arm)), str(arm_line(arms, arm))) for arm in arms]
     assert len(set(looks)) == 30
     for ours, theirs in itertools.combinations(arms[:7], 2):
-        assert look(arms, ours)["marker"] != look(arms, theirs)["marker"]
-    by_line = [(look(arms, arm)["color"], str(dashes(arms, arm))) for arm in arms]
+        assert arm_marker(arms, ours)["marker"] != arm_marker(arms, theirs)["marker"]
+    by_line = [(arm_marker(arms, arm)["color"], str(arm_line(arms, arm))) for arm in arms]
     assert len(set(by_line)) == 30  # where marks are far apart, colour and line still are one of a kind
 
 
@@ -163,7 +179,7 @@ def test_a_difference_to_something_evaluated_waits_for_the_evaluation(tmp_path):
         "{path: at_end.test.accuracy, minus: robustness.calibration.before.ece}]\n"
     )
     study = read_study(path)
-    plain, minus = (_needed(study, measure) for measure in study.measures)
+    plain, minus = (_required(study, measure) for measure in study.measures)
     assert plain is None and minus is not None and minus == study.evaluations
 
 
@@ -174,5 +190,5 @@ def test_a_logarithmic_axis_has_plain_numbers():
     ):
         rows = [entry("a", pairs=0, by_seed=values), entry("b", pairs=2, by_seed=values, difference=0.0)]
         table = {"data": "set", "arms": rows}
-        svg = dots(table, Measure("x", form="scientific"), {"a": "A", "b": "B"}, "a", "name").svg
+        svg = plot_measure(table, Measure("x", form="scientific"), {"a": "A", "b": "B"}, "a", "name").svg
         assert all(tick in svg for tick in ticks) and "mathdefault" not in svg and "10^" not in svg

@@ -24,6 +24,7 @@ from recipes.data.split import Split
 from recipes.train import main, train
 from recipes.training.build import build_model, build_optimizer, freeze
 from recipes.training.loss_terms import build_terms
+from recipes.training.metrics import measure_names
 from recipes.training.plan import planned_rates, plans
 from recipes.training.run_dir import RunDir
 
@@ -331,6 +332,17 @@ def test_plan_prints_a_table_leaves_a_figure_and_trains_nothing(tmp_path, capsys
     assert {onset: len(curve) for onset, curve in planned.items()} == {4: 12, 10: 30, 20: 40, None: 40}
     assert all(word in printed for word in ("epoch 4", "epoch 10", "epoch 20", "never", "plan-tpt.png"))
     assert [path.name for path in tmp_path.iterdir()] == ["plan-tpt.png"]
+
+
+@pytest.mark.parametrize("measure", ["intra_cosine_gap", "inter_cosine_gap", "etf_distance"])
+def test_every_measure_of_the_history_can_end_the_terminal_phase(measure, tmp_path):
+    args = ["--tpt.stop_patience", "1", "--tpt.min_terminal", "1", "--tpt.threshold", "0.01", "--tpt.stop_measure"]
+    history = last(run(tmp_path, *args, measure, epochs=2))["history"]
+    assert set(measure_names()) == {"accuracy", "loss", *history[0]["measures"]}
+    ideal = {"intra_cosine_gap": 1.0, "inter_cosine_gap": -1 / 9}
+    for record in history if measure in ideal else ():
+        cosine = record["measures"][measure.removesuffix("_gap")]
+        assert record["measures"][measure] == abs(cosine - ideal[measure])
 
 
 def test_a_standstill_ends_the_terminal_phase(tmp_path, monkeypatch):

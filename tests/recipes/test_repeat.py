@@ -31,7 +31,7 @@ class Start(random.Random):
 def test_every_run_is_drawn_from_one_start_alone(count, one_in):
     """Over all starts, each run falls into one draw: equal chances; two at least where there are two."""
     step = min(one_in, max(count // 2, 1))
-    draws = [repeat.drawn(range(count), one_in, Start(start)) for start in range(step)]
+    draws = [repeat.sample(range(count), one_in, Start(start)) for start in range(step)]
     assert sorted(itertools.chain(*draws)) == list(range(count))
     assert min(map(len, draws)) >= min(count, 2)
 
@@ -41,19 +41,19 @@ def test_hours_are_right_on_average_over_the_draws():
     taken = [random.Random(3).uniform(20, 200) for _ in range(60)]
     totals = []
     for start in range(12):
-        rows = [{"stratum": "a", "seconds": x} for x in repeat.drawn(taken, 12, Start(start))]
-        total, error = repeat.expected(rows, {"a": 60})
+        rows = [{"stratum": "a", "seconds": x} for x in repeat.sample(taken, 12, Start(start))]
+        total, error = repeat.expected_seconds(rows, {"a": 60})
         totals.append(total)
         values = [row["seconds"] for row in rows]
         assert error == pytest.approx(60 * math.sqrt((1 - 5 / 60) * statistics.variance(values) / 5))
     assert statistics.mean(totals) == pytest.approx(sum(taken))
     rows = [{"stratum": "all", "seconds": x} for x in taken]
-    assert repeat.expected(rows, {"all": 60}) == pytest.approx((sum(taken), 0.0))
+    assert repeat.expected_seconds(rows, {"all": 60}) == pytest.approx((sum(taken), 0.0))
 
 
 def test_strata_add_up_with_their_counts():
     rows = [{"stratum": "a", "seconds": 10.0}, {"stratum": "a", "seconds": 14.0}, {"stratum": "b", "seconds": 3.0}]
-    total, error = repeat.expected(rows, {"a": 6, "b": 1})
+    total, error = repeat.expected_seconds(rows, {"a": 6, "b": 1})
     assert total == 6 * 12 + 3
     assert error == pytest.approx(math.sqrt((1 - 2 / 6) * 36 * 8 / 2))
 
@@ -61,9 +61,9 @@ def test_strata_add_up_with_their_counts():
 def test_differences_name_the_place_and_count_what_is_gone():
     then = {"a": [1.0, 2.0, math.nan], "b": {"c": 4, "d": 0.0, "seconds": 3.0}, "e": 7.0, "right": True}
     now = {"a": [1.0, 2.5, math.nan], "b": {"c": 4, "d": 1e-9, "seconds": 9.0}, "e": None, "right": True, "new": 1}
-    assert repeat.differences(then, now) == {"a.1": 0.2, "b.d": 1.0, "e": 2.0}
-    assert repeat.differences({"a": math.nan}, {"a": 1.0}) == {"a": 2.0}
-    assert repeat.differences(then, then) == {}
+    assert repeat.relative_differences(then, now) == {"a.1": 0.2, "b.d": 1.0, "e": 2.0}
+    assert repeat.relative_differences({"a": math.nan}, {"a": 1.0}) == {"a": 2.0}
+    assert repeat.relative_differences(then, then) == {}
 
 
 @pytest.fixture

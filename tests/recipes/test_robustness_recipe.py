@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -280,6 +281,15 @@ def test_a_run_on_clean_balanced_data_has_neither(run):
             part(tested, SETTINGS)
 
 
+def test_a_missing_package_is_named_with_the_command_that_installs_it(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pytorch_ood.detector", None)
+    with pytest.raises(NotAvailable, match=r'needs? pytorch-ood: pip install -e "\.\[robust\]"$'):
+        EVALUATIONS["ood"](RunUnderTest.open(run), SETTINGS)
+    monkeypatch.setattr("recipes.evaluation.evaluations.is_installed", lambda module: False)
+    outcome, warnings = EVALUATIONS["adversarial"](RunUnderTest.open(run), SETTINGS)
+    assert outcome["autoattack"] is None and warnings[-1].endswith('pyautoattack: pip install -e ".[robust]"')
+
+
 def test_quarter_turns_are_numpys():
     images = torch.randint(0, 256, (11, 3, 5, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     found = turned(Split(images, torch.zeros(11, dtype=torch.long)), seed=4)
@@ -327,7 +337,7 @@ def test_quick_takes_fewer_of_large_images_and_says_so(tmp_path):
 
     path = run_in(tmp_path, "--data.image_size", "64", "--data.train_size", "64", "--data.batch_size", "32")
     found, _ = evaluate_run(path, Settings(TINY, sets=("mnist5k",)), evaluations=["transfer", "distances"], quiet=True)
-    assert found.about.image_share == 0.5 and "50 % as many of them" in table(found)
+    assert found.about.image_share == 0.5 and "50 % of the preset's number of images" in table(found)
     assert found.parts["distances"]["images"] == 10
     tasks = found.parts["transfer"]["tasks"]
     assert tasks["mnist5k"]["linear"]["num_train"] == 75 and tasks["mnist5k"]["linear"]["num_test"] == 500

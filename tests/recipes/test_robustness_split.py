@@ -19,7 +19,7 @@ from recipes.evaluation.console_table import table
 from recipes.evaluation.evaluations import halves
 from recipes.evaluation.options import folder_name
 from recipes.evaluation.run import evaluate_run
-from recipes.study.results import _evaluation
+from recipes.study.records import evaluation_results
 from recipes.study.spec import Evaluations
 
 
@@ -96,7 +96,7 @@ def test_splits_are_never_mixed_and_studies_read_the_one_they_asked_for(run, on_
     with pytest.raises(UserError, match=r"split='test', now it is 'val': --out NAME keeps both"):
         evaluate_run(run, SETTINGS, split="val", out="robustness", quiet=True)
     for args, (found, _) in (([], tested), (["--split", "val"], on_validation)):
-        read = _evaluation(run, Evaluations(args=args))["last"]
+        read = evaluation_results(run, Evaluations(args=args))["last"]
         assert read["parts"]["distances"] == found.parts["distances"]
     assert folder_name("onset", "val") == "robustness-onset-val"
 

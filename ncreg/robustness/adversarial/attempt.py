@@ -7,8 +7,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ncreg._checks import check_integer
+from ncreg.numerics import at_least_float32
 from ncreg.robustness._inputs import Model, check_attackable, check_target, predict
-from ncreg.robustness.adversarial.objectives import at_least_float32, logit_margin
+from ncreg.robustness.adversarial.objectives import logit_margin
 from ncreg.robustness.adversarial.steps import Norm
 from ncreg.robustness.intervals import binomial_interval
 
@@ -86,7 +87,7 @@ class Attempt:
         self.keep(chosen, proposal, logit_margin(logits, self.target[chosen]).double())
 
     def robust(self) -> Bool[Tensor, " batch"]:
-        """Classified rightly before and after, by a new forward pass: no attack is believed about its own success."""
+        """Images classified rightly before and after the attack, judged by a new forward pass."""
         return self.correct & (predict(self.model, self.attacked, self.batch_size).argmax(1) == self.target)
 
     def result(self, name: str, norm: Norm, epsilon: float) -> AttackResult:

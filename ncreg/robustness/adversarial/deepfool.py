@@ -7,8 +7,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ncreg._checks import check_finite, check_integer
+from ncreg.numerics import at_least_float32
 from ncreg.robustness._inputs import Model, check_attackable, predict
-from ncreg.robustness.adversarial.objectives import at_least_float32, frozen
+from ncreg.robustness.adversarial.objectives import frozen
 from ncreg.robustness.adversarial.steps import Norm, check_epsilon, l2_length, per_image, size_of
 
 

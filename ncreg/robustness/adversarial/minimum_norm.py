@@ -7,11 +7,11 @@ from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
 from ncreg._checks import check_integer
-from ncreg.numerics import seeded
+from ncreg.numerics import at_least_float32, seeded
 from ncreg.robustness._inputs import Model, in_parts
 from ncreg.robustness.adversarial.attempt import clean_logits
 from ncreg.robustness.adversarial.deepfool import deepfool, linearised_distances, logit_differences
-from ncreg.robustness.adversarial.objectives import at_least_float32, frozen
+from ncreg.robustness.adversarial.objectives import frozen
 from ncreg.robustness.adversarial.steps import (
     Norm,
     ascend,

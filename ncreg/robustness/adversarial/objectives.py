@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ncreg._checks import check_choice
+from ncreg.numerics import at_least_float32
 from ncreg.robustness._inputs import Model
 
 Loss = Literal["cross_entropy", "margin", "dlr"]
@@ -73,11 +74,6 @@ def frozen(model: Model) -> Iterator[None]:
     finally:
         for parameter in learned:
             parameter.requires_grad_(True)
-
-
-def at_least_float32(logits: Tensor) -> Tensor:
-    """Logits in float32 or better: margins of half-precision logits are often equal."""
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
 def gradient(model: Model, images: Images, objective: Callable[[Rows], Scalars]) -> tuple[Images, Rows]:

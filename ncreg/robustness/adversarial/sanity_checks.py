@@ -8,8 +8,9 @@ from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 
 from ncreg._checks import check_integer
+from ncreg.numerics import at_least_float32
 from ncreg.robustness._inputs import Model, check_attackable, check_logits, check_target
-from ncreg.robustness.adversarial.objectives import at_least_float32, frozen, gradient, logit_margin, loss_of
+from ncreg.robustness.adversarial.objectives import frozen, gradient, logit_margin, loss_of
 
 # Above these a result is flagged. Fractions of the images, except where the comment says otherwise.
 ZERO_GRADIENT = 0.01

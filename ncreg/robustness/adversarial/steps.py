@@ -12,12 +12,12 @@ from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from ncreg._checks import check_choice, check_non_negative
+from ncreg.numerics import at_least_float32
 from ncreg.robustness._inputs import Model, check_logits
 from ncreg.robustness.adversarial.objectives import (
     Images,
     Loss,
     Scalars,
-    at_least_float32,
     gradient,
     logit_margin,
     loss_of,

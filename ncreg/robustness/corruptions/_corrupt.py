@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ncreg._checks import check_choice, check_integer
+from ncreg.numerics import at_least_float32
 from ncreg.robustness._inputs import check_images
 from ncreg.robustness.corruptions import _blur, _digital, _noise, _weather
 from ncreg.robustness.corruptions._constants import TABLES, Table
@@ -89,7 +90,7 @@ def corrupt(
     table = TABLES[constants or ("small" if min(images.shape[2:]) <= _LARGEST_SMALL else "imagenet")]
     level: Any = table[name][severity - 1]
     rng = draws(int(seed), name, int(severity), index)  # numpy's integers overflow
-    x = (images.float() if images.dtype in (torch.float16, torch.bfloat16) else images).contiguous()
+    x = at_least_float32(images).contiguous()
     size = max(1, _BLOCK // x[0].numel())
     parts = [
         _FUNCTIONS[name](block, level, Draws(keys)).clamp_(0, 1)

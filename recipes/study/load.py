@@ -1,0 +1,111 @@
+"""Load a study: from a YAML file, or from the names of recipes and keys for all of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+import yaml
+
+from recipes.core.cli import recipes
+from recipes.core.errors import UserError
+from recipes.core.suggestions import did_you_mean
+from recipes.study.spec import Arm, Study
+from recipes.study.validation import check_study
+
+
+def read_study(path: Path) -> Study:
+    """The study in a YAML file.
+
+    Raises:
+        UserError: no such file, an unknown key, a value of the wrong type, a rule broken.
+    """
+    try:
+        return study_from_dict(yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no text in UTF-8 ({error.reason} at byte {error.start}): save it as such") from None
+    except (yaml.YAMLError, UserError) as error:
+        raise UserError(f"{path}: {' '.join(str(error).split())}") from None
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Refuses a mapping that has a key twice; YAML itself silently keeps the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping of a node."""
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen and isinstance(key, yaml.ScalarNode):
+                raise yaml.YAMLError(f"line {key.start_mark.line + 1}: {key.value} is named twice")
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
+        return super().construct_mapping(node, deep)
+
+
+def study_from_dict(content: Any) -> Study:
+    """The study given as plain values, as a YAML file or results.json holds them.
+
+    Raises:
+        UserError: an unknown key, a value of the wrong type, a rule broken.
+    """
+    if not isinstance(content, dict):
+        raise UserError("a study file is a mapping with question, arms and seeds")
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Study)
+    try:
+        values = parser.instantiate(parser.parse_object(content))
+        study = Study(**{item.name: values[item.name] for item in fields(Study)})
+        check_study(study)
+    except (jsonargparse.ArgumentError, ValueError, TypeError) as error:
+        raise UserError(" ".join(str(error).replace("Parser key ", "").split())) from None
+    return study
+
+
+def study_to_dict(study: Study) -> dict[str, Any]:
+    """The study as plain values; `study_from_dict` reads them back."""
+    return asdict(study)
+
+
+def study_from_recipes(names: Sequence[str], keys: Mapping[str, str], seeds: Sequence[int]) -> Study:
+    """The comparison of recipes by name, each with the same keys of recipes/train.py.
+
+    Raises:
+        UserError: an unknown recipe, one named twice, a key or seed that a study cannot have.
+    """
+    if not names:
+        raise UserError(f"name a study file, or recipes to compare: {', '.join(recipes())}")
+    unknown = [name for name in names if name not in recipes()]
+    if unknown:
+        near = did_you_mean(unknown[0], recipes())
+        raise UserError(
+            f"recipe={unknown[0]!r} is unknown: one of {', '.join(recipes())}, or one study file alone{near}"
+        )
+    if len(names) != len(set(names)):
+        raise UserError(f"{' '.join(names)}: a recipe is named twice; a study file can hold variants of one")
+    question = f"Which does better, {' or '.join(names)}?" if len(names) > 1 else f"What does {names[0]} give?"
+    study = Study(question, {name: Arm(name) for name in names}, list(seeds), overrides=dict(keys))
+    try:
+        check_study(study)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    return study
+
+
+def name_from_recipes(names: Sequence[str], keys: Mapping[str, str]) -> str:
+    """A name for such a comparison: other keys give another one, more seeds the same.
+
+    Example:
+        >>> name_from_recipes(["baseline", "etf"], {})
+        'digits-baseline-etf'
+    """
+    name = "-".join([str(keys.get("data.name", "digits")), *names])
+    if not keys:
+        return name
+    text = json.dumps({key: str(value) for key, value in keys.items()}, sort_keys=True)
+    return f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
