@@ -32,7 +32,7 @@ from ncreg.losses import (
 )
 from ncreg.metrics import LayerwiseCollapse, NearestClassCenter, NeuralCollapse
 from ncreg.models import Classifier, ClassifierOutput, Normalize, fold, swap_head
-from ncreg.norms import LastBatchNorm, last_norm
+from ncreg.norms import LastBatchNorm, last_norm, update_bn
 from ncreg.optim import param_groups
 from ncreg.theory import collapse_certificate
 from ncreg.tpt import TPTScheduler
@@ -90,6 +90,7 @@ __all__ = [
     "swap_head",
     "tammes",
     "theory",
+    "update_bn",
 ]
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -23,7 +24,8 @@ class LastBatchNorm(nn.Module):
     (Pan & Cao, "Towards Understanding Neural Collapse: The Effects of Batch Normalization and Weight Decay",
     arXiv 2309.04644). Statistics are those of all ranks, exact for uneven batches, on CPU and GPU; every rank
     must take part in a training forward. In eval mode, and on one process, it is torch's batch_norm. It is no
-    subclass of torch's BatchNorm, so SyncBatchNorm.convert_sync_batchnorm leaves it alone.
+    subclass of torch's BatchNorm, so SyncBatchNorm.convert_sync_batchnorm leaves it alone; so does
+    torch.optim.swa_utils.update_bn: use `ncreg.update_bn` after averaging weights.
 
     Args:
         num_features: d.
@@ -70,6 +72,15 @@ class LastBatchNorm(nn.Module):
         self.register_buffer("running_mean", torch.zeros(num_features, **place))
         self.register_buffer("running_var", torch.ones(num_features, **place))
         self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.long, device=device))
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Start again: γ = 1, β = 0, no running statistics."""
+        self.reset_running_stats()
+        if self.weight is not None:
+            self.weight.fill_(1)
+        if self.bias is not None:
+            self.bias.zero_()
 
     def reset_running_stats(self) -> None:
         """Forget the running statistics."""
@@ -130,6 +141,60 @@ def _require_two(count: int, where: str = "") -> None:
         )
 
 
+@torch.no_grad()
+def update_bn(loader: Iterable[Any], model: nn.Module, device: torch.device | str | int | None = None) -> None:
+    """Running statistics of every batch norm, `LastBatchNorm` included, anew from one pass over the data.
+
+    Averaged weights (SWA, moving averages) need it: the statistics that they inherit are of other weights. As
+    torch.optim.swa_utils.update_bn, which passes LastBatchNorm by: mean over all batches of their mean and variance,
+    the whole model in training mode. Afterwards every module is in the mode in which it was.
+
+    Args:
+        loader: batches: a tensor, or a tuple or list whose first item is one. On several ranks each reads its own.
+        model: whose norms are to be brought up to date.
+        device: where batches go first; None leaves them where they are.
+
+    Raises:
+        TypeError: a batch that is neither a tensor nor begins with one.
+        ValueError: a loader without batches, or a batch of one sample.
+
+    Example:
+        >>> norm = LastBatchNorm(2)
+        >>> update_bn([torch.tensor([[1.0, 2.0], [3.0, 2.0]])], norm)
+        >>> norm.running_mean
+        tensor([2., 2.])
+    """
+    norms = [m for m in model.modules() if isinstance(m, LastBatchNorm | nn.modules.batchnorm._BatchNorm)]
+    if not norms:
+        return
+    batches = iter(loader)
+    first = next(batches, None)
+    if first is None:
+        raise ValueError("loader gave no batch: the running statistics stay as they were")
+    modes = {module: module.training for module in model.modules()}
+    momenta = {norm: norm.momentum for norm in norms}
+    try:
+        model.train()
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # all batches count alike
+        for batch in chain([first], batches):
+            model(_images(batch) if device is None else _images(batch).to(device))
+    finally:
+        for norm, momentum in momenta.items():
+            norm.momentum = momentum
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _images(batch: Any) -> Tensor:
+    """The first tensor of a batch."""
+    images = batch[0] if isinstance(batch, list | tuple) and batch else batch
+    if not isinstance(images, Tensor):
+        raise TypeError(f"a batch must be a tensor or begin with one, got {type(images).__name__}")
+    return images
+
+
 class FilterResponseNorm(nn.Module):
     """Filter response normalisation of pooled features: y = γ ⊙ h/√(h² + |ε|) + β, with a learned ε.
 
@@ -160,11 +225,19 @@ class FilterResponseNorm(nn.Module):
     ) -> None:
         super().__init__()
         self.num_features = check_integer("num_features", num_features, 1)
-        check_positive("eps", eps)
+        self._eps = check_positive("eps", eps)
         place: dict[str, Any] = {"device": device, "dtype": dtype}
         self.weight = nn.Parameter(torch.ones(num_features, **place))
         self.bias = nn.Parameter(torch.zeros(num_features, **place)) if check_flag("bias", bias) else None
         self.eps = nn.Parameter(torch.full((1,), eps, **place))
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Start again: γ = 1, β = 0, and ε where it started."""
+        self.weight.fill_(1)
+        self.eps.fill_(self._eps)
+        if self.bias is not None:
+            self.bias.zero_()
 
     def forward(self, features: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
         """Normalised features, each by itself."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
@@ -21,7 +22,7 @@ from ncreg.heads._cosine import (
     over_length,
 )
 from ncreg.heads._grouped import GroupedCosine, group_sums
-from ncreg.numerics import as_float, in_float64, seeded
+from ncreg.numerics import as_float, fill, in_float64, seeded
 
 Structure = Literal["dense", "grouped", "householder", "centre"]
 ROWS = 1024  # of a Gram matrix at a time
@@ -51,6 +52,7 @@ class FixedHead(nn.Module):
 
     weight: Tensor
     bias = None
+    _draw: Callable[[], Tensor] | None = None  # gives a frame that was drawn by name once more
 
     def __init__(
         self, weight: Float[Tensor, "num_classes dim"], *, normalize: bool = True, scale: float | None = None
@@ -67,7 +69,32 @@ class FixedHead(nn.Module):
         self.normalize = check_flag("normalize", normalize)
         default = _margin_scale(weight.detach()) if normalize and scale is None else 1.0
         self.scale = checked_scale(scale, default)
+        self._scale_open = normalize and scale is None and weight.is_meta  # a meta weight has no margin
         self.register_buffer("weight", weight.detach().clone())
+
+    def reset_parameters(self) -> None:
+        """Write a frame that was drawn by name (swap_head's "orthoplex", …) again, exactly.
+
+        Raises:
+            RuntimeError: for class vectors that were given as a tensor, of which nothing else is kept.
+        """
+        if self._draw is None:
+            raise RuntimeError(
+                "FixedHead cannot draw its class vectors again: they were given as a tensor. Build this head on its "
+                "own device, outside torch.device('meta'), or fill it by load_state_dict"
+            )
+        frame = self._draw()
+        fill(self.weight, frame)
+        self._close_scale(frame)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._close_scale(self.weight)
+
+    def _close_scale(self, weight: Tensor) -> None:
+        """The default scale, where it was left open because the class vectors were not known yet."""
+        if self._scale_open and not weight.is_meta:
+            self.scale, self._scale_open = _margin_scale(weight), False
 
     def forward(self, features: Float[Tensor, "batch in_features"]) -> Float[Tensor, "batch num_classes"]:
         """Logits of a batch of features."""
@@ -139,7 +166,6 @@ class ETFHead(nn.Module):
         [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
     """
 
-    permutation: Tensor | None
     _place: Tensor
     bias = None
 
@@ -168,7 +194,58 @@ class ETFHead(nn.Module):
             self.register_buffer("weight", frame if seats is None else frame[seats.to(frame.device)])
         else:
             self.register_buffer("_place", torch.empty(0, device=device, dtype=as_float(dtype)), persistent=False)
-        self.register_buffer("permutation", seats if seats is None else seats.to(device))
+        self._seat(seats)
+
+    def reset_parameters(self) -> None:
+        """Write the frame again as it was built, from seed, permutation and structure."""
+        if self.structure == "dense":
+            generator = seeded(self.seed)
+            frame = simplex_etf(
+                self.num_classes, self.in_features, generator=generator, dtype=torch.float64, device="cpu"
+            )
+            fill(self.weight, frame if self._seats is None else frame[list(self._seats)])
+
+    @property
+    def permutation(self) -> Tensor | None:
+        """Class c sits on vertex permutation[c]; None where class c sits on vertex c.
+
+        It is in the state_dict but no buffer: an average of buffers would round its numbers to other classes.
+        """
+        return self._index
+
+    def _seat(self, seats: Tensor | None) -> None:
+        """Keep a permutation as plain numbers, and as an index on the device of the head."""
+        self._seats = None if seats is None else tuple(seats.tolist())
+        self._index = None if seats is None else torch.tensor(self._seats, device=self._device)
+
+    @property
+    def _device(self) -> torch.device:
+        return (self.weight if self.structure == "dense" else self._place).device
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ETFHead:
+        super()._apply(fn, recurse)
+        if self._index is not None and self._index.device != self._device:
+            self._index = torch.tensor(self._seats, device=self._device)
+        return self
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self._index is not None:
+            destination[prefix + "permutation"] = self._index
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, metadata: Any, strict: bool, *lists: Any) -> None:
+        missing, _, errors = lists
+        key = prefix + "permutation"
+        if self._seats is not None:
+            seats = state_dict.pop(key, None)
+            if seats is None:
+                missing.extend([key] if strict else [])
+            elif not seats.is_meta:
+                try:
+                    self._seat(_checked_permutation(seats.cpu(), self.num_classes))
+                except ValueError as error:
+                    errors.append(f"{key}: {error}")
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, *lists)
 
     @property
     def weight(self) -> Tensor:
@@ -235,21 +312,36 @@ def _checked_permutation(permutation: Sequence[int] | Tensor, num_classes: int) 
     return seats.to(torch.int64, copy=True)
 
 
+def _drawn_head(
+    frame: Callable[..., Tensor], in_features: int, num_classes: int, seed: int, args: dict[str, Any]
+) -> FixedHead:
+    """FixedHead on a frame that it can draw again."""
+    draw = partial(_frame, frame, num_classes, in_features, seed)
+    head = FixedHead(draw(), **args)
+    head._draw = partial(draw, dtype=head.weight.dtype, device="cpu")
+    return head
+
+
+def _frame(frame: Callable[..., Tensor], num_classes: int, dim: int, seed: int, **place: Any) -> Tensor:
+    source = {"seed": seed} if frame in (tammes, softmax_code) else {"generator": seeded(seed)}
+    return frame(num_classes, dim, **source, **place)
+
+
 def orthoplex_head(in_features: int, num_classes: int, *, seed: int = 0, **args: Any) -> FixedHead:
     """FixedHead on an orthoplex, for in_features ≥ num_classes/2."""
-    return FixedHead(orthoplex(num_classes, in_features, generator=seeded(seed)), **args)
+    return _drawn_head(orthoplex, in_features, num_classes, seed, args)
 
 
 def hypercube_head(in_features: int, num_classes: int, *, seed: int = 0, **args: Any) -> FixedHead:
     """FixedHead on corners of a cube, for in_features ≥ log₂ num_classes."""
-    return FixedHead(hypercube(num_classes, in_features, generator=seeded(seed)), **args)
+    return _drawn_head(hypercube, in_features, num_classes, seed, args)
 
 
 def tammes_head(in_features: int, num_classes: int, *, seed: int = 0, **args: Any) -> FixedHead:
     """FixedHead on a Tammes packing."""
-    return FixedHead(tammes(num_classes, in_features, seed=seed), **args)
+    return _drawn_head(tammes, in_features, num_classes, seed, args)
 
 
 def softmax_code_head(in_features: int, num_classes: int, *, seed: int = 0, **args: Any) -> FixedHead:
     """FixedHead on a softmax code."""
-    return FixedHead(softmax_code(num_classes, in_features, seed=seed), **args)
+    return _drawn_head(softmax_code, in_features, num_classes, seed, args)

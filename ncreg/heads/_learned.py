@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ncreg._checks import check_flag, check_integer, check_num_classes
 from ncreg.heads._cosine import check_features, checked_scale, cosine_logits, default_scale, over_length
-from ncreg.numerics import as_float, seeded
+from ncreg.numerics import as_float, fill, seeded
 
 
 class LinearHead(nn.Linear):
@@ -56,10 +56,9 @@ class LinearHead(nn.Linear):
         """Draw the initial weights from the head's own generator."""
         generator = seeded(self.seed)
         bound = self.in_features**-0.5
-        with torch.no_grad():
-            for parameter in self.parameters():
-                drawn = torch.empty(parameter.shape, dtype=torch.float64, device="cpu")
-                parameter.copy_(drawn.uniform_(-bound, bound, generator=generator))
+        for parameter in self.parameters():
+            drawn = torch.empty(parameter.shape, dtype=torch.float64, device="cpu")
+            fill(parameter, drawn.uniform_(-bound, bound, generator=generator))
 
     def forward(self, input: Float[Tensor, "batch in_features"]) -> Float[Tensor, "batch num_classes"]:
         """Logits of a batch of features."""
@@ -110,8 +109,7 @@ class CosineHead(nn.Module):
     def reset_parameters(self) -> None:
         """Draw the class vectors uniformly from the unit sphere."""
         drawn = torch.randn(self.weight.shape, dtype=torch.float64, device="cpu", generator=seeded(self.seed))
-        with torch.no_grad():
-            self.weight.copy_(F.normalize(drawn, dim=1))
+        fill(self.weight, F.normalize(drawn, dim=1))
 
     @property
     def class_vectors(self) -> Float[Tensor, "num_classes in_features"]:

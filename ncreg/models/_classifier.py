@@ -56,6 +56,12 @@ class Normalize(nn.Module):
         for name, numbers in self._given.items():
             self.register_buffer(name, torch.tensor(numbers, dtype=torch.float32).view(-1, 1, 1))
 
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Write the given numbers again (after deferred initialisation)."""
+        for name, numbers in self._given.items():
+            self.get_buffer(name).copy_(torch.tensor(numbers, dtype=torch.float64, device="cpu").view(-1, 1, 1))
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         """After a change of dtype the buffers are the numbers given, rounded once, unless others were written there."""
         before = dict(self._buffers)
