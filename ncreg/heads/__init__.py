@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 from torch import nn
 
-from ncreg.heads._fixed import ETFHead, FixedHead, hypercube_head, orthoplex_head, softmax_code_head, tammes_head
+from ncreg.heads._drawn import hypercube_head, orthoplex_head, softmax_code_head, tammes_head
+from ncreg.heads._fixed import ETFHead, FixedHead
 from ncreg.heads._learned import CosineHead, LinearHead
 from ncreg.heads._nearest import NearestETFHead
 

@@ -45,4 +45,4 @@ for turn in range(2):
 lengths = averaged.weight.norm(dim=1)
 assert torch.allclose(lengths, torch.ones(6), atol=1e-5) and averaged._buffers["weight"].norm(dim=1).max() < 0.99
 assert torch.allclose(compiled(features), averaged(features), atol=1e-5)
-print("averaged frame, compiled: same")
+print("an averaged frame, compiled: a simplex")

@@ -9,9 +9,10 @@ from torch import nn
 from torch.optim import swa_utils
 
 import ncreg
+from ncreg.averaging import update_bn
 from ncreg.frames import nearest_simplex_etf, simplex_etf
 from ncreg.heads import HEADS, NearestETFHead
-from ncreg.norms import LastBatchNorm, update_bn
+from ncreg.norms import LastBatchNorm
 
 CLASSES, DIM = 6, 12
 
