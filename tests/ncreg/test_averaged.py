@@ -228,3 +228,21 @@ def test_update_bn_refuses_and_leaves_settings_alone():
         update_bn([torch.zeros(1, 4)], norm)
     assert norm.momentum == 0.1 and not norm.training
     update_bn([], nn.Linear(2, 2))  # nothing to bring up to date
+
+
+def test_averaged_weights_have_their_own_statistics_after_update_bn():
+    """The training features of the averaged model have mean 0 again; torch's update_bn leaves those of another."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), LastBatchNorm(4))
+    average = swa_utils.AveragedModel(model)
+    for shift in range(5):
+        with torch.no_grad():
+            model[0].bias.fill_(shift)
+        for rows, _ in batches():
+            model(rows)
+        average.update_parameters(model)
+    rows = torch.cat([rows for rows, _ in batches()])
+    swa_utils.update_bn(batches(), average)
+    assert average.eval()(rows).mean(0).abs().max() > 0.3
+    update_bn(batches(), average)
+    assert average.eval()(rows).mean(0).abs().max() < 1e-5
