@@ -78,6 +78,8 @@ def behead(model: nn.Module, path: str | None, input_size: Sequence[int] | None)
         ValueError: if there is no classifier to be found; the message lists the candidates.
     """
     _drop_auxiliary_heads(model)
+    if hasattr(getattr(model, "config", None), "num_labels"):  # a model of Hugging Face
+        model.register_forward_hook(logits_alone)
     found = path if path is not None else _last_module_of_width(model, example_image(model, input_size))
     try:
         classifier = model.get_submodule(found)
@@ -97,6 +99,11 @@ def behead(model: nn.Module, path: str | None, input_size: Sequence[int] | None)
         features = weight.new_zeros(1, weight.shape[1])
         return Headless(model, features, num_classes, removed)
     return Headless(model, _identity_features(model, found, size), num_classes, removed)
+
+
+def logits_alone(model: nn.Module, inputs: Any, output: Any) -> Any:
+    """Hook after `forward`: of an output object with `.logits`, as Hugging Face's models return, the logits."""
+    return getattr(output, "logits", output)
 
 
 def _size_of_vectors(model: nn.Module) -> tuple[int] | None:
@@ -216,10 +223,12 @@ def example_image(model: nn.Module, input_size: Sequence[int] | None = None) -> 
     if input_size is None and hasattr(model, "pretrained_cfg"):
         input_size = get_model_input_config(model)["input_size"]
     elif input_size is None:
-        side = getattr(model, "image_size", 224)  # torchvision's vit knows the size it was built for
-        side = side if isinstance(side, int) else 224
+        config = getattr(model, "config", None)  # of Hugging Face; torchvision's vit keeps its size itself
+        side = getattr(config, "image_size", getattr(model, "image_size", 224))
+        sides = tuple(side) if isinstance(side, list | tuple) else (side, side)
+        sides = sides if all(isinstance(length, int) for length in sides) else (224, 224)
         channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
-        input_size = (channels, side, side)
+        input_size = (channels, *sides)
     noise = torch.rand(1, *input_size, generator=torch.Generator().manual_seed(0), device="cpu")
     return noise.to(parameter_like(model))
 

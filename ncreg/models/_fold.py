@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ncreg.models._backbone import evaluating, example_image, parameter_like
+from ncreg.models._backbone import evaluating, example_image, logits_alone, parameter_like
 from ncreg.models._classifier import Classifier, Normalize
 from ncreg.norms import LastBatchNorm
 from ncreg.numerics import in_float64
@@ -76,7 +76,16 @@ def fold(classifier: Classifier, *, normalize: Literal["drop", "keep"] | None = 
         numbers = {"mean": tuple(mean.flatten().tolist()), "std": tuple(std.flatten().tolist())}
         timm_model: Any = plain
         timm_model.pretrained_cfg = timm_model.default_cfg = {**timm_model.pretrained_cfg, **numbers}
+    _give_back_output_object(plain, classifier.num_classes)
     return plain
+
+
+def _give_back_output_object(plain: Any, num_classes: int) -> None:
+    """A model of Hugging Face returns its output object again, and knows its number of classes."""
+    for number, hook in list(plain._forward_hooks.items()):
+        if hook is logits_alone:
+            del plain._forward_hooks[number]
+            plain.num_labels = plain.config.num_labels = num_classes
 
 
 def _say_what_differs(classifier: Classifier, quiet: bool) -> None:

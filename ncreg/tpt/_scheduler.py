@@ -74,11 +74,11 @@ class TPTScheduler:
     group that is added after the onset (late unfreezing) keeps the ratio to the other rates that it then has; one
     added before keeps its rate until the onset, because the inner schedule does not know it: a warning says so.
 
-    The protocol is that of timm's schedulers, so timm's own loop can drive it: `step(epoch, metric)` at the end of
-    each epoch (`epoch` counts the finished ones, the first call says 1), `step_update(num_updates)` after each
-    optimizer step. The metric is the accuracy on clean **training** data in eval mode, in [0, 1] (timm's loop passes
-    per cent of validation accuracy: pass the right one). In a distributed run pass the same, reduced metric on all
-    ranks: every decision follows from it.
+    The protocol is that of timm's schedulers: `step(epoch, metric)` at the end of each epoch (`epoch` counts the
+    finished ones, the first call says 1), `step_update(num_updates)` after each optimizer step. The metric is the
+    accuracy on clean **training** data in eval mode, in [0, 1]. timm's train.py passes per cent of validation accuracy,
+    which is refused: `ncreg.integrations.timm` measures the training set there and drives this class by flags. In a
+    distributed run pass the same, reduced metric on all ranks: every decision follows from it.
 
     Args:
         optimizer: the optimizer whose rates are set.
