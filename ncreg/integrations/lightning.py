@@ -81,6 +81,7 @@ class CollapseCallback(Callback):
                 stacklevel=2,
             )
         self._updates = trainer.global_step
+        trainer.should_stop |= self.scheduler.finished
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Close the epoch before this one, where a checkpoint was written before that was done."""

@@ -97,7 +97,7 @@ class CollapseTrainerCallback(TrainerCallback):
 
     Raises:
         TypeError: `batches` can't be read again, or the model holds no `Classifier`.
-        ValueError: a TPTScheduler that was not handed to Trainer in a `TrainerSchedule`.
+        ValueError: a TPTScheduler that was not handed to Trainer in a `TrainerSchedule`, or a run that has ended.
 
     Example:
         >>> import torch
@@ -115,6 +115,9 @@ class CollapseTrainerCallback(TrainerCallback):
         find_classifier(kwargs["model"])
         if isinstance(kwargs["lr_scheduler"], TPTScheduler):
             raise ValueError("Trainer(optimizers=(optimizer, TPTScheduler)): hand in TrainerSchedule(TPTScheduler)")
+        schedule = kwargs["lr_scheduler"]
+        if isinstance(schedule, TrainerSchedule) and schedule.scheduler.finished:  # Trainer would train a step first
+            raise ValueError(f"the run ended with epoch {schedule.scheduler.epoch}: nothing is left to train")
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -102,6 +102,9 @@ def test_a_resumed_trainer_is_the_same_to_the_bit(saving, tmp_path):
     again, resumed, rows = train(tmp_path / "cut", resume=True, **saving)
     assert rows == history and resumed.state_dict() == scheduler.state_dict()
     assert all(torch.equal(value, again[name]) for name, value in weights.items())
+    if saving["save_strategy"] == "epoch":
+        with pytest.raises(ValueError, match="the run ended with epoch .*: nothing is left to train"):
+            train(tmp_path / "cut", resume=True, **saving)
 
 
 def test_a_bare_scheduler_and_another_model_are_refused(tmp_path, unchecked):

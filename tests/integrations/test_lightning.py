@@ -83,6 +83,8 @@ def test_a_resumed_run_is_the_same_to_the_bit(kind, at_end, tmp_path):
     assert resumed.scheduler.state_dict() == whole.scheduler.state_dict()
     for name, value in module.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
+    if at_end:  # nothing is left to train
+        assert fit(kind, tmp_path / "cut", resume=True)[1].history == whole.history
 
 
 def test_measuring_changes_nothing_in_the_training(tmp_path):
