@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ncreg._checks import check_choice, check_flag, check_fraction, check_integer, check_positive
 from ncreg._features import check_pooled
+from ncreg._transforms import batched, fx_leaf, jit_tracing, wrapped
 from ncreg.distributed import all_reduce_sum, world_size
 
 
@@ -87,6 +88,7 @@ class LastBatchNorm(nn.Module):
         self.running_var.fill_(1)
         self.num_batches_tracked.zero_()
 
+    @fx_leaf
     def forward(self, features: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
         """Normalised features, by batch statistics in training and running statistics in eval mode."""
         check_pooled(features, self.num_features, "norm")
@@ -96,9 +98,15 @@ class LastBatchNorm(nn.Module):
         if not self.training:
             running = self.running_mean, self.running_var
             return F.batch_norm(features, *running, weight, self.bias, False, 0.0, self.eps)
+        if wrapped(features) and not batched(self.running_mean):
+            raise RuntimeError(
+                "LastBatchNorm writes running statistics in training, which torch.func cannot undo: call .eval(), or "
+                "vmap over stacked buffers as well (torch.func.stack_module_state and functional_call)"
+            )
         if world_size() > 1:
             return self._all_ranks(features, weight)
-        _require_two(features.shape[0])
+        if not jit_tracing():
+            _require_two(features.shape[0])
         running = self.running_mean, self.running_var
         return F.batch_norm(features, *running, weight, self.bias, True, self._count_batch(), self.eps)
 
@@ -184,16 +192,25 @@ class FilterResponseNorm(nn.Module):
         if self.bias is not None:
             self.bias.zero_()
 
+    @fx_leaf
     def forward(self, features: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
         """Normalised features, each by itself."""
         check_pooled(features, self.num_features, "norm")
         wide = features.to(torch.promote_types(features.dtype, torch.float32))  # float16 ends at the square of 255
-        scaled = self.weight * wide / torch.hypot(wide, (self.eps.abs().to(wide.dtype) + 1e-6).sqrt())
+        scaled = self.weight * wide / _hypotenuse(wide, (self.eps.abs().to(wide.dtype) + 1e-6).sqrt())
         return (scaled if self.bias is None else scaled + self.bias).to(features.dtype)
 
     def extra_repr(self) -> str:
         """What tells this norm from another."""
         return f"{self.num_features}, bias={self.bias is not None}"
+
+
+def _hypotenuse(a: Tensor, b: Tensor) -> Tensor:
+    """√(a² + b²) without overflow; b is above 0."""
+    if not torch.onnx.is_in_onnx_export():
+        return torch.hypot(a, b)
+    largest = torch.maximum(a.abs(), b)  # ONNX has no hypot
+    return largest * ((a / largest).square() + (b / largest).square()).sqrt()
 
 
 NORMS: dict[str, Callable[..., nn.Module]] = {

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ncreg._checks import check_number
-from ncreg._features import check_pooled, tracing
+from ncreg._features import check_pooled
+from ncreg._transforms import own_backward_pays
 from ncreg.theory import scale_for_loss
 
 DEFAULT_LOSS = 0.01  # the smallest cross-entropy that the default scale can reach
@@ -84,14 +85,8 @@ def cosine_logits(features: Tensor, weight: Tensor, scale: float) -> Tensor:
 
 
 def eager(features: Tensor) -> bool:
-    """Whether a backward of our own pays.
-
-    Compilers fuse the plain formula, torch.func wants it to transform, and float16 would overflow on the short cut.
-    """
-    traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or tracing()
-    if features.dtype == torch.float16:
-        return False
-    return features.requires_grad and torch.is_grad_enabled() and not traced
+    """Whether a backward of our own pays; float16 would overflow on the short cut."""
+    return features.dtype != torch.float16 and own_backward_pays(features)
 
 
 def plain_cosine_logits(features: Tensor, weight: Tensor, scale: float) -> Tensor:

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ncreg._checks import check_choice, check_flag, check_integer, check_num_classes
+from ncreg._transforms import fx_leaf
 from ncreg.frames import simplex_etf
 from ncreg.heads._cosine import (
     check_features,
@@ -95,6 +96,7 @@ class FixedHead(nn.Module):
         if self._scale_open and not weight.is_meta:
             self.scale, self._scale_open = _margin_scale(weight), False
 
+    @fx_leaf
     def forward(self, features: Float[Tensor, "batch in_features"]) -> Float[Tensor, "batch num_classes"]:
         """Logits of a batch of features."""
         check_features(features, self.in_features, self.weight.dtype)
@@ -255,6 +257,7 @@ class ETFHead(nn.Module):
         axes = torch.eye(self.in_features, dtype=wide, device=self._place.device)
         return self._structured(axes, 1.0).T.contiguous().to(self._place.dtype)
 
+    @fx_leaf
     def forward(self, features: Float[Tensor, "batch in_features"]) -> Float[Tensor, "batch num_classes"]:
         """Logits of a batch of features."""
         check_features(features, self.in_features, self.weight.dtype if self.structure == "dense" else None)
@@ -267,10 +270,14 @@ class ETFHead(nn.Module):
     def _structured(self, features: Tensor, factor: Tensor | float) -> Tensor:
         """Inner products with the class vectors, without the class vectors, times a factor for each row."""
         stretched = (self.num_classes / (self.num_classes - 1)) ** 0.5 * factor
-        groups = group_sums(features, self.num_classes) if self.structure == "grouped" else features
+        groups = group_sums(features, self.in_features, self.num_classes) if self.structure == "grouped" else features
         if groups.dtype == torch.float16:
             groups = groups.float()  # backward sums a row of gradients, which float16 may not hold
-        logits = _householder(groups) if self.structure == "householder" else groups - groups.mean(1, keepdim=True)
+        logits = (
+            _householder(groups, self.in_features)
+            if self.structure == "householder"
+            else groups - groups.mean(1, keepdim=True)
+        )
         logits = (logits * stretched).to(features.dtype)
         return logits if self.permutation is None else logits.index_select(1, self.permutation)
 
@@ -282,9 +289,9 @@ class ETFHead(nn.Module):
         return f"{sizes}, normalize={self.normalize}, scale={self.scale:.4g}{seed}{permuted}"
 
 
-def _householder(features: Tensor) -> Tensor:
+def _householder(features: Tensor, dim: int) -> Tensor:
     """Q h for the Householder basis Q of 1^⊥."""
-    root, total = (features.shape[1] + 1) ** 0.5, features.sum(1, keepdim=True)
+    root, total = (dim + 1) ** 0.5, features.sum(1, keepdim=True)
     return torch.cat([features - total / (root * (root + 1)), -total / root], dim=1)
 
 

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ncreg._checks import check_flag, check_integer, check_num_classes
+from ncreg._transforms import fx_leaf
 from ncreg.heads._cosine import check_features, checked_scale, cosine_logits, default_scale, over_length
 from ncreg.numerics import as_float, fill, seeded
 
@@ -60,6 +61,7 @@ class LinearHead(nn.Linear):
             drawn = torch.empty(parameter.shape, dtype=torch.float64, device="cpu")
             fill(parameter, drawn.uniform_(-bound, bound, generator=generator))
 
+    @fx_leaf
     def forward(self, input: Float[Tensor, "batch in_features"]) -> Float[Tensor, "batch num_classes"]:
         """Logits of a batch of features."""
         check_features(input, self.in_features, self.weight.dtype)
@@ -116,6 +118,7 @@ class CosineHead(nn.Module):
         """The unit rows that logits are made of, where `weight` holds them at any length."""
         return self.weight * over_length(self.weight, 1.0).to(self.weight.dtype)
 
+    @fx_leaf
     def forward(self, features: Float[Tensor, "batch in_features"]) -> Float[Tensor, "batch num_classes"]:
         """Logits of a batch of features."""
         check_features(features, self.in_features, self.weight.dtype)

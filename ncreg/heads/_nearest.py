@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ncreg._checks import check_flag, check_integer, check_num_classes, check_number
-from ncreg._features import tracing
+from ncreg._transforms import fx_leaf, jit_tracing, wrapped
 from ncreg.distributed import all_reduce_sum, world_size
 from ncreg.frames import nearest_simplex_etf, simplex_etf
 from ncreg.heads._cosine import EPS, check_features, checked_scale, default_scale, head_logits, lengths
@@ -129,7 +129,7 @@ class NearestETFHead(nn.Module):
         stored = self._stored
         if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
             return stored if self.training else cast(Tensor, _restored_compiled(stored))
-        transformed = torch.compiler.is_exporting() or torch._C._are_functorch_transforms_active() or tracing()
+        transformed = torch.compiler.is_exporting() or wrapped(stored) or jit_tracing()
         if transformed or stored.is_meta or type(stored) is not Tensor:
             return stored
         if stored.is_inference():  # such tensors count no versions
@@ -145,6 +145,7 @@ class NearestETFHead(nn.Module):
             state_dict[prefix + "seen"] = seen.to(self.seen.dtype)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
+    @fx_leaf
     def forward(self, features: Float[Tensor, "batch in_features"]) -> Float[Tensor, "batch num_classes"]:
         """Logits of a batch of features."""
         check_features(features, self.in_features, self.weight.dtype)

@@ -1,7 +1,10 @@
 """Backbone, projection, last norm and head as one module that keeps timm's naming contract."""
 
+from __future__ import annotations
+
 import math
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -132,10 +135,8 @@ class Classifier(nn.Module):
         self, x: Float[Tensor, "batch ..."], with_features: bool = False
     ) -> Float[Tensor, "batch classes"] | ClassifierOutput:
         """Logits (B, C), or `ClassifierOutput(logits, features)` when `with_features` is set."""
-        check_flag("with_features", with_features)
         features = self.norm(self.project(self.backbone(self.preprocess(x))))
-        logits = self.head(features)
-        return ClassifierOutput(logits, features) if with_features else logits
+        return _output(self.head(features), features, with_features)
 
     def forward_features(self, x: Tensor) -> Any:
         """The backbone's features before pooling, as timm's method of that name gives them."""
@@ -225,6 +226,18 @@ class Classifier(nn.Module):
         if not hasattr(self.backbone, name):
             raise AttributeError(f"{name} is timm's: the backbone {type(self.backbone).__name__} has none")
         return getattr(self.backbone, name)
+
+
+def _output(logits: Tensor, features: Tensor, with_features: bool) -> Tensor | ClassifierOutput:
+    """The logits, or both where the flag is set."""
+    if torch.onnx.is_in_onnx_export() and isinstance(with_features, Tensor):
+        with warnings.catch_warnings():  # the exporter makes tensors of default values and warns of reading them
+            warnings.simplefilter("ignore", torch.jit.TracerWarning)
+            with_features = bool(with_features)
+    return ClassifierOutput(logits, features) if check_flag("with_features", with_features) else logits
+
+
+torch.fx.wrap("_output")  # one node of a torch.fx graph, which takes the flag for an input too
 
 
 def _size(name: str, value: int | None, head: nn.Module, *attributes: str) -> int:
