@@ -22,6 +22,7 @@ from ncreg.heads._cosine import (
     over_length,
 )
 from ncreg.heads._grouped import GroupedCosine, group_sums
+from ncreg.heads._permuted import PermutedHead, checked_permutation
 from ncreg.numerics import as_float, fill, in_float64, seeded
 
 Structure = Literal["dense", "grouped", "householder", "centre"]
@@ -53,6 +54,7 @@ class FixedHead(nn.Module):
     weight: Tensor
     bias = None
     _draw: Callable[[], Tensor] | None = None  # gives a frame that was drawn by name once more
+    _scale_open = False
 
     def __init__(
         self, weight: Float[Tensor, "num_classes dim"], *, normalize: bool = True, scale: float | None = None
@@ -130,7 +132,7 @@ def _margin_scale(weight: Tensor) -> float:
     return default_scale(num_classes) * simplex_margin / smallest / size
 
 
-class ETFHead(nn.Module):
+class ETFHead(PermutedHead):
     """Fixed simplex-ETF classifier: logits = scale · W · h/‖h‖, W (C, d) the class vectors, never learned.
 
     By default the scale is the one at which the smallest reachable cross-entropy, ln(1 + (C−1)·exp(−scale·C/(C−1))),
@@ -189,13 +191,13 @@ class ETFHead(nn.Module):
         _check_structure(structure, self.in_features, self.num_classes)
         self.structure, self.normalize, self.seed = structure, check_flag("normalize", normalize), seed
         self.scale = checked_scale(scale, default_scale(num_classes) if normalize else 1.0)
-        seats = None if permutation is None else _checked_permutation(permutation, num_classes)
+        seats = None if permutation is None else checked_permutation(permutation, num_classes)
         if structure == "dense":
             frame = simplex_etf(num_classes, in_features, generator=seeded(seed), dtype=dtype, device=device)
             self.register_buffer("weight", frame if seats is None else frame[seats.to(frame.device)])
         else:
             self.register_buffer("_place", torch.empty(0, device=device, dtype=as_float(dtype)), persistent=False)
-        self._seat(seats)
+        self._register_permutation(seats, next(self.buffers()).device)
 
     def reset_parameters(self) -> None:
         """Write the frame again as it was built, from seed, permutation and structure."""
@@ -205,48 +207,7 @@ class ETFHead(nn.Module):
                 self.num_classes, self.in_features, generator=generator, dtype=torch.float64, device="cpu"
             )
             fill(self.weight, frame if self._seats is None else frame[list(self._seats)])
-
-    @property
-    def permutation(self) -> Tensor | None:
-        """Class c sits on vertex permutation[c]; None where class c sits on vertex c.
-
-        It is in the state_dict but no buffer: an average of buffers would round its numbers to other classes.
-        """
-        return self._index
-
-    def _seat(self, seats: Tensor | None) -> None:
-        """Keep a permutation as plain numbers, and as an index on the device of the head."""
-        self._seats = None if seats is None else tuple(seats.tolist())
-        self._index = None if seats is None else torch.tensor(self._seats, device=self._device)
-
-    @property
-    def _device(self) -> torch.device:
-        return (self.weight if self.structure == "dense" else self._place).device
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ETFHead:
-        super()._apply(fn, recurse)
-        if self._index is not None and self._index.device != self._device:
-            self._index = torch.tensor(self._seats, device=self._device)
-        return self
-
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self._index is not None:
-            destination[prefix + "permutation"] = self._index
-
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, metadata: Any, strict: bool, *lists: Any) -> None:
-        missing, _, errors = lists
-        key = prefix + "permutation"
-        if self._seats is not None:
-            seats = state_dict.pop(key, None)
-            if seats is None:
-                missing.extend([key] if strict else [])
-            elif not seats.is_meta:
-                try:
-                    self._seat(_checked_permutation(seats.cpu(), self.num_classes))
-                except ValueError as error:
-                    errors.append(f"{key}: {error}")
-        super()._load_from_state_dict(state_dict, prefix, metadata, strict, *lists)
+        self._reset_permutation()
 
     @property
     def weight(self) -> Tensor:
@@ -263,7 +224,7 @@ class ETFHead(nn.Module):
         check_features(features, self.in_features, self.weight.dtype if self.structure == "dense" else None)
         if self.structure == "dense":
             return head_logits(features, self.weight, self.scale, self.normalize)
-        if self.structure == "grouped" and self.normalize and self.permutation is None and eager(features):
+        if self.structure == "grouped" and self.normalize and self._seats is None and eager(features):
             return GroupedCosine.apply(features, self.num_classes, self.scale)
         return self._structured(features, over_length(features, self.scale) if self.normalize else self.scale)
 
@@ -279,13 +240,14 @@ class ETFHead(nn.Module):
             else groups - groups.mean(1, keepdim=True)
         )
         logits = (logits * stretched).to(features.dtype)
-        return logits if self.permutation is None else logits.index_select(1, self.permutation)
+        seats = self.permutation
+        return logits if seats is None else logits.index_select(1, seats)
 
     def extra_repr(self) -> str:
         """What tells this head from another."""
         sizes = f"in_features={self.in_features}, num_classes={self.num_classes}, structure={self.structure!r}"
         seed = f", seed={self.seed}" if self.structure == "dense" else ""
-        permuted = "" if self.permutation is None else ", permuted"
+        permuted = "" if self._seats is None else ", permuted"
         return f"{sizes}, normalize={self.normalize}, scale={self.scale:.4g}{seed}{permuted}"
 
 
@@ -306,13 +268,3 @@ def _check_structure(structure: str, dim: int, num_classes: int) -> None:
             f"{at_least}{needs[structure]}: put a linear map before it (swap_head's project={needs[structure]}), "
             f"or take structure='dense', which needs in_features >= {num_classes - 1}"
         )
-
-
-def _checked_permutation(permutation: Sequence[int] | Tensor, num_classes: int) -> Tensor:
-    seats = torch.as_tensor(permutation, device="cpu")
-    if seats.is_floating_point() or seats.dtype == torch.bool or seats.shape != (num_classes,):
-        got = f"shape {tuple(seats.shape)} of {seats.dtype}"
-        raise ValueError(f"permutation has {got}: it needs one integer for each of {num_classes} classes")
-    if not torch.equal(seats.sort().values, torch.arange(num_classes, device="cpu")):
-        raise ValueError(f"permutation must hold each of 0 … {num_classes - 1} exactly once")
-    return seats.to(torch.int64, copy=True)

@@ -6,7 +6,6 @@ import io
 import pytest
 import torch
 import torch.distributed as dist
-from timm.utils import ModelEmaV3
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 
@@ -139,36 +138,3 @@ def test_sharded_parameters_are_filled(build, tmp_path):
             assert torch.equal(getattr(found, "full_tensor", lambda found=found: found)(), value), key
     finally:
         dist.destroy_process_group()
-
-
-def test_a_permutation_is_in_the_state_and_no_average_changes_it():
-    head = ETFHead(40, 40, structure="grouped", permutation=list(range(39, -1, -1)))
-    features = torch.randn(3, 40, generator=torch.Generator().manual_seed(1))
-    expected = head(features)
-    averages = [
-        torch.optim.swa_utils.AveragedModel(head, avg_fn=rule, use_buffers=True)
-        for rule in (lambda old, new, n: 0.9 * old + 0.1 * new, lambda old, new, n: 0.9999 * old + 0.0001 * new)
-    ]
-    ema = ModelEmaV3(nn.Sequential(nn.Linear(1, 1), head), decay=0.9)
-    for _ in range(200):
-        for average in averages:
-            average.update_parameters(head)
-        ema.update(nn.Sequential(nn.Linear(1, 1), head))
-    for average in (*(a.module for a in averages), ema.module[1]):
-        assert torch.equal(average(features), expected)
-        assert torch.equal(average.state_dict()["permutation"], torch.arange(39, -1, -1))
-    other = ETFHead(40, 40, structure="grouped", permutation=list(range(40)))
-    other.load_state_dict(averages[0].module.state_dict())
-    assert torch.equal(other(features), expected)
-
-
-@pytest.mark.usefixtures("unchecked")
-def test_a_wrong_or_missing_permutation_in_a_state_is_named():
-    head = ETFHead(12, 6, structure="grouped", permutation=SEATS)
-    with pytest.raises(RuntimeError, match="Missing key.*permutation"):
-        head.load_state_dict({})
-    with pytest.raises(RuntimeError, match="permutation: permutation must hold each of 0 … 5 exactly once"):
-        head.load_state_dict({"permutation": torch.tensor([0, 1, 2, 3, 4, 4])})
-    assert head.permutation.tolist() == SEATS
-    with pytest.raises(RuntimeError, match="Unexpected key.*permutation"):
-        ETFHead(12, 6).load_state_dict(ETFHead(12, 6, permutation=SEATS).state_dict())
