@@ -43,6 +43,8 @@ def fx_leaf(forward: Callable[..., Output]) -> Callable[..., Output]:
             )
         return tracer.create_proxy("call_module", tracer.path_of_module(self), inputs, options)
 
+    # torch.compile keeps eight versions of a code object: all heads, norms and losses must not share one
+    leaf_or_forward.__code__ = leaf_or_forward.__code__.replace(co_name=forward.__name__)  # type: ignore[attr-defined]
     return leaf_or_forward
 
 

@@ -19,7 +19,7 @@ from torchvision.models.feature_extraction import create_feature_extractor, get_
 
 from ncreg import losses
 from ncreg.frames import etf_distance, nearest_simplex_etf, simplex_etf
-from ncreg.heads import HEADS, ETFHead, FixedHead
+from ncreg.heads import HEADS, CosineHead, ETFHead, FixedHead, LinearHead, NearestETFHead
 from ncreg.models import swap_head
 from ncreg.norms import NORMS, LastBatchNorm, last_norm
 
@@ -397,3 +397,9 @@ def test_a_classifier_under_every_transform(classifier, transform):
         torch.testing.assert_close(*by_onnx(module.float(), IMAGES.float()), rtol=1e-4, atol=1e-4)
     else:
         torch.testing.assert_close(*TRANSFORMS[transform](module, IMAGES), rtol=1e-9, atol=1e-9)
+
+
+def test_modules_share_no_code_object():
+    """torch.compile keeps eight versions of one, then it refuses fullgraph=True."""
+    forwards = [cls.forward for cls in (LinearHead, CosineHead, ETFHead, FixedHead, NearestETFHead, LastBatchNorm)]
+    assert len({id(forward.__code__) for forward in forwards}) == len(forwards)
