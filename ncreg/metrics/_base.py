@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from ncreg.metrics._last_layer import LastLayer
+from ncreg.metrics._plot import Result, drawable
 from ncreg.metrics._second_pass import SecondPassTables
 from ncreg.numerics import float64_device
-
-Results = Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]]
 
 
 class Float64Metric(Metric):
@@ -53,17 +52,19 @@ class Float64Metric(Metric):
         super().reset()
         self._tables = None
 
-    def plot(self, val: Results | None = None, ax: Any = None) -> tuple[Any, Any]:
+    def plot(self, val: Result | Sequence[Result] | None = None, ax: Any = None) -> tuple[Any, Any]:
         """Figure and axis (torchmetrics' protocol): a point for each measure, or its curve over several results.
 
         Args:
             val: a result of compute() or forward(), or a list of them, one a step; None calls compute(). To show some
-                of the measures, pass results that hold those alone. Values of classes are left out.
+                of the measures, pass results that hold those alone. Values of classes are left out; the label of a
+                measure that is NaN or infinite says so.
             ax: matplotlib's axis to draw on; None makes a figure.
 
         Raises:
             ModuleNotFoundError: matplotlib is not installed.
-            KeyError: a later result of the list lacks a measure of the first.
+            TypeError: `val` is no dict of measures and no list of them.
+            ValueError: nothing to draw, or results of a list with different measures.
 
         Example:
             >>> import matplotlib
@@ -75,8 +76,7 @@ class Float64Metric(Metric):
             >>> axis.get_lines()[0].get_label(), axis.get_lines()[0].get_ydata().tolist()
             ('ncc_accuracy', [0.5, 1.0])
         """
-        val = self.compute() if val is None else val
-        return self._plot([_scalars(result) for result in val] if isinstance(val, Sequence) else _scalars(val), ax)
+        return self._plot(drawable(self.compute() if val is None else val), ax)
 
     def _read_classifier(self) -> tuple[Tensor, Tensor] | None:
         """Weight and bias of the classifier as they are now, where there is one."""
@@ -106,11 +106,6 @@ class Float64Metric(Metric):
 
         keep_float64.__qualname__ = str(fn)  # torchmetrics tells .half() from .to() by the function's name
         return super()._apply(keep_float64, exclude_state)
-
-
-def _scalars(result: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The measures of a result that are one number."""
-    return {name: value for name, value in result.items() if value.numel() == 1}
 
 
 def check_cached(doing: str, state: Mapping[str, Any], num_classes: int, num_features: int) -> None:

@@ -77,8 +77,35 @@ def test_a_result_and_a_list_of_results_are_drawn(plt):
     assert metrics[0].plot(some, axis) == (None, axis)
     drawn = {line.get_label(): list(line.get_ydata()) for line in axis.get_lines()}
     assert drawn == {name: [float(result[name]) for result in results] for name in ("nc1", "nc3")}
-    with pytest.raises(KeyError, match="nc3"):
+    with pytest.raises(ValueError, match=r"val\[1\] and val\[0\] differ in \['nc3'\]"):
         metrics[0].plot([some[0], {"nc1": some[1]["nc1"]}])
+
+
+def test_what_no_axis_can_show_is_said(plt):
+    metric, nan = metric_of(1.0), torch.tensor(torch.nan)
+    axis = metric.plot({"nc1": nan, "cdnv": torch.tensor(torch.inf), "nc0": 0.5})[1]
+    assert [line.get_label() for line in axis.get_lines()] == ["nc1 (nan)", "cdnv (inf)", "nc0"]
+    axis = metric.plot([{"nc1": nan}, {"nc1": torch.ones(())}, {"nc1": torch.ones(())}])[1]
+    assert [line.get_label() for line in axis.get_lines()] == ["nc1 (1 of 3 not finite)"]
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("val", "error", "message"),
+    [
+        ([{"nc1": 1.0}, {"nc1": 1.0, "nc4": 0.0}], ValueError, r"differ in \['nc4'\]"),
+        ({}, ValueError, "no measure that is one number"),
+        ([], ValueError, "no measure that is one number"),
+        ({"nc1": torch.ones(2)}, ValueError, "a list of results, one a step"),
+        ({"nc1": "low"}, ValueError, r"val\['nc1'\]='low' must be a number"),
+        (torch.ones(2), TypeError, "val must be a dict of measures"),
+        ([torch.ones(2)], TypeError, "val must be a dict of measures"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(plt, val, error, message):
+    with pytest.raises(error, match=message):
+        metric_of(1.0).plot(val)
+    assert not plt.get_fignums()
 
 
 def test_values_of_classes_are_left_out_of_a_figure(plt):
