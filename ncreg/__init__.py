@@ -35,6 +35,7 @@ from ncreg.metrics import LayerwiseCollapse, NearestClassCenter, NeuralCollapse
 from ncreg.models import Classifier, ClassifierOutput, Normalize, fold, swap_head
 from ncreg.norms import LastBatchNorm, last_norm
 from ncreg.optim import param_groups
+from ncreg.pretrained import load_weights
 from ncreg.theory import collapse_certificate
 from ncreg.tpt import TPTScheduler
 
@@ -77,6 +78,7 @@ __all__ = [
     "last_norm",
     "load_checkpoint",
     "load_classifier",
+    "load_weights",
     "losses",
     "max_cosine",
     "metrics",

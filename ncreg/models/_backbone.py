@@ -1,14 +1,12 @@
 """Taking the classifier off: timm by its own contract, any other module by the classifier's attribute path."""
 
-import difflib
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
-import timm
 import torch
-from timm.models import get_model_input_config, is_model
+from timm.models import get_model_input_config
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
@@ -28,33 +26,6 @@ class Headless(NamedTuple):
     features: Tensor
     num_classes: int | None
     removed: Removed | None = None
-
-
-def from_timm_name(name: str, model_args: Mapping[str, Any]) -> nn.Module:
-    """A timm model built without classifier.
-
-    Raises:
-        ValueError: for a name that timm does not know, an encoder, or `num_classes` among `model_args`.
-    """
-    if "num_classes" in model_args:
-        raise ValueError("model_args holds num_classes: pass it to swap_head itself, swap_head(…, num_classes=…)")
-    architecture = name.partition(".")[0]
-    if architecture.endswith("_enc"):
-        way_out = architecture.removesuffix("_enc")
-        hint = f"; {way_out!r} has the same backbone" if is_model(way_out) else ""
-        raise ValueError(f"model={name!r} is an encoder: it returns feature maps and has no classifier{hint}")
-    if ":" not in name and not is_model(name):
-        near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
-        hint = f"; close: {', '.join(near)}" if near else ""
-        hub = f"; a repository of the hub is 'hf-hub:{name}'" if "/" in name else ""
-        raise ValueError(f"model={name!r} is no timm model (timm.list_models() lists them){hint}{hub}")
-    try:
-        return timm.create_model(name, **model_args, num_classes=0)
-    except RuntimeError as error:
-        if "Invalid pretrained tag" not in str(error):
-            raise
-        known = ", ".join(timm.list_models(f"{architecture}.*", pretrained=True)) or f"none, use {architecture!r}"
-        raise ValueError(f"model={name!r} has a tag that timm does not know; known: {known}") from error
 
 
 def behead_timm(model: nn.Module) -> None:

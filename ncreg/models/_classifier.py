@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 from ncreg._checks import check_flag, check_integer, check_numbers
 from ncreg._wrappers import unwrapped
 from ncreg.models._backbone import Removed, parameter_like
+from ncreg.models._data_config import classifier_cfg
 
 
 class ClassifierOutput(NamedTuple):
@@ -102,12 +105,19 @@ class Classifier(nn.Module):
         num_classes: C; None takes the head's num_classes or out_features.
         head_hidden_size: d; None takes the head's in_features.
 
+    Attributes:
+        class_names: one for each class; None if unknown, as the next two. `ncreg.load_classifier` fills them in.
+        image_shape: (channels, height, width) of the images that it was trained on.
+        data_config: how they were brought to that size, in timm's words (interpolation, crop_pct, crop_mode); None
+            is the way of the recipes: the shorter edge is scaled bilinearly, then the centre is cropped.
+
     Raises:
         ValueError: if neither the caller nor the head says C and d.
     """
 
-    class_names: tuple[str, ...] | None = None  # both are filled in by ncreg.load_classifier
+    class_names: tuple[str, ...] | None = None
     image_shape: tuple[int, ...] | None = None
+    data_config: Mapping[str, Any] | None = None
 
     def __init__(
         self,
@@ -130,6 +140,7 @@ class Classifier(nn.Module):
         self.head_hidden_size = _size("head_hidden_size", head_hidden_size, head, "in_features")
         self._removed: Removed | None = None
         self._new_head: Callable[..., nn.Module] | None = None
+        self.built_by: dict[str, Any] | None = None  # swap_head's arguments, where it was given names
 
     def forward(
         self, x: Float[Tensor, "batch ..."], with_features: bool = False
@@ -171,6 +182,7 @@ class Classifier(nn.Module):
             new = self._new_head(self.head_hidden_size, num_classes=num_classes)
         self.head = new.to(parameter_like(self.backbone)).train(self.training)
         self.num_classes = num_classes
+        self.class_names = None
 
     @property
     def num_features(self) -> int:
@@ -183,20 +195,36 @@ class Classifier(nn.Module):
         return self.project.in_features if isinstance(self.project, nn.Linear) else self.head_hidden_size
 
     @property
+    def in_chans(self) -> int:
+        """Channels of the images."""
+        if self.image_shape is not None:
+            return self.image_shape[0]
+        return int(self._timm("in_chans"))
+
+    @property
     def pretrained_cfg(self) -> dict[str, Any]:
-        """The backbone's, with the new head's sizes; mean 0 and std 1 where `preprocess` normalises already."""
-        cfg = dict(self._timm("pretrained_cfg"))
-        first = cfg.get("first_conv")
-        if first:
-            cfg["first_conv"] = f"backbone.{first}" if isinstance(first, str) else [f"backbone.{f}" for f in first]
-        cfg |= {"num_classes": self.num_classes, "classifier": "head"}
-        cfg["input_size"] = get_model_input_config(self.backbone)["input_size"]
-        if isinstance(self.preprocess, Normalize):
-            channels = cfg["input_size"][0]
-            cfg |= {"mean": (0.0,) * channels, "std": (1.0,) * channels}
-        return cfg
+        """What timm's loaders read: the images that it takes, its classes, and where its head is.
+
+        Mean is 0 and std is 1 where `preprocess` normalises already. Where `image_shape` is known, size and resize are
+        those of its own training, else those of the backbone.
+        """
+        return classifier_cfg(self)
 
     default_cfg = pretrained_cfg  # timm's older name
+
+    @property
+    def _model_args(self) -> dict[str, Any]:
+        """Read by timm when it writes a folder for the hub: its format knows its own architectures alone."""
+        raise ValueError(
+            "a Classifier is none of timm's architectures, so timm cannot write it for the hub: "
+            "classifier.save_pretrained(folder) does, or timm.models.save_for_hf(ncreg.fold(classifier), folder)"
+        )
+
+    def set_input_size(self, *args: Any, **kwargs: Any) -> None:
+        """Change the size of the images of a backbone made for one size, with timm's arguments (img_size, …)."""
+        self._timm("set_input_size")(*args, **kwargs)
+        if self.image_shape is not None:
+            self.image_shape = tuple(get_model_input_config(self.backbone)["input_size"])
 
     def no_weight_decay(self) -> set[str]:
         """Names that the backbone exempts from weight decay."""
@@ -221,6 +249,43 @@ class Classifier(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Trade compute for memory in the backbone."""
         self._timm("set_grad_checkpointing")(enable)
+
+    @property
+    def feature_info(self) -> Any:
+        """The backbone's feature maps: channels, reduction and module of each."""
+        return self._timm("feature_info")
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write model.safetensors and config.json into a folder, for `from_pretrained` and for the hub.
+
+        Raises:
+            ValueError: a part that was given as a module, which no file can describe.
+
+        Example:
+            >>> from ncreg.models import swap_head
+            >>> classifier = swap_head("test_resnet", "etf", num_classes=10).eval()
+            >>> folder, images = getfixture("tmp_path") / "mine", torch.rand(2, 3, 32, 32)
+            >>> classifier.save_pretrained(folder)
+            >>> torch.equal(Classifier.from_pretrained(folder)(images), classifier(images))
+            True
+        """
+        import_module("ncreg.pretrained").save_pretrained(self, folder)  # files are for modules above this one
+
+    @staticmethod
+    def from_pretrained(source: str | Path, *, device: str | torch.device = "cpu") -> "Classifier":
+        """A classifier that `save_pretrained` wrote, in eval mode.
+
+        Args:
+            source: a folder, or the name of a repository of the hub, owner/name or owner/name@revision.
+            device: where the classifier goes.
+
+        Raises:
+            FileNotFoundError: no such folder, or no classifier in it.
+            ValueError: files that cannot be read, or that do not fit together.
+            ConnectionError: a repository that is not on this disk, with the hub out of reach.
+        """
+        classifier: Classifier = import_module("ncreg.pretrained").from_pretrained(source, device=device)
+        return classifier
 
     def _timm(self, name: str) -> Any:
         if not hasattr(self.backbone, name):
