@@ -37,9 +37,11 @@ def first_backbone(path):
     return load_checkpoint(path / "checkpoints" / "last.pt")["model"]
 
 
-@pytest.mark.parametrize("prefix", ["", "module.", "model.", "backbone.", "_orig_mod.module.", "net.encoder."])
-@pytest.mark.parametrize("container", [None, "state_dict", "model"])
-def test_a_file_under_any_prefix_in_any_container(tmp_path, capsys, trained, prefix, container):
+@pytest.mark.parametrize(
+    ("container", "prefix"),
+    [(None, ""), (None, "module."), ("model", "backbone."), ("state_dict", "model."), ("net", "_orig_mod.module.")],
+)
+def test_a_file_under_any_prefix_in_any_container(tmp_path, capsys, trained, container, prefix):
     tensors = prefixed(trained, prefix)
     torch.save(tensors if container is None else {container: tensors, "epoch": 3}, tmp_path / "mine.pth")
     args = [*ARGS, "--model.weights", str(tmp_path / "mine.pth"), "--out", str(tmp_path / "runs")]
@@ -58,8 +60,8 @@ def test_the_average_before_the_weights_and_safetensors_too(tmp_path, trained):
     for number, file in enumerate(("timm.pth.tar", "plain.safetensors", "hub")):
         args = [*ARGS, "--model.weights", str(tmp_path / file), "--out", str(tmp_path / str(number))]
         found = first_backbone(train(parse(args)))
-        assert torch.equal(found["backbone.conv1.0.weight" if "backbone.conv1.0.weight" in found else
-                                 "backbone.conv1.weight"], next(iter(trained.state_dict().values())))  # fmt: skip
+        name, value = next(iter(trained.state_dict().items()))
+        assert torch.equal(found[f"backbone.{name}"], value)
 
 
 def test_a_run_and_its_checkpoint_with_their_own_normalisation(tmp_path, capsys):
