@@ -272,7 +272,7 @@ class Classifier(nn.Module):
         import_module("ncreg.pretrained").save_pretrained(self, folder)  # files are for modules above this one
 
     @staticmethod
-    def from_pretrained(source: str | Path, *, device: str | torch.device = "cpu") -> "Classifier":
+    def from_pretrained(source: str | Path, *, device: str | torch.device = "cpu") -> Classifier:
         """A classifier that `save_pretrained` wrote, in eval mode.
 
         Args:
