@@ -14,7 +14,7 @@ from ncreg import load_classifier
 from ncreg.checkpoint import load_checkpoint
 from recipes.core.cli import parse
 from recipes.core.config import TrainConfig, as_yaml
-from recipes.study.trials import dotted, identity
+from recipes.study.trials import config_hash, dotted_config
 from recipes.train import main, train
 from recipes.training.run_dir import RunDir
 
@@ -154,7 +154,7 @@ def test_a_run_begun_before_the_key_came_is_found(tmp_path):
 
 
 def test_the_new_key_changes_no_identity():
-    config = dotted(TrainConfig())
+    config = dotted_config(TrainConfig())
     assert config.pop("model.weights") is None
-    assert identity(config) == identity(dotted(TrainConfig()))
-    assert identity(config) != identity(config | {"model.weights": "mine.pth"})
+    assert config_hash(config) == config_hash(dotted_config(TrainConfig()))
+    assert config_hash(config) != config_hash(config | {"model.weights": "mine.pth"})
