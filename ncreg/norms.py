@@ -95,9 +95,11 @@ class LastBatchNorm(nn.Module):
         weight: Tensor | None = self.weight
         if weight is not None and self.gamma == "scalar":
             weight = weight.repeat(self.num_features)  # batch_norm's backward misreads an expanded weight
+        # FSDP's mixed precision rounds parameters and leaves buffers: both go in the buffers' dtype.
+        weight, bias = (None if p is None else p.to(self.running_mean.dtype) for p in (weight, self.bias))
+        running = self.running_mean, self.running_var
         if not self.training:
-            running = self.running_mean, self.running_var
-            return F.batch_norm(features, *running, weight, self.bias, False, 0.0, self.eps)
+            return F.batch_norm(features, *running, weight, bias, False, 0.0, self.eps)
         if wrapped(features) and not batched(self.running_mean):
             raise RuntimeError(
                 "LastBatchNorm writes running statistics in training, which torch.func cannot undo: call .eval(), or "
@@ -107,8 +109,7 @@ class LastBatchNorm(nn.Module):
             return self._all_ranks(features, weight)
         if not jit_tracing():
             _require_two(features.shape[0])
-        running = self.running_mean, self.running_var
-        return F.batch_norm(features, *running, weight, self.bias, True, self._count_batch(), self.eps)
+        return F.batch_norm(features, *running, weight, bias, True, self._count_batch(), self.eps)
 
     def _count_batch(self) -> float:
         """Count this batch and return its weight in the running statistics."""

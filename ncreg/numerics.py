@@ -51,6 +51,11 @@ def fill(tensor: Tensor, values: Tensor) -> None:
     tensor.copy_(values)
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor itself, or all of one that is spread over ranks, every one of which must then call."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
 def as_float(dtype: torch.dtype | None) -> torch.dtype | None:
     """`dtype` where it is floating-point or None; others would round class vectors to zeros."""
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):

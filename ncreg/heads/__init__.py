@@ -3,6 +3,9 @@
 Every head has `.weight` (num_classes, in_features) as in nn.Linear, `.in_features`, `.num_classes`, `.scale` and
 `.normalize` (whether features are brought to length 1). A head draws from a generator of its own, seeded by
 `seed`: runs that differ in the head alone stay paired.
+
+A fixed frame follows its features: it is rounded to their dtype where that is the coarser one, and logits come in it
+(bfloat16 features into a float32 head, as mixed precision of FSDP makes them); finer features are refused.
 """
 
 from collections.abc import Callable

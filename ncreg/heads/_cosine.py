@@ -44,6 +44,14 @@ def check_features(features: Tensor, in_features: int, dtype: torch.dtype | None
         )
 
 
+def frame_for(features: Tensor, frame: Tensor) -> Tensor:
+    """Fixed class vectors for these features: rounded to their dtype where that is the coarser one."""
+    if frame.dtype == features.dtype or autocast_on(features):
+        return frame
+    coarser = torch.finfo(features.dtype).eps > torch.finfo(frame.dtype).eps
+    return frame.to(features.dtype) if coarser else frame
+
+
 def autocast_on(features: Tensor) -> bool:
     """Whether autocast is on for the features' device."""
     device = features.device.type
@@ -64,6 +72,14 @@ def lengths(features: Tensor) -> Tensor:
     wide = torch.float64 if features.dtype == torch.float64 else torch.float32
     length = torch.linalg.vector_norm(features, dim=1, keepdim=True, dtype=wide)
     return length.masked_fill(length == torch.inf, torch.nan)
+
+
+def fixed_logits(features: Tensor, frame: Tensor, scale: float, normalize: bool) -> Tensor:
+    """Logits of a head whose frame follows the features' dtype: scale · W h, or scale · W h/‖h‖."""
+    check_pooled(features, frame.shape[1], "head")
+    frame = frame_for(features, frame)
+    check_features(features, frame.shape[1], frame.dtype)
+    return head_logits(features, frame, scale, normalize)
 
 
 def head_logits(features: Tensor, weight: Tensor, scale: float, normalize: bool) -> Tensor:

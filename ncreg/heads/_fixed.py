@@ -18,7 +18,7 @@ from ncreg.heads._cosine import (
     checked_scale,
     default_scale,
     eager,
-    head_logits,
+    fixed_logits,
     over_length,
 )
 from ncreg.heads._grouped import GroupedCosine, group_sums
@@ -101,8 +101,7 @@ class FixedHead(nn.Module):
     @fx_leaf
     def forward(self, features: Float[Tensor, "batch in_features"]) -> Float[Tensor, "batch num_classes"]:
         """Logits of a batch of features."""
-        check_features(features, self.in_features, self.weight.dtype)
-        return head_logits(features, self.weight, self.scale, self.normalize)
+        return fixed_logits(features, self.weight, self.scale, self.normalize)
 
     def extra_repr(self) -> str:
         """What tells this head from another."""
@@ -221,9 +220,9 @@ class ETFHead(PermutedHead):
     @fx_leaf
     def forward(self, features: Float[Tensor, "batch in_features"]) -> Float[Tensor, "batch num_classes"]:
         """Logits of a batch of features."""
-        check_features(features, self.in_features, self.weight.dtype if self.structure == "dense" else None)
         if self.structure == "dense":
-            return head_logits(features, self.weight, self.scale, self.normalize)
+            return fixed_logits(features, self.weight, self.scale, self.normalize)
+        check_features(features, self.in_features)
         if self.structure == "grouped" and self.normalize and self._seats is None and eager(features):
             return GroupedCosine.apply(features, self.num_classes, self.scale)
         return self._structured(features, over_length(features, self.scale) if self.normalize else self.scale)

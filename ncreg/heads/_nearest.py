@@ -15,7 +15,7 @@ from ncreg._checks import check_flag, check_integer, check_num_classes, check_nu
 from ncreg._transforms import fx_leaf, jit_tracing, wrapped
 from ncreg.distributed import all_reduce_sum, world_size
 from ncreg.frames import nearest_simplex_etf, simplex_etf
-from ncreg.heads._cosine import EPS, check_features, checked_scale, default_scale, head_logits, lengths
+from ncreg.heads._cosine import EPS, check_features, checked_scale, default_scale, fixed_logits, lengths
 from ncreg.numerics import fill, seeded
 
 PULL = 1e-4  # towards the present frame, relative to the means: keeps still what the means leave open
@@ -148,8 +148,7 @@ class NearestETFHead(nn.Module):
     @fx_leaf
     def forward(self, features: Float[Tensor, "batch in_features"]) -> Float[Tensor, "batch num_classes"]:
         """Logits of a batch of features."""
-        check_features(features, self.in_features, self.weight.dtype)
-        return head_logits(features, self.weight, self.scale, self.normalize)
+        return fixed_logits(features, self.weight, self.scale, self.normalize)
 
     @torch.no_grad()
     def update(self, features: Float[Tensor, "batch in_features"], target: Int[Tensor, " batch"]) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ncreg.models._backbone import evaluating, example_image, logits_alone, parameter_like
 from ncreg.models._classifier import Classifier
 from ncreg.models._data_config import folded_cfg
+from ncreg.models._whole import is_sharded, whole_copy
 from ncreg.norms import LastBatchNorm
 from ncreg.numerics import in_float64
 
@@ -34,7 +35,8 @@ def fold(classifier: Classifier, *, normalize: Literal["drop", "keep"] | None = 
     (they are divided by one typical length instead), and a warning says so.
 
     Args:
-        classifier: a `Classifier`; it is not changed.
+        classifier: a `Classifier`; it is not changed. Of a sharded one (FSDP, DTensor) the whole is gathered on every
+            rank, and every rank must call.
         normalize: "drop" leaves the division out without a warning; "keep" puts projection, norm and head
             themselves in the classifier's place: the same logits, but other keys in the state_dict.
 
@@ -59,6 +61,8 @@ def fold(classifier: Classifier, *, normalize: Literal["drop", "keep"] | None = 
         raise TypeError(f"fold takes a Classifier, got {type(classifier).__name__}")
     if normalize not in (None, "drop", "keep"):
         raise ValueError(f"normalize={normalize!r} must be 'drop', 'keep' or None")
+    if is_sharded(classifier):
+        classifier = cast(Classifier, whole_copy(classifier))
     if parameter_like(classifier).is_meta:
         raise ValueError("fold needs a classifier with real weights, this one is on the meta device")
     plain, slots = _plain_model(classifier)
