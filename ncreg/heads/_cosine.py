@@ -79,14 +79,9 @@ def fixed_logits(features: Tensor, frame: Tensor, scale: float, normalize: bool)
     check_pooled(features, frame.shape[1], "head")
     frame = frame_for(features, frame)
     check_features(features, frame.shape[1], frame.dtype)
-    return head_logits(features, frame, scale, normalize)
-
-
-def head_logits(features: Tensor, weight: Tensor, scale: float, normalize: bool) -> Tensor:
-    """Scale · W h, or scale · W h/‖h‖."""
     if normalize:
-        return cosine_logits(features, weight, scale)
-    logits = F.linear(features, weight)
+        return cosine_logits(features, frame, scale)
+    logits = F.linear(features, frame)
     return logits if scale == 1 else scale * logits
 
 
