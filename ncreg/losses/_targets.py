@@ -124,8 +124,10 @@ def compact(target: Integer[Tensor, " batch"], num_classes: int | None = None) -
 
 
 def one_hot(target: Integer[Tensor, " batch"], num_classes: int, dtype: torch.dtype) -> Float[Tensor, "batch classes"]:
-    """1 at each row's class, 0 elsewhere; F.one_hot reads the labels, which vmap cannot."""
-    return (target[:, None] == torch.arange(num_classes, device=target.device)).to(dtype)
+    """1 at each row's class, 0 elsewhere; F.one_hot reads the labels, which vmap cannot, and gives integers."""
+    zeros = torch.zeros(target.shape[0], num_classes, dtype=dtype, device=target.device)
+    place = target[:, None]
+    return zeros.scatter(1, place, 1) if wrapped(target) else zeros.scatter_(1, place, 1)
 
 
 def class_of_slot(
