@@ -212,14 +212,6 @@ class Classifier(nn.Module):
 
     default_cfg = pretrained_cfg  # timm's older name
 
-    @property
-    def _model_args(self) -> dict[str, Any]:
-        """Read by timm when it writes a folder for the hub: its format knows its own architectures alone."""
-        raise ValueError(
-            "a Classifier is none of timm's architectures, so timm cannot write it for the hub: "
-            "classifier.save_pretrained(folder) does, or timm.models.save_for_hf(ncreg.fold(classifier), folder)"
-        )
-
     def set_input_size(self, *args: Any, **kwargs: Any) -> None:
         """Change the size of the images of a backbone made for one size, with timm's arguments (img_size, …)."""
         self._timm("set_input_size")(*args, **kwargs)
