@@ -46,7 +46,7 @@ $(VENV)/.train: pyproject.toml | $(PY)
 	touch $@
 
 $(VENV)/.dev: pyproject.toml | $(PY)
-	$(PY) -m pip install --quiet -e ".[recipes,robust,data,export,dev]"
+	$(PY) -m pip install --quiet -e ".[recipes,robust,data,export,lightning,hf,dev]"
 	touch $@
 
 $(OLDEST)/.oldest: pyproject.toml .ci/oldest.txt

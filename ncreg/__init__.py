@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ncreg import frames, functional, losses, metrics, theory
+from ncreg.averaging import update_bn
 from ncreg.checkpoint import load_checkpoint, load_classifier, save_checkpoint
 from ncreg.frames import (
     etf_distance,
@@ -34,6 +35,7 @@ from ncreg.metrics import LayerwiseCollapse, NearestClassCenter, NeuralCollapse
 from ncreg.models import Classifier, ClassifierOutput, Normalize, fold, swap_head
 from ncreg.norms import LastBatchNorm, last_norm
 from ncreg.optim import param_groups
+from ncreg.pretrained import load_weights
 from ncreg.theory import collapse_certificate
 from ncreg.tpt import TPTScheduler
 
@@ -76,6 +78,7 @@ __all__ = [
     "last_norm",
     "load_checkpoint",
     "load_classifier",
+    "load_weights",
     "losses",
     "max_cosine",
     "metrics",
@@ -90,6 +93,7 @@ __all__ = [
     "swap_head",
     "tammes",
     "theory",
+    "update_bn",
 ]
 
 

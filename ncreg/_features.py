@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ncreg._transforms import jit_tracing
+
 
 class NotDefined(ValueError):
     """A score or measure has no meaning for these features, this head or this data."""
@@ -18,18 +20,13 @@ def check_pooled(features: Tensor, dim: int, taker: str) -> None:
     """
     if not isinstance(features, Tensor):
         raise TypeError(f"features must be a tensor (batch, {dim}), not {type(features).__name__}")
-    if features.ndim != 2 or (not tracing() and features.shape[1] != dim):
+    if features.ndim != 2 or (not jit_tracing() and features.shape[1] != dim):
         shape = tuple(features.shape)
         raise ValueError(f"features of shape {shape}: the {taker} takes pooled features (batch, {dim})")
     if not features.is_floating_point():
         raise TypeError(
             f"features of {features.dtype}: the {taker} takes floating-point features; call .float() on them"
         )
-
-
-def tracing() -> bool:
-    """Whether torch.jit.trace is recording, which takes sizes for tensors and warns where one is compared."""
-    return bool(torch._C._get_tracing_state())
 
 
 def check_features(name: str, features: Tensor, dim: int | None = None) -> Float[Tensor, "rows dim"]:

@@ -78,7 +78,7 @@ def load_checkpoint(path: str | Path, map_location: str | torch.device | None = 
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist")
-    if (damage := _damage(path)) is not None:
+    if (damage := archive_damage(path)) is not None:
         raise ValueError(f"checkpoint {path} cannot be read ({damage}): it is truncated, damaged or no checkpoint")
     try:
         state = torch.load(path, map_location=map_location, weights_only=True)
@@ -97,7 +97,11 @@ def load_checkpoint(path: str | Path, map_location: str | torch.device | None = 
 
 
 def classifier_header(
-    *, build: Mapping[str, Any], class_names: Sequence[str], image_shape: Sequence[int]
+    *,
+    build: Mapping[str, Any],
+    class_names: Sequence[str],
+    image_shape: Sequence[int],
+    data_config: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The entries of a checkpoint that `load_classifier` reads beside the weights, which are under "model" and "ema".
 
@@ -105,6 +109,8 @@ def classifier_header(
         build: arguments of `swap_head` that build the classifier.
         class_names: one for each class, in the order of the logits.
         image_shape: (channels, height, width) of the images that it was trained on.
+        data_config: how images are brought to that size, in timm's words, such as {"interpolation": "bicubic",
+            "crop_pct": 0.95}; None for the way of the recipes, see `Classifier.data_config`.
 
     Raises:
         TypeError: class names that are no list of strings, a size that is no integer.
@@ -124,13 +130,16 @@ def classifier_header(
         "build": dict(build),
         "class_names": list(_checked_names(class_names)),
         "image_shape": list(_checked_shape(image_shape)),
+        **({} if data_config is None else {"data_config": dict(data_config)}),
     }
 
 
 def load_classifier(source: str | Path, *, ema: bool = False, device: str | torch.device = "cpu") -> Classifier:
     """The trained classifier of a run, in eval mode, for images in [0, 1].
 
-    Its normalisation is inside; `class_names` and `image_shape` (channels, height, width) say what it was trained on.
+    Its normalisation is inside; `class_names` and `image_shape` (channels, height, width) say what it was trained on,
+    and so does `pretrained_cfg`: `timm.data.create_transform(**timm.data.resolve_model_data_config(classifier))`
+    prepares images as training did.
 
     Args:
         source: a run folder (its newest checkpoint), or one checkpoint file of it.
@@ -143,7 +152,7 @@ def load_classifier(source: str | Path, *, ema: bool = False, device: str | torc
             run (NaN weights), or one without a moving average where `ema` is on.
     """
     check_flag("ema", ema)
-    path = _newest_checkpoint(Path(source))
+    path = newest_checkpoint(Path(source))
     state = load_checkpoint(path)
     lacking = [key for key in ("build", "class_names", "image_shape", "model") if key not in state]
     if lacking:
@@ -156,7 +165,7 @@ def load_classifier(source: str | Path, *, ema: bool = False, device: str | torc
             else f"checkpoint {path} holds no weights: its model is None"
         )
     try:
-        classifier = _rebuilt(state, weights)
+        classifier = rebuild_classifier(state, weights)
     except (RuntimeError, ValueError, KeyError, TypeError, OSError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"checkpoint {path} does not give back its classifier: {reason}") from None
@@ -164,7 +173,7 @@ def load_classifier(source: str | Path, *, ema: bool = False, device: str | torc
     return classifier.to(device).eval()
 
 
-def _newest_checkpoint(source: Path) -> Path:
+def newest_checkpoint(source: Path) -> Path:
     """The file itself, or the newest one of a run folder to go on from."""
     if source.is_dir():
         candidates = [source / "checkpoints" / f"{name}.pt" for name in ("last", "previous")]
@@ -177,17 +186,30 @@ def _newest_checkpoint(source: Path) -> Path:
     return source
 
 
-def _rebuilt(state: Mapping[str, Any], weights: Mapping[str, Any]) -> Classifier:
-    """The classifier that a header describes, with these weights."""
-    image_shape = _checked_shape(state["image_shape"])
+def rebuild_classifier(header: Mapping[str, Any], weights: Mapping[str, Any]) -> Classifier:
+    """The classifier that a header describes, with these weights.
+
+    Args:
+        header: what `classifier_header` gives; class names and image shape may be None in it.
+        weights: its state_dict.
+
+    Raises:
+        ValueError: header and weights do not fit each other; other errors come from `swap_head` and torch.
+    """
     with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten below
-        classifier = swap_head(**state["build"])
-    classifier.preprocess = Normalize([0.0] * image_shape[0], [1.0] * image_shape[0])
-    classifier.to(weights["preprocess.mean"].dtype).load_state_dict(weights)
-    class_names = _checked_names(state["class_names"])
-    if len(class_names) != classifier.num_classes:
-        raise ValueError(f"{len(class_names)} class_names for a classifier of {classifier.num_classes} classes")
-    classifier.class_names, classifier.image_shape = class_names, image_shape
+        classifier = swap_head(**header["build"])
+    if (mean := weights.get("preprocess.mean")) is not None:
+        classifier.preprocess = Normalize([0.0] * len(mean), [1.0] * len(mean))
+    name, _ = next(classifier.named_parameters())
+    classifier.to(weights[name].dtype).load_state_dict(weights)
+    if header["class_names"] is not None:
+        classifier.class_names = _checked_names(header["class_names"])
+        if len(classifier.class_names) != classifier.num_classes:
+            count = len(classifier.class_names)
+            raise ValueError(f"{count} class_names for a classifier of {classifier.num_classes} classes")
+    if header["image_shape"] is not None:
+        classifier.image_shape = _checked_shape(header["image_shape"])
+    classifier.data_config = header.get("data_config")
     return classifier
 
 
@@ -215,7 +237,7 @@ def _check_finite(classifier: Classifier, path: Path) -> None:
             )
 
 
-def _damage(path: Path) -> str | None:
+def archive_damage(path: Path) -> str | None:
     """What is wrong with the archive or a checksum in it; torch.load itself reads over flipped bits."""
     try:
         with zipfile.ZipFile(path) as archive:

@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ncreg._transforms import bare, batched
+
 
 def world_size() -> int:
     """The number of ranks; 1 when torch.distributed is not set up."""
@@ -16,15 +18,29 @@ def world_size() -> int:
 
 
 class _AllReduceSum(torch.autograd.Function):
+    """Linear and its own transpose, whatever the axes: gradients, tangents and vmap's batches are summed alike."""
+
     @staticmethod
-    def forward(ctx: Any, local: Tensor) -> Tensor:
+    def forward(local: Tensor) -> Tensor:
         total = local.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
         return total
 
     @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         return _AllReduceSum.apply(grad)
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+        return _AllReduceSum.apply(tangent)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None], local: Tensor) -> tuple[Tensor, int | None]:
+        return _AllReduceSum.apply(local), in_dims[0]
 
 
 def all_reduce_sum(local: Tensor) -> Tensor:
@@ -41,13 +57,25 @@ def all_reduce_sum(local: Tensor) -> Tensor:
 
 
 class _TimesWorldSize(torch.autograd.Function):
+    """The rows as they are; gradients and tangents are multiplied by the world size."""
+
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, own: Tensor) -> Tensor:
+    def forward(own: Tensor) -> Tensor:
         return own.view_as(own)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        pass
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         return grad * world_size()
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+        return tangent * world_size()
 
 
 def gather_batch(*batch: Tensor) -> tuple[Tensor, ...]:
@@ -63,6 +91,8 @@ def gather_batch(*batch: Tensor) -> tuple[Tensor, ...]:
     """
     if world_size() == 1:
         return batch
+    if any(batched(tensor) for tensor in batch):
+        raise RuntimeError("the batch of all ranks cannot be gathered under torch.vmap: give the loss gather=False")
     rows = _row_counts(batch)
     return tuple(_gather_rows(tensor, rows) for tensor in batch)
 
@@ -80,12 +110,12 @@ def _row_counts(batch: tuple[Tensor, ...]) -> list[int]:
 
 def _gather_rows(own: Tensor, rows: list[int]) -> Tensor:
     """All ranks' rows; padded to the longest rank on the way, since backends need equal shapes."""
-    longest = max(rows)
-    padded = own.new_zeros(longest, *own.shape[1:])
-    padded[: len(own)] = own.detach()
+    longest, values = max(rows), bare(own.detach())
+    padded = values.new_zeros(longest, *values.shape[1:])
+    padded[: len(values)] = values
     slots = [torch.empty_like(padded) for _ in rows]
     dist.all_gather(slots, padded)
     parts = [slot[:count] for slot, count in zip(slots, rows, strict=True)]
-    if own.requires_grad:
+    if own.is_floating_point():  # labels have no derivative
         parts[dist.get_rank()] = _TimesWorldSize.apply(own)
     return torch.cat(parts)

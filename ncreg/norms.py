@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ncreg._checks import check_choice, check_flag, check_fraction, check_integer, check_positive
 from ncreg._features import check_pooled
+from ncreg._transforms import batched, fx_leaf, jit_tracing, wrapped
 from ncreg.distributed import all_reduce_sum, world_size
 
 
@@ -23,7 +24,8 @@ class LastBatchNorm(nn.Module):
     (Pan & Cao, "Towards Understanding Neural Collapse: The Effects of Batch Normalization and Weight Decay",
     arXiv 2309.04644). Statistics are those of all ranks, exact for uneven batches, on CPU and GPU; every rank
     must take part in a training forward. In eval mode, and on one process, it is torch's batch_norm. It is no
-    subclass of torch's BatchNorm, so SyncBatchNorm.convert_sync_batchnorm leaves it alone.
+    subclass of torch's BatchNorm, so SyncBatchNorm.convert_sync_batchnorm leaves it alone; so does
+    torch.optim.swa_utils.update_bn: use `ncreg.update_bn` after averaging weights.
 
     Args:
         num_features: d.
@@ -71,26 +73,43 @@ class LastBatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(num_features, **place))
         self.register_buffer("num_batches_tracked", torch.zeros((), dtype=torch.long, device=device))
 
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Start again: γ = 1, β = 0, no running statistics."""
+        self.reset_running_stats()
+        if self.weight is not None:
+            self.weight.fill_(1)
+        if self.bias is not None:
+            self.bias.zero_()
+
     def reset_running_stats(self) -> None:
         """Forget the running statistics."""
         self.running_mean.zero_()
         self.running_var.fill_(1)
         self.num_batches_tracked.zero_()
 
+    @fx_leaf
     def forward(self, features: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
         """Normalised features, by batch statistics in training and running statistics in eval mode."""
         check_pooled(features, self.num_features, "norm")
         weight: Tensor | None = self.weight
         if weight is not None and self.gamma == "scalar":
             weight = weight.repeat(self.num_features)  # batch_norm's backward misreads an expanded weight
+        # FSDP's mixed precision rounds parameters and leaves buffers: both go in the buffers' dtype.
+        weight, bias = (None if p is None else p.to(self.running_mean.dtype) for p in (weight, self.bias))
+        running = self.running_mean, self.running_var
         if not self.training:
-            running = self.running_mean, self.running_var
-            return F.batch_norm(features, *running, weight, self.bias, False, 0.0, self.eps)
+            return F.batch_norm(features, *running, weight, bias, False, 0.0, self.eps)
+        if wrapped(features) and not batched(self.running_mean):
+            raise RuntimeError(
+                "LastBatchNorm writes running statistics in training, which torch.func cannot undo: call .eval(), or "
+                "vmap over stacked buffers as well (torch.func.stack_module_state and functional_call)"
+            )
         if world_size() > 1:
             return self._all_ranks(features, weight)
-        _require_two(features.shape[0])
-        running = self.running_mean, self.running_var
-        return F.batch_norm(features, *running, weight, self.bias, True, self._count_batch(), self.eps)
+        if not jit_tracing():
+            _require_two(features.shape[0])
+        return F.batch_norm(features, *running, weight, bias, True, self._count_batch(), self.eps)
 
     def _count_batch(self) -> float:
         """Count this batch and return its weight in the running statistics."""
@@ -160,22 +179,39 @@ class FilterResponseNorm(nn.Module):
     ) -> None:
         super().__init__()
         self.num_features = check_integer("num_features", num_features, 1)
-        check_positive("eps", eps)
+        self._eps = check_positive("eps", eps)
         place: dict[str, Any] = {"device": device, "dtype": dtype}
         self.weight = nn.Parameter(torch.ones(num_features, **place))
         self.bias = nn.Parameter(torch.zeros(num_features, **place)) if check_flag("bias", bias) else None
         self.eps = nn.Parameter(torch.full((1,), eps, **place))
 
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Start again: γ = 1, β = 0, and ε where it started."""
+        self.weight.fill_(1)
+        self.eps.fill_(self._eps)
+        if self.bias is not None:
+            self.bias.zero_()
+
+    @fx_leaf
     def forward(self, features: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
         """Normalised features, each by itself."""
         check_pooled(features, self.num_features, "norm")
         wide = features.to(torch.promote_types(features.dtype, torch.float32))  # float16 ends at the square of 255
-        scaled = self.weight * wide / torch.hypot(wide, (self.eps.abs().to(wide.dtype) + 1e-6).sqrt())
+        scaled = self.weight * wide / _hypotenuse(wide, (self.eps.abs().to(wide.dtype) + 1e-6).sqrt())
         return (scaled if self.bias is None else scaled + self.bias).to(features.dtype)
 
     def extra_repr(self) -> str:
         """What tells this norm from another."""
         return f"{self.num_features}, bias={self.bias is not None}"
+
+
+def _hypotenuse(a: Tensor, b: Tensor) -> Tensor:
+    """√(a² + b²) without overflow; b is above 0."""
+    if not torch.onnx.is_in_onnx_export():
+        return torch.hypot(a, b)
+    largest = torch.maximum(a.abs(), b)  # ONNX has no hypot
+    return largest * ((a / largest).square() + (b / largest).square()).sqrt()
 
 
 NORMS: dict[str, Callable[..., nn.Module]] = {

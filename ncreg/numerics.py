@@ -6,6 +6,7 @@ import functools
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ncreg._checks import check_seed
 
@@ -39,6 +40,20 @@ def seeded(seed: int) -> torch.Generator:
         ValueError: for one that 64 bits do not hold.
     """
     return torch.Generator(device="cpu").manual_seed(check_seed(seed))
+
+
+@torch.no_grad()
+def fill(tensor: Tensor, values: Tensor) -> None:
+    """Write values into a parameter or buffer, on whatever device, in whatever dtype, sharded or whole."""
+    if isinstance(tensor, DTensor):
+        values = values.to(tensor.device, tensor.dtype)
+        values = distribute_tensor(values, tensor.device_mesh, tensor.placements)
+    tensor.copy_(values)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor itself, or all of one that is spread over ranks, every one of which must then call."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def as_float(dtype: torch.dtype | None) -> torch.dtype | None:

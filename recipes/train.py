@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ def run_epochs(
     began = time.perf_counter()
     data = load_data(config, device)
     measured = measured_images(config, data)
-    state = build_state(config, data, device, ranks)
+    state = build_state(config if resume is None else from_seed(config), data, device, ranks)
     run = open_run(config, command, resume, state)
     model, scheduler, clock = state.model, state.scheduler, state.clock
     steps = len(data.train) // config.data.batch_size
@@ -194,10 +195,16 @@ def measured_images(config: TrainConfig, data: Dataset) -> Split:
     return stratified(judged, size, seed=config.seed, what="measure_size")
 
 
+def from_seed(config: TrainConfig) -> TrainConfig:
+    """The configuration without pretrained weights, for a run whose checkpoint holds what became of them."""
+    return replace(config, model=replace(config.model, pretrained=False, weights=None))
+
+
 def build_state(config: TrainConfig, data: Dataset, device: torch.device, ranks: Ranks) -> TrainState:
     """Model, loss terms, optimizer and schedule at the start of a run."""
     dtype = torch.float64 if config.precision == "float64" else torch.float32
-    model = build.build_model(config.model, data, seed=config.seed, dtype=dtype).to(device)
+    note = partial(print, "note:", file=sys.stderr) if ranks.main else lambda text: None
+    model = build.build_model(config.model, data, seed=config.seed, dtype=dtype, note=note).to(device)
     counts, width = data.class_counts(), model.head_hidden_size
     terms = build_terms(config.loss, class_counts=counts, num_features=width, device=device)
     try_terms(terms, model, soft=config.augment.softens)

@@ -1,5 +1,8 @@
 """Shape and type checks of every annotated signature are on under pytest, and only there."""
 
+from importlib.util import find_spec
+from pathlib import Path
+
 import jaxtyping
 import pytest
 
@@ -7,6 +10,14 @@ import pytest
 jaxtyping.install_import_hook("ncreg", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 collect_ignore = ["ncreg/compile_heads.py"]  # a script that a slow test runs
+
+INTEGRATIONS = Path(__file__).parents[1] / "ncreg" / "integrations"
+
+
+def pytest_configure(config):
+    """Leave out the doctests of modules whose package is an extra that is not installed."""
+    missing = [name for name in ("lightning", "transformers") if find_spec(name) is None]
+    config.option.ignore = [*(config.option.ignore or ()), *(str(INTEGRATIONS / f"{name}.py") for name in missing)]
 
 
 @pytest.fixture

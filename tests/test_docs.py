@@ -12,7 +12,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 CARDS = sorted((ROOT / "recipes" / "configs").glob("*.yaml"))
-OTHER_OPTIONS = {"--shm-size"}  # of docker
+TIMM = "device-modules opt weight-decay sched epochs naflex-loader mixup cutmix no-resume-opt eval-metric"
+TIMM += " head-init-scale torchscript"
+OTHER_OPTIONS = {"--shm-size", "--model-kwargs", *(f"--{option}" for option in TIMM.split())}  # of docker; of timm
 FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
 
 

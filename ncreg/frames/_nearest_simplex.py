@@ -13,10 +13,12 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from ncreg._transforms import bare, derivatives_taken, recorded, wrapped
 from ncreg.frames._simplex import basis_times, basis_transposed_times
 from ncreg.numerics import in_float64
+
+ONCE = "nearest_simplex_etf is differentiable once: it has no second derivative here"
 
 
 class _Polar(torch.autograd.Function):
@@ -24,24 +26,63 @@ class _Polar(torch.autograd.Function):
 
     Backward needs only sums s_i + s_j, where that of the singular vectors would divide by s_i − s_j. Directions
     with singular values below `cutoff` are free: the factor completes them to an exact frame, the gradient
-    leaves them out.
+    leaves them out. The derivative is a self-adjoint map: forward mode takes the same one.
     """
 
-    @staticmethod
-    def forward(ctx: Any, matrix: Tensor, cutoff: Tensor) -> Tensor:
-        u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
-        ctx.save_for_backward(u, s, vh, cutoff)
-        return u @ vh
+    generate_vmap_rule = True
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        u, s, vh, cutoff = ctx.saved_tensors
-        turned = gradient @ vh.mT
-        z = u.mT @ turned
-        within = (z - z.mT) * _inverse_above(s[:, None] + s, cutoff)
-        beyond = (turned - u @ z) * _inverse_above(s, cutoff)
-        return (u @ within + beyond) @ vh, None
+    def forward(matrix: Tensor, cutoff: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+        return u @ vh, u, s, vh
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, ...]) -> None:
+        matrix, cutoff = inputs
+        saved = (matrix, *output[1:], cutoff)
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(*saved)
+        ctx.save_for_forward(*saved)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, *unused: Any) -> tuple[Tensor, None]:
+        matrix, *factors = ctx.saved_tensors
+        _only_once(matrix, int(wrapped(matrix)))
+        pulled = _polar_derivative(gradient, *factors)
+        return (_Once.apply(pulled, matrix) if torch.is_grad_enabled() and not wrapped(matrix) else pulled), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: Any) -> tuple[Tensor, None, None, None]:
+        matrix, *factors = ctx.saved_tensors
+        _only_once(matrix, 1)
+        return _polar_derivative(tangent, *factors), None, None, None
+
+
+class _Once(torch.autograd.Function):
+    """A gradient whose own derivative in the matrix is refused; torch's once_differentiable lets it pass for zero."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, matrix: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        raise RuntimeError(ONCE)
+
+
+def _only_once(matrix: Tensor, levels: int) -> None:
+    """Refuse more derivatives at once than the level of torch.func that this one is taken at."""
+    if derivatives_taken(matrix) > levels:
+        raise RuntimeError(ONCE)
+
+
+def _polar_derivative(direction: Tensor, u: Tensor, s: Tensor, vh: Tensor, cutoff: Tensor) -> Tensor:
+    """The change of the polar factor U Vᵀ with a change of the matrix, or the pull-back of a gradient."""
+    turned = direction @ vh.mT
+    z = u.mT @ turned
+    within = (z - z.mT) * _inverse_above(s[:, None] + s, cutoff)
+    beyond = (turned - u @ z) * _inverse_above(s, cutoff)
+    return (u @ within + beyond) @ vh
 
 
 def _inverse_above(value: Tensor, cutoff: Tensor) -> Tensor:
@@ -56,7 +97,7 @@ def _check_means(means: Tensor) -> None:
     if means.ndim != 2 or means.shape[0] < 2 or not means.is_floating_point():
         got = f"{tuple(means.shape)} of {means.dtype}"
         raise ValueError(f"means are {got}: class means are a floating-point (num_classes >= 2, dim) matrix")
-    if not means.isfinite().all():
+    if not recorded(means) and not bare(means.isfinite()).all():
         raise ValueError("means must be finite; a class without samples has no mean: leave its row out")
 
 
@@ -102,7 +143,7 @@ def nearest_simplex_etf(means: Float[Tensor, "num_classes dim"]) -> Float[Tensor
         )
     # Singular values this small are the rounding of the means as given, offset included.
     cutoff = torch.finfo(means.dtype).eps * max(num_classes, dim) ** 0.5 * _length(in_float64(means.detach()))
-    axes = _Polar.apply(_on_basis(means).mT, cutoff)
+    axes = _Polar.apply(_on_basis(means).mT, cutoff)[0]
     return ((num_classes / (num_classes - 1)) ** 0.5 * basis_times(axes.mT)).to(means)
 
 

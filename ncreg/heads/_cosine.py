@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ncreg._checks import check_number
-from ncreg._features import check_pooled, tracing
+from ncreg._features import check_pooled
+from ncreg._transforms import own_backward_pays
 from ncreg.theory import scale_for_loss
 
 DEFAULT_LOSS = 0.01  # the smallest cross-entropy that the default scale can reach
@@ -43,6 +44,14 @@ def check_features(features: Tensor, in_features: int, dtype: torch.dtype | None
         )
 
 
+def frame_for(features: Tensor, frame: Tensor) -> Tensor:
+    """Fixed class vectors for these features: rounded to their dtype where that is the coarser one."""
+    if frame.dtype == features.dtype or autocast_on(features):
+        return frame
+    coarser = torch.finfo(features.dtype).eps > torch.finfo(frame.dtype).eps
+    return frame.to(features.dtype) if coarser else frame
+
+
 def autocast_on(features: Tensor) -> bool:
     """Whether autocast is on for the features' device."""
     device = features.device.type
@@ -65,11 +74,14 @@ def lengths(features: Tensor) -> Tensor:
     return length.masked_fill(length == torch.inf, torch.nan)
 
 
-def head_logits(features: Tensor, weight: Tensor, scale: float, normalize: bool) -> Tensor:
-    """Scale · W h, or scale · W h/‖h‖."""
+def fixed_logits(features: Tensor, frame: Tensor, scale: float, normalize: bool) -> Tensor:
+    """Logits of a head whose frame follows the features' dtype: scale · W h, or scale · W h/‖h‖."""
+    check_pooled(features, frame.shape[1], "head")
+    frame = frame_for(features, frame)
+    check_features(features, frame.shape[1], frame.dtype)
     if normalize:
-        return cosine_logits(features, weight, scale)
-    logits = F.linear(features, weight)
+        return cosine_logits(features, frame, scale)
+    logits = F.linear(features, frame)
     return logits if scale == 1 else scale * logits
 
 
@@ -84,14 +96,8 @@ def cosine_logits(features: Tensor, weight: Tensor, scale: float) -> Tensor:
 
 
 def eager(features: Tensor) -> bool:
-    """Whether a backward of our own pays.
-
-    Compilers fuse the plain formula, torch.func wants it to transform, and float16 would overflow on the short cut.
-    """
-    traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or tracing()
-    if features.dtype == torch.float16:
-        return False
-    return features.requires_grad and torch.is_grad_enabled() and not traced
+    """Whether a backward of our own pays; float16 would overflow on the short cut."""
+    return features.dtype != torch.float16 and own_backward_pays(features)
 
 
 def plain_cosine_logits(features: Tensor, weight: Tensor, scale: float) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, cast
 
 import torch
@@ -11,17 +11,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ncreg._checks import check_choice, check_flag, check_integer, check_num_classes
-from ncreg.frames import hypercube, orthoplex, simplex_etf, softmax_code, tammes
+from ncreg._transforms import fx_leaf
+from ncreg.frames import simplex_etf
 from ncreg.heads._cosine import (
     check_features,
     checked_scale,
     default_scale,
     eager,
-    head_logits,
+    fixed_logits,
     over_length,
 )
 from ncreg.heads._grouped import GroupedCosine, group_sums
-from ncreg.numerics import as_float, in_float64, seeded
+from ncreg.heads._permuted import PermutedHead, checked_permutation
+from ncreg.numerics import as_float, fill, in_float64, seeded
 
 Structure = Literal["dense", "grouped", "householder", "centre"]
 ROWS = 1024  # of a Gram matrix at a time
@@ -51,6 +53,8 @@ class FixedHead(nn.Module):
 
     weight: Tensor
     bias = None
+    _draw: Callable[[], Tensor] | None = None  # gives a frame that was drawn by name once more
+    _scale_open = False
 
     def __init__(
         self, weight: Float[Tensor, "num_classes dim"], *, normalize: bool = True, scale: float | None = None
@@ -67,12 +71,37 @@ class FixedHead(nn.Module):
         self.normalize = check_flag("normalize", normalize)
         default = _margin_scale(weight.detach()) if normalize and scale is None else 1.0
         self.scale = checked_scale(scale, default)
+        self._scale_open = normalize and scale is None and weight.is_meta  # a meta weight has no margin
         self.register_buffer("weight", weight.detach().clone())
 
+    def reset_parameters(self) -> None:
+        """Write a frame that was drawn by name (swap_head's "orthoplex", …) again, exactly.
+
+        Raises:
+            RuntimeError: for class vectors that were given as a tensor, of which nothing else is kept.
+        """
+        if self._draw is None:
+            raise RuntimeError(
+                "FixedHead cannot draw its class vectors again: they were given as a tensor. Build this head on its "
+                "own device, outside torch.device('meta'), or fill it by load_state_dict"
+            )
+        frame = self._draw()
+        fill(self.weight, frame)
+        self._close_scale(frame)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._close_scale(self.weight)
+
+    def _close_scale(self, weight: Tensor) -> None:
+        """The default scale, where it was left open because the class vectors were not known yet."""
+        if self._scale_open and not weight.is_meta:
+            self.scale, self._scale_open = _margin_scale(weight), False
+
+    @fx_leaf
     def forward(self, features: Float[Tensor, "batch in_features"]) -> Float[Tensor, "batch num_classes"]:
         """Logits of a batch of features."""
-        check_features(features, self.in_features, self.weight.dtype)
-        return head_logits(features, self.weight, self.scale, self.normalize)
+        return fixed_logits(features, self.weight, self.scale, self.normalize)
 
     def extra_repr(self) -> str:
         """What tells this head from another."""
@@ -102,7 +131,7 @@ def _margin_scale(weight: Tensor) -> float:
     return default_scale(num_classes) * simplex_margin / smallest / size
 
 
-class ETFHead(nn.Module):
+class ETFHead(PermutedHead):
     """Fixed simplex-ETF classifier: logits = scale · W · h/‖h‖, W (C, d) the class vectors, never learned.
 
     By default the scale is the one at which the smallest reachable cross-entropy, ln(1 + (C−1)·exp(−scale·C/(C−1))),
@@ -139,7 +168,6 @@ class ETFHead(nn.Module):
         [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
     """
 
-    permutation: Tensor | None
     _place: Tensor
     bias = None
 
@@ -162,13 +190,23 @@ class ETFHead(nn.Module):
         _check_structure(structure, self.in_features, self.num_classes)
         self.structure, self.normalize, self.seed = structure, check_flag("normalize", normalize), seed
         self.scale = checked_scale(scale, default_scale(num_classes) if normalize else 1.0)
-        seats = None if permutation is None else _checked_permutation(permutation, num_classes)
+        seats = None if permutation is None else checked_permutation(permutation, num_classes)
         if structure == "dense":
             frame = simplex_etf(num_classes, in_features, generator=seeded(seed), dtype=dtype, device=device)
             self.register_buffer("weight", frame if seats is None else frame[seats.to(frame.device)])
         else:
             self.register_buffer("_place", torch.empty(0, device=device, dtype=as_float(dtype)), persistent=False)
-        self.register_buffer("permutation", seats if seats is None else seats.to(device))
+        self._register_permutation(seats, next(self.buffers()).device)
+
+    def reset_parameters(self) -> None:
+        """Write the frame again as it was built, from seed, permutation and structure."""
+        if self.structure == "dense":
+            generator = seeded(self.seed)
+            frame = simplex_etf(
+                self.num_classes, self.in_features, generator=generator, dtype=torch.float64, device="cpu"
+            )
+            fill(self.weight, frame if self._seats is None else frame[list(self._seats)])
+        self._reset_permutation()
 
     @property
     def weight(self) -> Tensor:
@@ -179,36 +217,42 @@ class ETFHead(nn.Module):
         axes = torch.eye(self.in_features, dtype=wide, device=self._place.device)
         return self._structured(axes, 1.0).T.contiguous().to(self._place.dtype)
 
+    @fx_leaf
     def forward(self, features: Float[Tensor, "batch in_features"]) -> Float[Tensor, "batch num_classes"]:
         """Logits of a batch of features."""
-        check_features(features, self.in_features, self.weight.dtype if self.structure == "dense" else None)
         if self.structure == "dense":
-            return head_logits(features, self.weight, self.scale, self.normalize)
-        if self.structure == "grouped" and self.normalize and self.permutation is None and eager(features):
+            return fixed_logits(features, self.weight, self.scale, self.normalize)
+        check_features(features, self.in_features)
+        if self.structure == "grouped" and self.normalize and self._seats is None and eager(features):
             return GroupedCosine.apply(features, self.num_classes, self.scale)
         return self._structured(features, over_length(features, self.scale) if self.normalize else self.scale)
 
     def _structured(self, features: Tensor, factor: Tensor | float) -> Tensor:
         """Inner products with the class vectors, without the class vectors, times a factor for each row."""
         stretched = (self.num_classes / (self.num_classes - 1)) ** 0.5 * factor
-        groups = group_sums(features, self.num_classes) if self.structure == "grouped" else features
+        groups = group_sums(features, self.in_features, self.num_classes) if self.structure == "grouped" else features
         if groups.dtype == torch.float16:
             groups = groups.float()  # backward sums a row of gradients, which float16 may not hold
-        logits = _householder(groups) if self.structure == "householder" else groups - groups.mean(1, keepdim=True)
+        logits = (
+            _householder(groups, self.in_features)
+            if self.structure == "householder"
+            else groups - groups.mean(1, keepdim=True)
+        )
         logits = (logits * stretched).to(features.dtype)
-        return logits if self.permutation is None else logits.index_select(1, self.permutation)
+        seats = self.permutation
+        return logits if seats is None else logits.index_select(1, seats)
 
     def extra_repr(self) -> str:
         """What tells this head from another."""
         sizes = f"in_features={self.in_features}, num_classes={self.num_classes}, structure={self.structure!r}"
         seed = f", seed={self.seed}" if self.structure == "dense" else ""
-        permuted = "" if self.permutation is None else ", permuted"
+        permuted = "" if self._seats is None else ", permuted"
         return f"{sizes}, normalize={self.normalize}, scale={self.scale:.4g}{seed}{permuted}"
 
 
-def _householder(features: Tensor) -> Tensor:
+def _householder(features: Tensor, dim: int) -> Tensor:
     """Q h for the Householder basis Q of 1^⊥."""
-    root, total = (features.shape[1] + 1) ** 0.5, features.sum(1, keepdim=True)
+    root, total = (dim + 1) ** 0.5, features.sum(1, keepdim=True)
     return torch.cat([features - total / (root * (root + 1)), -total / root], dim=1)
 
 
@@ -223,33 +267,3 @@ def _check_structure(structure: str, dim: int, num_classes: int) -> None:
             f"{at_least}{needs[structure]}: put a linear map before it (swap_head's project={needs[structure]}), "
             f"or take structure='dense', which needs in_features >= {num_classes - 1}"
         )
-
-
-def _checked_permutation(permutation: Sequence[int] | Tensor, num_classes: int) -> Tensor:
-    seats = torch.as_tensor(permutation, device="cpu")
-    if seats.is_floating_point() or seats.dtype == torch.bool or seats.shape != (num_classes,):
-        got = f"shape {tuple(seats.shape)} of {seats.dtype}"
-        raise ValueError(f"permutation has {got}: it needs one integer for each of {num_classes} classes")
-    if not torch.equal(seats.sort().values, torch.arange(num_classes, device="cpu")):
-        raise ValueError(f"permutation must hold each of 0 … {num_classes - 1} exactly once")
-    return seats.to(torch.int64, copy=True)
-
-
-def orthoplex_head(in_features: int, num_classes: int, *, seed: int = 0, **args: Any) -> FixedHead:
-    """FixedHead on an orthoplex, for in_features ≥ num_classes/2."""
-    return FixedHead(orthoplex(num_classes, in_features, generator=seeded(seed)), **args)
-
-
-def hypercube_head(in_features: int, num_classes: int, *, seed: int = 0, **args: Any) -> FixedHead:
-    """FixedHead on corners of a cube, for in_features ≥ log₂ num_classes."""
-    return FixedHead(hypercube(num_classes, in_features, generator=seeded(seed)), **args)
-
-
-def tammes_head(in_features: int, num_classes: int, *, seed: int = 0, **args: Any) -> FixedHead:
-    """FixedHead on a Tammes packing."""
-    return FixedHead(tammes(num_classes, in_features, seed=seed), **args)
-
-
-def softmax_code_head(in_features: int, num_classes: int, *, seed: int = 0, **args: Any) -> FixedHead:
-    """FixedHead on a softmax code."""
-    return FixedHead(softmax_code(num_classes, in_features, seed=seed), **args)

@@ -12,26 +12,26 @@ from torch import Tensor
 from ncreg.heads._cosine import EPS, lengths, over_length
 
 
-def group_sums(features: Tensor, num_classes: int) -> Tensor:
+def group_sums(features: Tensor, dim: int, num_classes: int) -> Tensor:
     """Sums over the features j ≡ c mod C of each class c, divided by the root of their number."""
-    whole, rest = divmod(features.shape[1], num_classes)
+    whole, rest = divmod(dim, num_classes)  # of a plain integer: a trace would take features.shape[1] for a tensor
     rounds, remainder = features.split([whole * num_classes, rest], dim=1)
     sums = reduce(rounds, "batch (group classes) -> batch classes", "sum", classes=num_classes)
     if rest:
         sums = sums + F.pad(remainder, (0, num_classes - rest))
-    return sums * _roots(features.shape[1], sums)
+    return sums * _roots(dim, num_classes, sums)
 
 
-def _roots(dim: int, rows: Tensor) -> Tensor:
+def _roots(dim: int, num_classes: int, rows: Tensor) -> Tensor:
     """One over the root of each class's number of features."""
-    whole, rest = divmod(dim, rows.shape[1])
-    sizes = [rows.new_full((rest,), whole + 1), rows.new_full((rows.shape[1] - rest,), whole)]
+    whole, rest = divmod(dim, num_classes)
+    sizes = [rows.new_full((rest,), whole + 1), rows.new_full((num_classes - rest,), whole)]
     return torch.cat(sizes).rsqrt()
 
 
 def grouped_cosine(features: Tensor, num_classes: int, scale: float) -> Tensor:
     """The formula as it stands: scale · a(g − mean g)/‖h‖ with a = √(C/(C−1)), g the group sums."""
-    groups = group_sums(features, num_classes)
+    groups = group_sums(features, features.shape[1], num_classes)
     logits = groups - groups.mean(1, keepdim=True)
     return (logits * over_length(features, _stretch(num_classes, scale))).to(logits.dtype)
 
@@ -51,7 +51,7 @@ class GroupedCosine(torch.autograd.Function):
         """Logits of a batch of features."""
         length = lengths(features)
         factor = _stretch(num_classes, scale) / length.clamp_min(EPS)
-        groups = group_sums(features, num_classes)
+        groups = group_sums(features, features.shape[1], num_classes)
         logits = groups.sub_(groups.mean(1, keepdim=True)).mul_(factor)
         ctx.num_classes, ctx.scale = num_classes, scale
         ctx.save_for_backward(features, logits, length, factor)
@@ -66,7 +66,7 @@ class GroupedCosine(torch.autograd.Function):
             return torch.autograd.grad(plain, features, gradient, create_graph=True)[0], None, None
         pulled = (gradient * factor).to(gradient.dtype)
         along = (pulled * logits).sum(1, keepdim=True) / torch.threshold(length, EPS, torch.inf)
-        pulled.sub_(pulled.mean(1, keepdim=True)).mul_(_roots(features.shape[1], pulled))
+        pulled.sub_(pulled.mean(1, keepdim=True)).mul_(_roots(features.shape[1], ctx.num_classes, pulled))
         whole, rest = divmod(features.shape[1], ctx.num_classes)
         spread = torch.cat([pulled] * whole + [pulled[:, :rest]] * (rest > 0), dim=1)
         along = (along / -_stretch(ctx.num_classes, ctx.scale)).to(features.dtype)

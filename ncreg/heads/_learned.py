@@ -8,8 +8,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ncreg._checks import check_flag, check_integer, check_num_classes
+from ncreg._transforms import fx_leaf
 from ncreg.heads._cosine import check_features, checked_scale, cosine_logits, default_scale, over_length
-from ncreg.numerics import as_float, seeded
+from ncreg.numerics import as_float, fill, seeded
 
 
 class LinearHead(nn.Linear):
@@ -56,11 +57,11 @@ class LinearHead(nn.Linear):
         """Draw the initial weights from the head's own generator."""
         generator = seeded(self.seed)
         bound = self.in_features**-0.5
-        with torch.no_grad():
-            for parameter in self.parameters():
-                drawn = torch.empty(parameter.shape, dtype=torch.float64, device="cpu")
-                parameter.copy_(drawn.uniform_(-bound, bound, generator=generator))
+        for parameter in self.parameters():
+            drawn = torch.empty(parameter.shape, dtype=torch.float64, device="cpu")
+            fill(parameter, drawn.uniform_(-bound, bound, generator=generator))
 
+    @fx_leaf
     def forward(self, input: Float[Tensor, "batch in_features"]) -> Float[Tensor, "batch num_classes"]:
         """Logits of a batch of features."""
         check_features(input, self.in_features, self.weight.dtype)
@@ -110,14 +111,14 @@ class CosineHead(nn.Module):
     def reset_parameters(self) -> None:
         """Draw the class vectors uniformly from the unit sphere."""
         drawn = torch.randn(self.weight.shape, dtype=torch.float64, device="cpu", generator=seeded(self.seed))
-        with torch.no_grad():
-            self.weight.copy_(F.normalize(drawn, dim=1))
+        fill(self.weight, F.normalize(drawn, dim=1))
 
     @property
     def class_vectors(self) -> Float[Tensor, "num_classes in_features"]:
         """The unit rows that logits are made of, where `weight` holds them at any length."""
         return self.weight * over_length(self.weight, 1.0).to(self.weight.dtype)
 
+    @fx_leaf
     def forward(self, features: Float[Tensor, "batch in_features"]) -> Float[Tensor, "batch num_classes"]:
         """Logits of a batch of features."""
         check_features(features, self.in_features, self.weight.dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -11,12 +12,35 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ncreg._checks import check_flag, check_integer, check_num_classes, check_number
+from ncreg._transforms import fx_leaf, jit_tracing, wrapped
 from ncreg.distributed import all_reduce_sum, world_size
 from ncreg.frames import nearest_simplex_etf, simplex_etf
-from ncreg.heads._cosine import EPS, check_features, checked_scale, default_scale, head_logits
-from ncreg.numerics import seeded
+from ncreg.heads._cosine import EPS, check_features, checked_scale, default_scale, fixed_logits, lengths
+from ncreg.numerics import fill, seeded
 
 PULL = 1e-4  # towards the present frame, relative to the means: keeps still what the means leave open
+
+
+def _restored(frame: Tensor) -> Tensor:
+    """The frame itself where it is a simplex, else the simplex nearest to it, which a mean of simplices needs.
+
+    A mean of differently turned simplices has rows shorter than 1, and no entry of its Gram matrix is farther off
+    than the longest of those losses: the rows' lengths say it all.
+    """
+    short = (lengths(frame) - 1).abs().amax()
+    tolerance = 1e-4 if torch.finfo(frame.dtype).eps < 1e-4 else 1e-2
+    return nearest_simplex_etf(frame) if bool(short > tolerance) else frame  # NaN stays to be seen
+
+
+@torch.library.custom_op("ncreg::restored_frame", mutates_args=(), schema="(Tensor frame) -> Tensor")
+def _restored_compiled(frame: Tensor) -> Tensor:
+    """For compiled code, in which values cannot be looked at."""
+    return _restored(frame).clone()
+
+
+@_restored_compiled.register_fake
+def _(frame: Tensor) -> Tensor:
+    return torch.empty_like(frame)
 
 
 class NearestETFHead(nn.Module):
@@ -26,7 +50,8 @@ class NearestETFHead(nn.Module):
     averages of the batches' means (of unit features where normalize is set), over all ranks, absent classes left
     alone; every `every` updates W becomes nearest_simplex_etf of them, 1e-4 of their size of the present W added:
     that keeps still the directions which the means leave open. Until a class is first seen, its vector of
-    the seeded initial simplex stands for its mean. W, means and counters are buffers: state_dict holds them all.
+    the seeded initial simplex stands for its mean. W, means and counters are buffers: state_dict holds them all, and
+    they may be averaged (SWA, moving averages): `weight` is then the simplex nearest to the averaged buffer.
     Source: Markou, Ajanthan & Gould, "Guiding Neural Collapse", NeurIPS 2024 (arXiv 2411.01248); they solve for
     W by a Riemannian method each step, here it is the closed form.
 
@@ -52,11 +77,11 @@ class NearestETFHead(nn.Module):
                 [-1.,  0.,  0.]])
     """
 
-    weight: Tensor
     means: Tensor
     seen: Tensor
     updates: Tensor
     bias = None
+    _last: tuple[Tensor, int, Tensor] | None = None  # the buffer that was looked at, its version, its frame
 
     def __init__(
         self,
@@ -82,13 +107,48 @@ class NearestETFHead(nn.Module):
         frame = simplex_etf(num_classes, in_features, generator=seeded(seed), dtype=dtype, device=device)
         self.register_buffer("weight", frame)
         self.register_buffer("means", frame.clone())
-        self.register_buffer("seen", torch.zeros(num_classes, dtype=torch.bool, device=frame.device))
+        self.register_buffer("seen", torch.zeros_like(frame[:, 0]))  # above 0 where seen; a mean of flags is one too
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64, device=frame.device))
 
+    def reset_parameters(self) -> None:
+        """Start again: the initial simplex of the seed, no class seen."""
+        generator = seeded(self.seed)
+        frame = simplex_etf(self.num_classes, self.in_features, generator=generator, dtype=torch.float64, device="cpu")
+        fill(self._stored, frame)
+        fill(self.means, frame)
+        self.seen.zero_()
+        self.updates.zero_()
+
+    @property
+    def _stored(self) -> Tensor:
+        return cast(Tensor, super().__getattr__("weight"))
+
+    @property
+    def weight(self) -> Tensor:
+        """Class vectors (C, d): the buffer, or the simplex nearest to it where it was averaged with others."""
+        stored = self._stored
+        if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+            return stored if self.training else cast(Tensor, _restored_compiled(stored))
+        transformed = torch.compiler.is_exporting() or wrapped(stored) or jit_tracing()
+        if transformed or stored.is_meta or type(stored) is not Tensor:
+            return stored
+        if stored.is_inference():  # such tensors count no versions
+            return _restored(stored)
+        if self._last is None or self._last[0] is not stored or self._last[1] != stored._version:
+            with torch.inference_mode(False), torch.no_grad():
+                self._last = stored, stored._version, _restored(stored)
+        return self._last[2]
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        seen = state_dict.get(prefix + "seen")
+        if seen is not None and seen.dtype == torch.bool:  # as it was stored once
+            state_dict[prefix + "seen"] = seen.to(self.seen.dtype)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    @fx_leaf
     def forward(self, features: Float[Tensor, "batch in_features"]) -> Float[Tensor, "batch num_classes"]:
         """Logits of a batch of features."""
-        check_features(features, self.in_features, self.weight.dtype)
-        return head_logits(features, self.weight, self.scale, self.normalize)
+        return fixed_logits(features, self.weight, self.scale, self.normalize)
 
     @torch.no_grad()
     def update(self, features: Float[Tensor, "batch in_features"], target: Int[Tensor, " batch"]) -> None:
@@ -112,9 +172,10 @@ class NearestETFHead(nn.Module):
             raise ValueError("features are not finite: the running class means stay as they were")
         weight = self._aimed(means) if due else self.weight
         self.means.copy_(means)
-        self.seen.logical_or_(seen)
+        self.seen.copy_((self.seen > 0) | seen)
         self.updates.add_(1)
-        self.weight.copy_(weight)
+        if weight is not self._stored:
+            self._stored.copy_(weight)
 
     def _new_means(self, features: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Running means with this batch of all ranks taken in, and which classes it has."""
@@ -126,7 +187,7 @@ class NearestETFHead(nn.Module):
         present = sums[:, -1] > 0
         batch_means = sums[:, :-1] / sums[:, -1:].clamp_min(1)
         old = self.means.to(batch_means.dtype)
-        rate = torch.where(self.seen, old.new_full((), self.momentum), 1) * present
+        rate = torch.where(self.seen > 0, old.new_full((), self.momentum), 1) * present
         return old + rate[:, None] * (batch_means - old), present
 
     def _aimed(self, means: Tensor) -> Tensor:

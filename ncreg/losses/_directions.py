@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ncreg._transforms import jit_tracing
 from ncreg.losses._inputs import unit_rows
 from ncreg.numerics import at_least_float32
 
@@ -30,7 +31,7 @@ def directions(
     if center is None:
         return unit(features)
     if isinstance(center, Tensor):
-        if center.shape != features.shape[1:]:
+        if center.ndim != 1 or (not jit_tracing() and center.shape != features.shape[1:]):
             raise ValueError(f"center must have shape ({features.shape[1]},), got {tuple(center.shape)}")
         return unit(at_least_float32(features) - center.to(features.device))
     lifted = at_least_float32(features)

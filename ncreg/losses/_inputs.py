@@ -7,6 +7,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from ncreg._checks import check_choice
+from ncreg._transforms import jit_tracing, own_backward_pays
 from ncreg.numerics import at_least_float32
 
 Features = Float[Tensor, "batch dim"]
@@ -28,6 +29,8 @@ def check_rows(name: str, rows: Tensor, dim: int | None = None) -> None:
         raise TypeError(f"{name} must hold floating-point numbers, got {rows.dtype}")
     if rows.ndim != 2:
         raise ValueError(f"{name} must be a matrix, got shape {tuple(rows.shape)}: pool or flatten each row")
+    if jit_tracing():
+        return  # sizes are not known there
     if 0 in rows.shape:
         raise ValueError(f"{name} is empty, shape {tuple(rows.shape)}: skip empty batches")
     if dim is not None and rows.shape[1] != dim:
@@ -46,7 +49,8 @@ def unit_rows(rows: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows dim"]:
     The divisor is at least 1e-6, in float16 1e-3: its inverse is a zero row's gradient, which must not overflow.
     Shorter rows thus come out shorter than 1; rows whose squares overflow come out as NaN.
     """
-    return _UnitRows.apply(at_least_float32(rows), 1e-3 if rows.dtype == torch.float16 else 1e-6)
+    eps, rows = 1e-3 if rows.dtype == torch.float16 else 1e-6, at_least_float32(rows)
+    return _UnitRows.apply(rows, eps) if own_backward_pays(rows) else rows / _lengths(rows, eps)
 
 
 class _UnitRows(torch.autograd.Function):

@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
+from ncreg._transforms import bare, jit_tracing, recorded, row_count, wrapped
+
 # One class index a row, or one distribution over the classes a row (label smoothing, mixup).
 Target = Integer[Tensor, " batch"] | Float[Tensor, "batch classes"]
 
@@ -27,37 +29,40 @@ def check_labels(target: Tensor, rows: Tensor, num_classes: int | None = None) -
         )
     if target.is_floating_point() or target.is_complex() or target.dtype is torch.bool:
         raise TypeError(f"target must hold integer class indices, got {target.dtype}: use target.long()")
-    if target.shape != rows.shape[:1]:
-        raise ValueError(f"target must have shape ({len(rows)},), one class index a row, got {tuple(target.shape)}")
+    count = row_count(rows)
+    if target.ndim != 1 or row_count(target) != count:
+        raise ValueError(f"target must have shape ({count},), one class index a row, got {tuple(target.shape)}")
     target = target.long()
-    if target.numel() and reads_are_free(target):
-        low, high = (int(end) for end in target.aminmax())
+    seen = bare(target)
+    if not reads_are_free(seen):
+        inside = seen >= 0 if num_classes is None else (seen >= 0) & (seen < num_classes)
+        torch._assert_async(inside.all(), "target holds a class index out of range")
+    elif seen.numel():
+        low, high = (int(end) for end in seen.aminmax())
         if low < 0 or (num_classes is not None and high >= num_classes):
             allowed = "not negative" if num_classes is None else f"in [0, {num_classes})"
             raise ValueError(
                 f"target must be {allowed}, got indices from {low} to {high}: "
                 "number the classes 0, 1, …, and drop rows to be ignored before the loss"
             )
-    else:
-        inside = target >= 0 if num_classes is None else (target >= 0) & (target < num_classes)
-        torch._assert_async(inside.all(), "target holds a class index out of range")
     return target
 
 
 def check_soft(target: Tensor, rows: Tensor, num_classes: int) -> Float[Tensor, "batch classes"]:
     """A distribution over num_classes a row, in the rows' precision."""
-    if target.shape != (len(rows), num_classes):
+    if not jit_tracing() and target.shape != (len(rows), num_classes):
         raise ValueError(f"soft target must have shape {(len(rows), num_classes)}, got {tuple(target.shape)}")
     near = 0.01 if target.dtype in (torch.float16, torch.bfloat16) else 1e-4  # bfloat16 holds three digits
     target = target.to(torch.promote_types(rows.dtype, torch.float32))
-    valid = (target >= 0).all() & ((target.sum(1) - 1).abs() < near).all()
-    if not reads_are_free(target):
+    sums = target.sum(1)
+    valid = bare((target >= 0).all(1) & ((sums - 1).abs() < near)).all()
+    if not reads_are_free(valid):
         torch._assert_async(valid, "soft target rows must be distributions")
     elif not valid:
         raise ValueError(
             "soft target rows must be distributions: not negative, sum 1; "
-            f"got values from {float(target.min()):.4g} and sums from {float(target.sum(1).min()):.4g} "
-            f"to {float(target.sum(1).max()):.4g}"
+            f"got values from {float(bare(target).min()):.4g} and sums from {float(bare(sums).min()):.4g} "
+            f"to {float(bare(sums).max()):.4g}"
         )
     return target
 
@@ -87,14 +92,16 @@ def sample_weights(class_weight: Tensor | None, target: Target, num_classes: int
     """The weight of each sample: its class's, or the mean under its soft label."""
     if class_weight is None:
         return None
-    if not isinstance(class_weight, Tensor) or class_weight.shape != (num_classes,):
+    fits = isinstance(class_weight, Tensor) and (jit_tracing() or class_weight.shape == (num_classes,))
+    if not fits:
         got = tuple(class_weight.shape) if isinstance(class_weight, Tensor) else repr(class_weight)
         raise ValueError(f"class_weight must be a tensor of shape ({num_classes},), got {got}")
-    valid = ((class_weight >= 0) & (class_weight < torch.inf)).all()
-    if not reads_are_free(class_weight):
+    seen = bare(class_weight)
+    valid = ((seen >= 0) & (seen < torch.inf)).all()
+    if not reads_are_free(seen):
         torch._assert_async(valid, "class_weight must be finite and not negative")
     elif not valid:
-        raise ValueError(f"class_weight must be finite and not negative, got {class_weight.tolist()}")
+        raise ValueError(f"class_weight must be finite and not negative, got {seen.tolist()}")
     if is_soft(target):
         return (target * class_weight).sum(1)
     return class_weight.index_select(0, target)
@@ -107,20 +114,27 @@ def compact(target: Integer[Tensor, " batch"], num_classes: int | None = None) -
     ascending order; by a sort, since `unique` would make an accelerator wait. How many they are is read on the CPU
     alone; elsewhere the table has a row for each sample.
     """
-    if num_classes is not None and num_classes <= len(target):
+    if num_classes is not None and (jit_tracing() or num_classes <= target.shape[0]):  # a trace serves any batch
         return target, num_classes
     ordered, order = target.sort()
     rank = torch.zeros_like(target)
     rank[1:] = (ordered[1:] != ordered[:-1]).cumsum(0)
-    slots = int(rank[-1]) + 1 if reads_are_free(target) else len(target)
-    return torch.empty_like(target).scatter_(0, order, rank), slots
+    slots = int(rank[-1]) + 1 if reads_are_free(target) else target.shape[0]
+    return torch.empty_like(target).scatter(0, order, rank), slots
+
+
+def one_hot(target: Integer[Tensor, " batch"], num_classes: int, dtype: torch.dtype) -> Float[Tensor, "batch classes"]:
+    """1 at each row's class, 0 elsewhere; F.one_hot reads the labels, which vmap cannot, and gives integers."""
+    zeros = torch.zeros(target.shape[0], num_classes, dtype=dtype, device=target.device)
+    place = target[:, None]
+    return zeros.scatter(1, place, 1) if wrapped(target) else zeros.scatter_(1, place, 1)
 
 
 def class_of_slot(
     target: Integer[Tensor, " batch"], label: Integer[Tensor, " batch"], slots: int
 ) -> Integer[Tensor, " slots"]:
     """The class that each row of a compact table stands for; 0 for rows that stand for none."""
-    return target.new_zeros(slots).scatter_(0, label, target)
+    return target.new_zeros(slots).scatter(0, label, target)
 
 
 def class_sums(
@@ -128,7 +142,7 @@ def class_sums(
 ) -> tuple[Float[Tensor, "slots dim"], Float[Tensor, " slots"]]:
     """Sum of each label's rows, and their number."""
     sums = rows.new_zeros(slots, rows.shape[1]).index_add(0, label, rows)
-    counts = rows.new_zeros(slots).index_add(0, label, rows.new_ones(len(rows)))
+    counts = rows.new_zeros(slots).index_add(0, label, rows.new_ones(rows.shape[0]))
     return sums, counts
 
 
@@ -141,5 +155,5 @@ def class_means(
 
 
 def reads_are_free(tensor: Tensor) -> bool:
-    """Whether reading a value costs nothing: on the CPU, outside a compiled graph."""
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+    """Whether a value can be read, and at no cost: on the CPU, outside of graphs, traces and torch.func's wrappers."""
+    return tensor.device.type == "cpu" and not recorded(tensor) and not wrapped(tensor)

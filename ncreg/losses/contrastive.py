@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 
 from ncreg._checks import check_choice, check_flag, check_positive
+from ncreg._transforms import bare, fx_leaf, recorded, row_count, wrapped
 from ncreg.distributed import gather_batch
 from ncreg.losses._inputs import (
     ClassVectors,
@@ -74,7 +75,7 @@ def ntce_loss(
     check_rows("features", features)
     check_rows("weight", weight, features.shape[1])
     check_positive("temperature", temperature)
-    target, sample_weight = weighed(check_target(target, features, len(weight)), class_weight, len(weight))
+    target, sample_weight = weighed(check_target(target, features, row_count(weight)), class_weight, row_count(weight))
     if is_soft(target):
         scores = dot_products(unit_rows(weight), unit_rows(features)) / temperature
         losses = (target * (scores.logsumexp(1) - scores.T)).sum(1)
@@ -105,6 +106,7 @@ class NTCELoss(nn.Module):
         self.reduction = check_reduction(reduction)
         self.gather = check_flag("gather", gather)
 
+    @fx_leaf
     def forward(self, features: Features, target: Target, weight: ClassVectors) -> GatheredLosses:
         """The loss of the batch."""
         if self.gather:
@@ -147,15 +149,15 @@ def nonl_loss(
     check_rows("features", features)
     check_rows("weight", weight, features.shape[1])
     check_positive("temperature", temperature)
-    target = check_labels(target, features, len(weight))
+    target = check_labels(target, features, row_count(weight))
     several = _several_classes(target, check_one_class(one_class))
     scores, label = _class_scores(features, target, weight, temperature)
-    own = torch.arange(len(scores), device=label.device)[:, None] == label
+    own = torch.arange(scores.shape[0], device=label.device)[:, None] == label
     # The smallest number, not −inf: a batch of one class would get NaN gradients.
     negatives = scores.masked_fill(own, torch.finfo(scores.dtype).min).logsumexp(1)
     losses = negatives.index_select(0, label) - scores.gather(0, label[None]).squeeze(0)
     losses = torch.where(several, losses, 0)
-    return average(losses, reduction, sample_weights(class_weight, target, len(weight)))
+    return average(losses, reduction, sample_weights(class_weight, target, row_count(weight)))
 
 
 class NONLLoss(NTCELoss):
@@ -173,6 +175,7 @@ class NONLLoss(NTCELoss):
         super().__init__(temperature=temperature, class_weight=class_weight, reduction=reduction, gather=gather)
         self.one_class = check_one_class(one_class)
 
+    @fx_leaf
     def forward(self, features: Features, target: Target, weight: ClassVectors) -> GatheredLosses:
         """The loss of the batch."""
         if self.gather:
@@ -222,8 +225,7 @@ def supcon_loss(
     label, slots = compact(check_labels(target, features))
     directions = unit_rows(features)
     scores = dot_products(directions, directions) / temperature
-    # The smallest number, not −inf: a batch of one sample would get NaN gradients.
-    denominators = scores.fill_diagonal_(torch.finfo(scores.dtype).min).logsumexp(1)
+    denominators = _without_diagonal(scores).logsumexp(1)
     sums, counts = class_sums(directions, label, slots)
     positives = counts.index_select(0, label) - 1
     alike = (directions * (sums.index_select(0, label) - directions)).sum(1) / (positives.clamp(min=1) * temperature)
@@ -246,6 +248,7 @@ class SupConLoss(nn.Module):
         self.reduction = check_reduction(reduction)
         self.gather = check_flag("gather", gather)
 
+    @fx_leaf
     def forward(self, features: Features, target: Labels) -> GatheredLosses:
         """The loss of the batch."""
         if self.gather:
@@ -257,10 +260,19 @@ def _class_scores(
     features: Tensor, target: Labels, weight: Tensor, temperature: float
 ) -> tuple[Float[Tensor, "slots batch"], Integer[Tensor, " batch"]]:
     """ŵ_c · u_j / τ for classes c that may be present, and the row number of each sample's class."""
-    label, slots = compact(target, len(weight))
+    label, slots = compact(target, row_count(weight))
     if label is not target:
         weight = weight.index_select(0, class_of_slot(target, label, slots))
     return dot_products(unit_rows(weight), unit_rows(features)) / temperature, label
+
+
+def _without_diagonal(scores: Float[Tensor, "m m"]) -> Float[Tensor, "m m"]:
+    """The smallest number on the diagonal, not −inf: a batch of one sample would get NaN gradients."""
+    smallest = torch.finfo(scores.dtype).min
+    if recorded(scores) or wrapped(scores):  # neither vmap nor graphs of any batch size know fill_diagonal_
+        rows = torch.arange(scores.shape[0], device=scores.device)
+        return scores.masked_fill(rows[:, None] == rows, smallest)
+    return scores.fill_diagonal_(smallest)
 
 
 def check_one_class(one_class: OneClass) -> OneClass:
@@ -272,14 +284,15 @@ def check_one_class(one_class: OneClass) -> OneClass:
 def _several_classes(target: Labels, one_class: OneClass) -> Bool[Tensor, ""]:
     """Whether the batch has two classes; the one check that waits for an accelerator: such batches do occur."""
     several: Bool[Tensor, ""] = (target != target[0]).any()
-    if torch.compiler.is_compiling():
+    seen = bare(several)
+    if recorded(seen):
         if one_class == "raise":
-            torch._assert_async(several, "nonl_loss: a batch of a single class has no negatives")
-    elif not several:
+            torch._assert_async(seen, "nonl_loss: a batch of a single class has no negatives")
+    elif not seen.all():
         if one_class == "raise":
             raise ValueError(
-                f"nonl_loss needs samples of two classes, all {len(target)} of this batch are of class "
-                f"{int(target[0])}: its denominator holds the other classes alone; skip the batch "
+                f"nonl_loss needs samples of two classes, all {target.shape[0]} of this batch are of class "
+                f"{int(bare(target).flatten()[0])}: its denominator holds the other classes alone; skip the batch "
                 "(one_class='skip'), draw larger ones, or use ntce_loss"
             )
         # The words never vary, so that Python's default filter shows them once.

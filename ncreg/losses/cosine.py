@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ncreg._checks import check_flag, check_num_classes
+from ncreg._transforms import fx_leaf
 from ncreg.distributed import gather_batch
 from ncreg.losses._directions import Center, check_center, directions, exact_unit_rows
 from ncreg.losses._inputs import ClassVectors, Features, Labels, Loss, check_rows, dot_products, show_hyperparameters
@@ -131,6 +132,7 @@ class IntraClassCosineLoss(nn.Module):
         self.memory = _checked_memory(memory)
         self.gather = check_flag("gather", gather)
 
+    @fx_leaf
     def forward(self, features: Features, target: Labels) -> Loss:
         """The loss of the batch."""
         if self.gather:
@@ -216,6 +218,7 @@ class InterClassCosineLoss(nn.Module):
         self.memory = _checked_memory(memory)
         self.gather = check_flag("gather", gather)
 
+    @fx_leaf
     def forward(self, features: Features, target: Labels) -> Loss:
         """The loss of the batch."""
         if self.gather:

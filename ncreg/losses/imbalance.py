@@ -9,6 +9,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from ncreg._checks import check_choice, check_finite, check_flag, check_fraction, check_number
+from ncreg._transforms import bare, fx_leaf, jit_tracing, row_count
 from ncreg.distributed import gather_batch
 from ncreg.losses._inputs import (
     ClassWeight,
@@ -21,7 +22,7 @@ from ncreg.losses._inputs import (
     check_rows,
     show_hyperparameters,
 )
-from ncreg.losses._targets import Target, check_target, is_soft, reads_are_free, weighed
+from ncreg.losses._targets import Target, check_target, is_soft, one_hot, reads_are_free, weighed
 from ncreg.numerics import at_least_float32
 
 Counts = Sequence[int | float] | Shaped[Tensor, " classes"]
@@ -78,7 +79,7 @@ def logit_adjusted_cross_entropy(
     shift = tau * (counts / counts.sum()).log()
     adjusted = lifted + shift.to(lifted)
     if label_smoothing:
-        sharp = target if is_soft(target) else F.one_hot(target, classes)
+        sharp = target if is_soft(target) else one_hot(target, classes, lifted.dtype)
         target = torch.lerp(sharp.to(lifted), shift.softmax(0).to(lifted).expand_as(lifted), label_smoothing)
     target, weight = weighed(target, class_weight, classes)
     losses = F.cross_entropy(adjusted, target.to(lifted) if is_soft(target) else target, reduction="none")
@@ -120,6 +121,7 @@ class LogitAdjustedLoss(nn.Module):
         self.reduction = check_reduction(reduction)
         self.gather = check_flag("gather", gather)
 
+    @fx_leaf
     def forward(self, logits: Logits, target: Target) -> GatheredLosses:
         """The loss of the batch."""
         if self.gather:
@@ -184,20 +186,21 @@ def checked_counts(class_counts: Counts, classes: int | None = None) -> Float[Te
         counts = torch.as_tensor(class_counts)
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"class_counts must hold one number a class, got {class_counts!r}") from None
-    if counts.ndim != 1 or len(counts) < 2 or (classes is not None and len(counts) != classes):
+    if counts.ndim != 1 or row_count(counts) < 2 or (not jit_tracing() and classes not in (None, len(counts))):
         expected = "one number a class, two or more" if classes is None else f"shape ({classes},), one number a class"
         raise ValueError(f"class_counts must have {expected}, got shape {tuple(counts.shape)}")
     if counts.dtype == torch.bool or counts.is_complex():
         raise TypeError(f"class_counts must hold numbers, got {counts.dtype}")
     if counts.is_floating_point() and isinstance(class_counts, list | tuple):
         counts = torch.tensor(class_counts, dtype=torch.float64)  # Python's numbers, not their float32 rounding
-    valid = (counts > 0) & (counts < torch.inf)
-    if not reads_are_free(counts):
+    seen = bare(counts)
+    valid = (seen > 0) & (seen < torch.inf)
+    if not reads_are_free(seen):
         torch._assert_async(valid.all(), "class_counts must be finite and above 0")
     elif not bool(valid.all()):
         first = int((~valid).nonzero()[0])
         raise ValueError(
-            f"class_counts[{first}]={counts[first].item()}: every class needs a training sample; "
+            f"class_counts[{first}]={seen[first].item()}: every class needs a training sample; "
             "leave classes without one out of the problem"
         )
     return counts.to(torch.float32 if counts.device.type == "mps" else torch.float64)

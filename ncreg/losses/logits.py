@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ncreg._checks import check_flag, check_fraction, check_num_classes, check_positive
+from ncreg._transforms import fx_leaf
 from ncreg.distributed import gather_batch
 from ncreg.losses._inputs import (
     ClassWeight,
@@ -20,7 +21,7 @@ from ncreg.losses._inputs import (
     check_rows,
     show_hyperparameters,
 )
-from ncreg.losses._targets import Target, check_labels, check_target, is_soft, sample_weights, weighed
+from ncreg.losses._targets import Target, check_labels, check_target, is_soft, one_hot, sample_weights, weighed
 from ncreg.numerics import at_least_float32
 
 
@@ -54,8 +55,9 @@ def mse_one_hot_loss(
     check_rows("logits", logits)
     classes = logits.shape[1]
     target = check_target(target, logits, classes)
-    labels = target if is_soft(target) else F.one_hot(target, classes)
-    losses = (at_least_float32(logits) - labels).square().sum(1) / 2
+    lifted = at_least_float32(logits)
+    labels = target if is_soft(target) else one_hot(target, classes, lifted.dtype)
+    losses = (lifted - labels).square().sum(1) / 2
     return average(losses, reduction, sample_weights(class_weight, target, classes))
 
 
@@ -74,6 +76,7 @@ class OneHotMSELoss(nn.Module):
         self.reduction = check_reduction(reduction)
         self.gather = check_flag("gather", gather)
 
+    @fx_leaf
     def forward(self, logits: Logits, target: Target) -> GatheredLosses:
         """The loss of the batch."""
         if self.gather:
@@ -141,6 +144,7 @@ class SpectralDecouplingLoss(nn.Module):
         self.reduction = check_reduction(reduction)
         self.gather = check_flag("gather", gather)
 
+    @fx_leaf
     def forward(self, logits: Logits, target: Target) -> GatheredLosses:
         """The loss of the batch."""
         if self.gather:
@@ -177,5 +181,5 @@ def smooth_labels(
     """
     check_num_classes(num_classes)
     check_fraction("smoothing", smoothing)
-    hot = F.one_hot(check_labels(target, target, num_classes), num_classes).to(dtype or torch.get_default_dtype())
+    hot = one_hot(check_labels(target, target, num_classes), num_classes, dtype or torch.get_default_dtype())
     return (1 - smoothing) * hot + smoothing / num_classes

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ncreg._checks import check_fraction, check_integer, check_num_classes
+from ncreg._transforms import for_state, row_count
 from ncreg.losses._directions import Center, directions
 from ncreg.losses._inputs import ClassVectors, Features, Labels, check_rows, show_hyperparameters
 from ncreg.losses._targets import check_labels, class_means
@@ -43,7 +44,7 @@ def update_class_means(
     with torch.no_grad():
         wide = torch.promote_types(memory.dtype, torch.float32)  # bfloat16 cannot count beyond 256
         means, counts = class_means(
-            directions(features, center).to(memory.device, wide), target.to(memory.device), len(memory)
+            directions(features, center).to(memory.device, wide), target.to(memory.device), row_count(memory)
         )
         keep = momentum * memory.any(1, keepdim=True).to(wide)
         # A batch that overflowed must not stay in the memory: a gradient scaler skips it as well.
@@ -73,6 +74,7 @@ class ClassMeanMemory(nn.Module):
 
     def update(self, features: Features, target: Labels, center: Center = None) -> None:
         """Take a batch in: `ncreg.functional.update_class_means`."""
+        features, target = for_state("ClassMeanMemory", features, target)
         # A new tensor instead of a write in place: backward still needs the old means.
         self.means = update_class_means(self.means, features, target, momentum=self.momentum, center=center)
 
@@ -82,4 +84,4 @@ def memory_size(memory: Tensor | None, features: Tensor) -> int | None:
     if memory is None:
         return None
     check_rows("memory", memory, features.shape[1])
-    return len(memory)
+    return row_count(memory)

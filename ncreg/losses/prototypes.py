@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ncreg._checks import check_flag, check_fraction, check_integer, check_num_classes, check_positive
+from ncreg._transforms import for_state, fx_leaf, row_count
 from ncreg.distributed import gather_batch
 from ncreg.losses._inputs import (
     ClassVectors,
@@ -68,7 +69,7 @@ def dot_regression_loss(
     scale = unit_rows if normalize else at_least_float32
     rows = scale(features)
     aim = 1.0 if normalize else length
-    target, sample_weight = weighed(check_target(target, features, len(weight)), class_weight, len(weight))
+    target, sample_weight = weighed(check_target(target, features, row_count(weight)), class_weight, row_count(weight))
     if is_soft(target):
         gaps = ((dot_products(rows, scale(weight)) - aim).square() * target).sum(1)
     else:
@@ -101,6 +102,7 @@ class DotRegressionLoss(nn.Module):
         self.reduction = check_reduction(reduction)
         self.gather = check_flag("gather", gather)
 
+    @fx_leaf
     def forward(self, features: Features, target: Target, weight: ClassVectors) -> GatheredLosses:
         """The loss of the batch."""
         if self.gather:
@@ -143,7 +145,7 @@ def center_loss(
     """
     check_rows("features", features)
     check_rows("centers", centers, features.shape[1])
-    target = check_labels(target, features, len(centers))
+    target = check_labels(target, features, row_count(centers))
     gaps = at_least_float32(features) - at_least_float32(centers.index_select(0, target))
     return average(gaps.square().sum(1) / 2, reduction)
 
@@ -178,12 +180,12 @@ def update_centers(
     check_rows("features", features)
     check_rows("centers", centers, features.shape[1])
     check_fraction("rate", rate)
-    target = check_labels(target, features, len(centers))
+    target = check_labels(target, features, row_count(centers))
     with torch.no_grad():
         wide = centers.to(torch.promote_types(centers.dtype, torch.float32))  # bfloat16 cannot count beyond 256
         target = target.to(wide.device)
         gaps = features.to(wide) - wide.index_select(0, target)
-        sums, counts = class_sums(gaps, target, len(centers))
+        sums, counts = class_sums(gaps, target, row_count(centers))
         moved = (wide + rate * sums / (1 + counts)[:, None]).to(centers.dtype)
         # A batch that overflowed must not stay in the centres: a gradient scaler skips it as well.
         return torch.where(moved.isfinite().all(1, keepdim=True), moved, centers)
@@ -220,11 +222,13 @@ class CenterLoss(nn.Module):
             "centers", torch.zeros(check_num_classes(num_classes), check_integer("num_features", num_features, 1))
         )
 
+    @fx_leaf
     def forward(self, features: Features, target: Labels) -> GatheredLosses:
         """The loss of the batch."""
         if self.gather:
             features, target = gather_batch(features, target)
         loss = center_loss(features, target, self.centers, reduction=self.reduction)
         if self.training:
+            features, target = for_state("CenterLoss", features, target)
             self.centers = update_centers(self.centers, features, target, rate=self.rate)
         return loss

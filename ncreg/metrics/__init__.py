@@ -6,6 +6,7 @@ says what each number means. minority_angles and minority_collapse look at rare 
 out-of-distribution features.
 """
 
+from ncreg.metrics._direction import HIGHER_IS_BETTER
 from ncreg.metrics._layerwise import LayerwiseCollapse
 from ncreg.metrics._nearest_center import NearestClassCenter
 from ncreg.metrics._neural_collapse import NeuralCollapse
@@ -13,6 +14,7 @@ from ncreg.metrics.minority import Angles, MinorityCollapse, minority_angles, mi
 from ncreg.metrics.nc5 import ood_orthogonality
 
 __all__ = [
+    "HIGHER_IS_BETTER",
     "Angles",
     "LayerwiseCollapse",
     "MinorityCollapse",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from ncreg.metrics._last_layer import LastLayer
+from ncreg.metrics._plot import Result, drawable
 from ncreg.metrics._second_pass import SecondPassTables
 from ncreg.numerics import float64_device
 
@@ -50,6 +51,32 @@ class Float64Metric(Metric):
         """Forget all samples; the classifier is read again when it is next needed."""
         super().reset()
         self._tables = None
+
+    def plot(self, val: Result | Sequence[Result] | None = None, ax: Any = None) -> tuple[Any, Any]:
+        """Figure and axis (torchmetrics' protocol): a point for each measure, or its curve over several results.
+
+        Args:
+            val: a result of compute() or forward(), or a list of them, one a step; None calls compute(). To show some
+                of the measures, pass results that hold those alone. Values of classes are left out; the label of a
+                measure that is NaN or infinite says so.
+            ax: matplotlib's axis to draw on; None makes a figure.
+
+        Raises:
+            ModuleNotFoundError: matplotlib is not installed.
+            TypeError: `val` is no dict of measures and no list of them.
+            ValueError: nothing to draw, or results of a list with different measures.
+
+        Example:
+            >>> import matplotlib
+            >>> from ncreg.metrics import NearestClassCenter
+            >>> matplotlib.use("agg")
+            >>> metric = NearestClassCenter(torch.eye(2))
+            >>> results = [metric(torch.eye(2), torch.tensor([0, target])) for target in (0, 1)]
+            >>> figure, axis = metric.plot(results)
+            >>> axis.get_lines()[0].get_label(), axis.get_lines()[0].get_ydata().tolist()
+            ('ncc_accuracy', [0.5, 1.0])
+        """
+        return self._plot(drawable(self.compute() if val is None else val), ax)
 
     def _read_classifier(self) -> tuple[Tensor, Tensor] | None:
         """Weight and bias of the classifier as they are now, where there is one."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ncreg.metrics._geometry import LARGEST
 from ncreg.metrics._inputs import check_not_meta
+from ncreg.numerics import whole
 
 
 class LastLayer:
@@ -44,6 +45,7 @@ class LastLayer:
             ValueError: another shape, or entries that are NaN, infinite or beyond 1e100.
         """
         weight, bias = self._checked_tensors()
+        weight, bias = whole(weight), None if bias is None else whole(bias)
         weight = weight.to(device=device, dtype=torch.float64)
         bias = weight.new_zeros(self.num_classes) if bias is None else bias.to(device=device, dtype=torch.float64)
         largest = torch.stack([weight.abs().amax(), bias.abs().amax()])  # NaN is passed on

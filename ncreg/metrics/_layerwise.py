@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -13,9 +13,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 from torchmetrics.utilities.distributed import gather_all_tensors
+from torchmetrics.utilities.plot import _error_on_missing_matplotlib
 
-from ncreg._checks import check_num_classes
+from ncreg._checks import check_choice, check_num_classes
 from ncreg.metrics._neural_collapse import NeuralCollapse
+
+Results = Mapping[str, Mapping[str, Tensor]] | Sequence[Mapping[str, Mapping[str, Tensor]]]
 
 
 class LayerwiseCollapse:
@@ -133,6 +136,34 @@ class LayerwiseCollapse:
         return {
             name: self._metric(name, width).compute() for name, width in zip(self.modules, widths.tolist(), strict=True)
         }
+
+    def plot(self, val: Results | None = None, ax: Any = None, *, measure: str = "nc1") -> tuple[Any, Any]:
+        """Figure and axis: one measure over the layers, a line for each result.
+
+        Args:
+            val: a result of compute(), or a list of them, one a step; None calls compute().
+            ax: matplotlib's axis to draw on; None makes a figure.
+            measure: a key of each layer's measures.
+
+        Raises:
+            ModuleNotFoundError: matplotlib is not installed.
+            ValueError: `measure` is no key of the results.
+        """
+        _error_on_missing_matplotlib()
+        import matplotlib.pyplot as plt  # an option: the library works without it
+
+        val = self.compute() if val is None else val
+        results = list(val) if isinstance(val, Sequence) else [val]
+        known = {name for result in results for found in result.values() for name in found}
+        check_choice("measure", measure, sorted(known))
+        figure, ax = plt.subplots() if ax is None else (None, ax)
+        for step, result in enumerate(results):
+            values = [found[measure].item() for found in result.values()]
+            ax.plot(list(result), values, marker="o", label=f"step {step}" if len(results) > 1 else None)
+        ax.set_ylabel(measure)
+        if len(results) > 1:
+            ax.legend()
+        return figure, ax
 
     def reset(self) -> None:
         """Forget all samples."""

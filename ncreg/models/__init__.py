@@ -3,5 +3,6 @@
 from ncreg.models._classifier import Classifier, ClassifierOutput, Normalize
 from ncreg.models._fold import fold
 from ncreg.models._swap import swap_head
+from ncreg.models._weights import MatchedWeights, match_weights
 
-__all__ = ["Classifier", "ClassifierOutput", "Normalize", "fold", "swap_head"]
+__all__ = ["Classifier", "ClassifierOutput", "MatchedWeights", "Normalize", "fold", "match_weights", "swap_head"]

@@ -1,14 +1,12 @@
 """Taking the classifier off: timm by its own contract, any other module by the classifier's attribute path."""
 
-import difflib
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
-import timm
 import torch
-from timm.models import get_model_input_config, is_model
+from timm.models import get_model_input_config
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
@@ -28,33 +26,6 @@ class Headless(NamedTuple):
     features: Tensor
     num_classes: int | None
     removed: Removed | None = None
-
-
-def from_timm_name(name: str, model_args: Mapping[str, Any]) -> nn.Module:
-    """A timm model built without classifier.
-
-    Raises:
-        ValueError: for a name that timm does not know, an encoder, or `num_classes` among `model_args`.
-    """
-    if "num_classes" in model_args:
-        raise ValueError("model_args holds num_classes: pass it to swap_head itself, swap_head(…, num_classes=…)")
-    architecture = name.partition(".")[0]
-    if architecture.endswith("_enc"):
-        way_out = architecture.removesuffix("_enc")
-        hint = f"; {way_out!r} has the same backbone" if is_model(way_out) else ""
-        raise ValueError(f"model={name!r} is an encoder: it returns feature maps and has no classifier{hint}")
-    if ":" not in name and not is_model(name):
-        near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
-        hint = f"; close: {', '.join(near)}" if near else ""
-        hub = f"; a repository of the hub is 'hf-hub:{name}'" if "/" in name else ""
-        raise ValueError(f"model={name!r} is no timm model (timm.list_models() lists them){hint}{hub}")
-    try:
-        return timm.create_model(name, **model_args, num_classes=0)
-    except RuntimeError as error:
-        if "Invalid pretrained tag" not in str(error):
-            raise
-        known = ", ".join(timm.list_models(f"{architecture}.*", pretrained=True)) or f"none, use {architecture!r}"
-        raise ValueError(f"model={name!r} has a tag that timm does not know; known: {known}") from error
 
 
 def behead_timm(model: nn.Module) -> None:
@@ -78,6 +49,8 @@ def behead(model: nn.Module, path: str | None, input_size: Sequence[int] | None)
         ValueError: if there is no classifier to be found; the message lists the candidates.
     """
     _drop_auxiliary_heads(model)
+    if hasattr(getattr(model, "config", None), "num_labels"):  # a model of Hugging Face
+        model.register_forward_hook(logits_alone)
     found = path if path is not None else _last_module_of_width(model, example_image(model, input_size))
     try:
         classifier = model.get_submodule(found)
@@ -97,6 +70,11 @@ def behead(model: nn.Module, path: str | None, input_size: Sequence[int] | None)
         features = weight.new_zeros(1, weight.shape[1])
         return Headless(model, features, num_classes, removed)
     return Headless(model, _identity_features(model, found, size), num_classes, removed)
+
+
+def logits_alone(model: nn.Module, inputs: Any, output: Any) -> Any:
+    """Hook after `forward`: of an output object with `.logits`, as Hugging Face's models return, the logits."""
+    return getattr(output, "logits", output)
 
 
 def _size_of_vectors(model: nn.Module) -> tuple[int] | None:
@@ -216,10 +194,12 @@ def example_image(model: nn.Module, input_size: Sequence[int] | None = None) -> 
     if input_size is None and hasattr(model, "pretrained_cfg"):
         input_size = get_model_input_config(model)["input_size"]
     elif input_size is None:
-        side = getattr(model, "image_size", 224)  # torchvision's vit knows the size it was built for
-        side = side if isinstance(side, int) else 224
+        config = getattr(model, "config", None)  # of Hugging Face; torchvision's vit keeps its size itself
+        side = getattr(config, "image_size", getattr(model, "image_size", 224))
+        sides = tuple(side) if isinstance(side, list | tuple) else (side, side)
+        sides = sides if all(isinstance(length, int) for length in sides) else (224, 224)
         channels = next((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), 3)
-        input_size = (channels, side, side)
+        input_size = (channels, *sides)
     noise = torch.rand(1, *input_size, generator=torch.Generator().manual_seed(0), device="cpu")
     return noise.to(parameter_like(model))
 

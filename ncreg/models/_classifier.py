@@ -1,8 +1,13 @@
 """Backbone, projection, last norm and head as one module that keeps timm's naming contract."""
 
+from __future__ import annotations
+
 import math
 import re
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +16,9 @@ from timm.models import get_model_input_config
 from torch import Tensor, nn
 
 from ncreg._checks import check_flag, check_integer, check_numbers
+from ncreg._wrappers import unwrapped
 from ncreg.models._backbone import Removed, parameter_like
+from ncreg.models._data_config import classifier_cfg
 
 
 class ClassifierOutput(NamedTuple):
@@ -55,6 +62,12 @@ class Normalize(nn.Module):
         for name, numbers in self._given.items():
             self.register_buffer(name, torch.tensor(numbers, dtype=torch.float32).view(-1, 1, 1))
 
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Write the given numbers again (after deferred initialisation)."""
+        for name, numbers in self._given.items():
+            self.get_buffer(name).copy_(torch.tensor(numbers, dtype=torch.float64, device="cpu").view(-1, 1, 1))
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         """After a change of dtype the buffers are the numbers given, rounded once, unless others were written there."""
         before = dict(self._buffers)
@@ -92,12 +105,19 @@ class Classifier(nn.Module):
         num_classes: C; None takes the head's num_classes or out_features.
         head_hidden_size: d; None takes the head's in_features.
 
+    Attributes:
+        class_names: one for each class; None if unknown, as the next two. `ncreg.load_classifier` fills them in.
+        image_shape: (channels, height, width) of the images that it was trained on.
+        data_config: how they were brought to that size, in timm's words (interpolation, crop_pct, crop_mode); None
+            is the way of the recipes: the shorter edge is scaled bilinearly, then the centre is cropped.
+
     Raises:
         ValueError: if neither the caller nor the head says C and d.
     """
 
-    class_names: tuple[str, ...] | None = None  # both are filled in by ncreg.load_classifier
+    class_names: tuple[str, ...] | None = None
     image_shape: tuple[int, ...] | None = None
+    data_config: Mapping[str, Any] | None = None
 
     def __init__(
         self,
@@ -120,15 +140,14 @@ class Classifier(nn.Module):
         self.head_hidden_size = _size("head_hidden_size", head_hidden_size, head, "in_features")
         self._removed: Removed | None = None
         self._new_head: Callable[..., nn.Module] | None = None
+        self.built_by: dict[str, Any] | None = None  # swap_head's arguments, where it was given names
 
     def forward(
         self, x: Float[Tensor, "batch ..."], with_features: bool = False
     ) -> Float[Tensor, "batch classes"] | ClassifierOutput:
         """Logits (B, C), or `ClassifierOutput(logits, features)` when `with_features` is set."""
-        check_flag("with_features", with_features)
         features = self.norm(self.project(self.backbone(self.preprocess(x))))
-        logits = self.head(features)
-        return ClassifierOutput(logits, features) if with_features else logits
+        return _output(self.head(features), features, with_features)
 
     def forward_features(self, x: Tensor) -> Any:
         """The backbone's features before pooling, as timm's method of that name gives them."""
@@ -163,6 +182,7 @@ class Classifier(nn.Module):
             new = self._new_head(self.head_hidden_size, num_classes=num_classes)
         self.head = new.to(parameter_like(self.backbone)).train(self.training)
         self.num_classes = num_classes
+        self.class_names = None
 
     @property
     def num_features(self) -> int:
@@ -175,29 +195,40 @@ class Classifier(nn.Module):
         return self.project.in_features if isinstance(self.project, nn.Linear) else self.head_hidden_size
 
     @property
+    def in_chans(self) -> int:
+        """Channels of the images."""
+        if self.image_shape is not None:
+            return self.image_shape[0]
+        return int(self._timm("in_chans"))
+
+    @property
     def pretrained_cfg(self) -> dict[str, Any]:
-        """The backbone's, with the new head's sizes; mean 0 and std 1 where `preprocess` normalises already."""
-        cfg = dict(self._timm("pretrained_cfg"))
-        first = cfg.get("first_conv")
-        if first:
-            cfg["first_conv"] = f"backbone.{first}" if isinstance(first, str) else [f"backbone.{f}" for f in first]
-        cfg |= {"num_classes": self.num_classes, "classifier": "head"}
-        cfg["input_size"] = get_model_input_config(self.backbone)["input_size"]
-        if isinstance(self.preprocess, Normalize):
-            channels = cfg["input_size"][0]
-            cfg |= {"mean": (0.0,) * channels, "std": (1.0,) * channels}
-        return cfg
+        """What timm's loaders read: the images that it takes, its classes, and where its head is.
+
+        Mean is 0 and std is 1 where `preprocess` normalises already. Where `image_shape` is known, size and resize are
+        those of its own training, else those of the backbone.
+        """
+        return classifier_cfg(self)
 
     default_cfg = pretrained_cfg  # timm's older name
 
+    def set_input_size(self, *args: Any, **kwargs: Any) -> None:
+        """Change the size of the images of a backbone made for one size, with timm's arguments (img_size, …)."""
+        self._timm("set_input_size")(*args, **kwargs)
+        if self.image_shape is not None:
+            self.image_shape = tuple(get_model_input_config(self.backbone)["input_size"])
+
     def no_weight_decay(self) -> set[str]:
         """Names that the backbone exempts from weight decay."""
-        exempt = getattr(self.backbone, "no_weight_decay", set)
+        exempt = getattr(unwrapped(self.backbone), "no_weight_decay", set)
         return {f"backbone.{name}" for name in exempt()}
 
     def group_matcher(self, coarse: bool = False) -> Any:
         """The backbone's layer groups; projection, last norm and head come after all of them."""
-        groups = self._timm("group_matcher")(coarse=coarse)
+        backbone = unwrapped(self.backbone)
+        if not hasattr(backbone, "group_matcher"):
+            raise AttributeError(f"group_matcher is timm's: the backbone {type(backbone).__name__} has none")
+        groups = backbone.group_matcher(coarse=coarse)  # type: ignore[operator]
         if callable(groups):  # cait's is a function of the name
             return lambda n: groups(n.removeprefix("backbone.")) if n.startswith("backbone.") else (math.inf,)
         return {
@@ -211,10 +242,59 @@ class Classifier(nn.Module):
         """Trade compute for memory in the backbone."""
         self._timm("set_grad_checkpointing")(enable)
 
+    @property
+    def feature_info(self) -> Any:
+        """The backbone's feature maps: channels, reduction and module of each."""
+        return self._timm("feature_info")
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write model.safetensors and config.json into a folder, for `from_pretrained` and for the hub.
+
+        Raises:
+            ValueError: a part that was given as a module, which no file can describe.
+
+        Example:
+            >>> from ncreg.models import swap_head
+            >>> classifier = swap_head("test_resnet", "etf", num_classes=10).eval()
+            >>> folder, images = getfixture("tmp_path") / "mine", torch.rand(2, 3, 32, 32)
+            >>> classifier.save_pretrained(folder)
+            >>> torch.equal(Classifier.from_pretrained(folder)(images), classifier(images))
+            True
+        """
+        import_module("ncreg.pretrained").save_pretrained(self, folder)  # files are for modules above this one
+
+    @staticmethod
+    def from_pretrained(source: str | Path, *, device: str | torch.device = "cpu") -> Classifier:
+        """A classifier that `save_pretrained` wrote, in eval mode.
+
+        Args:
+            source: a folder, or the name of a repository of the hub, owner/name or owner/name@revision.
+            device: where the classifier goes.
+
+        Raises:
+            FileNotFoundError: no such folder, or no classifier in it.
+            ValueError: files that cannot be read, or that do not fit together.
+            ConnectionError: a repository that is not on this disk, with the hub out of reach.
+        """
+        classifier: Classifier = import_module("ncreg.pretrained").from_pretrained(source, device=device)
+        return classifier
+
     def _timm(self, name: str) -> Any:
         if not hasattr(self.backbone, name):
             raise AttributeError(f"{name} is timm's: the backbone {type(self.backbone).__name__} has none")
         return getattr(self.backbone, name)
+
+
+def _output(logits: Tensor, features: Tensor, with_features: bool) -> Tensor | ClassifierOutput:
+    """The logits, or both where the flag is set."""
+    if torch.onnx.is_in_onnx_export() and isinstance(with_features, Tensor):
+        with warnings.catch_warnings():  # the exporter makes tensors of default values and warns of reading them
+            warnings.simplefilter("ignore", torch.jit.TracerWarning)
+            with_features = bool(with_features)
+    return ClassifierOutput(logits, features) if check_flag("with_features", with_features) else logits
+
+
+torch.fx.wrap("_output")  # one node of a torch.fx graph, which takes the flag for an input too
 
 
 def _size(name: str, value: int | None, head: nn.Module, *attributes: str) -> int:

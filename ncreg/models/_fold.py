@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ncreg.models._backbone import evaluating, example_image, parameter_like
-from ncreg.models._classifier import Classifier, Normalize
+from ncreg.models._backbone import evaluating, example_image, logits_alone, parameter_like
+from ncreg.models._classifier import Classifier
+from ncreg.models._data_config import folded_cfg
+from ncreg.models._whole import is_sharded, whole_copy
 from ncreg.norms import LastBatchNorm
 from ncreg.numerics import in_float64
 
@@ -33,13 +35,16 @@ def fold(classifier: Classifier, *, normalize: Literal["drop", "keep"] | None = 
     (they are divided by one typical length instead), and a warning says so.
 
     Args:
-        classifier: a `Classifier`; it is not changed.
+        classifier: a `Classifier`; it is not changed. Of a sharded one (FSDP, DTensor) the whole is gathered on every
+            rank, and every rank must call.
         normalize: "drop" leaves the division out without a warning; "keep" puts projection, norm and head
             themselves in the classifier's place: the same logits, but other keys in the state_dict.
 
     The result takes what the backbone takes: images after `preprocess`. If that is `Normalize`, its mean and std
-    stand in the result's pretrained_cfg, where `timm.data.resolve_model_data_config` finds them. Its state_dict
-    loads with `timm.create_model(name, num_classes=C, checkpoint_path=…)`.
+    stand in the result's pretrained_cfg, with the size and resize of the images where `image_shape` is known; there
+    `timm.data.resolve_model_data_config` finds them. `timm.models.save_for_hf(folded, folder)` writes both down, and
+    `timm.create_model("local-dir:" + folder, pretrained=True)` has them again. Its state_dict alone loads with
+    `timm.create_model(name, pretrained_cfg=folded.pretrained_cfg, checkpoint_path=…)`.
 
     Raises:
         TypeError: if `classifier` is none.
@@ -56,6 +61,8 @@ def fold(classifier: Classifier, *, normalize: Literal["drop", "keep"] | None = 
         raise TypeError(f"fold takes a Classifier, got {type(classifier).__name__}")
     if normalize not in (None, "drop", "keep"):
         raise ValueError(f"normalize={normalize!r} must be 'drop', 'keep' or None")
+    if is_sharded(classifier):
+        classifier = cast(Classifier, whole_copy(classifier))
     if parameter_like(classifier).is_meta:
         raise ValueError("fold needs a classifier with real weights, this one is on the meta device")
     plain, slots = _plain_model(classifier)
@@ -71,12 +78,28 @@ def fold(classifier: Classifier, *, normalize: Literal["drop", "keep"] | None = 
             choices = dict.fromkeys([tuple(slots), *((name,) for name in slots)])
             _demand(any(_filled(plain, slots, chosen, tail, classifier) for chosen in choices))
     _say_what_differs(classifier, exact or normalize == "drop")
-    if isinstance(classifier.preprocess, Normalize) and hasattr(plain, "pretrained_cfg"):
-        mean, std = classifier.preprocess.mean, classifier.preprocess.std
-        numbers = {"mean": tuple(mean.flatten().tolist()), "std": tuple(std.flatten().tolist())}
-        timm_model: Any = plain
-        timm_model.pretrained_cfg = timm_model.default_cfg = {**timm_model.pretrained_cfg, **numbers}
-    return plain
+    _describe_images(plain, classifier, kept=normalize == "keep")
+    _give_back_output_object(plain, classifier.num_classes)
+    return plain.to(memory_format=torch.contiguous_format)  # safetensors takes no channels_last
+
+
+def _describe_images(plain: Any, classifier: Classifier, *, kept: bool) -> None:
+    """Write into the folded model's pretrained_cfg what timm's loaders need to know."""
+    try:
+        cfg = folded_cfg(classifier)
+    except AttributeError:  # a module of no library, and nothing says which images it takes
+        return
+    if kept and "architecture" in cfg:  # the keys are not those of the architecture: timm shall not build it by name
+        cfg["architecture"] = f"ncreg.fold(normalize='keep') of {cfg['architecture']}"
+    plain.pretrained_cfg = plain.default_cfg = cfg
+
+
+def _give_back_output_object(plain: Any, num_classes: int) -> None:
+    """A model of Hugging Face returns its output object again, and knows its number of classes."""
+    for number, hook in list(plain._forward_hooks.items()):
+        if hook is logits_alone:
+            del plain._forward_hooks[number]
+            plain.num_labels = plain.config.num_labels = num_classes
 
 
 def _say_what_differs(classifier: Classifier, quiet: bool) -> None:

@@ -18,11 +18,11 @@ from ncreg.models._backbone import (
     dropout_before_head,
     evaluating,
     example_image,
-    from_timm_name,
     parameter_like,
     pooled_features,
 )
 from ncreg.models._classifier import Classifier
+from ncreg.models._create import from_timm_name
 from ncreg.norms import last_norm
 
 
@@ -37,6 +37,7 @@ def swap_head(
     input_size: Sequence[int] | None = None,
     model_args: Mapping[str, Any] | None = None,
     head_args: Mapping[str, Any] | None = None,
+    weights: Mapping[str, Any] | None = None,
 ) -> Classifier:
     """Replace a model's classifier by projection → last norm → head.
 
@@ -51,6 +52,8 @@ def swap_head(
         input_size: (channels, height, width) of one input, where the model itself does not say it.
         model_args: for names: what `timm.create_model` takes (pretrained, in_chans, img_size, …).
         head_args: for named heads: what the constructor takes beside in_features and num_classes.
+        weights: for names: what `ncreg.load_weights` reads, in place of timm's pretrained weights. The backbone's
+            are taken from it, whatever container and prefix they have there; a classifier in it is not.
 
     The result keeps device, dtype and train/eval mode of what it was given. Random numbers: the backbone is
     drawn first; projection, norm and head follow in a fork of torch's generator, which is left where the
@@ -59,7 +62,8 @@ def swap_head(
 
     Raises:
         ValueError: if the classifier can't be found, features are not (batch, width), the head does not fit,
-            or neither the caller nor the model says the number of classes.
+            neither the caller nor the model says the number of classes, or weights do not cover the backbone.
+        ConnectionError: if pretrained weights are not on this disk and the hub is out of reach.
         TypeError: if model, head or norm is neither a name nor a module, or a size no integer.
 
     Example:
@@ -74,12 +78,14 @@ def swap_head(
     for name, args in {"model_args": model_args, "head_args": head_args}.items():
         if not (args is None or isinstance(args, Mapping)):
             raise TypeError(f"{name}={args!r} must be a dict of keyword arguments, not {type(args).__name__}")
+    if not (weights is None or isinstance(weights, Mapping)):
+        raise TypeError(f"weights must be a dict of tensors by name, not {weights!r}: ncreg.load_weights reads a file")
     if not (classifier is None or isinstance(classifier, str)):
         raise TypeError(f"classifier={classifier!r} must be the path of a submodule, such as 'fc', or None")
     if num_classes is not None:
         num_classes = check_integer("num_classes", num_classes, 1)
     input_size = _checked_size(input_size)
-    headless = _headless(model, model_args, classifier, input_size)
+    headless = _headless(model, model_args, classifier, input_size, weights)
     backbone = headless.module
     if rates := dropout_before_head(backbone):
         by_hand = "; ".join(f"model.{place} = 0.0" for place in rates)
@@ -106,6 +112,11 @@ def swap_head(
     )
     swapped._removed, swapped._new_head = headless.removed, new_head if isinstance(head, str) else None
     swapped.training = backbone.training
+    if isinstance(model, Classifier):
+        swapped.image_shape, swapped.data_config = model.image_shape, model.data_config
+        swapped.class_names = model.class_names if swapped.num_classes == model.num_classes else None
+    if isinstance(head, str) and isinstance(norm, str):
+        swapped.built_by = {"head": head, "norm": norm, "project": project, "head_args": dict(head_args or {})}
     return swapped
 
 
@@ -125,17 +136,20 @@ def _headless(
     model_args: Mapping[str, Any] | None,
     classifier: str | None,
     input_size: Sequence[int] | None,
+    weights: Mapping[str, Any] | None,
 ) -> Headless:
     """The model without its classifier, and the features of one example."""
     own_classes: Any
     if isinstance(model, str):
         if classifier is not None:
             raise ValueError(f"classifier={classifier!r} is for modules; timm knows where {model!r} has its own")
-        backbone = from_timm_name(model, model_args or {})
+        backbone = from_timm_name(model, model_args or {}, weights)
         own_classes = backbone.pretrained_cfg.get("num_classes")  # type: ignore[union-attr, operator]
     else:
         if model_args:
             raise ValueError(f"model_args={dict(model_args)} is for timm names; a module is taken as it is")
+        if weights is not None:
+            raise ValueError("weights is for timm names; a module is taken as it is: load its weights before")
         if isinstance(model, Classifier):
             features = parameter_like(model.backbone).new_zeros(1, model.backbone_width)
             return Headless(copy.deepcopy(model.backbone), features, model.num_classes or None, model._removed)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch.optim import Optimizer
@@ -20,6 +21,7 @@ from torch.optim.lr_scheduler import (
 )
 
 from ncreg._checks import check_integer
+from ncreg.tpt._terminal import scale_rate
 
 
 @runtime_checkable
@@ -38,7 +40,11 @@ class TimmSchedule(Protocol):
 
 
 class InnerSchedule:
-    """One way to drive every schedule: `step` once an epoch, `step_update` once an update, all state kept."""
+    """One way to drive every schedule: `step` once an epoch, `step_update` once an update, all state kept.
+
+    It drives the `driven` parameter groups that the optimizer had when the schedule was built. A group's `lr_scale`
+    multiplies its rate: timm's schedules do so themselves, for torch's and for none it is done here.
+    """
 
     def __init__(
         self,
@@ -48,7 +54,13 @@ class InnerSchedule:
     ) -> None:
         if not isinstance(getattr(optimizer, "param_groups", None), list):
             raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
-        self.schedule, self.interval, self.steps = schedule, interval, 0
+        self.optimizer, self.schedule, self.interval, self.steps = optimizer, schedule, interval, 0
+        self.driven = len(optimizer.param_groups)
+        self._check(schedule, optimizer)
+        if schedule is None or isinstance(schedule, LRScheduler):
+            self._scale()
+
+    def _check(self, schedule: Any, optimizer: Optimizer) -> None:
         if schedule is None:
             return
         if not isinstance(schedule, LRScheduler | TimmSchedule):
@@ -67,7 +79,8 @@ class InnerSchedule:
             if self.interval == "epoch":
                 self._step_torch(self.schedule, metric)
         elif self.schedule is not None:
-            self.schedule.step(epoch, metric)
+            with self._driven_groups():
+                self.schedule.step(epoch, metric)
 
     def step_update(self, num_updates: int, metric: float | None) -> None:
         """After an optimizer step."""
@@ -75,15 +88,48 @@ class InnerSchedule:
             if self.interval == "update":
                 self._step_torch(self.schedule, None)
         elif self.schedule is not None:
-            self.schedule.step_update(num_updates, metric)
+            with self._driven_groups():
+                self.schedule.step_update(num_updates, metric)
 
     def _step_torch(self, schedule: LRScheduler, metric: float | None) -> None:
-        if isinstance(schedule, ReduceLROnPlateau):
-            if metric is not None:
-                schedule.step(metric)
+        if isinstance(schedule, ReduceLROnPlateau) and metric is None:
             return
-        _step_unless_ended(schedule, self.steps)
-        self.steps += 1
+        with self._driven_groups():
+            self._scale(inverse=True)  # the schedule may compute a rate from the one before it
+            if isinstance(schedule, ReduceLROnPlateau):
+                schedule.step(metric)  # type: ignore[arg-type]
+            else:
+                _step_unless_ended(schedule, self.steps)
+                self.steps += 1
+            self._scale()
+
+    def _scale(self, inverse: bool = False) -> None:
+        for group in self.optimizer.param_groups:
+            scale_rate(group, inverse)
+
+    @contextmanager
+    def _driven_groups(self) -> Iterator[None]:
+        """Hide groups that were added later: torch's schedules would fail at them."""
+        groups = self.optimizer.param_groups
+        if len(groups) == self.driven:
+            yield
+            return
+        self.optimizer.param_groups = groups[: self.driven]
+        try:
+            yield
+        finally:
+            self.optimizer.param_groups = groups
+
+    def restore_momentum(self) -> None:
+        """Where the schedule cycles momentum (or β₁): the optimizer's own value again, that of its constructor."""
+        defaults = getattr(self.optimizer, "defaults", {})
+        if not _cycles_momentum(self.schedule):
+            return
+        for group in self.optimizer.param_groups[: self.driven]:
+            if "betas" in group and "betas" in defaults:
+                group["betas"] = (defaults["betas"][0], *group["betas"][1:])
+            elif "momentum" in group and "momentum" in defaults:
+                group["momentum"] = defaults["momentum"]
 
     def state_dict(self) -> dict[str, Any] | None:
         """All state, also the patience that timm's plateau schedule leaves out; None without a schedule."""
@@ -120,6 +166,13 @@ class InnerSchedule:
         self.steps = steps
         if "wrapped" in state:
             self.schedule.lr_scheduler.load_state_dict(state["wrapped"])  # type: ignore[union-attr]
+
+
+def _cycles_momentum(schedule: Any) -> bool:
+    """Whether a torch schedule, or a member of it, drives momentum too (OneCycleLR, CyclicLR)."""
+    if getattr(schedule, "cycle_momentum", False):
+        return True
+    return any(_cycles_momentum(member) for member in getattr(schedule, "_schedulers", ()))
 
 
 def _step_unless_ended(schedule: LRScheduler, steps: int) -> None:

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from ncreg._checks import check_integer, check_number
 from ncreg.tpt._inner import InnerSchedule, TimmSchedule
 from ncreg.tpt._settings import checked_accuracy, checked_progress, checked_settings
-from ncreg.tpt._terminal import Terminal, rate_factor, set_rate, starting_rates
+from ncreg.tpt._terminal import Terminal, join, rate_factor, scale_rate, set_rate, starting_rates
 
 Phase = Literal["fitting", "terminal", "finished"]
 
@@ -67,13 +67,18 @@ class TPTScheduler:
     where `start` is `terminal_lr`, or the rate at the onset, but at least `FLOOR` (1 %) of the peak rate, because an
     inner schedule may have annealed to nothing by then. Parameter groups keep the ratios of their peak rates. If zero
     error never comes, the run finishes at `max_epochs` with `onset_epoch` None. An inner schedule that ends before the
-    onset keeps its last rate (torch's CosineAnnealingLR would climb again, OneCycleLR would raise).
+    onset keeps its last rate (torch's CosineAnnealingLR would climb again, OneCycleLR would raise). Where it cycles
+    momentum (OneCycleLR, CyclicLR), the terminal phase has the value that the optimizer was built with.
 
-    The protocol is that of timm's schedulers, so timm's own loop can drive it: `step(epoch, metric)` at the end of
-    each epoch (`epoch` counts the finished ones, the first call says 1), `step_update(num_updates)` after each
-    optimizer step. The metric is the accuracy on clean **training** data in eval mode, in [0, 1] (timm's loop passes
-    per cent of validation accuracy: pass the right one). In a distributed run pass the same, reduced metric on all
-    ranks: every decision follows from it.
+    A group's `lr_scale` (timm's layer decay, `param_groups`) multiplies its rate under every schedule and none. A
+    group that is added after the onset (late unfreezing) keeps the ratio to the other rates that it then has; one
+    added before keeps its rate until the onset, because the inner schedule does not know it: a warning says so.
+
+    The protocol is that of timm's schedulers: `step(epoch, metric)` at the end of each epoch (`epoch` counts the
+    finished ones, the first call says 1), `step_update(num_updates)` after each optimizer step. The metric is the
+    accuracy on clean **training** data in eval mode, in [0, 1]. timm's train.py passes per cent of validation accuracy,
+    which is refused: `ncreg.integrations.timm` measures the training set there and drives this class by flags. In a
+    distributed run pass the same, reduced metric on all ranks: every decision follows from it.
 
     Args:
         optimizer: the optimizer whose rates are set.
@@ -151,11 +156,10 @@ class TPTScheduler:
         self.last_epoch: int | None = None
         self.regressions: list[int] = []
         self._streak = 0
-        self._peaks: list[float] = []
+        self._peaks = self.get_last_lr()
         self._starts: list[float] = []
         self._least, self._still = math.inf, 0
         self._measured = False
-        self._track_peaks()
 
     # what a training loop reads
 
@@ -197,6 +201,7 @@ class TPTScheduler:
         """
         epoch = check_integer("epoch", epoch, 0)
         if epoch == self.epoch and metric is None:
+            self._take_in_new_groups()
             self._set_terminal_rates()
             return
         if epoch != self.epoch + 1:
@@ -204,6 +209,7 @@ class TPTScheduler:
                 f"epoch={epoch} after epoch {self.epoch}: step() closes one epoch after the other, counted from 1; "
                 "to go on with an earlier run use load_state_dict()"
             )
+        self._take_in_new_groups()
         metric = None if metric is None else checked_accuracy(metric)
         watch = None if watch is None else check_number("watch", watch)
         self.epoch = epoch
@@ -224,15 +230,17 @@ class TPTScheduler:
 
     def step_update(self, num_updates: int, metric: float | None = None) -> None:
         """After an optimizer step: let an inner schedule that counts updates follow (`num_updates` so far)."""
+        self._take_in_new_groups()
         if self._schedule_drives:
             self._inner.step_update(num_updates, metric)
             self._track_peaks()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that steers the rest of the run: hyperparameters, progress, rates, the inner schedule."""
+        self._take_in_new_groups()
         state = {name: getattr(self, name) for name in (*_HYPERPARAMETERS, *_PROGRESS)}
         state |= {name: list(state[name]) for name in ("regressions", "_peaks", "_starts")}
-        return state | {"lr": self.get_last_lr(), "schedule": self._inner.state_dict()}
+        return state | {"lr": self.get_last_lr(), "schedule": self._inner.state_dict(), "driven": self._inner.driven}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on exactly where `state_dict` was taken, hyperparameters and rates included.
@@ -251,11 +259,17 @@ class TPTScheduler:
         progress = checked_progress({name: state[name] for name in (*_PROGRESS, "lr")})
         rates, groups = progress.pop("lr"), self.optimizer.param_groups
         if len(rates) != len(groups):
-            raise ValueError(f"state has {len(rates)} parameter groups, the optimizer has {len(groups)}")
+            raise ValueError(
+                f"state has {len(rates)} parameter groups, the optimizer has {len(groups)}: give it the same groups "
+                "(optimizer.add_param_group) before the state is loaded"
+            )
+        driven = check_integer("driven", state.get("driven", len(groups)), 0, len(groups))  # older states lack it
         self._inner.load_state_dict(state["schedule"])
         self._set(settings | progress)
         self._measured = self.epoch > 0  # not kept; a run that is gone on with is not warned
-        self._inner.interval = self.interval
+        self._inner.interval, self._inner.driven = self.interval, driven
+        if not self._schedule_drives:
+            self._inner.restore_momentum()
         for group, rate in zip(groups, rates, strict=True):
             set_rate(group, rate)
 
@@ -291,6 +305,7 @@ class TPTScheduler:
         length = length if self.max_terminal is None else min(length, self.max_terminal)
         self.last_epoch = min(self.epoch + length, self.max_epochs)
         self._starts = starting_rates(self.get_last_lr(), self._peaks, self.terminal_lr)
+        self._inner.restore_momentum()
 
     def _watch(self, value: float | None) -> None:
         """Bring the end forward where the watched measure has come to a standstill."""
@@ -312,11 +327,30 @@ class TPTScheduler:
         for group, start in zip(self.optimizer.param_groups, self._starts, strict=True):
             set_rate(group, start * factor)
 
+    def _take_in_new_groups(self) -> None:
+        """Groups that were added to the optimizer since the last call."""
+        for place in range(len(self._peaks), len(self.optimizer.param_groups)):
+            group = self.optimizer.param_groups[place]
+            scale_rate(group)
+            rate = float(group["lr"])
+            if self._schedule_drives:
+                self._peaks.append(rate)
+                if self._inner.schedule is not None:
+                    warnings.warn(
+                        f"parameter group {place} was added after the inner schedule was built, which does not know "
+                        f"it: it keeps its rate, {rate:.4g}, as long as that schedule drives the others",
+                        UserWarning,
+                        stacklevel=3,
+                    )
+            else:
+                start, peak = join(self.get_last_lr(), self._starts, self._peaks, rate)
+                self._starts.append(start)
+                self._peaks.append(peak)
+
     def _track_peaks(self) -> None:
         """The greatest rate that each group has had while fitting."""
         if self.onset_epoch is None:
-            old = self._peaks + [0.0] * (len(self.optimizer.param_groups) - len(self._peaks))
-            self._peaks = [max(*pair) for pair in zip(old, self.get_last_lr(), strict=True)]
+            self._peaks = [max(*pair) for pair in zip(self._peaks, self.get_last_lr(), strict=True)]
 
     def _set(self, values: Mapping[str, Any]) -> None:
         for name, value in values.items():

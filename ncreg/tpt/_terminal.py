@@ -43,3 +43,34 @@ def set_rate(group: dict[str, Any], rate: float) -> None:
         group["lr"].fill_(rate)
     else:
         group["lr"] = rate
+
+
+def scale_rate(group: dict[str, Any], inverse: bool = False) -> None:
+    """Multiply the rate of a parameter group by its `lr_scale` where it has one, or divide by it.
+
+    Example:
+        >>> group = {"lr": 0.1, "lr_scale": 0.5}
+        >>> scale_rate(group)
+        >>> group["lr"]
+        0.05
+    """
+    scale = float(group.get("lr_scale", 1.0))
+    if inverse:
+        scale = 1 / scale if scale else 1.0  # nothing comes back from a scale of 0
+    if scale != 1:
+        set_rate(group, float(group["lr"]) * scale)
+
+
+def join(rates: Sequence[float], starts: Sequence[float], peaks: Sequence[float], rate: float) -> tuple[float, float]:
+    """Start and peak of a group that is added in the terminal phase: it keeps the ratio that it has now.
+
+    Its rate is compared with that of the group with the greatest peak, or with that peak where the rate is 0.
+
+    Example:
+        >>> join(rates=[0.01, 0.005], starts=[0.02, 0.01], peaks=[1.0, 0.5], rate=0.001)
+        (0.002, 0.1)
+    """
+    top = max(range(len(peaks)), key=peaks.__getitem__)
+    reference = rates[top] or peaks[top]
+    ratio = rate / reference if reference else 1.0
+    return ratio * starts[top], ratio * peaks[top]

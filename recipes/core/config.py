@@ -21,6 +21,8 @@ class ModelConfig:
     Args:
         backbone: any timm model name; hf_hub: and local-dir: names too.
         pretrained: load timm's pretrained weights.
+        weights: start from the backbone in this file (.pth, .pt, .safetensors), run folder or folder of a model
+            instead; null for none. Prefixes are seen through; norm and head are new.
         head: linear, etf, cosine ... (the names of ncreg.heads.HEADS).
         head_args: further arguments of the head, e.g. scale.
         norm: last norm before the head; none, batch, layer, rms ...
@@ -37,6 +39,12 @@ class ModelConfig:
     project: int | None = None
     model_args: dict[str, Any] = field(default_factory=dict)
     freeze_epochs: int = 0
+    weights: str | None = None
+
+    @property
+    def starts_trained(self) -> bool:
+        """Whether the backbone's first weights come from elsewhere, not from the seed."""
+        return self.pretrained or self.weights is not None
 
 
 @dataclass

@@ -95,7 +95,7 @@ def models(
     config: TrainConfig, data: Dataset, times: Sequence[tuple[int, str, Path]]
 ) -> Iterator[tuple[str, Classifier]]:
     """Title and model: first the untrained one, rebuilt from its seed, then that of each checkpoint."""
-    if not config.model.pretrained:
+    if not config.model.starts_trained:
         yield "epoch 0", build_model(config.model, data, seed=config.seed)
     for epoch, name, path in times:
         yield f"epoch {epoch}" + (f" ({TIMES[name]})" if name in TIMES else ""), read_classifier(path, "cpu")

@@ -19,6 +19,9 @@ from recipes.study.spec import Study
 GROUPS = tuple(item.name for item in fields(TrainConfig) if is_dataclass(getattr(TrainConfig(), item.name)))
 """Keys of recipes/train.py that hold further keys, as data, model, optim."""
 
+LATER_KEYS = {"model.weights": None}
+"""Keys that came after studies had been committed, with their defaults: at these they do not count in the hash."""
+
 IRRELEVANT_KEYS = ("out", "quiet", "tensorboard", "recipe")
 """Keys that change nothing in a run's numbers."""
 
@@ -147,7 +150,11 @@ def _folder_fingerprint(root: Path) -> str:
 def config_hash(config: Mapping[str, Any]) -> str:
     """A hash of a configuration by dotted key; keys that are missing in it count as having their defaults."""
     terms = {name: asdict(TermConfig()) | term for name, term in config.get("loss", {}).items()}
-    text = json.dumps(dotted_config(TrainConfig()) | dict(config) | {"loss": terms}, sort_keys=True, allow_nan=False)
+    values = dotted_config(TrainConfig()) | dict(config) | {"loss": terms}
+    for key, default in LATER_KEYS.items():
+        if values[key] == default:
+            del values[key]
+    text = json.dumps(values, sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

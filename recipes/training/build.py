@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,18 @@ from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 
 from ncreg.heads import HEADS
-from ncreg.models import Classifier, Normalize, swap_head
+from ncreg.models import Classifier, MatchedWeights, Normalize, match_weights, swap_head
 from ncreg.optim import param_groups
+from ncreg.pretrained import load_weights
 from ncreg.tpt import TPTScheduler
 from recipes.core.config import ModelConfig, OptimConfig, TPTConfig
 from recipes.core.errors import UserError
 from recipes.core.suggestions import did_you_mean
 from recipes.data.load import SMALLEST, Dataset
 from recipes.training.metrics import measure_names
+
+MOST_NAMED = 4
+"""Unused parts of a file of weights that a note names at most."""
 
 
 def image_size(native: int | None, *, backbone: str, requested: int | None = None) -> int:
@@ -49,26 +53,42 @@ def native_size(backbone: str) -> tuple[int, bool]:
     return (224, False) if found is None else (int(found.input_size[-1]), found.fixed_input_size)
 
 
-def build_model(model: ModelConfig, data: Dataset, *, seed: int, dtype: torch.dtype = torch.float32) -> Classifier:
+def build_model(
+    model: ModelConfig,
+    data: Dataset,
+    *,
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+    note: Callable[[str], None] = lambda text: None,
+) -> Classifier:
     """The classifier, with the normalisation of its images inside; initial weights are drawn with the seed.
 
+    Args:
+        model: the configuration.
+        data: the images.
+        seed: of the initial weights.
+        dtype: of the weights.
+        note: takes a sentence on what of `model.weights` is not used.
+
     Raises:
-        UserError: no such backbone, arguments that it does not take, or an image size that it cannot take.
+        UserError: no such backbone, arguments that it does not take, an image size that it cannot take, or weights
+            that do not cover it.
     """
     torch.manual_seed(seed)
     sample, _ = next(data.train[torch.arange(2)].in_batches(2))
     check_backbone(model.backbone)
     check_head(model.head)
-    args = classifier_args(model, data, seed=seed)
-    args |= {"model": model.backbone, "model_args": {**args["model_args"], "pretrained": model.pretrained}}
-    try:
-        classifier = swap_head(**args)
-    except (ValueError, TypeError, KeyError, RuntimeError, OSError) as error:
-        raise UserError(f"{model.backbone} with head {model.head}: {' '.join(str(error).split())}") from None
+    weights = read_weights(model)
+    classifier = new_classifier(model, classifier_args(model, data, seed=seed), weights)
     mean, std = data.moments()
-    if model.pretrained:
-        mean, std = pretrained_moments(classifier, sample.shape[1])
-    classifier.preprocess = Normalize(mean, std)
+    if weights is not None:
+        found = match_weights(weights, classifier.backbone)
+        note(f"model.weights={model.weights}: {describe(found)}")
+        mean, std = moments_beside(weights, found.prefix) or pretrained_moments(classifier)
+    elif model.pretrained:
+        mean, std = pretrained_moments(classifier)
+    channels = sample.shape[1]
+    classifier.preprocess = Normalize(for_channels(mean, channels), for_channels(std, channels))
     try:
         with torch.no_grad():
             classifier.eval()(sample.to(next(classifier.parameters()).device))
@@ -80,17 +100,71 @@ def build_model(model: ModelConfig, data: Dataset, *, seed: int, dtype: torch.dt
     return classifier.to(dtype).to(memory_format=torch.channels_last)
 
 
+def new_classifier(model: ModelConfig, args: dict[str, Any], weights: Mapping[str, Any] | None) -> Classifier:
+    """The classifier of these arguments of `swap_head`, on pretrained weights where the configuration wants some."""
+    pretrained = model.pretrained and weights is None
+    model_args = {**args["model_args"], **model.model_args, "pretrained": pretrained}
+    args |= {"model": model.backbone, "model_args": model_args}
+    try:
+        return swap_head(**args, weights=weights)
+    except ConnectionError as error:
+        reason = str(error).partition("; ")[0]
+        raise UserError(
+            f"{reason}: --model.weights FILE takes weights on this disk, "
+            "--model.backbone local-dir:FOLDER a folder that timm wrote"
+        ) from None
+    except (ValueError, TypeError, KeyError, RuntimeError, OSError) as error:
+        if weights is not None:
+            raise UserError(f"model.weights={model.weights}: {' '.join(str(error).split())}") from None
+        raise UserError(f"{model.backbone} with head {model.head}: {' '.join(str(error).split())}") from None
+
+
+def read_weights(model: ModelConfig) -> dict[str, Any] | None:
+    """The tensors that `model.weights` names, None without it.
+
+    Raises:
+        UserError: they cannot be read.
+    """
+    if model.weights is None:
+        return None
+    try:
+        return load_weights(model.weights)
+    except (FileNotFoundError, ValueError) as error:
+        raise UserError(f"model.weights={model.weights}: {error}") from None
+
+
+def describe(found: MatchedWeights) -> str:
+    """A sentence on what a file gives to the backbone, and what it does not."""
+    names = sorted({name.rpartition(".")[0] or name for name in found.unused})
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    unused = f"; not used: {', '.join(names[:MOST_NAMED])}{more}" if names else ""
+    taken = f"{len(found.matched)} tensors" if not found.missing else "translated by timm"
+    return f"the backbone's weights ({taken}{f', under {found.prefix}' if found.prefix else ''}){unused}"
+
+
+def moments_beside(weights: Mapping[str, Any], prefix: str) -> tuple[list[float], list[float]] | None:
+    """Mean and standard deviation that a classifier of ours normalises with, from the weights beside its backbone."""
+    around = prefix.removesuffix("backbone.")
+    held: Any = weights
+    for part in around.split(".")[:-1]:
+        held = held.get(part, {})
+    if "preprocess.mean" not in held:
+        return None
+    return held["preprocess.mean"].flatten().tolist(), held["preprocess.std"].flatten().tolist()
+
+
 def classifier_args(model: ModelConfig, data: Dataset, *, seed: int) -> dict[str, Any]:
     """Arguments of `swap_head` that build the classifier again, without its pretrained weights."""
     local = local_config(model.backbone) or {"architecture": model.backbone, "model_args": {}}
     args = {key: value for key, value in local["model_args"].items() if key != "num_classes"}
+    own = {key: value for key, value in model.model_args.items() if key != "checkpoint_path"}
     return {
         "model": local["architecture"],  # the folder of a local-dir: backbone may be gone by then
         "head": model.head,
         "num_classes": len(data.class_names),
         "norm": model.norm,
         "project": model.project,
-        "model_args": {**args, "in_chans": data.train.images.shape[1], **model.model_args},
+        "model_args": {**args, "in_chans": data.train.images.shape[1], **own},
         "head_args": {"seed": seed, **model.head_args},
     }
 
@@ -122,12 +196,15 @@ def check_head(name: str) -> None:
         raise UserError(f"model.head={name!r} is unknown: one of {', '.join(HEADS)}{did_you_mean(name, HEADS)}")
 
 
-def pretrained_moments(model: Classifier, channels: int) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation that the backbone was pretrained with, averaged over channels for gray images."""
+def pretrained_moments(model: Classifier) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation that timm knows for the backbone's weights."""
     found: Any = model.backbone.pretrained_cfg
-    moments = [list(found["mean"]), list(found["std"])]
-    mean, std = ([float(np.mean(values))] * channels if channels != len(values) else values for values in moments)
-    return mean, std
+    return list(found["mean"]), list(found["std"])
+
+
+def for_channels(values: list[float], channels: int) -> list[float]:
+    """One number a channel: as they are, or their mean where they are of another number of channels."""
+    return values if len(values) == channels else [float(np.mean(values))] * channels
 
 
 def build_optimizer(optim: OptimConfig, model: Classifier) -> Optimizer:

@@ -10,9 +10,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from ncreg.checkpoint import load_checkpoint, save_checkpoint
 from recipes.core.cli import parse
-from recipes.core.config import TrainConfig
+from recipes.core.config import TrainConfig, as_yaml
 from recipes.core.errors import UserError
 from recipes.core.files import environment, json_row, write_atomically, write_json
 from recipes.data.fingerprint import checksums
@@ -63,7 +65,8 @@ class RunDir:
 
         Of several with as many epochs, the newest; dates alone would mislead after a clock was set back.
         """
-        found = [path.parent for path in out.glob("*/config.yaml") if path.read_text() == config]
+        wanted = _with_defaults(config)
+        found = [path.parent for path in out.glob("*/config.yaml") if _with_defaults(path.read_text()) == wanted]
         started = [run for run in map(cls, found) if not run.finished and run.checkpoints()]
         return max(started, key=lambda run: (run.epochs, run.path.stat().st_mtime_ns), default=None)
 
@@ -174,6 +177,23 @@ class RunDir:
                     f"run {self.path} cannot be resumed: image {root / name} {what} since it began; "
                     "put its images back as they were, or start a new run"
                 )
+
+
+def _with_defaults(config: str) -> Any:
+    """The values of a configuration in YAML; keys that came after it was written have their defaults."""
+    try:
+        given = yaml.safe_load(config)
+    except yaml.YAMLError:
+        return None
+    if not isinstance(given, dict):
+        return None
+    defaults: dict[str, Any] = yaml.safe_load(as_yaml(TrainConfig()))
+    return {
+        key: default | given[key]
+        if isinstance(default, dict) and key != "loss" and isinstance(given.get(key), dict)
+        else given.get(key, default)
+        for key, default in defaults.items()
+    } | {key: value for key, value in given.items() if key not in defaults}
 
 
 def _new_folder(out: Path, name: str) -> Path:

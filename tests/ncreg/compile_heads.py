@@ -4,7 +4,8 @@ import copy
 
 import torch
 
-from ncreg.heads import HEADS, ETFHead
+from ncreg.frames import simplex_etf
+from ncreg.heads import HEADS, ETFHead, NearestETFHead
 from ncreg.norms import LastBatchNorm
 
 MODULES = {name: (build(12, 6), 12) for name, build in HEADS.items()}
@@ -34,3 +35,14 @@ for name, (module, dim) in MODULES.items():
     more = torch.cat([features, features + 1])
     assert torch.allclose(exported(more), module(more), atol=1e-5), name
     print(name, "exported: same")
+
+averaged = NearestETFHead(12, 6).eval()
+compiled = torch.compile(averaged, fullgraph=True)
+features = torch.randn(5, 12, generator=torch.Generator().manual_seed(0))
+for turn in range(2):
+    assert torch.allclose(compiled(features), averaged(features), atol=1e-5), turn
+    averaged._buffers["weight"].lerp_(simplex_etf(6, 12, generator=torch.Generator().manual_seed(9)), 0.5)
+lengths = averaged.weight.norm(dim=1)
+assert torch.allclose(lengths, torch.ones(6), atol=1e-5) and averaged._buffers["weight"].norm(dim=1).max() < 0.99
+assert torch.allclose(compiled(features), averaged(features), atol=1e-5)
+print("an averaged frame, compiled: a simplex")

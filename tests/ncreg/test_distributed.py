@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ncreg import losses
 from ncreg.distributed import all_reduce_sum, gather_batch, world_size
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated")  # torch.func's own import
 CLASSES, DIM, INPUT = 4, 6, 5
 # Samples a rank: an uneven last batch, and in the second a rank without any.
 SHARDS = {2: [8, 5], 4: [5, 4, 4, 0]}
@@ -93,6 +94,7 @@ def run_cases(rank, ranks):
     found["ddp"] = two_steps("supcon", *shards, wrap=DistributedDataParallel)
     found["sum"] = sum_of_squares(rank, ranks)
     found["rows"] = gather_batch(*shards)
+    found["transforms"] = transforms(rank, ranks, *shards)
     return found
 
 
@@ -103,6 +105,23 @@ def sum_of_squares(rank, ranks):
     (first,) = torch.autograd.grad(loss, x, create_graph=True)
     (second,) = torch.autograd.grad(first, x)
     return first.detach(), second
+
+
+def transforms(rank, ranks, images, target):
+    """all_reduce_sum under jvp and vmap; a gathered loss's jvp, averaged over ranks; what vmap over a gather says."""
+    x = torch.tensor(rank + 1.0, dtype=torch.float64)
+    slope = torch.func.jvp(lambda x: all_reduce_sum(x) ** 2, (x,), (2 * x,))[1]
+    ensemble = torch.func.vmap(all_reduce_sum)(torch.stack([x, 10 * x]))
+    along = torch.func.jvp(lambda rows: losses.SupConLoss()(rows, target), (images,), (images.sin(),))[1]
+    dist.all_reduce(along)
+    message = ""
+    if len(images):
+        try:
+            torch.func.vmap(lambda rows: losses.SupConLoss()(rows, target))(images[None])
+        except RuntimeError as error:
+            message = str(error)
+    dist.barrier()
+    return slope, ensemble, along / ranks, message
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +170,19 @@ def test_all_reduce_sum_differentiates_the_sum_of_all_losses(ranks_found):
         assert math.isclose(first, 2 * factor * total)
         # Each rank differentiates its own first derivative, 2 · factor · Σx: ranks of them reach every x.
         assert math.isclose(second, 2 * factor * ranks)
+
+
+def test_sums_and_gathered_batches_under_torch_func(ranks_found):
+    """Tangents are summed as gradients are; the ranks' slopes of a gathered loss average to the whole batch's."""
+    total = len(ranks_found) * (len(ranks_found) + 1) / 2
+    images, target = whole_batch()
+    wanted = torch.func.jvp(lambda rows: losses.SupConLoss()(rows, target), (images,), (images.sin(),))[1]
+    for rank, found in enumerate(ranks_found):
+        slope, ensemble, along, message = found["transforms"]
+        assert math.isclose(slope, 2 * total * 2 * total)
+        assert ensemble.tolist() == [total, 10 * total]
+        torch.testing.assert_close(along, wanted, rtol=0, atol=1e-12)
+        assert "give the loss gather=False" in message or SHARDS[len(ranks_found)][rank] == 0
 
 
 def test_gather_batch_keeps_rank_order(ranks_found):

@@ -1,10 +1,17 @@
+import copy
+
 import pytest
 import torch
+from timm.optim import create_optimizer_v2
+from timm.scheduler.cosine_lr import CosineLRScheduler
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from ncreg.models import swap_head
 from ncreg.norms import LastBatchNorm
 from ncreg.optim import param_groups
+from ncreg.tpt import TPTScheduler
 
 
 def names(model, decayed):
@@ -111,3 +118,166 @@ def test_a_bias_of_two_dimensions_does_not_decay():
     module = nn.Linear(3, 2)
     module.bias = nn.Parameter(torch.zeros(2, 1))
     assert names(module, True) == {"weight"}
+
+
+class Holder(nn.Module):
+    """A wrapper that keeps the module inside under a name of its own and hands nothing on, as DDP does."""
+
+    def __init__(self, name, inner):
+        super().__init__()
+        self.add_module(name, inner)
+
+
+def peft(inner):
+    return Holder("base_model", Holder("model", inner))
+
+
+WRAPPED = {
+    "DDP": lambda m: Holder("module", m),
+    "FSDP": lambda m: Holder("_fsdp_wrapped_module", m),
+    "PEFT": peft,
+    "compiled": torch.compile,
+    "checkpointed": checkpoint_wrapper,
+    "several": lambda m: Holder("module", torch.compile(checkpoint_wrapper(m))),
+}
+
+
+def wrapped_backbone(wrap):
+    classifier = swap_head("test_vit", "linear", num_classes=10)
+    classifier.backbone = wrap(classifier.backbone)
+    return classifier
+
+
+def wrapped_block(wrap):
+    classifier = swap_head("test_vit", "linear", num_classes=10)
+    for place, block in enumerate(classifier.backbone.blocks):
+        classifier.backbone.blocks[place] = wrap(block)
+    return classifier
+
+
+@pytest.mark.parametrize("where", ["backbone", "block", "whole", "within another module"])
+@pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
+def test_rules_by_name_see_through_wrappers_anywhere(wrap, where):
+    """The same decay and the same layer for every parameter as without wrappers."""
+
+    def rules(model):
+        groups = param_groups(model, 5e-4, layer_decay=0.5)
+        return {id(p): (group["weight_decay"], group["lr_scale"]) for group in groups for p in group["params"]}
+
+    plain = swap_head("test_vit", "linear", num_classes=10)
+    expected = [rules(plain)[id(p)] for p in plain.parameters()]
+    model = {
+        "backbone": wrapped_backbone,
+        "block": wrapped_block,
+        "whole": lambda wrap: wrap(swap_head("test_vit", "linear", num_classes=10)),
+        "within another module": lambda wrap: Holder("model", wrapped_backbone(wrap)),
+    }[where](wrap)
+    found = rules(model)
+    assert [found[id(p)] for p in model.parameters()] == expected
+    assert len({scale for _, scale in expected}) > 4
+
+
+def test_position_embeddings_of_every_model_inside_are_exempt():
+    two = nn.ModuleList([vit(), checkpoint_wrapper(vit())])
+    embeddings = {name for name, _ in two.named_parameters() if name.endswith("pos_embed")}
+    assert len(embeddings) == 2 and embeddings <= names(two, False)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_grouping_that_puts_all_in_one_layer_is_refused():
+    classifier = swap_head("test_vit", num_classes=10)
+    classifier.backbone = Holder("student", classifier.backbone)
+    classifier.backbone.group_matcher = lambda coarse: classifier.backbone.student.group_matcher(coarse)
+    with pytest.raises(ValueError, match=r"puts all \d+ parameters in one layer, such as 'backbone.student"):
+        param_groups(classifier, 0.1, layer_decay=0.5)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_what_has_no_layers_or_several_models_with_layers_is_refused():
+    resnets = nn.ModuleList([vit(), vit()])
+    with pytest.raises(ValueError, match="one model with timm's group_matcher, this one holds 2"):
+        param_groups(resnets, 0.1, layer_decay=0.5)
+    classifier = vit()
+    classifier.backbone = nn.Sequential(nn.Flatten(), nn.Linear(12, 96))
+    with pytest.raises(ValueError, match="group_matcher, which Classifier does not have"):
+        param_groups(classifier, 0.1, layer_decay=0.5)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_parameters_that_were_flattened_are_refused():
+    model = Holder("_fsdp_wrapped_module", vit())
+    model.sharding_strategy = torch.distributed.fsdp.ShardingStrategy.FULL_SHARD
+    with pytest.raises(ValueError, match=r"FullyShardedDataParallel \(FULL_SHARD\).*fully_shard"):
+        param_groups(model, 0.1)
+
+
+def vit():
+    return swap_head("test_vit", "linear", num_classes=10)
+
+
+def rates(optimizer, model):
+    """The rate of each parameter over that of the head."""
+    rate = {id(p): float(group["lr"]) for group in optimizer.param_groups for p in group["params"]}
+    return [rate[id(p)] / rate[id(model.head.weight)] for p in model.parameters()]
+
+
+def scheduler(kind, optimizer):
+    """Something with a step(epoch) that drives the optimizer."""
+    if kind == "torch":
+        inner = CosineAnnealingLR(optimizer, 10)
+        return lambda epoch: inner.step()
+    if kind == "timm":
+        return CosineLRScheduler(optimizer, t_initial=10).step
+    inner = {
+        "TPT": lambda _: None,
+        "TPT over torch": lambda o: CosineAnnealingLR(o, 10),
+        "TPT over timm": lambda o: CosineLRScheduler(o, t_initial=10),
+    }[kind](optimizer)
+    tpt = TPTScheduler(optimizer, inner, max_epochs=10, min_terminal=4)
+    return lambda epoch: tpt.step(epoch, 1.0 if epoch > 3 else 0.5)
+
+
+@pytest.mark.parametrize("kind", ["none", "torch", "timm", "TPT", "TPT over torch", "TPT over timm"])
+@pytest.mark.parametrize("factory", ["torch", "timm"])
+@pytest.mark.parametrize("told", ["lr", "lr_scale"])
+def test_layer_decay_acts_under_every_schedule(kind, factory, told):
+    """With lr everywhere; lr_scale under timm's schedules and TPTScheduler, and once, never twice."""
+    model = vit()
+    groups = param_groups(model, 0.05, layer_decay=0.5, **({"lr": 0.1} if told == "lr" else {}))
+    expected = {id(p): g["lr_scale"] for g in param_groups(model, 0.05, layer_decay=0.5) for p in g["params"]}
+    expected = [expected[id(p)] for p in model.parameters()]
+    make = {"torch": torch.optim.SGD, "timm": lambda g, lr: create_optimizer_v2(g, "sgd", lr=lr)}[factory]
+    optimizer = make(groups, lr=0.1)
+    step = scheduler(kind, optimizer) if kind != "none" else lambda epoch: None
+    if told == "lr_scale" and kind in ("none", "torch"):
+        expected = [1.0] * len(expected)  # documented: nothing there reads it
+    for epoch in range(1, 7):
+        assert rates(optimizer, model) == pytest.approx(expected, rel=1e-9), epoch
+        optimizer.step()
+        step(epoch)
+    assert rates(optimizer, model) == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_scaled_run_resumes_exactly():
+    def build():
+        model = vit()
+        optimizer = torch.optim.SGD(param_groups(model, 0.05, layer_decay=0.5), lr=0.1)
+        return TPTScheduler(optimizer, CosineAnnealingLR(optimizer, 10), max_epochs=12, min_terminal=4)
+
+    whole, first, second = build(), build(), build()
+    for epoch in range(1, 4):
+        whole.optimizer.step(), first.optimizer.step()
+        whole.step(epoch, 0.5), first.step(epoch, 0.5)
+    second.optimizer.load_state_dict(copy.deepcopy(first.optimizer.state_dict()))
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    for epoch in range(4, 10):
+        whole.optimizer.step(), second.optimizer.step()
+        whole.step(epoch, float(epoch > 5)), second.step(epoch, float(epoch > 5))
+        assert whole.get_last_lr() == second.get_last_lr()
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("lr, error", [(-0.1, ValueError), (float("nan"), ValueError), ("0.1", TypeError)])
+def test_a_rate_must_be_a_number_not_below_zero(lr, error):
+    with pytest.raises(error, match="lr="):
+        param_groups(nn.Linear(2, 2), 0.1, lr=lr)

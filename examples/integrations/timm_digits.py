@@ -1,0 +1,49 @@
+"""timm's own train.py and validate.py, unmodified, on digits: killed in the terminal phase, resumed, validated.
+
+The scripts are in timm's repository, not in its package: give their paths.
+
+    python examples/integrations/timm_digits.py TRAIN_PY [VALIDATE_PY] [--out FOLDER] [--quick]
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+from digits import write_folder
+
+
+def run(*command: str) -> None:
+    """Show a command and run it."""
+    print("$", " ".join(command), flush=True)
+    subprocess.run([sys.executable, *command], check=True)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Write the images, train to the middle of the terminal phase, go on to its end, validate."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("train", type=Path, metavar="TRAIN_PY", help="timm's train.py")
+    parser.add_argument("validate", type=Path, metavar="VALIDATE_PY", nargs="?", help="timm's validate.py")
+    parser.add_argument("--out", type=Path, default=Path("runs/timm_digits"), help="folder of images and checkpoints")
+    parser.add_argument("--quick", action="store_true", help="few images, few epochs")
+    args = parser.parse_args(argv)
+    train_size, epochs, stop = (400, 6, 4) if args.quick else (1400, 10, 9)
+    data = write_folder(args.out / "images", train_size)
+    phase = {"max_epochs": 3 * epochs, "min_terminal": 2} | ({"threshold": 0.9} if args.quick else {})
+    terms = {"IntraClassCosineLoss": {"weight": 0.1, "phase": "terminal"}}
+    model = ["--model", "ncreg_etf.test_resnet", "--num-classes", "10", "--input-size", "3", "32", "32"]
+    model += ["--device", "cpu", "--data-dir", str(data)]
+    extra = ["--model-kwargs", f"terminal_phase={phase}", f"loss_terms={terms}"]
+    loop = ["--epochs", str(epochs), "--lr", "0.05", "--warmup-epochs", "0", "--batch-size", "50"]
+    loop += ["--weight-decay", "5e-4", "--scale", "1.0", "1.0", "--hflip", "0.0", "--output", str(args.out)]
+    command = [str(args.train), "--device-modules", "ncreg.integrations.timm", *model, *extra, *loop]
+    command += ["--experiment", "etf"]
+    run(*command, "--stop-epoch", str(stop))
+    last = args.out / "etf" / "last.pth.tar"
+    run(*command, "--resume", str(last))
+    if args.validate is not None:
+        run("-m", "ncreg.integrations.timm", str(args.validate), *model, "--checkpoint", str(last))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""The end of an epoch in a loop that is not ours: measure the clean training set, then step the scheduler."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from ncreg._checks import check_choice, check_integer
+from ncreg.integrations._training_set import measure_training_set
+from ncreg.models import Classifier
+from ncreg.tpt import TPTScheduler
+
+WATCHED = ("nc1", "nc2_equiangularity", "nc3", "etf_distance")
+
+
+class EpochCloser:
+    """`close(scheduler, classifier, epoch)` once an epoch, or later: an epoch is measured once, and stepped once.
+
+    A checkpoint that was written before its epoch was closed (during validation, say) holds the weights of the epoch's
+    end and the scheduler's state of its beginning. Closing the epoch after the checkpoint was loaded gives what the
+    uninterrupted run had.
+
+    Args:
+        batches: the clean training set, see `measure_training_set`.
+        watch: the measure that goes to `TPTScheduler.step(watch=)`.
+        keep_features: see `measure_training_set`.
+    """
+
+    def __init__(self, batches: Iterable[Any], *, watch: str = "nc1", keep_features: bool = True) -> None:
+        if not hasattr(batches, "__iter__") or hasattr(batches, "__next__"):
+            raise TypeError(
+                f"batches must be a loader that can be read again every epoch, not {type(batches).__name__}: "
+                "a DataLoader of clean training images"
+            )
+        self.batches, self.keep_features = batches, keep_features
+        self.watch = check_choice("watch", watch, WATCHED)
+
+    def close(self, scheduler: TPTScheduler | None, classifier: Classifier, epoch: int) -> dict[str, float] | None:
+        """What was measured at the end of epoch `epoch`, counted from 1; None if it has been closed before.
+
+        Raises:
+            ValueError: the scheduler has missed an epoch before this one.
+        """
+        epoch = check_integer("epoch", epoch, 0)
+        if scheduler is not None and epoch <= scheduler.epoch:
+            return None
+        if scheduler is not None and epoch != scheduler.epoch + 1:
+            raise ValueError(
+                f"epoch {epoch} ends, the TPTScheduler stands at epoch {scheduler.epoch}: its state was not restored "
+                "with the weights; resume with the optimizer's state, or begin again at epoch 0"
+            )
+        measured = measure_training_set(classifier, self.batches, keep_features=self.keep_features)
+        if scheduler is not None:
+            scheduler.step(epoch, measured["accuracy"], watch=measured.get(self.watch))
+        return measured

@@ -1,0 +1,141 @@
+"""The five names of timm that a script calls and that are to know of ncreg, replaced wherever they are bound."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import timm.data.loader
+import timm.optim._optim_factory
+import timm.scheduler.scheduler_factory
+import timm.task
+from torch import nn
+from torch.optim import Optimizer
+from torch.utils.data import IterableDataset
+
+from ncreg.integrations._epochs import EpochCloser
+from ncreg.integrations.timm._models import REQUESTS, get_pretrained_cfg, timm_pretrained_cfg
+from ncreg.integrations.timm._schedule import TerminalPhaseSchedule
+from ncreg.integrations.timm._task import CollapseTask, LossTerms
+from ncreg.models import Classifier
+from ncreg.optim import param_groups
+from ncreg.tpt import TPTScheduler
+
+_ORIGINAL: dict[str, Any] = {
+    "create_optimizer_v2": timm.optim._optim_factory.create_optimizer_v2,
+    "create_loader": timm.data.loader.create_loader,
+    "create_scheduler_v2": timm.scheduler.scheduler_factory.create_scheduler_v2,
+    "ClassificationTask": timm.task.ClassificationTask,
+    "get_pretrained_cfg": timm_pretrained_cfg,
+}
+_LOADERS: dict[bool, dict[str, Any]] = {}  # is_training → what the last such loader was made of
+
+
+def install() -> None:
+    """Put the replacements in place; a script that has imported timm's names already gets them as well."""
+    replacements = {
+        "create_optimizer_v2": create_optimizer_v2,
+        "create_loader": create_loader,
+        "create_scheduler_v2": create_scheduler_v2,
+        "ClassificationTask": CollapseTask,
+        "get_pretrained_cfg": get_pretrained_cfg,
+    }
+    for module in list(sys.modules.values()):
+        if getattr(module, "__name__", "").startswith(__package__):
+            continue
+        for name, original in _ORIGINAL.items():
+            if getattr(module, "__dict__", {}).get(name) is original:
+                setattr(module, name, replacements[name])
+
+
+def create_optimizer_v2(model_or_params: Any, opt: str = "sgd", *args: Any, **kwargs: Any) -> Optimizer:
+    """timm's; for a Classifier with the parameter groups of `ncreg.param_groups`, in which γ decays.
+
+    Raises:
+        ValueError: `layer_decay_min_scale` or `layer_decay_no_opt_scale`, which these groups do not have.
+    """
+    make = _ORIGINAL["create_optimizer_v2"]
+    if not isinstance(model_or_params, Classifier):
+        return make(model_or_params, opt, *args, **kwargs)
+    given = inspect.signature(make).bind(model_or_params, opt, *args, **kwargs).arguments
+    given |= given.pop("kwargs", {})
+    if given.get("param_group_fn") is None and given.get("filter_bias_and_bn", True):
+        refused = [name for name in ("layer_decay_min_scale", "layer_decay_no_opt_scale") if given.get(name)]
+        if refused:
+            raise ValueError(f"{', '.join(refused)}: ncreg.param_groups knows layer_decay alone; leave the others out")
+        decay, layers = given.get("weight_decay", 0.0), given.pop("layer_decay", None)
+
+        def groups(model: nn.Module) -> list[dict[str, Any]]:
+            return param_groups(model, decay, layer_decay=layers)
+
+        given["param_group_fn"] = groups
+    return make(**given)
+
+
+def create_loader(dataset: Any, *args: Any, **kwargs: Any) -> Any:
+    """timm's; what it was made of is kept, for a second loader of the training set without augmentation."""
+    make = _ORIGINAL["create_loader"]
+    given = inspect.signature(make).bind(dataset, *args, **kwargs).arguments
+    loader = make(**given)
+    _LOADERS[bool(given.get("is_training", False))] = given
+    return loader
+
+
+_OF_EVALUATION = (
+    *("input_size", "batch_size", "interpolation", "mean", "std", "num_workers"),
+    *("crop_pct", "crop_mode", "pin_memory", "img_dtype", "device", "use_prefetcher"),
+)
+
+
+def clean_loader() -> Any:
+    """The training images as the validation loader shows its own: no augmentation, every image once, in order.
+
+    Raises:
+        ValueError: there was no training loader of `create_loader`, or its data set can be read only once.
+    """
+    if True not in _LOADERS:
+        raise ValueError(
+            "terminal_phase needs the training loader of timm.data.create_loader: --naflex-loader makes another"
+        )
+    training = _LOADERS[True]
+    dataset = training["dataset"]
+    while hasattr(dataset, "dataset"):  # AugMix wraps the images
+        dataset = dataset.dataset
+    if isinstance(dataset, IterableDataset):
+        raise ValueError(
+            f"terminal_phase reads the training set a second time, which {type(dataset).__name__} does not allow: "
+            "use a folder of images or another data set with a length"
+        )
+    like = _LOADERS.get(False, training)
+    kept = {name: like[name] for name in _OF_EVALUATION if name in like}
+    return _ORIGINAL["create_loader"](copy.copy(dataset), is_training=False, persistent_workers=False, **kept)
+
+
+def create_scheduler_v2(optimizer: Optimizer, *args: Any, **kwargs: Any) -> tuple[Any, int]:
+    """timm's; with `terminal_phase`, timm's schedule inside a TPTScheduler that measures the clean training set.
+
+    Raises:
+        ValueError: loss terms that no task computes, or settings that TPTScheduler refuses.
+    """
+    schedule, num_epochs = _ORIGINAL["create_scheduler_v2"](optimizer, *args, **kwargs)
+    terms = REQUESTS.terms if isinstance(REQUESTS.terms, LossTerms) else None
+    if REQUESTS.loss_terms and terms is None:
+        raise ValueError("loss_terms are computed in timm's ClassificationTask alone: no distillation, no multilabel")
+    if REQUESTS.terminal_phase is None or REQUESTS.classifier is None:
+        if terms is not None and set(terms.phases.values()) != {"always"}:
+            raise ValueError(f"loss_terms with the phases {terms.phases} need terminal_phase, which finds the phase")
+        return schedule, num_epochs
+    scheduler = TPTScheduler(optimizer, schedule, **_settings(REQUESTS.terminal_phase, num_epochs))
+    driver = TerminalPhaseSchedule(scheduler, schedule, EpochCloser(clean_loader()), REQUESTS.classifier, terms)
+    return driver, scheduler.epoch if scheduler.finished else scheduler.max_epochs
+
+
+def _settings(requested: Mapping[str, Any], num_epochs: int) -> dict[str, Any]:
+    known = [name for name, p in inspect.signature(TPTScheduler).parameters.items() if p.kind is p.KEYWORD_ONLY]
+    unknown = sorted(set(requested) - set(known))
+    if unknown:
+        raise ValueError(f"terminal_phase={dict(requested)}: unknown {', '.join(unknown)}; known: {', '.join(known)}")
+    return {"max_epochs": num_epochs} | dict(requested)

@@ -1,0 +1,111 @@
+"""Names for timm.create_model: `ncreg_HEAD.BACKBONE`, for every head of ncreg and every timm model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import timm.models
+from timm.models import PretrainedCfg, is_model, register_model
+from torch import nn
+
+from ncreg.heads import HEADS
+from ncreg.models import Classifier, swap_head
+
+timm_pretrained_cfg = timm.models.get_pretrained_cfg
+
+
+@dataclass
+class Requests:
+    """What `--model-kwargs` requests beyond the model itself, for the hooks that see loss, loader and schedule."""
+
+    loss_terms: Mapping[str, Any] = field(default_factory=dict)
+    terminal_phase: Mapping[str, Any] | None = None
+    classifier: Classifier | None = None
+    terms: nn.Module | None = None  # once a task computes them
+
+
+REQUESTS = Requests()
+"""Those of the last `ncreg_*` model that was made: a script of timm's trains one model."""
+
+
+def register_names() -> None:
+    """Make `ncreg_HEAD` known to timm for every head, once."""
+    for head in HEADS:
+        if not is_model(f"ncreg_{head}"):
+            register_model(_entrypoint(head))
+
+
+def get_pretrained_cfg(model_name: str, *args: Any, **kwargs: Any) -> PretrainedCfg | None:
+    """timm's; that of `ncreg_HEAD.BACKBONE` is the backbone's, whose name stands in it as the tag."""
+    name, _, backbone = model_name.partition(".")
+    if not (name.startswith("ncreg_") and backbone):
+        return timm_pretrained_cfg(model_name, *args, **kwargs)
+    found = timm_pretrained_cfg(backbone, *args, **kwargs) or PretrainedCfg()
+    return replace(found, architecture=name, tag=backbone)
+
+
+def _entrypoint(head: str) -> Callable[..., nn.Module]:
+    def build(
+        pretrained: bool = False,
+        pretrained_cfg: Any = None,
+        pretrained_cfg_overlay: Mapping[str, Any] | None = None,
+        cache_dir: Any = None,
+        *,
+        num_classes: int | None = None,
+        backbone: str | None = None,
+        norm: str = "batch",
+        project: int | None = None,
+        head_args: Mapping[str, Any] | None = None,
+        loss_terms: Mapping[str, Any] | None = None,
+        terminal_phase: bool | Mapping[str, Any] | None = None,
+        **model_args: Any,
+    ) -> nn.Module:
+        name, cfg = _backbone(head, backbone, pretrained_cfg)
+        known = {"pretrained": pretrained, "pretrained_cfg": cfg, "cache_dir": cache_dir}
+        known["pretrained_cfg_overlay"] = pretrained_cfg_overlay
+        classifier = swap_head(
+            name,
+            head,
+            num_classes=num_classes,
+            norm=norm,
+            project=project,
+            model_args=model_args | {name: value for name, value in known.items() if value},
+            head_args=_mapping("head_args", head_args),
+        )
+        REQUESTS.loss_terms = _mapping("loss_terms", loss_terms)
+        REQUESTS.terminal_phase = None
+        if terminal_phase is not None and terminal_phase is not False:
+            REQUESTS.terminal_phase = {} if terminal_phase is True else _mapping("terminal_phase", terminal_phase)
+        REQUESTS.classifier, REQUESTS.terms = classifier, None
+        return classifier
+
+    build.__name__ = build.__qualname__ = f"ncreg_{head}"
+    build.__doc__ = f"swap_head(BACKBONE, {head!r}); BACKBONE follows the name after a dot."
+    return build
+
+
+def _backbone(head: str, backbone: str | None, cfg: Any) -> tuple[str, dict[str, Any] | None]:
+    """The backbone's name, which stands where timm expects a tag, or `backbone=`; and its cfg, if timm hands it in."""
+    cfg = cfg.to_dict() if isinstance(cfg, PretrainedCfg) else cfg
+    tag = cfg.get("tag") if isinstance(cfg, Mapping) else cfg
+    if backbone is not None and tag:
+        raise ValueError(f"the backbone is named twice: ncreg_{head}.{tag} and backbone={backbone!r}")
+    name = tag or backbone
+    if not isinstance(name, str):
+        raise ValueError(f"ncreg_{head} needs a backbone: ncreg_{head}.resnet18, or --model-kwargs backbone=resnet18")
+    if not (tag and isinstance(cfg, Mapping)):
+        return name, None
+    architecture, _, own_tag = name.partition(".")
+    return name, {**cfg, "architecture": architecture, "tag": own_tag or None}
+
+
+def _mapping(name: str, value: Any) -> Mapping[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise TypeError(
+            f"{name}={value!r} must be a dict; on the command line --model-kwargs \"{name}={{'key': value}}\""
+        )
+    return value

@@ -1,0 +1,117 @@
+"""timm's ClassificationTask with loss terms of ncreg added to timm's own loss."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from timm.task import ClassificationTask
+from torch import Tensor, nn
+
+from ncreg import losses
+from ncreg._checks import check_choice, check_number
+from ncreg.integrations.timm._models import REQUESTS
+from ncreg.models import Classifier
+
+PHASES = ("always", "fitting", "terminal")
+
+
+class LossTerms(nn.Module):
+    """Σ weight · phase · loss over the requested terms; `ramp` fades the terminal phase in.
+
+    Args:
+        requested: class name in `ncreg.losses` → weight, or a dict with `weight`, `phase` ("always", "fitting" or
+            "terminal") and arguments of the class. Numbers of classes and features are filled in.
+        classifier: says them, and gives the class vectors.
+
+    Raises:
+        ValueError: an unknown loss or phase, or one that lacks an argument.
+    """
+
+    def __init__(self, requested: Mapping[str, Any], classifier: Classifier) -> None:
+        super().__init__()
+        self.ramp = 0.0
+        self.losses = nn.ModuleDict()
+        self.weights: dict[str, float] = {}
+        self.phases: dict[str, str] = {}
+        self.consumes: dict[str, tuple[str, ...]] = {}
+        sizes = {"num_classes": classifier.num_classes, "num_features": classifier.head_hidden_size}
+        known = [name for name in losses.__all__ if name.endswith("Loss")]
+        for name, value in requested.items():
+            check_choice("loss_terms", name, known)
+            args = dict(value) if isinstance(value, Mapping) else {"weight": value}
+            self.weights[name] = check_number(f"loss_terms[{name}]['weight']", args.pop("weight", 1.0))
+            self.phases[name] = check_choice(f"loss_terms[{name}]['phase']", args.pop("phase", "always"), PHASES)
+            kind: Any = getattr(losses, name)
+            taken = inspect.signature(kind).parameters
+            try:
+                self.losses[name] = kind(**{key: size for key, size in sizes.items() if key in taken} | args)
+            except TypeError as error:
+                raise ValueError(f"loss_terms[{name}]: {error}") from error
+            self.consumes[name] = kind.consumes
+
+    def forward(self, available: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Each term that acts now, times its weight; available holds features, logits, target and weight."""
+        factors = {"always": 1.0, "fitting": 1.0 - self.ramp, "terminal": self.ramp}
+        weighed = {}
+        for name, loss in self.losses.items():
+            if factor := self.weights[name] * factors[self.phases[name]]:
+                weighed[name] = factor * loss(*(available[part] for part in self.consumes[name]))
+        return weighed
+
+
+class CollapseTask(ClassificationTask):
+    """timm's task, with `loss_terms` of the `ncreg_*` model that it trains; without any it is timm's own."""
+
+    terms: LossTerms | None
+
+    def __init__(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
+        super().__init__(model, *args, **kwargs)
+        self.terms = None
+        if isinstance(model, Classifier) and model is REQUESTS.classifier and REQUESTS.loss_terms:
+            self.terms = LossTerms(REQUESTS.loss_terms, model).to(self.device)
+            self._head = [model.head]  # in a list: no submodule of the task
+            REQUESTS.terms = self.terms
+
+    def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """Timm's dict of loss and output, with the weighed terms by name."""
+        if self.terms is None:
+            return super().forward(input, target)
+        if target.ndim != 1:
+            raise ValueError(
+                f"loss_terms need one class a sample, the target has shape {tuple(target.shape)}: "
+                "leave out --mixup, --cutmix and --jsd-loss, or loss_terms"
+            )
+        logits, features = self.trainable_module(input, with_features=True)
+        head = self._head[0]
+        available = {"features": features, "logits": logits, "target": target}
+        weight = getattr(head, "class_vectors", getattr(head, "weight", None))
+        available |= {} if weight is None else {"weight": weight}
+        terms = self.terms(available)
+        loss = torch.stack([self.criterion(logits, target), *terms.values()]).sum()
+        return {"loss": loss, "output": logits} | terms
+
+    def get_clip_parameters(self, exclude_head: bool = False) -> Any:
+        """Timm leaves out the last two parameters for the head; here the head's own, of which a fixed head has none."""
+        module: Any = self.get_trainable_module()
+        classifier = next((part for part in module.modules() if isinstance(part, Classifier)), None)
+        if not exclude_head or classifier is None:
+            return super().get_clip_parameters(exclude_head)
+        head = {id(parameter) for parameter in classifier.head.parameters()}
+        return [parameter for parameter in module.parameters() if id(parameter) not in head]
+
+    def get_task_state(self, module: nn.Module | None = None, ema: bool = False) -> dict[str, Any]:
+        """timm's, and the buffers of the loss terms (centres, memories)."""
+        state = super().get_task_state(module, ema)
+        own = {} if self.terms is None or ema else self.terms.state_dict()
+        return state | ({"ncreg_loss_terms": own} if own else {})
+
+    def load_task_state(
+        self, state: dict[str, Any] | None, strict: bool = True, module: nn.Module | None = None, ema: bool = False
+    ) -> None:
+        """Likewise."""
+        super().load_task_state(state, strict, module, ema)
+        if self.terms is not None and not ema:
+            self.terms.load_state_dict((state or {}).get("ncreg_loss_terms", {}), strict=strict)

@@ -1,0 +1,149 @@
+"""Hugging Face's Trainer: a model with a loss, a schedule, and a callback that drives the terminal phase."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+try:
+    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+except ImportError as error:
+    raise ImportError("ncreg.integrations.transformers needs transformers: pip install 'ncreg[hf]'") from error
+
+from ncreg.integrations._epochs import EpochCloser
+from ncreg.integrations._training_set import find_classifier
+from ncreg.models import Classifier
+from ncreg.tpt import TPTScheduler
+
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def cross_entropy(logits: Tensor, features: Tensor, labels: Tensor) -> Tensor:
+    """The mean cross-entropy of the batch; the features do not matter."""
+    return F.cross_entropy(logits, labels)
+
+
+class ModelWithLoss(nn.Module):
+    """A `Classifier` as Trainer calls a model: (pixel_values, labels) → {"loss", "logits"}.
+
+    Args:
+        classifier: what `swap_head` gave.
+        loss: (logits, features, labels) → a number.
+
+    Example:
+        >>> import torch
+        >>> from ncreg import swap_head
+        >>> model = ModelWithLoss(swap_head("test_resnet", "etf", num_classes=10))
+        >>> sorted(model(torch.rand(2, 3, 32, 32), torch.tensor([0, 1])))
+        ['logits', 'loss']
+    """
+
+    def __init__(self, classifier: Classifier, loss: Loss = cross_entropy) -> None:
+        super().__init__()
+        if not isinstance(classifier, Classifier):
+            raise TypeError(f"classifier must be what ncreg.swap_head gives, not {type(classifier).__name__}")
+        self.classifier, self.loss = classifier, loss
+
+    def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        """Logits, and with labels the loss before them."""
+        logits, features = self.classifier(pixel_values, with_features=True)
+        return ({} if labels is None else {"loss": self.loss(logits, features, labels)}) | {"logits": logits}
+
+
+class TrainerSchedule:
+    """A TPTScheduler as Trainer's `optimizers=(optimizer, schedule)` takes it: stepped once an update, kept, restored.
+
+    Trainer calls `step()` after each update, which reaches an inner schedule with interval="update" (build it for
+    that), and saves `state_dict()` in every checkpoint. The epochs are closed by `CollapseTrainerCallback`.
+    """
+
+    def __init__(self, scheduler: TPTScheduler) -> None:
+        if not isinstance(scheduler, TPTScheduler):
+            raise TypeError(f"scheduler must be an ncreg.TPTScheduler, not {type(scheduler).__name__}")
+        self.scheduler, self.updates = scheduler, 0
+
+    def step(self) -> None:
+        """After an optimizer step."""
+        self.updates += 1
+        self.scheduler.step_update(self.updates)
+
+    def get_last_lr(self) -> list[float]:
+        """The rate of each parameter group."""
+        return self.scheduler.get_last_lr()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The TPTScheduler's, and the number of updates."""
+        return {"updates": self.updates, "scheduler": self.scheduler.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken."""
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.updates = state["updates"]
+
+
+class CollapseTrainerCallback(TrainerCallback):
+    """After every epoch: measure the clean training set, step the TPTScheduler, stop at its end.
+
+    Measures go into `state.log_history` (and so into trainer_state.json and back) as `collapse_…`.
+
+    Args:
+        batches: loader of the training images without augmentation, plain (not from `accelerator.prepare`): batches
+            of (images, labels), or dicts with pixel_values and labels.
+        watch: the measure that `stop_patience` looks at.
+        keep_features: whether all features are kept for the measures that need two passes.
+
+    Raises:
+        TypeError: `batches` can't be read again, or the model holds no `Classifier`.
+        ValueError: a TPTScheduler that was not handed to Trainer in a `TrainerSchedule`, or a run that has ended.
+
+    Example:
+        >>> import torch
+        >>> images = torch.utils.data.TensorDataset(torch.rand(8, 3, 32, 32), torch.arange(8) % 2)
+        >>> callback = CollapseTrainerCallback(torch.utils.data.DataLoader(images, 4))
+    """
+
+    def __init__(self, batches: Iterable[Any], *, watch: str = "nc1", keep_features: bool = True) -> None:
+        self.closer = EpochCloser(batches, watch=watch, keep_features=keep_features)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Refuse what could not be driven, before anything is trained."""
+        find_classifier(kwargs["model"])
+        if isinstance(kwargs["lr_scheduler"], TPTScheduler):
+            raise ValueError("Trainer(optimizers=(optimizer, TPTScheduler)): hand in TrainerSchedule(TPTScheduler)")
+        schedule = kwargs["lr_scheduler"]
+        if isinstance(schedule, TrainerSchedule) and schedule.scheduler.finished:  # Trainer would train a step first
+            raise ValueError(f"the run ended with epoch {schedule.scheduler.epoch}: nothing is left to train")
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Close the epoch before this one, where a checkpoint was written at its last step."""
+        finished = round(state.epoch or 0)
+        if finished and not self._closed(state, finished):
+            self._close(state, control, finished, **kwargs)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Measure, log, step; Trainer saves after this."""
+        epoch = round(state.epoch or 0)
+        if not self._closed(state, epoch):
+            self._close(state, control, epoch, **kwargs)
+
+    def _closed(self, state: TrainerState, epoch: int) -> bool:
+        return any("collapse_nc1" in row and round(row["epoch"]) == epoch for row in state.log_history)
+
+    def _close(self, state: TrainerState, control: TrainerControl, epoch: int, **kwargs: Any) -> None:
+        schedule = kwargs["lr_scheduler"]
+        scheduler = schedule.scheduler if isinstance(schedule, TrainerSchedule) else None
+        measured = self.closer.close(scheduler, find_classifier(kwargs["model"]), epoch)
+        if measured is not None:
+            row = {f"collapse_{name}": value for name, value in measured.items()}
+            state.log_history.append({"epoch": float(epoch), "step": state.global_step} | row)
+        if scheduler is not None and scheduler.finished:
+            control.should_training_stop = True

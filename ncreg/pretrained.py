@@ -1,0 +1,183 @@
+"""Weights and whole classifiers in the formats of others: files of torch and timm, folders as on the hub."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from timm.models import get_model_args
+from torch import nn
+
+from ncreg._hub import hub_file
+from ncreg.checkpoint import archive_damage, newest_checkpoint, rebuild_classifier
+from ncreg.models import Classifier, Normalize, swap_head
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+ARCHITECTURE = "ncreg.Classifier"
+"""Under "architecture" in config.json: timm does not know it, so it refuses the folder instead of misreading it."""
+
+
+def load_weights(source: str | Path) -> dict[str, Any]:
+    """The tensors of a file by name, for `swap_head(…, weights=…)`; pickled objects in it are refused.
+
+    Args:
+        source: a file .pth, .pt, .bin or .safetensors, a run folder of recipes/train.py (its newest checkpoint), or a
+            folder with model.safetensors, as `Classifier.save_pretrained` and `timm.models.save_for_hf` write it.
+
+    Raises:
+        FileNotFoundError: no such file, or a folder without weights.
+        ValueError: a file that cannot be read, or that holds no tensors by name.
+
+    Example:
+        >>> source, path = swap_head("test_resnet", num_classes=10), getfixture("tmp_path") / "mine.pth"
+        >>> torch.save({"state_dict": {f"module.{name}": value for name, value in source.state_dict().items()}}, path)
+        >>> start = swap_head("test_resnet", num_classes=5, weights=load_weights(path))
+        >>> torch.equal(start.backbone.conv1[0].weight, source.backbone.conv1[0].weight)
+        True
+    """
+    path = _weights_file(Path(source))
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        damage = archive_damage(path) if zipfile.is_zipfile(path) else None
+        if damage is not None:
+            raise ValueError(damage)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # timm's own checkpoints hold their arguments
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged bytes make torch raise errors of any class
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"weights {path} cannot be read ({reason}): damaged, or more than tensors") from None
+    if not isinstance(found, Mapping):
+        raise ValueError(f"weights {path} hold a {type(found).__name__}, not tensors by name")
+    return dict(found)
+
+
+def _weights_file(source: Path) -> Path:
+    if source.is_dir() and not (source / "checkpoints").is_dir():
+        files = [source / name for name in (WEIGHTS, "pytorch_model.bin") if (source / name).is_file()]
+        if not files:
+            raise FileNotFoundError(f"weights {source}: the folder holds neither checkpoints/ of a run nor {WEIGHTS}")
+        return files[0]
+    return newest_checkpoint(source)
+
+
+def save_pretrained(classifier: Classifier, folder: str | Path) -> None:
+    """Write a classifier as model.safetensors and config.json, for `from_pretrained`.
+
+    Args:
+        classifier: built by `swap_head` from a timm backbone, and from head and norm by name.
+        folder: where the two files go; `huggingface_hub.upload_folder` takes it to the hub.
+
+    Raises:
+        ValueError: a part that was given as a module or changed since, which no file can describe.
+    """
+    build = _build_arguments(classifier)
+    _check_rebuilds(build, classifier)
+    cfg = {
+        key: value for key, value in classifier.pretrained_cfg.items() if key not in ("state_dict", "file", "source")
+    }
+    config = {
+        "library_name": "ncreg",
+        "architecture": ARCHITECTURE,
+        "num_classes": classifier.num_classes,
+        "build": build,
+        "class_names": classifier.class_names,
+        "image_shape": classifier.image_shape,
+        "data_config": None if classifier.data_config is None else dict(classifier.data_config),
+        "pretrained_cfg": cfg,
+    }
+    text = json.dumps(config, indent=2)
+    tensors = {name: value.detach().cpu().clone().contiguous() for name, value in classifier.state_dict().items()}
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG).unlink(missing_ok=True)  # written last: a folder that has it is whole
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / CONFIG).write_text(text)
+
+
+def from_pretrained(source: str | Path, *, device: str | torch.device = "cpu") -> Classifier:
+    """The classifier that `save_pretrained` wrote into a folder or that lies on the hub, in eval mode.
+
+    Args:
+        source: a folder, or a repository of the hub, owner/name or owner/name@revision.
+        device: where the classifier goes.
+
+    Raises:
+        FileNotFoundError: no such folder, or no classifier in it.
+        ValueError: files that cannot be read, or that do not fit together.
+        ConnectionError: a repository that is not on this disk, with the hub out of reach.
+    """
+    files = _files_of(source)
+    try:
+        config = json.loads(files[CONFIG].read_text())
+        if config.get("architecture") != ARCHITECTURE:
+            raise ValueError(
+                f"its architecture is {config.get('architecture')!r}, not {ARCHITECTURE}; a model of timm is built by "
+                f"timm.create_model('local-dir:FOLDER', pretrained=True)"
+            )
+        classifier = rebuild_classifier(config, load_file(files[WEIGHTS]))
+    except Exception as error:  # damaged files make json, safetensors and torch raise errors of many classes
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{source} does not give back a Classifier: {reason}") from None
+    return classifier.to(device).eval()
+
+
+def _files_of(source: str | Path) -> dict[str, Path]:
+    folder = Path(source)
+    if not folder.is_dir():
+        if str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
+            raise FileNotFoundError(f"{source} is no folder, and no repository of the hub (owner/name)")
+        return {name: hub_file(str(source), name) for name in (CONFIG, WEIGHTS)}
+    files = {name: folder / name for name in (CONFIG, WEIGHTS)}
+    lacking = [name for name, path in files.items() if not path.is_file()]
+    if lacking:
+        hint = ": a run folder is read by ncreg.load_classifier" if (folder / "checkpoints").is_dir() else ""
+        raise FileNotFoundError(f"{source} holds no Classifier: it has no {' and no '.join(lacking)}{hint}")
+    return files
+
+
+def _build_arguments(classifier: Classifier) -> dict[str, Any]:
+    """The arguments of `swap_head` that build the classifier again, as they come back from JSON."""
+    cfg: Mapping[str, Any] = getattr(classifier.backbone, "pretrained_cfg", {})
+    architecture = cfg.get("architecture")
+    if classifier.built_by is None or architecture is None:
+        raise ValueError(
+            "save_pretrained needs a classifier that swap_head built from a timm backbone, and from head and norm by "
+            "name; keep the code of other parts, and save state_dict() or ncreg.fold(classifier)"
+        )
+    if not isinstance(classifier.preprocess, nn.Identity | Normalize):
+        raise ValueError(f"preprocess={type(classifier.preprocess).__name__} cannot be saved: Normalize or none can")
+    if not classifier.num_classes:
+        raise ValueError("the classifier has no head (num_classes=0): reset_classifier(C) first")
+    recorded: Mapping[str, Any] = getattr(classifier.backbone, "_model_args", {})
+    drop_rates = {key: rate for key, rate in recorded.items() if "drop" in key and key.endswith("_rate")}
+    model_args = get_model_args(classifier.backbone) | drop_rates  # timm leaves these out
+    model_args.pop("num_classes", None)
+    build = {"model": architecture, "model_args": model_args, "num_classes": classifier.num_classes}
+    try:
+        return dict(json.loads(json.dumps(build | classifier.built_by)))
+    except TypeError as error:
+        raise ValueError(
+            f"save_pretrained writes arguments as JSON: {error}; among {build | classifier.built_by}"
+        ) from None
+
+
+def _check_rebuilds(build: Mapping[str, Any], classifier: Classifier) -> None:
+    """Refuse a classifier whose parts are not those that its arguments give."""
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        again = swap_head(**build)
+    for part in ("backbone", "project", "norm", "head"):
+        if _structure(getattr(again, part)) != _structure(getattr(classifier, part)):
+            raise ValueError(f"{part} has changed since swap_head built it, so save_pretrained cannot describe it")
+
+
+def _structure(module: nn.Module) -> tuple[dict[str, type], dict[str, torch.Size]]:
+    shapes = {name: value.shape for name, value in module.state_dict().items()}
+    return {name: type(part) for name, part in module.named_modules()}, shapes

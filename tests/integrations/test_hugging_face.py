@@ -1,0 +1,171 @@
+"""Hugging Face: models with `.logits`, Trainer through a terminal phase and back, Accelerate's states."""
+
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+from digits_cases import ROOT, SCRIPTS
+from test_training_set import classifier, data
+from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.utils.data import DataLoader
+
+from ncreg import TPTScheduler, fold, param_groups, swap_head
+from ncreg.integrations import EpochCloser
+
+pytest.importorskip("transformers")
+accelerate = pytest.importorskip("accelerate")
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from transformers import (
+        ResNetConfig,
+        ResNetForImageClassification,
+        Trainer,
+        TrainerCallback,
+        TrainingArguments,
+        ViTConfig,
+        ViTForImageClassification,
+    )
+
+    from ncreg.integrations.transformers import CollapseTrainerCallback, ModelWithLoss, TrainerSchedule
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # Trainer's advice on devices and pinned memory
+
+SMALL_VIT = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+SMALL_RESNET = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
+MODELS = {
+    "vit": lambda: ViTForImageClassification(ViTConfig(**SMALL_VIT, image_size=16, patch_size=8, num_labels=7)),
+    "resnet": lambda: ResNetForImageClassification(ResNetConfig(**SMALL_RESNET, num_labels=7)),
+}
+
+
+@pytest.mark.parametrize("path", [None, "by name"])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_with_logits_is_swapped_and_folded_back(name, path):
+    model = MODELS[name]().eval()
+    path = path and {"vit": "classifier", "resnet": "classifier.1"}[name]
+    images = torch.rand(4, 3, 16, 16)
+    swapped = swap_head(model, "etf", num_classes=5, classifier=path)
+    logits, features = swapped(images, with_features=True)
+    assert logits.shape == (4, 5) and features.shape == (4, {"vit": 32, "resnet": 16}[name])
+    assert model(images).logits.shape == (4, 7)  # its own output, untouched
+    linear = swap_head(model, "linear", num_classes=5, classifier=path).eval()
+    folded = fold(linear)
+    torch.testing.assert_close(folded(images).logits, linear(images), rtol=1e-4, atol=1e-5)
+    assert type(folded(images)) is type(model(images)) and len(folded.config.id2label) == 5
+    assert folded.state_dict().keys() == model.state_dict().keys()
+
+
+def train(folder, *, stop=None, resume=None, **saving):
+    model = ModelWithLoss(classifier())
+    optimizer = torch.optim.SGD(param_groups(model, 5e-4), lr=0.1, momentum=0.9)
+    inner = CosineAnnealingLR(optimizer, 5 * 30)
+    limits = {"max_epochs": 40, "min_terminal": 3, "threshold": 0.6}
+    scheduler = TPTScheduler(optimizer, inner, interval="update", **limits)
+
+    class Stop(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            control.should_training_stop |= stop is not None and state.epoch >= stop
+
+    def collate(rows):
+        return {"pixel_values": torch.stack([row[0] for row in rows]), "labels": torch.stack([row[1] for row in rows])}
+
+    arguments = TrainingArguments(
+        str(folder),
+        num_train_epochs=40,
+        per_device_train_batch_size=6,
+        use_cpu=True,
+        report_to=[],
+        disable_tqdm=True,
+        logging_strategy="no",
+        **saving,
+    )
+    trainer = Trainer(
+        model,
+        arguments,
+        train_dataset=data(30),
+        data_collator=collate,
+        optimizers=(optimizer, TrainerSchedule(scheduler)),
+        callbacks=[CollapseTrainerCallback(DataLoader(data(30), 10)), Stop()],
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    history = [row for row in trainer.state.log_history if "collapse_nc1" in row]
+    return model.state_dict(), scheduler, history
+
+
+@pytest.mark.parametrize("saving", [{"save_strategy": "epoch"}, {"save_strategy": "steps", "save_steps": 5}])
+def test_a_resumed_trainer_is_the_same_to_the_bit(saving, tmp_path):
+    weights, scheduler, history = train(tmp_path / "whole", **saving)
+    assert scheduler.finished and scheduler.onset_epoch and len(history) == scheduler.last_epoch < 40
+    train(tmp_path / "cut", stop=scheduler.onset_epoch + 1, **saving)
+    again, resumed, rows = train(tmp_path / "cut", resume=True, **saving)
+    assert rows == history and resumed.state_dict() == scheduler.state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in weights.items())
+    if saving["save_strategy"] == "epoch":
+        with pytest.raises(ValueError, match="the run ended with epoch .*: nothing is left to train"):
+            train(tmp_path / "cut", resume=True, **saving)
+
+
+def test_a_bare_scheduler_and_another_model_are_refused(tmp_path, unchecked):
+    model = ModelWithLoss(classifier())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    bare = TPTScheduler(optimizer, max_epochs=3)
+    callback = CollapseTrainerCallback(DataLoader(data(), 5))
+    with pytest.raises(ValueError, match=r"hand in TrainerSchedule\(TPTScheduler\)"):
+        callback.on_train_begin(None, None, None, model=model, lr_scheduler=bare)
+    with pytest.raises(TypeError, match="holds no ncreg.Classifier"):
+        callback.on_train_begin(None, None, None, model=torch.nn.Linear(2, 2), lr_scheduler=None)
+    with pytest.raises(TypeError, match="must be what ncreg.swap_head gives"):
+        ModelWithLoss(torch.nn.Linear(2, 2))
+    with pytest.raises(TypeError, match="must be an ncreg.TPTScheduler"):
+        TrainerSchedule(CosineAnnealingLR(optimizer, 3))
+
+
+def test_accelerate_keeps_a_registered_scheduler(tmp_path):
+    def begin():
+        accelerator = accelerate.Accelerator(cpu=True)
+        model = classifier()
+        optimizer = torch.optim.SGD(param_groups(model, 5e-4), lr=0.1, momentum=0.9)
+        scheduler = TPTScheduler(optimizer, CosineAnnealingLR(optimizer, 6), max_epochs=12, threshold=0.5)
+        prepared = accelerator.prepare(model, optimizer, DataLoader(data(), 5))
+        assert accelerator.prepare(scheduler) is scheduler  # and is not kept unless it is registered
+        accelerator.register_for_checkpointing(scheduler)
+        return accelerator, scheduler, *prepared
+
+    def epochs(number, accelerator, scheduler, model, optimizer, loader):
+        closer = EpochCloser(DataLoader(data(), 5))
+        for _ in range(number):
+            for images, target in loader:
+                optimizer.zero_grad()
+                accelerator.backward(torch.nn.functional.cross_entropy(model(images), target))
+                optimizer.step()
+            closer.close(scheduler, accelerator.unwrap_model(model), scheduler.epoch + 1)
+
+    whole = begin()
+    epochs(4, *whole)
+    whole[0].save_state(str(tmp_path))
+    epochs(3, *whole)
+    again = begin()
+    again[0].load_state(str(tmp_path))
+    epochs(3, *again)
+    assert again[1].state_dict() == whole[1].state_dict() and whole[1].onset_epoch is not None
+    assert all(map(torch.equal, whole[2].state_dict().values(), again[2].state_dict().values()))
+
+
+def lines(command, env=None):
+    done = subprocess.run([sys.executable, "-W", "ignore", *command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return [line for line in done.stdout.splitlines() if "accuracy" in line or "trained to" in line]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["trainer_digits", "accelerate_digits"])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_example_goes_on_where_it_stopped(name, processes, tmp_path, free_port):
+    launcher = [] if processes == 1 else ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    launcher += [] if processes == 1 else ["--main_process_port", str(free_port)]
+    command = [*launcher, str(SCRIPTS / f"{name}.py"), "--quick"]
+    whole = lines([*command, "--out", str(tmp_path / "whole")])
+    lines([*command, "--out", str(tmp_path / "cut"), "--stop-after", "4"])
+    assert lines([*command, "--out", str(tmp_path / "cut"), "--resume"]) == whole and whole

@@ -1,0 +1,120 @@
+"""Measuring between epochs: the numbers are right, the training does not notice, two processes agree with one."""
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+
+from ncreg import NeuralCollapse, TPTScheduler, swap_head
+from ncreg.integrations import EpochCloser, find_classifier, measure_training_set
+
+
+def classifier(classes=3):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(8, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, classes))
+    return swap_head(net, "etf", num_classes=classes, input_size=(8,)).train()
+
+
+def data(rows=23):
+    generator = torch.Generator().manual_seed(1)
+    return TensorDataset(torch.randn(rows, 8, generator=generator), torch.arange(rows) % 3)
+
+
+def by_hand(model, rows):
+    model = model.eval()
+    logits, features = model(rows.tensors[0], with_features=True)
+    metric = NeuralCollapse(3, model.head_hidden_size, classifier=model.head)
+    metric.update(features.detach(), rows.tensors[1])
+    right = float((logits.argmax(1) == rows.tensors[1]).double().mean())
+    return {"accuracy": right} | {name: float(value) for name, value in metric.compute().items()}
+
+
+def test_the_measures_are_those_of_one_batch_in_eval_mode():
+    measured = measure_training_set(classifier(), DataLoader(data(), 5))
+    expected = by_hand(classifier(), data())
+    assert measured.keys() == expected.keys() and "intra_cosine" in measured
+    assert measured == pytest.approx(expected, rel=1e-5, abs=1e-9)
+
+
+def test_nothing_of_the_training_changes():
+    model = classifier()
+    model.backbone.eval()  # a part that its owner keeps in eval mode
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    modes = [part.training for part in model.modules()]
+    torch.manual_seed(5)
+    measure_training_set(model, DataLoader(data(), 5, shuffle=True))
+    assert torch.rand(1) == torch.rand(1, generator=torch.Generator().manual_seed(5))
+    assert modes == [part.training for part in model.modules()]
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_dicts_of_hugging_face_are_batches_too():
+    pairs = list(DataLoader(data(), 5))
+    dicts = [{"pixel_values": images, "labels": labels} for images, labels in pairs]
+    assert measure_training_set(classifier(), dicts) == measure_training_set(classifier(), pairs)
+
+
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [([], "no batch to measure"), ([{"image": 1}], r"\['image'\]"), ([torch.zeros(2, 8)], "got Tensor")],
+)
+def test_what_cannot_be_measured_is_refused(batches, message, unchecked):
+    with pytest.raises(ValueError, match=message):
+        measure_training_set(classifier(), batches)
+
+
+def test_a_classifier_is_found_or_the_way_out_is_said(unchecked):
+    one = classifier()
+    assert find_classifier(nn.ModuleDict({"net": one})) is one
+    with pytest.raises(TypeError, match="holds no ncreg.Classifier.*swap_head"):
+        find_classifier(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="holds 2 ncreg.Classifiers"):
+        find_classifier(nn.ModuleList([one, classifier()]))
+
+
+def test_an_iterator_is_no_loader(unchecked):
+    with pytest.raises(TypeError, match="read again every epoch"):
+        EpochCloser(iter([1]))
+
+
+def test_an_epoch_is_closed_once_and_never_skipped():
+    model, closer = classifier(), EpochCloser(DataLoader(data(), 5))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheduler = TPTScheduler(optimizer, max_epochs=4, threshold=0.1, min_terminal=1)
+    assert closer.close(scheduler, model, 1)["accuracy"] > 0.1 and scheduler.onset_epoch == 1
+    assert closer.close(scheduler, model, 1) is None and scheduler.epoch == 1
+    with pytest.raises(ValueError, match="epoch 5 ends, the TPTScheduler stands at epoch 1.*resume"):
+        closer.close(scheduler, model, 5)
+
+
+def _measure_on(rank, world, port, queue):
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    model = classifier()
+    if rank:  # each process has gathered its own statistics
+        for buffer in model.buffers():
+            buffer.add_(1)
+    own = [buffer.clone() for buffer in model.buffers()]
+    whole = measure_training_set(model, DataLoader(data(), 5))
+    sampler = DistributedSampler(data(24), num_replicas=world, rank=rank, shuffle=False)
+    shared = measure_training_set(model, DataLoader(data(24), 5, sampler=sampler))
+    kept = all(torch.equal(buffer, before) for buffer, before in zip(model.buffers(), own, strict=True))
+    queue.put((rank, whole, shared, kept))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_two_processes_agree_with_one(free_port):
+    context = mp.get_context("spawn")
+    queue = context.Queue()
+    processes = [context.Process(target=_measure_on, args=(rank, 2, free_port, queue)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    answers = [queue.get(timeout=120) for _ in processes]
+    for process in processes:
+        process.join(60)
+    for _, whole, shared, kept in answers:
+        assert whole == pytest.approx(by_hand(classifier(), data()), rel=1e-5, abs=1e-9)
+        assert shared == pytest.approx(by_hand(classifier(), data(24)), rel=1e-5, abs=1e-9)
+        assert kept

@@ -1,0 +1,248 @@
+"""Averages of weights: timm's and torch's, over every head and the last norm."""
+
+import copy
+
+import pytest
+import torch
+from timm.utils import ModelEmaV2, ModelEmaV3
+from torch import nn
+from torch.optim import swa_utils
+
+import ncreg
+from ncreg.averaging import update_bn
+from ncreg.frames import nearest_simplex_etf, simplex_etf
+from ncreg.heads import HEADS, NearestETFHead
+from ncreg.norms import LastBatchNorm
+
+CLASSES, DIM = 6, 12
+
+
+class TimmV2:
+    def __init__(self, model):
+        self.average = ModelEmaV2(model, decay=0.9)
+
+    def update(self, model):
+        self.average.update(model)
+
+    @property
+    def model(self):
+        return self.average.module
+
+
+class TimmV3(TimmV2):
+    def __init__(self, model, **args):
+        self.average = ModelEmaV3(model, decay=0.9, **args)
+
+
+class Torch(TimmV2):
+    def __init__(self, model, **args):
+        self.average = swa_utils.AveragedModel(model, **args)
+
+    def update(self, model):
+        self.average.update_parameters(model)
+
+
+class InPlace(TimmV2):
+    """Entries of the state_dict multiplied and added in place, as many repositories do it."""
+
+    def __init__(self, model):
+        self.module = copy.deepcopy(model)
+
+    def update(self, model):
+        new = model.state_dict()
+        for key, value in self.module.state_dict().items():
+            if value.is_floating_point():
+                value *= 0.9
+                value += 0.1 * new[key].detach()
+
+    model = property(lambda self: self.module)
+
+
+EMA = swa_utils.get_ema_multi_avg_fn(0.9)
+AVERAGES = {
+    "timm V2": TimmV2,
+    "timm V3": TimmV3,
+    "timm V3 one by one": lambda m: TimmV3(m, foreach=False),
+    "timm V3 without buffers": lambda m: TimmV3(m, exclude_buffers=True),
+    "SWA": Torch,
+    "SWA of buffers": lambda m: Torch(m, use_buffers=True),
+    "SWA of buffers, one by one": lambda m: Torch(m, avg_fn=swa_utils.get_swa_avg_fn(), use_buffers=True),
+    "EMA": lambda m: Torch(m, multi_avg_fn=EMA),
+    "EMA of buffers": lambda m: Torch(m, multi_avg_fn=EMA, use_buffers=True),
+    "EMA of buffers, one by one": lambda m: Torch(m, avg_fn=swa_utils.get_ema_avg_fn(0.9), use_buffers=True),
+    "in place": InPlace,
+}
+
+
+def train(model, average, rounds=12):
+    """Means that wander, so that the frame turns; the model behind keeps its last norm's statistics too."""
+    generator = torch.Generator().manual_seed(0)
+    target = torch.arange(3 * CLASSES) % CLASSES
+    for _ in range(rounds):
+        means = torch.randn(CLASSES, DIM, generator=generator)
+        features = model[0](means[target] + 0.1 * torch.randn(len(target), DIM, generator=generator))
+        head = model[1]
+        if isinstance(head, NearestETFHead):
+            head.update(features.detach(), target)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+        average.update(model)
+
+
+def simplex_error(weight):
+    gram = weight.double() @ weight.double().T
+    identity = torch.eye(CLASSES, dtype=torch.float64)
+    return (gram - (CLASSES * identity - 1) / (CLASSES - 1)).abs().max().item()
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("build", AVERAGES.values(), ids=AVERAGES)
+def test_every_average_of_every_head_keeps_its_constraint(head, build):
+    seen = {"seed": 1}
+    args = {"every": 1, "momentum": 1.0} if head == "nearest_etf" else {}
+    model = nn.Sequential(LastBatchNorm(DIM), HEADS[head](DIM, CLASSES, **seen, **args))
+    fixed = model[1].weight.clone() if head not in ("linear", "cosine", "nearest_etf") else None
+    average = build(model)
+    train(model, average)
+    found = average.model[1]
+    if fixed is not None:
+        torch.testing.assert_close(found.weight, fixed, atol=1e-6, rtol=0)
+    if head == "nearest_etf":
+        assert simplex_error(found.weight) < 1e-5
+        torch.testing.assert_close(found(found.weight), found.scale * found.weight @ found.weight.T)
+        assert found.seen.gt(0).all()
+        stored = found.state_dict()["weight"]
+        if simplex_error(stored) > 1e-3:  # averaged: W is the nearest simplex of the average
+            torch.testing.assert_close(found.weight, nearest_simplex_etf(stored))
+    assert average.model[0].running_var.gt(0).all()
+
+
+def test_the_raw_average_is_no_simplex_and_evaluations_do_not_change_it():
+    """What an average holds is the plain mean, whether or not the averaged model is used in between."""
+
+    def averaged(used):
+        model = nn.Sequential(LastBatchNorm(DIM), NearestETFHead(DIM, CLASSES, every=1, momentum=1.0))
+        average = TimmV3(model)
+        for _ in range(3):
+            train(model, average, rounds=4)
+            if used:
+                average.model.eval()
+                average.model(torch.ones(2, DIM))
+        return average.model.state_dict()
+
+    alone, used = averaged(False), averaged(True)
+    assert all(torch.equal(alone[key], used[key]) for key in alone)
+    assert simplex_error(alone["1.weight"]) > 0.1
+
+
+def test_an_untouched_frame_is_the_buffer_itself():
+    head = NearestETFHead(DIM, CLASSES)
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        head.to(dtype)
+        assert head.weight is head._buffers["weight"]
+    assert head.to("meta").weight.is_meta
+
+
+def test_training_goes_on_from_an_average():
+    model = nn.Sequential(LastBatchNorm(DIM), NearestETFHead(DIM, CLASSES, every=5, momentum=1.0))
+    average = TimmV3(model)
+    train(model, average)
+    model.load_state_dict(average.model.state_dict())
+    model[1].update(torch.randn(CLASSES, DIM), torch.arange(CLASSES))
+    assert simplex_error(model[1]._buffers["weight"]) < 1e-5  # written back by the first update
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_in_inference_mode_and_after_it(mode):
+    head = NearestETFHead(DIM, CLASSES).eval()
+    with torch.no_grad():
+        head._buffers["weight"].lerp_(simplex_etf(CLASSES, DIM, generator=torch.Generator().manual_seed(9)), 0.5)
+    with mode():
+        assert simplex_error(head(torch.eye(DIM)).T / head.scale) < 1e-5
+    features = torch.randn(2, DIM, requires_grad=True)
+    head(features).sum().backward()
+    assert features.grad.isfinite().all()
+
+
+def test_nan_stays_to_be_seen():
+    head = NearestETFHead(DIM, CLASSES).eval()
+    head._buffers["weight"][0, 0] = torch.nan
+    assert head(torch.ones(1, DIM))[0, 0].isnan()
+
+
+def test_a_state_of_earlier_versions_loads():
+    """`seen` was boolean."""
+    head = NearestETFHead(3, 2, every=1)
+    head.update(torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([0]))
+    old = head.state_dict() | {"seen": torch.tensor([True, False])}
+    for assign in (False, True):
+        for prefix, model in (("", NearestETFHead(3, 2)), ("1.", nn.Sequential(nn.ReLU(), NearestETFHead(3, 2)))):
+            model.load_state_dict({prefix + key: value.clone() for key, value in old.items()}, assign=assign)
+            found = model[1] if prefix else model
+            assert found.seen.tolist() == [1.0, 0.0] and found.seen.dtype == torch.float32
+            found.update(torch.tensor([[0.0, 1.0, 0.0]]), torch.tensor([1]))
+            assert found.means[1].tolist() == [0.0, 1.0, 0.0] and found.seen.tolist() == [1.0, 1.0]
+
+
+def batches(count=7, size=9, width=4):
+    generator = torch.Generator().manual_seed(4)
+    return [(torch.randn(size, width, generator=generator) * 3 + 1, torch.zeros(size)) for _ in range(count)]
+
+
+def test_update_bn_is_torchs_where_torch_knows_the_norm():
+    ours = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 4), LastBatchNorm(4), nn.BatchNorm1d(4, momentum=0.3))
+    theirs = copy.deepcopy(ours)
+    theirs[2] = nn.BatchNorm1d(4)
+    ours.eval(), theirs.eval()
+    ours[0].train()  # a mode of its own comes back
+    update_bn(batches(), ours)
+    swa_utils.update_bn(batches(), theirs)
+    for key, value in theirs.state_dict().items():
+        if key in ours.state_dict():
+            torch.testing.assert_close(ours.state_dict()[key], value, msg=key)
+    assert [part.training for part in ours] == [True, False, False, False] and not ours.training
+    assert ours[2].momentum == 0.1 and ours[3].momentum == 0.3
+
+
+def test_update_bn_gives_the_mean_over_batches():
+    norm = ncreg.LastBatchNorm(4)
+    norm(10 * torch.randn(8, 4))
+    ncreg.update_bn([rows for rows, _ in batches()], norm, device="cpu")
+    rows = torch.stack([rows for rows, _ in batches()])
+    torch.testing.assert_close(norm.running_mean, rows.mean((0, 1)))
+    torch.testing.assert_close(norm.running_var, rows.var(1).mean(0))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_update_bn_refuses_and_leaves_settings_alone():
+    norm = LastBatchNorm(4).eval()
+    norm.running_mean.fill_(5)
+    with pytest.raises(ValueError, match="loader gave no batch"):
+        update_bn([], norm)
+    assert norm.running_mean.eq(5).all()
+    for wrong in ({"x": torch.zeros(2, 4)}, [], "images"):
+        with pytest.raises(TypeError, match="a batch must be a tensor or begin with one, got"):
+            update_bn([wrong], norm)
+    with pytest.raises(ValueError, match="batch of 1 sample"):
+        update_bn([torch.zeros(1, 4)], norm)
+    assert norm.momentum == 0.1 and not norm.training
+    update_bn([], nn.Linear(2, 2))  # nothing to bring up to date
+
+
+def test_averaged_weights_have_their_own_statistics_after_update_bn():
+    """The training features of the averaged model have mean 0 again; torch's update_bn leaves those of another."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), LastBatchNorm(4))
+    average = swa_utils.AveragedModel(model)
+    for shift in range(5):
+        with torch.no_grad():
+            model[0].bias.fill_(shift)
+        for rows, _ in batches():
+            model(rows)
+        average.update_parameters(model)
+    rows = torch.cat([rows for rows, _ in batches()])
+    swa_utils.update_bn(batches(), average)
+    assert average.eval()(rows).mean(0).abs().max() > 0.3
+    update_bn(batches(), average)
+    assert average.eval()(rows).mean(0).abs().max() < 1e-5
