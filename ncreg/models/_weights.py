@@ -1,5 +1,6 @@
 """Weights from a file for a backbone: which of its tensors they cover, under which prefix, and what is left over."""
 
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -124,12 +125,16 @@ def complete_loading(source: str, *, strict: bool) -> Iterator[None]:
     Raises:
         ValueError: from within the block, when weights are loaded that do not fit.
     """
-    load = nn.Module.load_state_dict
+    load, thread = nn.Module.load_state_dict, threading.get_ident()
 
     def load_if_complete(module: nn.Module, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() != thread:
+            return load(module, state_dict, *args, **kwargs)
         found = _compared(dict(state_dict), module)
         if found.misshapen or (found.missing and (strict or not found.matched)):
             raise ValueError(_incomplete(found, module, source))
+        if broken := [name for name in found.matched if found.tensors[name].isnan().any()]:
+            raise ValueError(f"{source} hold NaN: {_some(broken)}: they are of a diverged run, take earlier ones")
         if found.missing or (strict and found.unused):
             what = f"lack {_some(found.missing)}" if found.missing else f"hold more, not used: {_some(found.unused)}"
             warnings.warn(f"{source} {what}", UserWarning, stacklevel=2)
@@ -144,9 +149,10 @@ def _incomplete(found: MatchedWeights, model: nn.Module, source: str) -> str:
     count = len(model.state_dict())
     message = f"{source}: {len(found.matched)} of the {count} tensors of the backbone {type(model).__name__} match"
     better = match_weights(found.tensors, model)
-    if len(better.matched) > len(found.matched):
+    named = len(better.matched) + len(better.misshapen)
+    if named > len(found.matched) + len(found.misshapen):
         return (
-            f"{message}; {len(better.matched)} would without the prefix {better.prefix!r}: "
+            f"{message}; {named} have the right names without the prefix {better.prefix!r}: "
             "swap_head(…, weights=ncreg.load_weights(FILE)) takes it off, and so does --model.weights FILE of a recipe"
         )
     parts = [

@@ -138,7 +138,8 @@ def describe(found: MatchedWeights) -> str:
     names = sorted({name.rpartition(".")[0] or name for name in found.unused})
     more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
     unused = f"; not used: {', '.join(names[:MOST_NAMED])}{more}" if names else ""
-    taken = f"{len(found.matched)} tensors" if not found.missing else "translated by timm"
+    count = len(found.matched) + len(found.misshapen)  # timm fits first convolutions and position embeddings
+    taken = f"{count} tensors" if not found.missing else "translated by timm"
     return f"the backbone's weights ({taken}{f', under {found.prefix}' if found.prefix else ''}){unused}"
 
 

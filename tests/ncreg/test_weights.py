@@ -2,6 +2,7 @@
 
 import re
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import timm
@@ -10,6 +11,7 @@ from timm.models import save_for_hf
 
 from ncreg import Classifier, load_weights, swap_head
 from ncreg.models import match_weights
+from ncreg.models._weights import complete_loading
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
@@ -45,7 +47,7 @@ def test_timms_own_ways_to_a_file_load_all_of_it(source, tmp_path):
 def test_a_prefix_that_timm_does_not_know_is_named(source, tmp_path, prefix):
     torch.save(prefixed(source, prefix), tmp_path / "mine.pth")
     total = len(swap_head("test_resnet", num_classes=5).backbone.state_dict())
-    words = f"mine.pth: 0 of the {total} tensors .* match; {total} would without the prefix {prefix!r}"
+    words = f"mine.pth: 0 of the {total} tensors .* match; {total} have the right names without the prefix {prefix!r}"
     with pytest.raises(ValueError, match=words):
         swap_head("test_resnet", num_classes=5, model_args=overlay(tmp_path / "mine.pth"))
     assert holds(swap_head("test_resnet", num_classes=5, weights=load_weights(tmp_path / "mine.pth")), source)
@@ -114,6 +116,21 @@ def test_the_best_prefix_and_what_is_beside_it(source):
     assert {name.partition(".")[0] for name in found.unused} == {"project", "norm", "head"}
     pair = {"state_dict": source.state_dict(), "state_dict_ema": {n: v + 1 for n, v in source.state_dict().items()}}
     assert match_weights(pair, mine.backbone).prefix == "state_dict_ema."
+
+
+def test_weights_of_a_diverged_run_are_refused(source):
+    broken = {
+        name: value * torch.nan if value.is_floating_point() else value for name, value in prefixed(source, "").items()
+    }
+    with pytest.raises(ValueError, match="weights hold NaN: conv1.0.weight, .*diverged"):
+        swap_head("test_resnet", num_classes=5, weights=broken)
+
+
+def test_another_threads_loading_is_its_own(source):
+    with complete_loading("mine", strict=True), ThreadPoolExecutor() as pool:
+        pool.submit(torch.nn.Linear(2, 2).load_state_dict, {}, strict=False).result()
+        with pytest.raises(ValueError, match="mine: 0 of the 2 tensors"):
+            torch.nn.Linear(2, 2).load_state_dict({}, strict=False)
 
 
 def test_bad_weights_are_named(tmp_path):
