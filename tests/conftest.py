@@ -1,5 +1,6 @@
 """Shape and type checks of every annotated signature are on under pytest, and only there."""
 
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,6 +19,13 @@ def pytest_configure(config):
     """Leave out the doctests of modules whose package is an extra that is not installed."""
     missing = [name for name in ("lightning", "transformers") if find_spec(name) is None]
     config.option.ignore = [*(config.option.ignore or ()), *(str(INTEGRATIONS / f"{name}.py") for name in missing)]
+
+
+def pytest_collection_finish():
+    """Importing ncreg.integrations.timm, as collecting its tests does, changes timm for every other test."""
+    module = sys.modules.get("ncreg.integrations.timm")
+    if module is not None:
+        module.uninstall()
 
 
 @pytest.fixture

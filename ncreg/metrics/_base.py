@@ -29,6 +29,7 @@ class Float64Metric(Metric):
         super().__init__(**kwargs)
         self._classifier: LastLayer | None = None
         self._tables: SecondPassTables | None = None  # made from the final class means when first needed
+        self._gathered: tuple[Tensor, Tensor] | None = None  # the classifier as all ranks read it for the second pass
 
     @property
     def home(self) -> torch.device:
@@ -50,7 +51,7 @@ class Float64Metric(Metric):
     def reset(self) -> None:
         """Forget all samples; the classifier is read again when it is next needed."""
         super().reset()
-        self._tables = None
+        self._tables = self._gathered = None
 
     def plot(self, val: Result | Sequence[Result] | None = None, ax: Any = None) -> tuple[Any, Any]:
         """Figure and axis (torchmetrics' protocol): a point for each measure, or its curve over several results.
@@ -78,9 +79,9 @@ class Float64Metric(Metric):
         """
         return self._plot(drawable(self.compute() if val is None else val), ax)
 
-    def _read_classifier(self) -> tuple[Tensor, Tensor] | None:
+    def _read_classifier(self, *, on_every_rank: bool) -> tuple[Tensor, Tensor] | None:
         """Weight and bias of the classifier as they are now, where there is one."""
-        return None if self._classifier is None else self._classifier.read(self.home)
+        return None if self._classifier is None else self._classifier.read(self.home, on_every_rank=on_every_rank)
 
     def _check_state(self, doing: str, state: Mapping[str, Any]) -> None:
         """Refuse a state that a metric of these sizes cannot have made; `doing` is "merge" or "load"."""
@@ -92,7 +93,7 @@ class Float64Metric(Metric):
             "load", {name: state_dict[prefix + name] for name in self._defaults if prefix + name in state_dict}
         )
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self._tables = None
+        self._tables = self._gathered = None
 
     def _apply(self, fn: Callable, exclude_state: Any = "") -> nn.Module:
         def keep_float64(tensor: Tensor) -> Tensor:  # and integers: labels and counts

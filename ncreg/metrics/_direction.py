@@ -18,9 +18,12 @@ A MetricTracker follows one measure, which `metric[key]` picks:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 _UP = (
     "nc1_rank stable_rank effective_rank intra_cosine intra_cosine_min intra_cosine_max ncc_accuracy "
-    "classifier_accuracy margin_mean margin_min margin_q01 margin_q10 margin_q50 normalized_margin_mean "
+    "classifier_accuracy normalized_margin_mean "
     "normalized_margin_min normalized_margin_q01 normalized_margin_q10 normalized_margin_q50"
 )
 _DOWN = (
@@ -28,9 +31,11 @@ _DOWN = (
     "inter_cosine_max nc2_weight_equinorm nc2_weight_equiangularity nc2_weight_cosine_std nc2_weight_gram nc3 nc3_bias "
     "nc4"
 )
-_NEITHER = "inter_cosine_min within_stable_rank within_effective_rank"
+_NEITHER = (  # raw margins grow with the length of the features, whether these collapse or not
+    "inter_cosine_min within_stable_rank within_effective_rank margin_mean margin_min margin_q01 margin_q10 margin_q50"
+)
 
-HIGHER_IS_BETTER: dict[str, bool | None] = (
+HIGHER_IS_BETTER: Mapping[str, bool | None] = MappingProxyType(
     dict.fromkeys(_UP.split(), True) | dict.fromkeys(_DOWN.split(), False) | dict.fromkeys(_NEITHER.split())
 )
 """For each key of a metric's result: True where collapse raises the measure, False where it lowers it, else None."""

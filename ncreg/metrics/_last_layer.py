@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from ncreg.metrics._geometry import LARGEST
 from ncreg.metrics._inputs import check_not_meta
@@ -38,12 +39,19 @@ class LastLayer:
         other.module = memo.get(id(self.module), self.module)
         return other
 
-    def read(self, device: torch.device) -> tuple[Tensor, Tensor]:
+    def read(self, device: torch.device, *, on_every_rank: bool) -> tuple[Tensor, Tensor]:
         """Weight (C, d) and bias (C,), zero without one, in float64, as they are now.
 
+        Args:
+            device: where they go.
+            on_every_rank: all ranks call this together, so that a classifier spread over them can be gathered.
+
         Raises:
-            ValueError: another shape, or entries that are NaN, infinite or beyond 1e100.
+            ValueError: another shape, entries that are NaN, infinite or beyond 1e100, or a classifier that is spread
+                over the ranks (DTensor) where they do not call together.
         """
+        if not on_every_rank:
+            self.check_not_sharded()
         weight, bias = self._checked_tensors()
         weight, bias = whole(weight), None if bias is None else whole(bias)
         weight = weight.to(device=device, dtype=torch.float64)
@@ -56,6 +64,20 @@ class LastLayer:
                 "collapse cannot be measured on a diverged model"
             )
         return weight, bias
+
+    def check_not_sharded(self) -> None:
+        """Refuse a classifier that only all ranks together can read: a rank without samples would not call.
+
+        Raises:
+            ValueError: the weight or the bias is a DTensor.
+        """
+        for name, value in zip(("weight", "bias"), self._checked_tensors(), strict=True):
+            if isinstance(value, DTensor):
+                raise ValueError(
+                    f"classifier.{name} is spread over the ranks (DTensor), and a rank without samples would not join "
+                    "in gathering it: pass whole copies that every rank made before, such as "
+                    "types.SimpleNamespace(weight=head.weight.full_tensor(), bias=head.bias.full_tensor())"
+                )
 
     def _checked_tensors(self) -> tuple[Tensor, Tensor | None]:
         weight: Any = getattr(self.module, "class_vectors", self.module.weight)

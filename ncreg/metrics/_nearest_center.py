@@ -34,7 +34,8 @@ class NearestClassCenter(Float64Metric):
     Args:
         means: class means (C, d), such as `NeuralCollapse.class_means()`; a class whose row is NaN has no centre.
         classifier: anything with `.weight` (C, d) and optionally `.bias` (C,); read at the first update after a
-            reset. It is no part of the metric's state, and clones share it.
+            reset. It is no part of the metric's state, and clones share it. One that is spread over ranks (FSDP2) is
+            refused: pass whole copies.
         per_class: also return the results of each class.
         **kwargs: as for torchmetrics.Metric.
 
@@ -76,6 +77,8 @@ class NearestClassCenter(Float64Metric):
             raise ValueError("means hold NaN or infinite values: a row must be finite, or NaN throughout (no centre)")
         self.per_class = check_flag("per_class", per_class)
         self._classifier = None if classifier is None else LastLayer(classifier, *means.shape)
+        if self._classifier is not None:
+            self._classifier.check_not_sharded()
         # A state, not a buffer: metrics with other means must not pass for the same one in a MetricCollection.
         self.add_state("means", means.detach().to(self.home, torch.float64, copy=True), dist_reduce_fx=_first)
         # per class: samples, nearest centre is their own, classifier chooses their own, the two choices differ
@@ -141,4 +144,4 @@ class NearestClassCenter(Float64Metric):
     def _make_tables(self, dtype: torch.dtype) -> SecondPassTables:
         has_centre = self.means.isfinite().all(1)
         geometry = class_geometry(has_centre.double(), self.means)
-        return SecondPassTables(geometry, geometry.global_mean, self._read_classifier(), dtype)
+        return SecondPassTables(geometry, geometry.global_mean, self._read_classifier(on_every_rank=False), dtype)

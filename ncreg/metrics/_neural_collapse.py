@@ -53,7 +53,8 @@ class NeuralCollapse(Float64Metric):
         num_features: d.
         classifier: the last layer: anything with `.weight` (C, d) and optionally `.bias` (C,); `.class_vectors` (C, d)
             comes before `.weight` where there is one. It is read when the measures are computed (without the cache:
-            when the second pass starts), and is no part of the metric's state; clones share it.
+            when the second pass starts), and is no part of the metric's state; clones share it. One that is spread
+            over ranks (FSDP2) is gathered there, so every rank must take part in `passes` and `compute`.
         cache: keep the features (N·d·itemsize bytes) so that one feed gives every measure.
         scatter: keep the d×d within-class scatter. Without it memory is O(Cd + C²), NC1 comes from the second pass,
             and the two within-class ranks are not given: for large d.
@@ -151,7 +152,8 @@ class NeuralCollapse(Float64Metric):
     def _update_second(self, features: Tensor, target: Tensor) -> None:
         dtype = _reduce.product_dtype([features])
         if self._tables is None or self._tables.requested_dtype != dtype:
-            self._tables = self._make_tables(_reduce.geometry_of(self.reference[0]), dtype)
+            classifier = self._gathered or self._read_classifier(on_every_rank=False)
+            self._tables = self._make_tables(_reduce.geometry_of(self.reference[0]), classifier, dtype)
         sums = view_second(self.second[-1], self.num_classes, self.num_features)
         margins = self._tables.add(sums, _reduce.blocks([features], [target]))
         if margins is not None:
@@ -166,7 +168,7 @@ class NeuralCollapse(Float64Metric):
         """
         found = self._synced if self._is_synced and self._synced else self._reduce(_reduce.only_this_rank)
         self._warn_absent(found.geometry.present)
-        values = _formulas.of_statistics(found, self._read_classifier())
+        values = _formulas.of_statistics(found, self._read_classifier(on_every_rank=True))
         if self.convention == "papyan":
             values = _formulas.as_published(values, int(found.geometry.present.sum()))
         return values
@@ -183,6 +185,7 @@ class NeuralCollapse(Float64Metric):
             moments = _reduce.merged_moments(self.moments, self.num_classes, self.num_features, self._gather)
             self.reference.append(_reduce.pack(moments))
             self.second.append(new_second(self.num_classes, self.num_features, self.home))
+            self._gathered = self._read_classifier(on_every_rank=True)
             yield 2
 
     def class_means(self) -> Float[Tensor, "classes dim"]:
@@ -200,17 +203,20 @@ class NeuralCollapse(Float64Metric):
             return [tensor]
         return list((self.dist_sync_fn or gather_all_tensors)(tensor, group=self.process_group))
 
-    def _make_tables(self, geometry: Geometry, dtype: torch.dtype) -> SecondPassTables:
+    def _make_tables(
+        self, geometry: Geometry, classifier: tuple[Tensor, Tensor] | None, dtype: torch.dtype
+    ) -> SecondPassTables:
         centre = geometry.global_mean
         if self.center == "features":
             centre = (geometry.counts / geometry.counts.sum()) @ geometry.mean
-        return SecondPassTables(geometry, centre, self._read_classifier(), dtype)
+        return SecondPassTables(geometry, centre, classifier, dtype)
 
     def _reduce(self, gather: _reduce.Gather) -> _reduce.Statistics:
         size = (self.num_classes, self.num_features)
         if self.cache:
             geometry = _reduce.cached_geometry(self.features, self.target, *size, self.home, gather)
-            tables = self._make_tables(geometry, _reduce.product_dtype(self.features))
+            classifier = self._read_classifier(on_every_rank=True)
+            tables = self._make_tables(geometry, classifier, _reduce.product_dtype(self.features))
             return _reduce.cached_statistics(self.features, self.target, tables, gather, scatter=self.scatter)
         decides = self._classifier is not None
         return _reduce.streamed_statistics(self.moments, self.second, self.margins, *size, gather, decides=decides)

@@ -118,6 +118,11 @@ class Classifier(nn.Module):
     class_names: tuple[str, ...] | None = None
     image_shape: tuple[int, ...] | None = None
     data_config: Mapping[str, Any] | None = None
+    # timm.models.save_for_hf refuses arguments that no JSON file can hold, by their name: it would write the
+    # architecture of the backbone alone
+    _model_args: Mapping[str, Any] = {
+        "ncreg.Classifier (its save_pretrained writes it; ncreg.fold gives a model of timm)": frozenset()
+    }
 
     def __init__(
         self,

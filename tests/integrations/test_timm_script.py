@@ -28,9 +28,10 @@ TERMS = "loss_terms={'IntraClassCosineLoss': {'weight': 0.1, 'phase': 'terminal'
 
 
 @pytest.fixture(autouse=True)
-def fresh_requests():
-    _hooks._LOADERS.clear()
-    REQUESTS.loss_terms, REQUESTS.terminal_phase, REQUESTS.classifier, REQUESTS.terms = {}, None, None, None
+def installed():
+    integration.install()
+    yield
+    integration.uninstall()
 
 
 @pytest.fixture(scope="module")
@@ -205,6 +206,18 @@ def test_the_hooks_are_where_scripts_look():
     before = timm.data.create_loader
     integration.install()
     assert timm.data.create_loader is before
+
+
+def test_uninstalling_gives_timm_its_own_back():
+    model, _ = task_of(loss_terms={"SupConLoss": 1.0})
+    integration.uninstall()
+    assert (REQUESTS.loss_terms, REQUESTS.terms, REQUESTS.classifier) == ({}, None, None)
+    places = (timm.data, timm.data.loader, timm.optim, timm.scheduler, timm.task, timm.models, timm.models._factory)
+    for place in places:
+        for name, original in _hooks._ORIGINAL.items():
+            assert getattr(place, name, original) is original
+            assert original.__module__.startswith("timm.")
+    assert timm.scheduler.create_scheduler_v2(torch.optim.SGD(model.parameters(), lr=0.1), num_epochs=5)[1] == 5
 
 
 def task_of(**arguments):

@@ -33,10 +33,25 @@ def metric_of(noise):
 def test_collapse_moves_every_measure_as_its_direction_says():
     far, near = metric_of(2.0).compute(), metric_of(0.01).compute()
     assert far.keys() == HIGHER_IS_BETTER.keys()
+    with pytest.raises(TypeError):
+        HIGHER_IS_BETTER["nc1"] = True  # one table for every user
     for name, higher in HIGHER_IS_BETTER.items():
         if higher is not None:
             assert near[name] >= far[name] if higher else near[name] <= far[name], name
             assert near[name] != far[name] or name == "nc1_rank", name
+
+
+def test_what_only_the_length_of_the_features_moves_has_no_direction():
+    metric, longer = metric_of(1.0), NeuralCollapse(CLASSES, DIM, metric_of(1.0)._classifier.module)
+    longer.update(7 * collapsing(1.0), TARGET)
+    with torch.no_grad():
+        metric._classifier.module.bias.zero_()
+        longer._classifier.module.bias.zero_()
+    before, after = metric.compute(), longer.compute()
+    moved = {name for name in HIGHER_IS_BETTER if not torch.isclose(before[name], after[name])}
+    moved.remove("nc3_bias")  # the bias that the features' offset asks for grows with it
+    assert moved == {"margin_mean", "margin_min", "margin_q01", "margin_q10", "margin_q50"}
+    assert {HIGHER_IS_BETTER[name] for name in moved} == {None}
 
 
 def test_a_tracker_follows_one_measure():

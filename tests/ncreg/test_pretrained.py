@@ -140,6 +140,10 @@ def test_timm_does_not_take_a_classifiers_folder_for_its_own(tmp_path):
 
 def test_timm_does_not_write_a_classifier_as_one_of_its_own(tmp_path):
     classifier = swap_head("test_resnet", num_classes=3)
+    with pytest.raises(ValueError, match=r"ncreg.Classifier \(its save_pretrained writes it; ncreg.fold"):
+        save_for_hf(classifier, str(tmp_path / "hub"))
+    assert not (tmp_path / "hub" / "config.json").exists()
+    assert hasattr(classifier, "_model_args")  # torch.jit.trace and timm's create_model look at every attribute
     save_for_hf(fold(stirred(classifier), normalize="keep"), str(tmp_path / "kept"))
     with pytest.raises(RuntimeError, match="Unknown model"):  # the keys are not those of the architecture
         timm.create_model(f"local-dir:{tmp_path / 'kept'}", pretrained=True)

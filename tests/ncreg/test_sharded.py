@@ -11,7 +11,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from ncreg.heads import HEADS, ETFHead, FixedHead
-from ncreg.metrics import NeuralCollapse
+from ncreg.metrics import NearestClassCenter, NeuralCollapse
 from ncreg.models import fold, swap_head
 from ncreg.norms import NORMS, LastBatchNorm, last_norm
 
@@ -33,6 +33,24 @@ def collapse(model, rank=None):
     metric = NeuralCollapse(CLASSES, 64, model.head)
     metric.update(FEATURES[own], (torch.arange(24) % CLASSES)[own])
     return metric.compute()
+
+
+def streamed(model, rank=None):
+    """Measures of the 24 features without the cache: all of them on the first rank, none on the second."""
+    metric = NeuralCollapse(CLASSES, 64, model.head, cache=False)
+    for _ in metric.passes():
+        for batch in torch.arange(24).split(10) if rank in (None, 0) else ():
+            metric.update(FEATURES[batch], batch % CLASSES)
+    return metric.compute()
+
+
+def refusal(head):
+    """What NearestClassCenter says of a classifier that it cannot read alone."""
+    try:
+        NearestClassCenter(torch.eye(64)[:CLASSES], head)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def two_forwards(model, images):
@@ -75,7 +93,7 @@ def head_alone(mesh, rank):
     for name, parameter in list(model.head.named_parameters()):
         setattr(model.head, name, nn.Parameter(distribute_tensor(parameter.detach(), mesh, [Shard(0)])))
     with torch.no_grad():
-        return fold(model)(IMAGES), collapse(model, rank)
+        return fold(model)(IMAGES), collapse(model, rank), streamed(model, rank), refusal(model.head)
 
 
 @pytest.fixture(scope="module")
@@ -118,9 +136,12 @@ def test_measures_and_fold_read_whole_parameters(ranks_found, head, precision):
 def test_a_head_that_alone_is_spread_over_ranks(ranks_found):
     plain = build("linear").eval()
     with torch.no_grad():
-        wanted = fold(plain)(IMAGES), collapse(plain)
+        wanted = fold(plain)(IMAGES), collapse(plain), streamed(plain)
     for found in ranks_found:
-        torch.testing.assert_close(found["head alone"], wanted, rtol=1e-5, atol=1e-5)
+        *measured, refused = found["head alone"]
+        torch.testing.assert_close(tuple(measured), wanted, rtol=1e-5, atol=1e-5)
+        assert "classifier.weight is spread over the ranks" in refused and "full_tensor()" in refused
+    assert refusal(plain.head) is None
 
 
 # ---- the rule that makes mixed precision hold, without ranks

@@ -1,7 +1,6 @@
 """What timm's own tools expect of a model, a Classifier gives."""
 
 import math
-import sys
 
 import pytest
 import timm
@@ -73,20 +72,13 @@ def test_layers_are_the_backbones(name, coarse):
     assert {layers[n] for n in ("project.weight", "norm.weight", "head.weight", "head.bias")} == {last}
 
 
-def timms_own_optimizer(*args, **kwargs):
-    """timm's factory, also after another test has imported ncreg.integrations.timm, which replaces it."""
-    hooks = sys.modules.get("ncreg.integrations.timm._hooks")
-    make = create_optimizer_v2 if hooks is None else hooks._ORIGINAL["create_optimizer_v2"]
-    return make(*args, **kwargs)
-
-
 def test_layer_decay_of_timm_and_of_param_groups_agree_but_for_gamma(classifier):
     names = {id(p): name for name, p in classifier.named_parameters()}
 
     def table(optimizer):
         return {names[id(p)]: (g["lr_scale"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
 
-    timms = table(timms_own_optimizer(classifier, "sgd", lr=0.1, weight_decay=0.05, layer_decay=0.5))
+    timms = table(create_optimizer_v2(classifier, "sgd", lr=0.1, weight_decay=0.05, layer_decay=0.5))
     groups = param_groups(classifier, 0.05, layer_decay=0.5)
     ours = table(create_optimizer_v2(groups, "sgd", lr=0.1, weight_decay=0.05))
     assert timms.pop("norm.weight") == (1.0, 0.0) and ours.pop("norm.weight") == (1.0, 0.05)
@@ -98,7 +90,7 @@ def test_gamma_decays_in_timms_optimizer_only_through_param_groups(classifier):
     def decay_of_gamma(optimizer):
         return {g["weight_decay"] for g in optimizer.param_groups for p in g["params"] if p is classifier.norm.weight}
 
-    assert decay_of_gamma(timms_own_optimizer(classifier, "sgd", lr=0.1, weight_decay=0.05)) == {0.0}
+    assert decay_of_gamma(create_optimizer_v2(classifier, "sgd", lr=0.1, weight_decay=0.05)) == {0.0}
     groups = param_groups(classifier, 0.05)
     assert decay_of_gamma(create_optimizer_v2(groups, "sgd", lr=0.1, weight_decay=0.05)) == {0.05}
 

@@ -2,7 +2,7 @@ r"""timm's own train.py and validate.py, unmodified, with heads, loss terms and 
 
 Importing this module registers `ncreg_HEAD.BACKBONE` as names of models and replaces five names of timm
 (`create_optimizer_v2`, `create_loader`, `create_scheduler_v2`, `ClassificationTask`, `get_pretrained_cfg`) wherever
-they are bound. They do what they did before for every other model.
+they are bound. They do what they did before for every other model; `uninstall()` gives timm its own back.
 
     python train.py --device-modules ncreg.integrations.timm --model ncreg_etf.resnet18 \
         --model-kwargs "terminal_phase={'max_epochs': 200}" "loss_terms={'IntraClassCosineLoss': 0.1}" ...
@@ -19,12 +19,20 @@ Example:
     ETFHead(in_features=96, num_classes=10, ...)
 """
 
-from ncreg.integrations.timm._hooks import install
+from ncreg.integrations.timm._hooks import install, uninstall
 from ncreg.integrations.timm._models import REQUESTS, register_names
 from ncreg.integrations.timm._schedule import TerminalPhaseEnded, TerminalPhaseSchedule
 from ncreg.integrations.timm._task import CollapseTask, LossTerms
 
-__all__ = ["REQUESTS", "CollapseTask", "LossTerms", "TerminalPhaseEnded", "TerminalPhaseSchedule", "install"]
+__all__ = [
+    "REQUESTS",
+    "CollapseTask",
+    "LossTerms",
+    "TerminalPhaseEnded",
+    "TerminalPhaseSchedule",
+    "install",
+    "uninstall",
+]
 
 register_names()
 install()

@@ -36,19 +36,33 @@ _LOADERS: dict[bool, dict[str, Any]] = {}  # is_training → what the last such 
 
 def install() -> None:
     """Put the replacements in place; a script that has imported timm's names already gets them as well."""
-    replacements = {
+    _rebind(_ORIGINAL, _replacements())
+
+
+def uninstall() -> None:
+    """Give timm its own five names back, and forget what models and loaders have said so far."""
+    _rebind(_replacements(), _ORIGINAL)
+    _LOADERS.clear()
+    REQUESTS.clear()
+
+
+def _replacements() -> dict[str, Any]:
+    return {
         "create_optimizer_v2": create_optimizer_v2,
         "create_loader": create_loader,
         "create_scheduler_v2": create_scheduler_v2,
         "ClassificationTask": CollapseTask,
         "get_pretrained_cfg": get_pretrained_cfg,
     }
+
+
+def _rebind(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     for module in list(sys.modules.values()):
         if getattr(module, "__name__", "").startswith(__package__):
             continue
-        for name, original in _ORIGINAL.items():
-            if getattr(module, "__dict__", {}).get(name) is original:
-                setattr(module, name, replacements[name])
+        for name, value in old.items():
+            if getattr(module, "__dict__", {}).get(name) is value:
+                setattr(module, name, new[name])
 
 
 def create_optimizer_v2(model_or_params: Any, opt: str = "sgd", *args: Any, **kwargs: Any) -> Optimizer:

@@ -25,6 +25,10 @@ class Requests:
     classifier: Classifier | None = None
     terms: nn.Module | None = None  # once a task computes them
 
+    def clear(self) -> None:
+        """Request nothing."""
+        self.__init__()  # type: ignore[misc]
+
 
 REQUESTS = Requests()
 """Those of the last `ncreg_*` model that was made: a script of timm's trains one model."""
