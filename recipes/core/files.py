@@ -54,7 +54,7 @@ def strict(value: Any) -> Any:
 
 
 def environment(command: Sequence[str]) -> dict[str, Any]:
-    """Command, versions, platform and commit behind a result."""
+    """Command, versions, platform, processor and commit behind a result."""
     packages = {}
     for name in PACKAGES:
         try:
@@ -70,9 +70,26 @@ def environment(command: Sequence[str]) -> dict[str, Any]:
         "command": list(command),
         "python": sys.version.split()[0],
         "platform": platform.platform(),
+        "processor": processor(),
         "packages": packages,
         "git_commit": commit,
     }
+
+
+def processor() -> str:
+    """The processor's name, where the system tells it, and the vector instructions that torch uses on it.
+
+    Both change the last bits of a run's numbers, and over many steps the run.
+    """
+    import torch  # here: whoever only writes a file need not wait for it
+
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    name = next(named, "") or platform.processor() or platform.machine()
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 @contextlib.contextmanager

@@ -65,7 +65,9 @@ def calibration(numbers: Numbers, images: str) -> list[str]:
     for key, label in names.items():
         lines.append(row(label, f"{numbers['before'][key]:.4f}, scaled by 1/T: {numbers['after'][key]:.4f}"))
     ranking = numbers["risk_coverage"]
-    lines.append(row("risk-coverage area, its excess", f"{ranking['aurc']:.5f}, {ranking['excess_aurc']:.5f}"))
+    after = decimal(numbers["after"].get("aurc"), ".5f")  # results of earlier versions lack it
+    lines.append(row("risk-coverage area", f"{ranking['aurc']:.5f}, scaled by 1/T: {after}"))
+    lines.append(row("its excess over a perfect ranking", f"{ranking['excess_aurc']:.5f}"))
     return lines
 
 

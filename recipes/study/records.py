@@ -128,6 +128,7 @@ def _result(
 ) -> dict[str, Any]:
     """A record in the key order of results.json."""
     packages = dict(made_by.get("packages", {}))
+    machine = {key: made_by[key] for key in ("processor",) if key in made_by}  # earlier runs do not tell it
     return {
         "config": trial.config,
         "command": shlex.join(["python", "recipes/train.py", *trial.argv]),
@@ -137,7 +138,7 @@ def _result(
         "status": status,
         "error": error,
         "commit": made_by.get("git_commit") or f"ncreg {packages.get('ncreg', 'unknown')}, not under version control",
-        "environment": {"python": made_by.get("python"), "platform": made_by.get("platform")} | packages,
+        "environment": {"python": made_by.get("python"), "platform": made_by.get("platform")} | machine | packages,
     }
 
 

@@ -228,6 +228,9 @@ def test_report_puts_the_same_measures_side_by_side():
         assert scores.classwise_ece == pytest.approx(cal.classwise_calibration_error(p, y[:2000], bins=12), abs=1e-12)
         assert scores.brier == pytest.approx(cal.brier_score(p, y[:2000]), abs=1e-12)
         assert scores.nll == pytest.approx(cal.negative_log_likelihood(p, y[:2000]), abs=1e-12)
+        kept = np.argsort(-p.max(1).values.numpy(), kind="stable")
+        wrong = (p.argmax(1) != y[:2000]).numpy()[kept]
+        assert scores.aurc == pytest.approx(np.mean(np.cumsum(wrong) / np.arange(1, 2001)), abs=1e-12)
     assert report.after.ece < report.before.ece / 3 and report.after.nll < report.before.nll
     assert report.risk_coverage.aurc == pytest.approx(cal.risk_coverage(z[:2000].softmax(1), y[:2000]).aurc)
 

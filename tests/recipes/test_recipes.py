@@ -72,6 +72,7 @@ def test_a_run_leaves_everything_it_promises(run):
         history[onset - 1]["train_accuracy"] >= 0.3 > max([entry["train_accuracy"] for entry in history[: onset - 1]])
     )
     assert read(run / "environment.json")["command"] == ["recipes/train.py", "etf"]
+    assert read(run / "environment.json")["processor"].endswith(torch.backends.cpu.get_cpu_capability())
     seconds = read(run / "timing.json")["seconds"]
     assert set(seconds) == {"setup", "train", "measure_forward", "measure_collapse", "save"}
     assert all(value > 0 for value in seconds.values())

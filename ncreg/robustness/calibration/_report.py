@@ -31,6 +31,7 @@ class CalibrationScores:
         brier: Brier score, in [0, 2].
         nll: negative log-likelihood, in nats.
         reliability: the bins behind `ece`.
+        aurc: area under the risk-coverage curve of ranking by the largest probability, in [0, 1].
     """
 
     ece: float
@@ -39,6 +40,7 @@ class CalibrationScores:
     brier: float
     nll: float
     reliability: ReliabilityBins
+    aurc: float
 
 
 @dataclass(frozen=True)
@@ -126,4 +128,5 @@ def _scores(z: Tensor, target: Tensor, bins: int) -> CalibrationScores:
         brier=brier(p, target),
         nll=float(-logs.gather(1, target[:, None]).mean()),
         reliability=reliability,
+        aurc=risk_of(confidence, correct).aurc,
     )
