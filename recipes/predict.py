@@ -3,7 +3,8 @@
     python recipes/predict.py RUN image.png folder_of_images/
     python recipes/predict.py RUN folder_of_images/ --format json --out predictions.json
 
-RUN is a run folder of recipes/train.py, or one of its checkpoint files.
+RUN is a run folder of recipes/train.py, or one of its checkpoint files. Files that are not
+readable images are named at the end, and the exit code is then 2; the others have their rows.
 """
 
 from __future__ import annotations
@@ -43,12 +44,14 @@ def predict(argv: Sequence[str]) -> None:
 
     source = args.run if args.checkpoint is None else checkpoint_file(args.run, args.checkpoint)
     model = read_classifier(source, args.device)
-    rows = predictions.predict(model, predictions.find_images(args.images))
-    predictions.write_predictions(rows, args.format, args.out)
+    rows, unreadable = predictions.predict(model, predictions.find_images(args.images))
+    if rows:
+        predictions.write_predictions(rows, args.format, args.out)
+    predictions.check_all_read(unreadable, len(rows))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code: 0, or 2 with one line when the user has to change something."""
+    """Exit code: 0, or 2 with one line when the user has to change something, such as an unreadable image."""
     return run_script(predict, argv)
 
 

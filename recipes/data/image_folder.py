@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
-from torchvision.transforms.v2.functional import pil_to_tensor
 
 from recipes.core.config import DataConfig
 from recipes.core.errors import UserError
+from recipes.data.decode import WRONG_IMAGE, decoded
 from recipes.data.lazy_images import LazyImages, worker_count
 from recipes.data.split import Source, Split, resized
 
@@ -192,28 +192,15 @@ class Files:
 
 
 def read_image(path: Path, side: int, channels: int = 3) -> Tensor:
-    """An image file as uint8 (channels, side, side), RGB or gray; 16-bit gray is rounded to 8 bits.
-
-    Pillow keeps the upper 8 bits of 16-bit colour and of 16-bit gray with alpha. Alpha is dropped; the EXIF orientation
-    is ignored.
+    """An image file as uint8 (channels, side, side), RGB or gray, see `decoded`; the EXIF orientation is ignored.
 
     Raises:
         UserError: the file is not a readable image, or its pixel values have no known range.
     """
     try:
         with Image.open(path) as opened:
-            image = pil_to_tensor(_of_bytes(opened).convert("RGB" if channels == 3 else "L"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what Pillow raises
+            image = decoded(opened, channels)
+    except WRONG_IMAGE as error:
         reason = str(error).replace(str(path), "").strip(" :'")
         raise UserError(f"{path} is not a readable image ({reason}): repair or remove it") from None
     return resized(image, side)
-
-
-def _of_bytes(image: Image.Image) -> Image.Image:
-    """The image with 8 bits a channel; Pillow's own conversion would clip 16-bit gray at 255."""
-    wide = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PPM", "PNG"))  # never 32 bits
-    if image.mode in ("I", "F") and not wide:
-        raise ValueError(f"pixels of 32 bits, mode {image.mode}, have no known range; 8 or 16 bits do")
-    if not wide:
-        return image
-    return Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8))

@@ -17,6 +17,10 @@ from recipes.core.errors import UserError
 from recipes.data.lazy_images import LazyImages, concatenate_lazy
 
 
+NARROW = 8
+"""Images whose longer edge is more than so many times the shorter one are cropped before they are scaled."""
+
+
 def as_floats(images: Tensor) -> Tensor:
     """Images (B, channels, height, width) as floats in [0, 1], from bytes."""
     return images.to(torch.float32, memory_format=torch.channels_last).div_(255)
@@ -89,10 +93,32 @@ class Source:
 
 
 def resized(images: Tensor, side: int) -> Tensor:
-    """Images of side × side pixels: the shorter edge is scaled to `side`, then the centre is cropped."""
+    """Images of side × side pixels: the shorter edge is scaled to `side`, then the centre is cropped.
+
+    Of a very long image only the middle is scaled, so that it costs no more memory than its crop.
+    """
     if images.shape[-2:] == (side, side):
         return images
+    if max(images.shape[-2:]) > NARROW * min(images.shape[-2:]):
+        images = _middle(images, side)
     return center_crop(resize(images, [side], antialias=True), [side, side])
+
+
+def _middle(images: Tensor, side: int) -> Tensor:
+    """The middle of long images, with all pixels that reach into the crop when the shorter edge is scaled to `side`.
+
+    Its length is one that scales to nearly a whole number of pixels, so that the crop falls between the same pixels.
+    """
+    height, width = images.shape[-2:]
+    short, long = sorted((height, width))
+    least = short + 4 * math.ceil(max(1.0, short / side)) + 2  # the scaling filter reaches over the crop's edges
+    lengths = [
+        length
+        for length in range(least, min(long, 2 * least + short))
+        if (long - length) % 2 == 0 and (side * long // short - side * length // short) % 4 == 0
+    ]
+    kept = min(lengths, key=lambda length: side * length % short / length, default=long)
+    return center_crop(images, [kept, width] if height > width else [height, kept])
 
 
 def stratified(split: Split, size: int | None, *, seed: int, what: str) -> Split:

@@ -47,11 +47,10 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
 
 
 @torch.inference_mode()
-def predict(model: Classifier, files: Sequence[Path]) -> list[dict[str, Any]]:
-    """File, predicted class, its probability, and the probability of every class, for each image.
+def predict(model: Classifier, files: Sequence[Path]) -> tuple[list[dict[str, Any]], list[str]]:
+    """File, predicted class, its probability, and the probability of every class, for each readable image.
 
-    Raises:
-        UserError: names the files that are not readable images, after all were read.
+    Beside these rows, a sentence on each file that is not a readable image.
     """
     if model.image_shape is None or model.class_names is None:
         raise ValueError("model has no image_shape or class_names: take it from ncreg.load_classifier")
@@ -60,19 +59,29 @@ def predict(model: Classifier, files: Sequence[Path]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     unreadable: list[str] = []
     for start in range(0, len(files), BATCH):
-        batch, images = files[start : start + BATCH], []
-        for file in batch:
+        read: list[tuple[Path, torch.Tensor]] = []
+        for file in files[start : start + BATCH]:
             try:
-                images.append(read_image(file, side, channels))
-            except UserError as error:  # go on, to name all unreadable files at once
+                read.append((file, read_image(file, side, channels)))
+            except UserError as error:
                 unreadable.append(str(error))
-        if not unreadable:
-            probabilities = model(torch.stack(images).to(device).float().div(255)).softmax(1).cpu()
-            rows += [_row(file, row, model.class_names) for file, row in zip(batch, probabilities, strict=True)]
+        if read:
+            images = torch.stack([image for _, image in read]).to(device).float().div(255)
+            probabilities = model(images).softmax(1).cpu()
+            rows += [_row(file, row, model.class_names) for (file, _), row in zip(read, probabilities, strict=True)]
+    return rows, unreadable
+
+
+def check_all_read(unreadable: Sequence[str], rows: int) -> None:
+    """Raise the error that names the files without a row, if there are any.
+
+    Raises:
+        UserError: some images are not readable.
+    """
     if unreadable:
         more = f"; and {len(unreadable) - MOST_NAMED} more" if len(unreadable) > MOST_NAMED else ""
-        raise UserError("; ".join(unreadable[:MOST_NAMED]) + more)
-    return rows
+        left_out = f"; the other {rows} images have their rows" if rows else ""
+        raise UserError("; ".join(unreadable[:MOST_NAMED]) + more + left_out)
 
 
 def _row(file: Path, probabilities: torch.Tensor, class_names: Sequence[str]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -145,6 +146,25 @@ def test_predict_gives_the_models_probabilities(run, expected, tmp_path, form):
         assert float(row["probability"]) == pytest.approx(share.max().item(), abs=1e-5)
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 2, 0)])
+def test_predict_gives_the_rows_it_can_and_names_the_files_it_cannot(run, expected, tmp_path, capsys, order):
+    """Also where rows go to the terminal, and a file is named twice."""
+    names = [str(tmp_path / name) for name in ("bad.png", "good.png", "worse.png")]
+    for name in (names[0], names[2]):
+        Path(name).write_bytes(b"no picture")
+    Image.fromarray(expected[0].images[0, 0].numpy()).save(names[1])
+    asked = [str(run), *(names[number] for number in order), names[1]]
+    assert predict.main(asked) == 2
+    said = capsys.readouterr()
+    rows = list(csv.DictReader(said.out.splitlines()))
+    assert [row["file"] for row in rows] == [names[1]] * 2
+    assert all(float(row["p(3)"]) == pytest.approx(float(expected[1][0, 3]), abs=1e-5) for row in rows)
+    assert said.err.count("\n") == 1 and "the other 2 images have their rows" in said.err
+    assert all(f"{name} is not a readable image" in said.err for name in (names[0], names[2]))
+    assert predict.main([*asked, "--out", str(tmp_path / "p.csv")]) == 2
+    assert (tmp_path / "p.csv").read_text().count("\n") == 3
+
+
 @pytest.mark.parametrize(
     ("command", "args", "words"),
     [
@@ -160,8 +180,6 @@ def test_predict_gives_the_models_probabilities(run, expected, tmp_path, form):
         (predict, ["nowhere", "image.png"], "nowhere does not exist"),
         (predict, ["RUN", "none.png"], "none.png does not exist"),
         (predict, ["RUN", "BAD"], "is not a readable image"),
-        (predict, ["RUN", "BAD", "GOOD", "WORSE"], "worse.png is not a readable image"),
-        (predict, ["RUN", "WORSE", "GOOD", "BAD"], "bad.png is not a readable image"),
         (predict, ["RUN", "EMPTY"], "no images"),
         (predict, ["RUN", "GOOD", "--out", "nowhere/out.csv"], "--out nowhere/out.csv cannot be written"),
     ],

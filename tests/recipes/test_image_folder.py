@@ -1,15 +1,22 @@
 """Folders of images as people have them: parts by their usual names, odd files, wide pixels."""
 
+import resource
+import struct
+from contextlib import contextmanager
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms.v2.functional import center_crop, resize
 
 from recipes.core.config import DataConfig
 from recipes.core.errors import UserError
 from recipes.data.fingerprint import checksums
 from recipes.data.image_folder import image_files, read_image, split_folders
 from recipes.data.load import load
+from recipes.data.split import resized
 from recipes.train import main
 
 
@@ -199,6 +206,70 @@ def test_alpha_and_orientation_change_no_pixel(tmp_path):
     turned.save(tmp_path / "turned.png", exif=exif)
     for name in ("clear.png", "turned.png"):
         np.testing.assert_array_equal(read_image(tmp_path / name, 28).permute(1, 2, 0), pixels[..., :3])
+
+
+def tiff(path, levels, *, bits, white_is_zero=False, order="<"):
+    """A gray TIFF written by hand: header, one strip, eight tags; 12 bits are packed, two pixels in three bytes."""
+    height, width = levels.shape
+    if bits == 12:
+        pairs = levels.reshape(-1, 2)
+        strip = np.stack([pairs[:, 0] >> 4, (pairs[:, 0] & 15) << 4 | pairs[:, 1] >> 8, pairs[:, 1] & 255], 1)
+        strip = strip.astype(np.uint8).tobytes()
+    else:
+        strip = levels.astype(f"{order}u{bits // 8}").tobytes()
+    values = {256: width, 257: height, 258: bits, 259: 1, 262: int(not white_is_zero), 273: 8, 277: 1, 279: len(strip)}
+    tags = b"".join(
+        struct.pack(f"{order}HHI", tag, 4 if tag in (273, 279) else 3, 1)
+        + struct.pack(
+            f"{order}I" if tag in (273, 279) else f"{order}HH", *([value] if tag in (273, 279) else [value, 0])
+        )
+        for tag, value in values.items()
+    )
+    head = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, 8 + len(strip))
+    path.write_bytes(head + strip + struct.pack(f"{order}H", len(values)) + tags + bytes(4))
+
+
+@pytest.mark.parametrize(
+    ("bits", "white_is_zero", "order"),
+    [(8, False, "<"), (8, True, "<"), (8, True, ">"), (12, False, "<"), (16, False, "<"), (16, True, "<")],
+)
+def test_gray_tiff_is_read_as_its_header_says(tmp_path, bits, white_is_zero, order):
+    most = 2**bits - 1
+    levels = np.linspace(0, most, 28 * 28).reshape(28, 28).round().astype(np.int64)
+    tiff(tmp_path / "gray.tif", levels, bits=bits, white_is_zero=white_is_zero, order=order)
+    brightness = (most - levels if white_is_zero else levels) / most
+    np.testing.assert_array_equal(read_image(tmp_path / "gray.tif", 28, 1)[0], np.floor(brightness * 255 + 0.5))
+
+
+@pytest.mark.parametrize("size", [(60, 3), (61, 3), (3, 61), (200, 11), (1001, 51), (300, 1), (9001, 301), (901, 100)])
+@pytest.mark.parametrize("side", [28, 65])
+def test_a_very_narrow_image_is_scaled_and_cropped_as_any_other(size, side):
+    """Against scaling the whole image in float, which torch's own bytes fail at for images of one column."""
+    image = torch.randint(0, 256, (3, *size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    whole = center_crop(resize(image.double() / 255, [side], antialias=True), [side, side])
+    difference = (resized(image, side) - 255 * whole).abs()  # of noise, where half a pixel aside is off by 40 levels
+    assert difference.max() <= 5 and difference.mean() <= 1
+
+
+def test_a_very_narrow_image_costs_no_more_memory_than_its_crop(tmp_path):
+    levels = np.arange(60_000, dtype=np.int64).reshape(1, -1) % 200
+    Image.fromarray(levels.astype(np.uint8)).save(tmp_path / "line.png")
+    with resource_limit(2**31):
+        found = read_image(tmp_path / "line.png", 224)
+    middle = np.interp((np.arange(224) + 0.5) / 224 - 0.5 + 30_000 - 0.5, np.arange(60_000), levels[0])
+    np.testing.assert_allclose(found[0, 100], middle, atol=1)
+
+
+@contextmanager
+def resource_limit(more):
+    """Within the block, this process may take `more` bytes of address space beyond what it has."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (taken + more, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 @pytest.mark.parametrize("mode", ["F", "I"])

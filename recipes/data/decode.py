@@ -1,0 +1,40 @@
+"""From an opened image to its bytes: modes, bits and the meaning of gray levels as the file's header says."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+BITS, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0
+"""Tags of TIFF 6.0, section 8: bits of a sample, and what 0 means."""
+
+WRONG_IMAGE = (OSError, SyntaxError, ValueError, EOFError, KeyError, Image.DecompressionBombError)
+"""What Pillow raises for a file that is no image, or a damaged one."""
+
+
+def decoded(image: Image.Image, channels: int) -> Tensor:
+    """An opened image as uint8 (channels, height, width), RGB or gray.
+
+    Gray of 12 or 16 bits is scaled to 8, rounded, and a TIFF whose 0 is white is inverted. Pillow keeps the upper 8
+    bits of 16-bit colour and of 16-bit gray with alpha. Alpha is dropped.
+
+    Raises:
+        ValueError: pixels of 32 bits, which have no known range; other errors, `WRONG_IMAGE`, come from Pillow.
+    """
+    return pil_to_tensor(_of_bytes(image).convert("RGB" if channels == 3 else "L"))
+
+
+def _of_bytes(image: Image.Image) -> Image.Image:
+    """The image with 8 bits a channel; Pillow's own conversion would clip wide gray at 255."""
+    wide = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PPM", "PNG"))  # never 32 bits
+    if image.mode in ("I", "F") and not wide:
+        raise ValueError(f"pixels of 32 bits, mode {image.mode}, have no known range; 8 or 16 bits do")
+    if not wide:
+        return image
+    tags = image.tag_v2 if hasattr(image, "tag_v2") else {}
+    most = 2 ** tags.get(BITS, (16,))[0] - 1
+    levels = np.rint(np.asarray(image) / (most / 255)).astype(np.uint8)
+    # Pillow itself inverts gray of up to 8 bits
+    return Image.fromarray(255 - levels if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO else levels)
