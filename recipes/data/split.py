@@ -16,7 +16,6 @@ from recipes.core.distributed import Ranks
 from recipes.core.errors import UserError
 from recipes.data.lazy_images import LazyImages, concatenate_lazy
 
-
 NARROW = 8
 """Images whose longer edge is more than so many times the shorter one are cropped before they are scaled."""
 
@@ -107,17 +106,21 @@ def resized(images: Tensor, side: int) -> Tensor:
 def _middle(images: Tensor, side: int) -> Tensor:
     """The middle of long images, with all pixels that reach into the crop when the shorter edge is scaled to `side`.
 
-    Its length is one that scales to nearly a whole number of pixels, so that the crop falls between the same pixels.
+    Its length is one that is scaled by nearly the same factor and cropped at the same pixels as the whole would be.
     """
     height, width = images.shape[-2:]
     short, long = sorted((height, width))
+
+    def scaled(length: int) -> int:
+        return side * length // short
+
     least = short + 4 * math.ceil(max(1.0, short / side)) + 2  # the scaling filter reaches over the crop's edges
     lengths = [
         length
         for length in range(least, min(long, 2 * least + short))
-        if (long - length) % 2 == 0 and (side * long // short - side * length // short) % 4 == 0
+        if (long - length) % 2 == 0 and (scaled(long) - scaled(length)) % 4 == 0
     ]
-    kept = min(lengths, key=lambda length: side * length % short / length, default=long)
+    kept = min(lengths, key=lambda length: abs(length / scaled(length) - long / scaled(long)), default=long)
     return center_crop(images, [kept, width] if height > width else [height, kept])
 
 
