@@ -3,6 +3,15 @@
 from ncreg.models._classifier import Classifier, ClassifierOutput, Normalize
 from ncreg.models._fold import fold
 from ncreg.models._swap import swap_head
-from ncreg.models._weights import MatchedWeights, match_weights
+from ncreg.models._weights import MatchedWeights, load_matched, match_weights
 
-__all__ = ["Classifier", "ClassifierOutput", "MatchedWeights", "Normalize", "fold", "match_weights", "swap_head"]
+__all__ = [
+    "Classifier",
+    "ClassifierOutput",
+    "MatchedWeights",
+    "Normalize",
+    "fold",
+    "load_matched",
+    "match_weights",
+    "swap_head",
+]

@@ -152,7 +152,7 @@ class Classifier(nn.Module):
     ) -> Float[Tensor, "batch classes"] | ClassifierOutput:
         """Logits (B, C), or `ClassifierOutput(logits, features)` when `with_features` is set."""
         features = self.norm(self.project(self.backbone(self.preprocess(x))))
-        return _output(self.head(features), features, with_features)
+        return output_of(self.head(features), features, with_features)
 
     def forward_features(self, x: Tensor) -> Any:
         """The backbone's features before pooling, as timm's method of that name gives them."""
@@ -290,7 +290,7 @@ class Classifier(nn.Module):
         return getattr(self.backbone, name)
 
 
-def _output(logits: Tensor, features: Tensor, with_features: bool) -> Tensor | ClassifierOutput:
+def output_of(logits: Tensor, features: Tensor, with_features: bool) -> Tensor | ClassifierOutput:
     """The logits, or both where the flag is set."""
     if torch.onnx.is_in_onnx_export() and isinstance(with_features, Tensor):
         with warnings.catch_warnings():  # the exporter makes tensors of default values and warns of reading them
@@ -299,7 +299,7 @@ def _output(logits: Tensor, features: Tensor, with_features: bool) -> Tensor | C
     return ClassifierOutput(logits, features) if check_flag("with_features", with_features) else logits
 
 
-torch.fx.wrap("_output")  # one node of a torch.fx graph, which takes the flag for an input too
+torch.fx.wrap("output_of")  # one node of a torch.fx graph, which takes the flag for an input too
 
 
 def _size(name: str, value: int | None, head: nn.Module, *attributes: str) -> int:

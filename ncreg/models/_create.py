@@ -21,13 +21,22 @@ from ncreg._hub import check_hub
 from ncreg.models._weights import MatchedWeights, complete_loading, match_weights
 
 
-def from_timm_name(name: str, model_args: Mapping[str, Any], weights: Mapping[str, Any] | None = None) -> nn.Module:
-    """A timm model built without classifier.
+def from_timm_name(
+    name: str,
+    model_args: Mapping[str, Any],
+    weights: Mapping[str, Any] | None = None,
+    *,
+    num_classes: int | None = None,
+    with_head: bool = False,
+) -> nn.Module:
+    """A timm model built without classifier, or with its own.
 
     Args:
         name: what `timm.create_model` takes.
         model_args: its further arguments.
         weights: tensors by name, as a file holds them, in place of timm's pretrained ones.
+        num_classes: C of its own classifier; None takes that of the weights, or the model's usual number.
+        with_head: whether the model keeps its own classifier, and the weights must hold it.
 
     Raises:
         ValueError: for a name that timm does not know, an encoder, `num_classes` among `model_args`, or weights that
@@ -47,12 +56,16 @@ def from_timm_name(name: str, model_args: Mapping[str, Any], weights: Mapping[st
     if path:
         weights = load_state_dict(str(path))
     if weights is None:
-        return _created(name, args)
-    plain = _on_meta(name, args)
+        return _created(name, args, num_classes if with_head else 0)
+    plain = _on_meta(name, args, None if with_head else 0)
     found = match_weights(weights, plain)
+    classes: int | None = 0
+    if with_head:
+        classes = _classes_of(found.tensors, plain) if num_classes is None else num_classes
+        plain = _on_meta(name, args, classes)
     if not found.tensors:
         raise ValueError(f"weights hold no tensor: their keys are {', '.join(map(str, weights)) or 'none'}")
-    backbone = _created(name, args | _as_pretrained(found, plain, args))
+    backbone = _created(name, args | _as_pretrained(found, plain, args), classes)
     backbone.pretrained_cfg = backbone.default_cfg = plain.pretrained_cfg  # the other one holds the tensors
     return backbone
 
@@ -70,12 +83,13 @@ def _check_name(name: str) -> None:
         raise ValueError(f"model={name!r} is no timm model (timm.list_models() lists them){hint}{hub}")
 
 
-def _created(name: str, args: Mapping[str, Any]) -> Any:
-    """`timm.create_model`, with weights that cover the whole backbone."""
+def _created(name: str, args: Mapping[str, Any], num_classes: int | None) -> Any:
+    """`timm.create_model`, with weights that cover the whole of it; None leaves the number of classes to timm."""
     source = _source_of_weights(name, args)
     try:
         with complete_loading(f"model={name!r}: {source or 'pretrained weights'}", strict=source is not None):
-            return timm.create_model(name, **args, num_classes=0)
+            classes: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
+            return timm.create_model(name, **args, **classes)
     except RuntimeError as error:
         if "ncreg.Classifier" in str(error):
             raise ValueError(
@@ -89,16 +103,27 @@ def _created(name: str, args: Mapping[str, Any]) -> Any:
         raise ValueError(f"model={name!r} has a tag that timm does not know; known: {known}") from error
 
 
-def _on_meta(name: str, args: Mapping[str, Any]) -> Any:
-    """The backbone without memory for its weights."""
+def _on_meta(name: str, args: Mapping[str, Any], num_classes: int | None) -> Any:
+    """The model without memory for its weights."""
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        return _created(name, {**args, "pretrained": False})
+        return _created(name, {**args, "pretrained": False}, num_classes)
+
+
+def _classes_of(tensors: Mapping[str, Tensor], plain: Any) -> int | None:
+    """Rows of the classifier in the weights; None, timm's own number, where it is not there under its usual name."""
+    path = plain.pretrained_cfg.get("classifier")
+    path = path[0] if isinstance(path, list | tuple) else path
+    own = [name for name in plain.state_dict() if f"{name}".startswith(f"{path}.") and name.endswith("weight")]
+    rows = [len(tensors[name]) for name in own if name in tensors and tensors[name].ndim > 1]
+    return rows[-1] if rows else None
 
 
 def _as_pretrained(found: MatchedWeights, plain: Any, args: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments with which timm loads these weights: it fits the first convolution and position embeddings itself."""
     overlay = dict(args.get("pretrained_cfg_overlay") or {})
     overlay |= {"state_dict": found.tensors, "source": None, "file": None, "custom_load": False}
+    if plain.num_classes:  # timm leaves out the classifier of weights of another number of classes
+        overlay["num_classes"] = plain.num_classes
     channels = _channels_of(found.tensors, plain)
     if channels is not None:
         overlay["input_size"] = (channels, *plain.pretrained_cfg["input_size"][1:])

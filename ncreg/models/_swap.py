@@ -23,6 +23,8 @@ from ncreg.models._backbone import (
 )
 from ncreg.models._classifier import Classifier
 from ncreg.models._create import from_timm_name
+from ncreg.models._keep import keep_head
+from ncreg.models._torchvision import PREFIX, torchvision_model
 from ncreg.norms import last_norm
 
 
@@ -31,7 +33,7 @@ def swap_head(
     head: str | nn.Module = "etf",
     *,
     num_classes: int | None = None,
-    norm: str | nn.Module = "batch",
+    norm: str | nn.Module | None = None,
     project: int | None = None,
     classifier: str | None = None,
     input_size: Sequence[int] | None = None,
@@ -42,23 +44,31 @@ def swap_head(
     """Replace a model's classifier by projection → last norm → head.
 
     Args:
-        model: a timm name (also hf-hub:… and local-dir:…), or a module, which is copied and never changed.
-        head: a name of `ncreg.heads.HEADS`, or a module of one's own (copied) from features to logits.
+        model: a timm name (also hf-hub:… and local-dir:…), torchvision:NAME, or a module, which is copied and never
+            changed.
+        head: a name of `ncreg.heads.HEADS`, a module of one's own (copied) from features to logits, or "keep" for the
+            model's own classifier: the logits stay the model's, and nothing is drawn.
         num_classes: C; None takes the model's own number.
-        norm: a kind that `ncreg.norms.last_norm` knows, or a module of one's own (copied) on (batch, d).
+        norm: a kind that `ncreg.norms.last_norm` knows, or a module of one's own (copied) on (batch, d); None is
+            "batch", and none with head "keep".
         project: width d of a learned linear map (no bias) before the norm; None for none.
         classifier: path of the classifier in a module that is not timm's, such as "fc" or "classifier.6";
             None takes the last Linear or Conv2d to run that is as wide as the output.
         input_size: (channels, height, width) of one input, where the model itself does not say it.
-        model_args: for names: what `timm.create_model` takes (pretrained, in_chans, img_size, …).
+        model_args: for names: what `timm.create_model` takes (pretrained, in_chans, img_size, …); of torchvision's
+            pretrained, in_chans, and what the model's builder takes.
         head_args: for named heads: what the constructor takes beside in_features and num_classes.
         weights: for names: what `ncreg.load_weights` reads, in place of timm's pretrained weights. The backbone's
-            are taken from it, whatever container and prefix they have there; a classifier in it is not.
+            are taken from it, whatever container and prefix they have there; a classifier in it only by head "keep".
 
     The result keeps device, dtype and train/eval mode of what it was given. Random numbers: the backbone is
     drawn first; projection, norm and head follow in a fork of torch's generator, which is left where the
     backbone left it. Two runs of one seed that differ in the head alone share backbone, projection and every
     later draw. Dropout that a model keeps before its classifier stands before the norm: a warning says so.
+
+    With head "keep" the features are what enters the model's last layer: of several layers that see features of their
+    own (distilled pairs), those side by side. Where something stands behind the layers (squeezenet's ReLU, volo's
+    maximum over tokens), `head` holds their weights for the measures, and the whole model gives the logits.
 
     Raises:
         ValueError: if the classifier can't be found, features are not (batch, width), the head does not fit,
@@ -71,7 +81,15 @@ def swap_head(
         >>> logits, features = classifier(torch.rand(2, 3, 32, 32), with_features=True)
         >>> logits.shape, features.shape
         (torch.Size([2, 10]), torch.Size([2, 96]))
+
+        >>> trained = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 4), torch.nn.Linear(4, 3))
+        >>> kept = swap_head(trained, "keep", input_size=(3, 2, 2))
+        >>> images = torch.rand(5, 3, 2, 2)
+        >>> torch.equal(kept(images), trained(images)), kept.head_hidden_size
+        (True, 4)
     """
+    keeps = isinstance(head, str) and head == "keep"
+    norm = ("none" if keeps else "batch") if norm is None else norm
     for name, value in {"model": model, "head": head, "norm": norm}.items():
         if not isinstance(value, str | nn.Module):
             raise TypeError(f"{name} must be a name or an nn.Module, got {type(value).__name__}")
@@ -85,11 +103,16 @@ def swap_head(
     if num_classes is not None:
         num_classes = check_integer("num_classes", num_classes, 1)
     input_size = _checked_size(input_size)
+    if keeps:
+        _check_keeps(norm, project, head_args)
+        return _kept(model, num_classes, model_args, classifier, input_size, weights)
     headless = _headless(model, model_args, classifier, input_size, weights)
     backbone = headless.module
     if rates := dropout_before_head(backbone):
         by_hand = "; ".join(f"model.{place} = 0.0" for place in rates)
-        remedy = "model_args={'drop_rate': 0.0} removes it" if isinstance(model, str) else f"first {by_hand} removes it"
+        argument = "dropout" if isinstance(model, str) and model.startswith(PREFIX) else "drop_rate"
+        by_name = f"model_args={{'{argument}': 0.0}} removes it"
+        remedy = by_name if isinstance(model, str) else f"first {by_hand} removes it"
         warnings.warn(
             f"dropout of rate {max(rates.values())} stands between the backbone and the last norm and blurs its "
             f"statistics; {remedy}",
@@ -131,6 +154,49 @@ def _checked_size(input_size: Sequence[int] | None) -> tuple[int, ...] | None:
     return size
 
 
+def _check_keeps(norm: str | nn.Module, project: int | None, head_args: Mapping[str, Any] | None) -> None:
+    """Refuse what would stand between the features and a classifier that is kept."""
+    given = {"norm": None if norm == "none" else norm, "project": project, "head_args": head_args or None}
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(f"{name}={value!r} with head='keep': the model's own classifier takes its own features")
+
+
+def _kept(
+    model: str | nn.Module,
+    num_classes: int | None,
+    model_args: Mapping[str, Any] | None,
+    classifier: str | None,
+    input_size: Sequence[int] | None,
+    weights: Mapping[str, Any] | None,
+) -> Classifier:
+    """The model around its own classifier."""
+    if isinstance(model, Classifier):
+        kept = copy.deepcopy(model)
+    else:
+        if isinstance(model, str):
+            _check_no_path(model, classifier)
+            model = _from_name(model, model_args or {}, weights, num_classes=num_classes, with_head=True)
+            model_args = weights = None
+        headless = _headless(model, model_args, classifier, input_size, weights)
+        kept = keep_head(model, headless)
+        kept.built_by = {"head": "keep", "norm": "none", "project": None, "head_args": {}}
+    if num_classes is not None and kept.num_classes != num_classes:
+        raise ValueError(f"num_classes={num_classes}, but the model's own classifier has {kept.num_classes} outputs")
+    return kept
+
+
+def _from_name(name: str, model_args: Mapping[str, Any], weights: Mapping[str, Any] | None, **how: Any) -> nn.Module:
+    if name.startswith(PREFIX):
+        return torchvision_model(name, model_args, weights, **how)
+    return from_timm_name(name, model_args, weights, **how)
+
+
+def _check_no_path(model: str, classifier: str | None) -> None:
+    if classifier is not None:
+        raise ValueError(f"classifier={classifier!r} is for modules; timm knows where {model!r} has its own")
+
+
 def _headless(
     model: str | nn.Module,
     model_args: Mapping[str, Any] | None,
@@ -141,8 +207,9 @@ def _headless(
     """The model without its classifier, and the features of one example."""
     own_classes: Any
     if isinstance(model, str):
-        if classifier is not None:
-            raise ValueError(f"classifier={classifier!r} is for modules; timm knows where {model!r} has its own")
+        _check_no_path(model, classifier)
+        if model.startswith(PREFIX):
+            return behead(torchvision_model(model, model_args or {}, weights), None, input_size)
         backbone = from_timm_name(model, model_args or {}, weights)
         own_classes = backbone.pretrained_cfg.get("num_classes")  # type: ignore[union-attr, operator]
     else:

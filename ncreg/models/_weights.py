@@ -3,7 +3,7 @@
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -56,6 +56,39 @@ def match_weights(weights: Mapping[str, Any], backbone: nn.Module) -> MatchedWei
     around = _under(flat, whole) if (whole := prefix.removesuffix("backbone.")) != prefix else {}
     beside = [name for name in around if not name.startswith("backbone.")]  # norm and head of a Classifier
     return found._replace(prefix=prefix, unused=found.unused + beside)
+
+
+def load_matched(
+    model: nn.Module, weights: Mapping[str, Any], *, source: str = "weights", optional: Sequence[str] = ()
+) -> MatchedWeights:
+    """Load the weights of a file into a whole model, its classifier with it; what does not cover it is refused.
+
+    Args:
+        model: takes the weights, in place.
+        weights: name → tensor, in any container and under any prefix, as `ncreg.load_weights` reads them.
+        source: the words for the weights in an error.
+        optional: beginnings of names that need not be there, and are left as they are where their shape differs.
+
+    Raises:
+        ValueError: tensors that are missing, of another shape, or NaN; the model is as it was then.
+
+    Example:
+        >>> model, trained = nn.Linear(2, 3), nn.Linear(2, 3)
+        >>> found = load_matched(model, {"model": trained.state_dict(), "epoch": 4})
+        >>> found.prefix, found.matched, bool((model.weight == trained.weight).all())
+        ('model.', ['weight', 'bias'], True)
+    """
+    found = match_weights(weights, model)
+    ignored = tuple(optional)
+    needed = found._replace(
+        missing=[name for name in found.missing if not name.startswith(ignored)],
+        misshapen=[words for words in found.misshapen if not words.startswith(ignored)],
+    )
+    if needed.missing or needed.misshapen or not found.matched:
+        raise ValueError(_incomplete(needed, model, source, part="model"))
+    _check_numbers(found, source)
+    model.load_state_dict({name: found.tensors[name] for name in found.matched}, strict=False)
+    return found
 
 
 def _under(flat: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -133,8 +166,7 @@ def complete_loading(source: str, *, strict: bool) -> Iterator[None]:
         found = _compared(dict(state_dict), module)
         if found.misshapen or (found.missing and (strict or not found.matched)):
             raise ValueError(_incomplete(found, module, source))
-        if broken := [name for name in found.matched if found.tensors[name].isnan().any()]:
-            raise ValueError(f"{source} hold NaN: {_some(broken)}: they are of a diverged run, take earlier ones")
+        _check_numbers(found, source)
         if found.missing or (strict and found.unused):
             what = f"lack {_some(found.missing)}" if found.missing else f"hold more, not used: {_some(found.unused)}"
             warnings.warn(f"{source} {what}", UserWarning, stacklevel=2)
@@ -144,10 +176,15 @@ def complete_loading(source: str, *, strict: bool) -> Iterator[None]:
         yield
 
 
-def _incomplete(found: MatchedWeights, model: nn.Module, source: str) -> str:
+def _check_numbers(found: MatchedWeights, source: str) -> None:
+    if broken := [name for name in found.matched if found.tensors[name].isnan().any()]:
+        raise ValueError(f"{source} hold NaN: {_some(broken)}: they are of a diverged run, take earlier ones")
+
+
+def _incomplete(found: MatchedWeights, model: nn.Module, source: str, *, part: str = "backbone") -> str:
     """The message on weights that do not cover a model, with the prefix that would help."""
     count = len(model.state_dict())
-    message = f"{source}: {len(found.matched)} of the {count} tensors of the backbone {type(model).__name__} match"
+    message = f"{source}: {len(found.matched)} of the {count} tensors of the {part} {type(model).__name__} match"
     better = match_weights(found.tensors, model)
     named = len(better.matched) + len(better.misshapen)
     if named > len(found.matched) + len(found.misshapen):
