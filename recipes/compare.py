@@ -3,15 +3,17 @@
     python recipes/compare.py baseline etf --data.name folder --data.root my_images --seeds 3
     python recipes/compare.py benchmarks/studies/terminal_phase.yaml --workers 2
     python recipes/compare.py benchmarks/studies/terminal_phase.yaml --report-only
+    python recipes/compare.py benchmarks/studies/terminal_phase.yaml --power
 
 The same seed gives every recipe the same split, initial backbone weights and batch order, so that
 differences are paired. Writes results.json, report.html, report.md and figures/. Run it again to
 go on where it was stopped; --report-only makes the report anew from results.json and the files
-beside it, and runs nothing.
+beside it, --power says what the pairs at hand can show; both run nothing.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import sys
@@ -37,8 +39,10 @@ from recipes.core.script import WIDTH, Parser, join_flags, run_script
 from recipes.core.suggestions import did_you_mean
 from recipes.study import results
 from recipes.study.load import name_from_recipes, read_study, study_from_recipes
-from recipes.study.pipeline import collect_all, plan_trials, run_missing, write_results
+from recipes.study.pipeline import collect_all, plan_trials, run_missing, tabulate, write_results
+from recipes.study.power_lines import power_lines
 from recipes.study.preflight import check_evaluations, check_trials
+from recipes.study.processors import pairs_to_be_mixed
 from recipes.study.progress import plan_lines
 from recipes.study.records import missing_trials
 from recipes.study.runner import RunSettings
@@ -60,6 +64,8 @@ class Options:
         settings: where and how the runs are run.
         plan: show what would run, and run nothing.
         report_only: make tables and report from what is there, and run nothing.
+        power: print what the pairs that are there can show, and run and write nothing.
+        wanted: difference of the first measure that `power` plans for; None for its margin.
         command: the command that makes the same study again, from the project's root.
     """
 
@@ -69,6 +75,8 @@ class Options:
     settings: RunSettings
     plan: bool
     report_only: bool
+    power: bool
+    wanted: float | None
     command: str
 
 
@@ -97,8 +105,20 @@ def parse_options(argv: Sequence[str]) -> Options:
         out = Path("runs") / f"compare-{name}"
         words = [*names, *(f"--{key}={value}" for key, value in keys.items()), "--seeds", seeds]
         command = shlex.join(["python", "recipes/compare.py", *words])
+    if args.power and (args.plan or args.report_only):
+        raise UserError("--power only prints what the pairs at hand can show: without --plan and --report-only")
     settings = RunSettings(args.runs, _workers(args.workers), _shard(args.shard), args.ray)
-    return Options(study, name, args.out or out, settings, args.plan, args.report_only, command)
+    return Options(
+        study=study,
+        name=name,
+        out=args.out or out,
+        settings=settings,
+        plan=args.plan,
+        report_only=args.report_only,
+        power=args.power,
+        wanted=_wanted(args.wanted, args.power),
+        command=command,
+    )
 
 
 def _parser() -> Parser:
@@ -118,6 +138,8 @@ def _parser() -> Parser:
     parser.option("--runs", type=Path, default=Path("runs/studies"), help="folder of the runs")
     parser.flag("--plan", help="show what would run and for how long, and run nothing")
     parser.flag("--report-only", help="tables and report from what is there, and run nothing")
+    parser.flag("--power", help="the difference that the pairs at hand can show, and the pairs that a margin needs")
+    parser.option("--wanted", type=float, help="with --power: plan for this difference of the first measure")
     return parser
 
 
@@ -171,6 +193,14 @@ def _workers(number: int | None) -> int:
     return number
 
 
+def _wanted(difference: float | None, power: bool) -> float | None:
+    if difference is not None and not power:
+        raise UserError(f"--wanted {difference} says what --power plans for: give --power too")
+    if difference is not None and not 0 < difference < math.inf:
+        raise UserError(f"--wanted {difference}: a difference above 0, in the measure's own unit (0.003 of accuracy)")
+    return difference
+
+
 def _shard(text: str) -> tuple[int, int]:
     index, _, count = text.partition("/")
     if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
@@ -184,6 +214,10 @@ def compare(options: Options) -> int:
     known = results.read_records(options.out, options.name)
     check_evaluations(study)
     records = collect_all(study, known, settings.runs)
+    if options.power:
+        statistics = tabulate(study, records, plan_trials(study, records))
+        print("\n".join(power_lines(study, statistics, options.wanted)))
+        return 0
     if not options.report_only and settings.ray is None:  # on a cluster the data lies elsewhere
         check_trials(missing_trials(plan_trials(study, records), records, study.evaluations))
     if options.plan:
@@ -191,6 +225,8 @@ def compare(options: Options) -> int:
         return 0
     _check_writable({"--out": options.out, "--runs": settings.runs})
     if not options.report_only:
+        if note := pairs_to_be_mixed(study, plan_trials(study, records), records):
+            print(note, flush=True)
         records = run_missing(study, records, settings)
     with locked(settings.runs / "report", wait=True):  # jobs that end at the same time write one after the other
         records = collect_all(study, records, settings.runs)  # other jobs may have finished some

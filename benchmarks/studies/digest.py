@@ -34,14 +34,15 @@ from recipes.core.errors import UserError
 from recipes.study import results
 from recipes.study.load import read_study
 from recipes.study.measures import image_count
+from recipes.study.power import spread_of, verdict_from
 from recipes.study.spec import Measure
-from recipes.study.tables import format_difference, format_interval, format_mean_and_sd, heading
+from recipes.study.tables import format_difference, format_interval, format_mean_and_sd, format_rounded, heading
 
 ROOT = Path(__file__).resolve().parents[2]
 KEYS = {"study", "data", "measures", "arms", "differences", "rows"}
 BLOCK = re.compile(r"(<!-- study: (?P<request>[^>]*?) -->\n).*?(<!-- end of study -->)", re.DOTALL)
 LIST = re.compile(r"(<!-- all studies -->\n).*?(<!-- end of studies -->)", re.DOTALL)
-SIGNS = {"better": " ▲", "worse": " ▼", "higher": " ↑", "lower": " ↓"}
+SIGNS = {"better": " ▲", "worse": " ▼", "higher": " ↑", "lower": " ↓", "equivalent": " =", "not worse": " ≥"}
 
 
 @dataclass(frozen=True)
@@ -231,10 +232,22 @@ def _caption(table: Table, up: str) -> str:
     else:
         shown, than = f"Mean ± sd over {n}; then the paired difference to `{base}` with its 95 % t interval", ""
     return (
-        f"{shown}; ▲ better{than}, ▼ worse, ↑ higher, ↓ lower by the [rules]({up}docs/compare.md#the-verdicts), "
-        f"no sign: no difference shown. [Report]({up}benchmarks/studies/{content['name']}/report.md), "
-        f"runs of commit {', '.join(commits)}."
+        f"{shown}; ▲ better{than}, ▼ worse, ↑ higher, ↓ lower, = equivalent and ≥ not worse within the margin, by the "
+        f"[rules]({up}docs/compare.md#the-verdicts); no sign: no difference shown. {_power(table)}"
+        f"[Report]({up}benchmarks/studies/{content['name']}/report.md), runs of commit {', '.join(commits)}."
     )
+
+
+def _power(table: Table) -> str:
+    """From which true difference on the table's tests give a verdict, column by column; empty where none varies."""
+    kind = "contrasts" if table.contrasts else "arms"
+    texts = []
+    for column, measure in zip(table.statistics, table.measures, strict=True):
+        spread, shown = spread_of(column[kind]), verdict_from(column[kind], measure)
+        texts.append("–" if spread is None else format_rounded(shown, measure.form, spread.sd))
+    if set(texts) == {"–"}:
+        return ""
+    return f"A verdict is given with 80 % power from a true difference of {', '.join(texts)} on (by column). "
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,6 +1,6 @@
 """Paired tests: differences of arms over seeds, their intervals, Holm's correction, and the words of the verdict.
 
-The rules are those of docs/compare.md; they were written down before the studies ran.
+The rules are those of docs/compare.md.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from recipes.study.margin_tests import margin_p
 from recipes.study.spec import Contrast, Measure
 
 LEVEL = 0.95
 ALPHA = 0.05
 RESAMPLES = 9_999
+MARGIN_TESTS = ("beyond", "equivalent", "not_worse")
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
@@ -98,21 +100,24 @@ def holm(values: Mapping[str, float]) -> dict[str, float]:
 
 
 def verdict(measure: Measure, entry: Mapping[str, Any], *, min_seeds: int) -> str:
-    """The verdict on one paired difference.
+    """The verdict on one paired difference, from p after Holm's correction; the first that applies.
 
-    "too few seeds" below `min_seeds` pairs. Otherwise "better" or "worse" ("higher" or "lower" for a measure that is
-    described, not judged) if the Holm-adjusted p is below 0.05 and, where the measure has a margin, the t interval
-    lies wholly beyond it. Otherwise "no difference shown".
+    "too few seeds" below `min_seeds` pairs. "better" or "worse" ("higher" or "lower" for a measure that is described,
+    not judged) if the difference is shown not to be zero, or with a margin to lie beyond it. "equivalent" if it is
+    shown to lie within the margin, "not worse" if it is shown not to be worse by the margin. Else "no difference
+    shown".
     """
     if entry["pairs"] < min_seeds:
         return "too few seeds"
-    margin = measure.margin or 0.0
-    rises, falls = entry["difference_low"] > margin, entry["difference_high"] < -margin
-    if entry["difference_low"] == entry["difference_high"] == 0 or entry["p_holm"] >= ALPHA or not (rises or falls):
-        return "no difference shown"
-    if measure.better == "neither":
-        return "higher" if rises else "lower"
-    return "better" if rises == (measure.better == "larger") else "worse"
+    against_margin = entry["margin_p_holm"]
+    if (entry["p_holm"] if measure.margin is None else against_margin["beyond"]) < ALPHA:
+        rises = entry["difference"] > 0
+        if measure.better == "neither":
+            return "higher" if rises else "lower"
+        return "better" if rises == (measure.better == "larger") else "worse"
+    if against_margin.get("equivalent", 1.0) < ALPHA:
+        return "equivalent"
+    return "not worse" if against_margin.get("not_worse", 1.0) < ALPHA else "no difference shown"
 
 
 def never_reached(of_seed: Mapping[int, float | None]) -> bool:
@@ -120,8 +125,10 @@ def never_reached(of_seed: Mapping[int, float | None]) -> bool:
     return bool(of_seed) and all(value is None for value in of_seed.values())
 
 
-def paired_difference(ours: Mapping[int, float | None], theirs: Mapping[int, float | None]) -> dict[str, Any]:
-    """The difference of two arms over the seeds that both have: number of pairs, mean, sd, both intervals, p."""
+def paired_difference(
+    measure: Measure, ours: Mapping[int, float | None], theirs: Mapping[int, float | None]
+) -> dict[str, Any]:
+    """The difference of two arms over the seeds that both have: pairs, mean, sd, both intervals, p's uncorrected."""
     both = {seed: (value, theirs.get(seed)) for seed, value in sorted(ours.items())}
     shared = [(one, other) for one, other in both.values() if one is not None and other is not None]
     differences = subtract([one for one, _ in shared], [other for _, other in shared])
@@ -136,6 +143,7 @@ def paired_difference(ours: Mapping[int, float | None], theirs: Mapping[int, flo
         "bootstrap_low": boot_low,
         "bootstrap_high": boot_high,
         "p": paired_p(differences),
+        "margin_p": margin_p(differences, measure),
     }
 
 
@@ -146,15 +154,17 @@ def judge_pairs(
     *,
     min_seeds: int,
 ) -> list[dict[str, Any]]:
-    """For each pair: the difference (first minus second), p after Holm's correction over the pairs, and the verdict.
+    """For each pair: the difference (first minus second), each p after Holm's correction over the pairs, the verdict.
 
     The verdict is "not reached" where runs of the first arm have ended and none has the measure, "baseline not
     reached" where that holds for the second arm, else that of `verdict`.
     """
-    entries = [paired_difference(values[ours], values.get(theirs, {})) for ours, theirs in pairs]
-    adjusted = holm({str(index): entry["p"] for index, entry in enumerate(entries) if entry["p"] is not None})
+    entries = [paired_difference(measure, values[ours], values.get(theirs, {})) for ours, theirs in pairs]
+    adjusted = _corrected([entry["p"] for entry in entries])
+    tests = {name: _corrected([entry["margin_p"].get(name) for entry in entries]) for name in MARGIN_TESTS}
     for index, (entry, (ours, theirs)) in enumerate(zip(entries, pairs, strict=True)):
-        entry["p_holm"] = adjusted.get(str(index))
+        entry["p_holm"] = adjusted.get(index)
+        entry["margin_p_holm"] = {name: found[index] for name, found in tests.items() if index in found}
         if never_reached(values[ours]):
             entry["verdict"] = "not reached"
         elif never_reached(values.get(theirs, {})):
@@ -162,6 +172,12 @@ def judge_pairs(
         else:
             entry["verdict"] = verdict(measure, entry, min_seeds=min_seeds)
     return entries
+
+
+def _corrected(values: Sequence[float | None]) -> dict[int, float]:
+    """Each p after Holm's correction over those that are there, by its place."""
+    adjusted = holm({str(index): value for index, value in enumerate(values) if value is not None})
+    return {int(index): value for index, value in adjusted.items()}
 
 
 def compare_arms(
@@ -178,10 +194,11 @@ def compare_arms(
     rivals = [arm for arm in values if arm != base]
     found = judge_pairs(measure, values, [(arm, base) for arm in rivals], min_seeds=min_seeds)
     against = dict(zip(rivals, found, strict=True))
+    none: dict[str, Any] = {"p_holm": None, "margin_p_holm": {}, "verdict": "baseline"}
     entries = []
     for arm, of_seed in values.items():
         had = {seed: value for seed, value in sorted(of_seed.items()) if value is not None}
-        pairs = against.get(arm) or paired_difference(had, had) | {"p_holm": None, "verdict": "baseline"}
+        pairs = against.get(arm) or paired_difference(measure, had, had) | none
         by_seed = {str(seed): value for seed, value in had.items()}
         entries.append({"arm": arm, "runs": len(of_seed), **spread(list(had.values())), **pairs, "by_seed": by_seed})
     return entries

@@ -10,8 +10,17 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from recipes.study.load import study_from_dict
 from recipes.study.plots.figure import Figure
+from recipes.study.processors import mixed_pairs
 from recipes.study.progress import duration
-from recipes.study.report_rows import SIGNS, command_rows, cost_rows, key_values, search_table, warning_rows
+from recipes.study.report_rows import (
+    SIGNS,
+    command_rows,
+    cost_rows,
+    key_values,
+    search_error,
+    search_table,
+    warning_rows,
+)
 from recipes.study.report_sections import section
 from recipes.study.results import ATTACHMENTS, count_missing, read, read_attachment
 from recipes.study.spec import Study
@@ -94,6 +103,8 @@ def report_view(content: Mapping[str, Any], attachments: Mapping[str, Mapping[st
         "total": duration(sum(run["train_seconds"] + run["evaluation_seconds"] for run in timing.values())),
         "commits": commits,
         "warnings": warning_rows(content),
+        "mixed": mixed_pairs(content),
+        "search_error": search_error(content["search"]),
         "dirty": [commit for commit in commits if commit.endswith("-dirty")],
         "environments": content["environments"],
         "runs": len(done),

@@ -7,7 +7,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from recipes.study.paired_tests import MARGIN_TESTS
 from recipes.study.plots.figure import Figure
+from recipes.study.power import spread_of, verdict_from
 from recipes.study.progress import duration
 from recipes.study.spec import Measure, Study
 from recipes.study.tables import (
@@ -16,6 +18,7 @@ from recipes.study.tables import (
     format_interval,
     format_mean,
     format_mean_and_sd,
+    format_rounded,
     format_value,
     heading,
 )
@@ -25,7 +28,9 @@ SIGNS = {
     "worse": "▼",
     "higher": "↑",
     "lower": "↓",
-    "no difference shown": "=",
+    "equivalent": "=",
+    "not worse": "≥",
+    "no difference shown": "·",
     "too few seeds": "?",
     "not reached": "–",
     "baseline not reached": "–",
@@ -78,6 +83,8 @@ def measure_table(
     return {
         "title": heading(measure, images),
         "note": _note(measure, images),
+        "power": _power(table["arms"], measure),
+        "margin": measure.margin is not None,
         "path": measure.name,
         "rows": rows,
         "contrasts": contrasts,
@@ -93,9 +100,24 @@ def _paired(entry: Mapping[str, Any], measure: Measure) -> dict[str, str]:
         "difference": format_difference(entry, measure) if paired else "",
         "t": format_interval(entry, measure, "difference") if paired else "",
         "bootstrap": format_interval(entry, measure, "bootstrap") if paired else "",
-        "p": "" if not tested else "< 0.001" if entry["p_holm"] < 0.001 else f"{entry['p_holm']:.3f}",
+        "p": _p(entry["p_holm"]) if tested else "",
+        **{name: _p(entry["margin_p_holm"].get(name)) if tested else "" for name in MARGIN_TESTS},
         "verdict": entry["verdict"],
     }
+
+
+def _p(value: float | None) -> str:
+    return "" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _power(entries: Sequence[Mapping[str, Any]], measure: Measure) -> str:
+    """What the pairs at hand can show; empty where there are too few to tell."""
+    spread, shown = spread_of(entries), verdict_from(entries, measure)
+    if spread is None or shown is None:
+        return ""
+    text = f"{format_rounded(shown, measure.form, spread.sd)}{' points' if measure.form == 'percent' else ''}"
+    beyond = ", the margin included," if measure.margin else ""
+    return f"{spread.pairs} pairs give a verdict from a true difference of {text} on{beyond} with 80 % power"
 
 
 def _note(measure: Measure, images: int | None) -> str:
@@ -117,6 +139,21 @@ def search_table(entry: Mapping[str, Any], arms: Mapping[str, str]) -> dict[str,
         for point in entry["points"]
     ]
     return {"data": entry["data"], "arm": arms[entry["arm"]], "measure": entry["measure"], "points": points}
+
+
+def search_error(search: Sequence[Mapping[str, Any]]) -> str:
+    """The standard error of a point's mean: sd over its seeds, pooled over all points, divided by √seeds."""
+    by_point = [[value for value in point["values"].values()] for entry in search for point in entry["points"]]
+    values = [point for point in by_point if len(point) > 1 and None not in point]
+    if not values:
+        return (
+            ""
+            if not search
+            else "A point has one seed, so that its standard error is not known: near points may be chance."
+        )
+    pooled = statistics.fmean(statistics.variance(point) for point in values) ** 0.5
+    seeds = max(map(len, values))
+    return f"A point's mean has a standard error of {pooled / seeds**0.5:.4f} (over {seeds} seeds, pooled over points)."
 
 
 def warning_rows(content: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from recipes.study.plots.training import plot_training
 from recipes.study.report_rows import is_done, measure_table
 from recipes.study.spec import Study
 
-ANCHORS = ("warnings", "protocol", "search", "failures", "cost", "commands", "environment")
+ANCHORS = ("processors", "warnings", "protocol", "search", "failures", "cost", "commands", "environment")
 """Anchors of the sections that every page has."""
 
 

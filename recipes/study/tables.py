@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.study.measures import image_count
+from recipes.study.processors import mixed_pairs
 from recipes.study.results import count_missing, final_status
 from recipes.study.spec import Measure
 
@@ -146,7 +147,7 @@ def closing_lines(content: Mapping[str, Any], *, total: int, out: Path) -> list[
         if any(entry["n"] for entry in table["arms"]):
             title = heading(measure, image_count(content, table["data"], measure))
             lines += ["", f"{table['data']}: {title}", *_rows(table, measure)]
-    lines += ["", *failure_lines(content)]
+    lines += ["", *failure_lines(content), *(f"warning: {line}" for line in mixed_pairs(content))]
     for entry in content["search"]:
         if not entry["missing"] and entry["chosen"] is None:
             lines.append(

@@ -79,7 +79,9 @@ def test_the_markdown_says_the_same_as_the_html(miniature):
 
 
 @pytest.mark.parametrize(
-    "out", sorted(path.with_suffix("") for path in STUDIES.glob("*.yaml")), ids=lambda out: out.name
+    "out",
+    sorted(path.with_suffix("") for path in STUDIES.glob("*.yaml") if path.with_suffix("").is_dir()),
+    ids=lambda out: out.name,
 )
 def test_a_committed_report_shows_few_small_figures_and_links_to_nothing_else(out):
     text = (out / "report.md").read_text()

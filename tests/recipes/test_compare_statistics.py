@@ -106,28 +106,36 @@ def test_the_bootstrap_of_many_values_agrees_with_t():
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "p", "pairs", "better", "margin", "word"),
+    ("difference", "p", "beyond", "within", "not_worse", "pairs", "better", "word"),
     [
-        (0.01, 0.03, 0.01, 5, "larger", None, "better"),
-        (0.01, 0.03, 0.01, 5, "smaller", None, "worse"),
-        (0.01, 0.03, 0.01, 5, "neither", None, "higher"),
-        (-0.03, -0.01, 0.01, 5, "larger", None, "worse"),
-        (-0.03, -0.01, 0.01, 5, "smaller", None, "better"),
-        (-0.03, -0.01, 0.01, 5, "neither", None, "lower"),
-        (0.01, 0.03, 0.01, 5, "larger", 0.01, "no difference shown"),
-        (0.011, 0.03, 0.01, 5, "larger", 0.01, "better"),
-        (-0.03, -0.011, 0.01, 5, "larger", 0.01, "worse"),
-        (-0.03, -0.005, 0.01, 5, "larger", 0.01, "no difference shown"),
-        (0.01, 0.03, 0.05, 5, "larger", None, "no difference shown"),
-        (-0.01, 0.03, 0.3, 5, "larger", None, "no difference shown"),
-        (0.01, 0.03, 0.01, 2, "larger", None, "too few seeds"),
-        (None, None, None, 1, "larger", None, "too few seeds"),
-        (None, None, None, 0, "larger", None, "too few seeds"),
+        (0.02, 0.01, None, None, None, 5, "larger", "better"),
+        (0.02, 0.01, None, None, None, 5, "smaller", "worse"),
+        (0.02, 0.01, None, None, None, 5, "neither", "higher"),
+        (-0.02, 0.01, None, None, None, 5, "larger", "worse"),
+        (-0.02, 0.01, None, None, None, 5, "smaller", "better"),
+        (-0.02, 0.01, None, None, None, 5, "neither", "lower"),
+        (0.02, 0.05, None, None, None, 5, "larger", "no difference shown"),
+        (0.02, 0.3, None, None, None, 5, "larger", "no difference shown"),
+        (0.02, 0.01, None, None, None, 2, "larger", "too few seeds"),
+        (None, None, None, None, None, 1, "larger", "too few seeds"),
+        (None, None, None, None, None, 0, "larger", "too few seeds"),
+        (0.02, 0.01, 0.04, 1.0, 0.001, 5, "larger", "better"),
+        (0.02, 0.01, 0.04, 1.0, None, 5, "neither", "higher"),
+        (-0.02, 0.01, 0.04, 1.0, 1.0, 5, "larger", "worse"),
+        (0.02, 0.01, 0.05, 1.0, 0.001, 5, "larger", "not worse"),
+        (-0.02, 0.01, 0.06, 1.0, 0.9, 5, "larger", "no difference shown"),
+        (0.001, 0.01, 1.0, 0.049, 0.02, 5, "larger", "equivalent"),
+        (0.001, 0.01, 1.0, 0.049, None, 5, "neither", "equivalent"),
+        (0.001, 0.5, 1.0, 0.05, 0.05, 5, "larger", "no difference shown"),
+        (0.001, 0.5, 1.0, 0.01, 0.01, 2, "larger", "too few seeds"),
     ],
 )
-def test_every_word_follows_its_rule(low, high, p, pairs, better, margin, word):
-    entry = {"difference_low": low, "difference_high": high, "p_holm": p, "pairs": pairs}
-    assert verdict(Measure("x", better=better, margin=margin), entry, min_seeds=3) == word
+def test_every_word_follows_its_rule(difference, p, beyond, within, not_worse, pairs, better, word):
+    tests = {"beyond": beyond, "equivalent": within, "not_worse": not_worse}
+    tests = {name: value for name, value in tests.items() if value is not None}
+    entry = {"difference": difference, "p_holm": p, "margin_p_holm": tests, "pairs": pairs}
+    measure = Measure("x", better=better, margin=None if beyond is None else 0.003)
+    assert verdict(measure, entry, min_seeds=3) == word
 
 
 def test_what_no_run_reached_is_not_a_matter_of_seeds():
