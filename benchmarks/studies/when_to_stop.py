@@ -2,12 +2,13 @@
 
     python benchmarks/studies/when_to_stop.py
 
-Reads the committed results of all studies: every run that reached zero training error and has validation images, once.
+Reads the committed results of all studies: every compared run (not those of the searches) that reached zero training
+error before its last epoch and has validation images, once.
 Outcome: test accuracy at the end minus at zero error, in points. Writes
 benchmarks/results/studies/when_to_stop-cpu.json and the table in docs/evidence.md. No run is made.
 
-Rules, written before any relation was looked at. A setting is a study, its data and its arm. Half of the settings, drawn
-with seed 0, are for finding a rule, the other half for testing it; runs of both halves are never mixed. The candidates
+Rules, written before any relation was looked at. A setting is a study, its data and its arm. Half of the settings,
+drawn with seed 0, are for finding a rule, the other half for testing it; runs of both halves are never mixed. The candidates
 are the numbers of `PREDICTORS`, as a run knows them at zero error. Of each, the fitting half gives the one threshold
 and direction, "go on where x is above (below) t", under which its runs gain most on average, a run that stops gaining
 0; t is a midpoint of two neighbours among its deciles. The rule of the candidate with the largest gain is tested: on
