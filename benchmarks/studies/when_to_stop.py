@@ -8,14 +8,14 @@ Outcome: test accuracy at the end minus at zero error, in points. Writes
 benchmarks/results/studies/when_to_stop-cpu.json and the table in docs/evidence.md. No run is made.
 
 Rules, written before any relation was looked at. A setting is a study, its data and its arm. Half of the settings,
-drawn with seed 0, are for finding a rule, the other half for testing it; runs of both halves are never mixed. The candidates
-are the numbers of `PREDICTORS`, as a run knows them at zero error. Of each, the fitting half gives the one threshold
-and direction, "go on where x is above (below) t", under which its runs gain most on average, a run that stops gaining
-0; t is a midpoint of two neighbours among its deciles. The rule of the candidate with the largest gain is tested: on
-the other half, its mean gain minus that of always going on, with a 95 % interval by bootstrap over settings (9,999
-draws, seed 0). It is said to pay if the interval lies above zero. For each candidate also Spearman's rank correlation
-with the outcome on the other half, with the same interval: described, no claim. All of it twice: with the study on
-wrong labels, where going on is known to harm, and without it.
+drawn with seed 0, are for finding a rule, the other half for testing it; runs of both halves are never mixed. The
+candidates are the numbers of `PREDICTORS`, as a run knows them at zero error. Of each, the fitting half gives the one
+threshold and direction, "go on where x is above (below) t", under which its runs gain most on average, a run that
+stops gaining 0; t is a midpoint of two neighbours among its deciles. The rule of the candidate with the largest gain
+is tested: on the other half, its mean gain minus that of always going on, with a 95 % interval by bootstrap over
+settings (9,999 draws, seed 0). It is said to pay if the interval lies above zero. For each candidate also Spearman's
+rank correlation with the outcome on the other half, with the same interval: described, no claim. All of it twice: with
+the study on wrong labels, where going on is known to harm, and without it.
 """
 
 from __future__ import annotations
