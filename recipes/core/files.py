@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +23,16 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 PACKAGES = ("ncreg", "torch", "torchvision", "timm", "torchmetrics", "numpy", "scikit-learn")
+
+
+def file_name(text: str) -> str:
+    """A text as part of a file's name: a hyphen takes the place of what such a name cannot hold.
+
+    Example:
+        >>> file_name("timm:hfds/owner/set"), file_name("torchvision.CIFAR10")
+        ('timm-hfds-owner-set', 'torchvision.CIFAR10')
+    """
+    return re.sub(r"[^\w.-]+", "-", text).strip("-")
 
 
 def write_atomically(path: Path, text: str) -> None:

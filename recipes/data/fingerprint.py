@@ -6,8 +6,10 @@ import hashlib
 import json
 import zlib
 from pathlib import Path
+from typing import Any
 
 from recipes.data.image_folder import image_files, split_folders
+from recipes.data.load import Dataset
 
 LARGE = 50_000
 """Folders with more images get no checksums: reading them all once more would delay a run."""
@@ -33,3 +35,13 @@ def contents(root: Path) -> str:
     }
     digest = hashlib.sha256(json.dumps(sorted(files.items())).encode()).hexdigest()
     return f"{len(files)} images, {digest[:16]}"
+
+
+def described(data: Dataset) -> dict[str, Any]:
+    """What tells data from others without reading images: classes, sizes of the splits, a checksum of the labels."""
+    splits = {"training": data.train, "validation": data.val, "test": data.test}
+    return {
+        "classes": list(data.class_names),
+        "images": {name: len(split) for name, split in splits.items()},
+        "labels": {name: zlib.crc32(split.target.cpu().numpy().tobytes()) for name, split in splits.items()},
+    }

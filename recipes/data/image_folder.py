@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,21 +19,27 @@ from recipes.core.config import DataConfig
 from recipes.core.errors import UserError
 from recipes.data.decode import WRONG_IMAGE, decoded
 from recipes.data.lazy_images import LazyImages, worker_count
-from recipes.data.split import Source, Split, resized
-
-SPLIT_NAMES = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation", "eval", "evaluation"),
-    "test": ("test", "testing"),
-}
-"""Usual folder names of a set's splits; upper and lower case are the same."""
+from recipes.data.split import SPLIT_NAMES, Source, Split, resized
+from recipes.data.unreadable import Unreadable
 
 
-def image_folder(config: DataConfig, image_size: Callable[[int | None], int]) -> Source:
+def image_folder(
+    config: DataConfig,
+    image_size: Callable[[int | None], int],
+    *,
+    former: Collection[str] = (),
+    class_names: tuple[str, ...] | None = None,
+) -> Source:
     """Images in root/train/CLASS, with root/val or root/test or both beside it, or in root/CLASS alone.
 
     If only one of val and test exists, it is the test split; if both exist, val is the validation split. Links are
     followed; names that begin with a dot are skipped.
+
+    Args:
+        config: names the folder.
+        image_size: maps None to the side to use.
+        former: files that take their place among the others even if they are gone by now.
+        class_names: of a classifier that is evaluated on the images; the folder may lack some of these classes.
 
     Raises:
         UserError: no folder, fewer than two classes, a class without images, splits that do not fit together, or split
@@ -41,14 +48,27 @@ def image_folder(config: DataConfig, image_size: Callable[[int | None], int]) ->
     parts = split_folders(config.root)
     train = parts["train"]
     names = tuple(sorted(path.name for path in _folders(train)))
-    if len(names) < 2:
+    if class_names is not None:
+        names = _known(sorted({path.name for folder in parts.values() for path in _folders(folder)}), class_names)
+    elif len(names) < 2:
         raise UserError(f"{train} has {len(names)} class folders: a classifier needs at least 2")
     notes = [*_strange_classes(train), *_left_out(config.root, parts)]
     side, workers = image_size(None), worker_count(config.workers)
-    splits = {part: _split(folder, names, train, side, workers) for part, folder in parts.items()}
+    whole = class_names is None
+    splits = {part: _split(folder, names, train, side, workers, former, whole) for part, folder in parts.items()}
     if "test" not in splits and "val" in splits:
         splits["test"] = splits.pop("val")
-    return Source(names, splits["train"], splits.get("test"), splits.get("val"), tuple(notes))
+    gone = frozenset(file for file in former if not Path(file).is_file())
+    if gone:
+        notes.append(f"left out, as they are gone: {', '.join(sorted(gone))}")
+    return Source(names, splits["train"], splits.get("test"), splits.get("val"), tuple(notes), gone=gone)
+
+
+def _known(found: list[str], class_names: tuple[str, ...]) -> tuple[str, ...]:
+    """The classes of a classifier, if those found are among them."""
+    if not found or set(found) - set(class_names):
+        raise UserError(f"classes differ: the run knows {class_names}, the data has {tuple(found)}")
+    return class_names
 
 
 def split_folders(root: Path) -> dict[str, Path]:
@@ -137,17 +157,30 @@ def _strange_classes(train: Path) -> Iterable[str]:
         )
 
 
-def _split(folder: Path, names: tuple[str, ...], train: Path, side: int, workers: int) -> Split:
+def _split(
+    folder: Path,
+    names: tuple[str, ...],
+    train: Path,
+    side: int,
+    workers: int,
+    former: Collection[str],
+    whole: bool,
+) -> Split:
+    """The images of a split; `whole` demands some of every class."""
     unknown = sorted(path.name for path in _folders(folder) if path.name not in names)
     if unknown:
         raise UserError(f"{folder} has classes without training images: {', '.join(unknown)}")
-    there = [(folder / name, index) for index, name in enumerate(names) if (folder / name).is_dir()]
-    files = [(path, index) for place, index in there for path in image_files(place)]
+    were = {path for path in map(Path, former) if path.is_relative_to(folder)}
+    files = []
+    for index, name in enumerate(names):
+        place = folder / name
+        here = set(image_files(place)) if place.is_dir() else set()
+        files += [(path, index) for path in sorted(here | {path for path in were if path.is_relative_to(place)})]
     if not files:
         raise UserError(f"{folder} has no images ({', '.join(IMG_EXTENSIONS)}) in its class folders")
     present = {index for _, index in files}
     absent = [name for index, name in enumerate(names) if index not in present]
-    if absent:
+    if absent and whole:
         away = ", ".join(str(train / name) for name in absent)
         raise UserError(
             f"no image of class {', '.join(absent)} in {folder}: add some, or do without the class and remove {away}"
@@ -188,19 +221,38 @@ class Files:
 
     def __call__(self, number: int) -> Tensor:
         """An image as uint8 (3, side, side)."""
-        return read_image(Path(os.fsdecode(self.paths[number])), self.side)
+        return read_image(self.path(number), self.side)
+
+    def path(self, number: int) -> Path:
+        """The file of an image."""
+        return Path(os.fsdecode(self.paths[number]))
+
+    def check(self, number: int) -> None:
+        """See whether the file has the header of an image.
+
+        Raises:
+            Unreadable: it has not, or cannot be opened.
+        """
+        with _named(self.path(number)) as path, Image.open(path):
+            pass
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[Path]:
+    """Turn what Pillow raises into the error that names the file."""
+    try:
+        yield path
+    except WRONG_IMAGE as error:
+        reason = " ".join(str(error).replace(str(path), "").split()).strip(" :'") or type(error).__name__
+        raise Unreadable({str(path): f"{path} is not a readable image ({reason}): repair or remove it"}) from None
 
 
 def read_image(path: Path, side: int, channels: int = 3) -> Tensor:
     """An image file as uint8 (channels, side, side), RGB or gray, see `decoded`; the EXIF orientation is ignored.
 
     Raises:
-        UserError: the file is not a readable image, or its pixel values have no known range.
+        Unreadable: the file is not a readable image, or its pixel values have no known range.
     """
-    try:
-        with Image.open(path) as opened:
-            image = decoded(opened, channels)
-    except WRONG_IMAGE as error:
-        reason = str(error).replace(str(path), "").strip(" :'")
-        raise UserError(f"{path} is not a readable image ({reason}): repair or remove it") from None
+    with _named(path), Image.open(path) as opened:
+        image = decoded(opened, channels)
     return resized(image, side)

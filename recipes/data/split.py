@@ -16,6 +16,13 @@ from recipes.core.distributed import Ranks
 from recipes.core.errors import UserError
 from recipes.data.lazy_images import LazyImages, concatenate_lazy
 
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "eval", "evaluation"),
+    "test": ("test", "testing"),
+}
+"""Usual folder names of a set's splits; upper and lower case are the same."""
+
 NARROW = 8
 """Images whose longer edge is more than so many times the shorter one are cropped before they are scaled."""
 
@@ -81,7 +88,10 @@ def concatenate(parts: Sequence[Split]) -> Split:
 class Source:
     """A data set as its source provides it; `test` and `val` are None if it has no such split of its own.
 
-    `notes` are sentences for the user about how it was read, such as files that were left out.
+    Attributes:
+        notes: sentences for the user about how it was read, such as files that were left out.
+        partial: whether it may lack images of a class, as data that a finished run is evaluated on may.
+        gone: names of images that count for the draw of splits but are not there any more.
     """
 
     class_names: tuple[str, ...]
@@ -89,6 +99,13 @@ class Source:
     test: Split | None
     val: Split | None = None
     notes: tuple[str, ...] = ()
+    partial: bool = False
+    gone: frozenset[str] = frozenset()
+
+    def splits(self) -> dict[str, Split]:
+        """The splits that it has, by name."""
+        found = {"train": self.train, "val": self.val, "test": self.test}
+        return {name: split for name, split in found.items() if split is not None}
 
 
 def resized(images: Tensor, side: int) -> Tensor:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ncreg.models import Classifier
+from recipes.core import files
 from recipes.core.cli import parse
 from recipes.core.config import DataConfig
 from recipes.core.errors import UserError
@@ -55,7 +56,7 @@ def evaluate_accuracy(source: Path, *, split: str, overrides: Sequence[str], dev
     side = model.image_shape[-1] if model.image_shape else 0
     data, is_other = _data_config(config.data, overrides, split, side)
     with report_lost_workers():
-        data_set = read_source(data, lambda native: side)
+        data_set = read_source(data, lambda native: side, class_names=model.class_names)
         _check_fit(model, data_set)
         images, notes = _images(data_set, data, split, seed=config.seed, is_other=is_other)
         for note in notes:
@@ -151,7 +152,7 @@ def file_name(result: dict[str, Any], source: Path) -> str:
     checksum = f"{zlib.crc32(json.dumps(keys).encode()):08x}"
     data = keys["name"] if keys == own else f"{keys['name']}-{Path(keys['root']).name}-{checksum}"
     checkpoint = f"-{source.stem}" if source.suffix == ".pt" else ""
-    return f"evaluation-{data}-{result['part']}{checkpoint}.json"
+    return f"evaluation-{files.file_name(data)}-{result['part']}{checkpoint}.json"
 
 
 def accuracy_table(result: dict[str, Any]) -> str:

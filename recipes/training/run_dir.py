@@ -17,14 +17,23 @@ from recipes.core.cli import parse
 from recipes.core.config import TrainConfig, as_yaml
 from recipes.core.errors import UserError
 from recipes.core.files import environment, json_row, write_atomically, write_json
-from recipes.data.fingerprint import checksums
+from recipes.data.fingerprint import checksums, described
+from recipes.data.load import Dataset
+from recipes.data.unreadable import Unreadable
+
+UNREADABLE = "unreadable.json"
+"""Names the images at which a run ended because they could not be read."""
+
+DATA = "data.json"
+"""What the data are that a run began with, where they lie in no folder of images."""
 
 
 class RunDir:
     """A run's files: config.yaml, environment.json, history.jsonl, summary.json, timing.json, checkpoints/, figures/.
 
-    A run on a folder of up to 50,000 images also has images.json, the checksums of the files that it began with. Under
-    torchrun only one rank writes; on the others `writes` is false.
+    A run on a folder of up to 50,000 images also has images.json, the checksums of the files that it began with, other
+    runs data.json, the sizes and labels of their data. Under torchrun only one rank writes; on the others `writes` is
+    false.
     """
 
     def __init__(self, path: Path, *, writes: bool = True) -> None:
@@ -60,14 +69,16 @@ class RunDir:
         return run
 
     @classmethod
-    def unfinished(cls, out: Path, config: str) -> RunDir | None:
+    def unfinished(cls, out: Path, config: str, *, unreadable: bool = False) -> RunDir | None:
         """The unfinished run in `out` with this configuration (as YAML) that has the most epochs, or None.
 
-        Of several with as many epochs, the newest; dates alone would mislead after a clock was set back.
+        Of several with as many epochs, the newest; dates alone would mislead after a clock was set back. With
+        `unreadable`, only runs count that ended at images which could not be read.
         """
         wanted = _with_defaults(config)
         found = [path.parent for path in out.glob("*/config.yaml") if _with_defaults(path.read_text()) == wanted]
         started = [run for run in map(cls, found) if not run.finished and run.checkpoints()]
+        started = [run for run in started if run.unreadable()] if unreadable else started
         return max(started, key=lambda run: (run.epochs, run.path.stat().st_mtime_ns), default=None)
 
     @property
@@ -90,6 +101,61 @@ class RunDir:
             good = self.checkpoints()
             kept = f"the last good checkpoint is {good[0]}" if good else "no checkpoint was written yet"
             raise UserError(f"run {self.path} cannot be written to: {error}; {kept}") from None
+
+    @contextmanager
+    def noting_unreadable(self) -> Iterator[None]:
+        """Note images that turn out to be unreadable: the run can go on once they are mended or gone.
+
+        Raises:
+            UserError: from within the block, in place of `Unreadable`: says how to go on.
+        """
+        try:
+            yield
+        except Unreadable as error:
+            with self.writing():
+                write_json(self.path / UNREADABLE, {"images": sorted({*self.unreadable(), *error.images})})
+            raise UserError(
+                f"{error}; nothing of {self.path} is lost: mend or remove what is unreadable, and the same command "
+                "goes on with it"
+            ) from None
+
+    def unreadable(self) -> list[str]:
+        """The images at which the run ended because they could not be read."""
+        noted = self.path / UNREADABLE
+        return list(json.loads(noted.read_text())["images"]) if noted.is_file() else []
+
+    def all_read(self) -> None:
+        """Forget about unreadable images: the run has come to its end."""
+        (self.path / UNREADABLE).unlink(missing_ok=True)
+
+    def check_data(self, data: Dataset, *, trained: bool) -> None:
+        """Refuse data that are not those that the run began with; a new run writes down what it has.
+
+        Args:
+            data: as they are now.
+            trained: whether the run only has to be measured, which needs no training images in their order.
+
+        Raises:
+            UserError: names what has changed.
+        """
+        if data.train_gone and not trained:
+            raise UserError(
+                f"run {self.path} cannot be resumed: of the images that are gone, {data.train_gone} are for training, "
+                "which is not done; put them back, or start a new run"
+            )
+        if (self.path / "images.json").is_file() or self.unreadable():
+            return  # `load` looks at the files themselves
+        now = described(data)
+        noted = self.path / DATA
+        then = json.loads(noted.read_text()) if noted.is_file() else None
+        if then is None and self.writes and not self.epochs:
+            self.write(DATA, now)
+        elif then is not None and then != now:
+            key = next(key for key in now if then.get(key) != now[key])
+            raise UserError(
+                f"run {self.path} cannot be resumed: its data are not those that it began with ({key} was "
+                f"{then.get(key)}, is {now[key]}); give them as they were, or start a new run"
+            )
 
     def write(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file, whole or not at all; numbers that are not finite become null."""
@@ -170,8 +236,9 @@ class RunDir:
         began = json.loads((self.path / "images.json").read_text())
         root, then = Path(began["root"]), began["files"]
         now = checksums(root)
+        mended = set(self.unreadable())
         for name in sorted(then.keys() | now.keys()):
-            if then.get(name) != now.get(name):
+            if str(root / name) not in mended and then.get(name) != now.get(name):
                 what = "is gone" if name not in now else "is new" if name not in then else "has changed"
                 raise UserError(
                     f"run {self.path} cannot be resumed: image {root / name} {what} since it began; "

@@ -1,0 +1,122 @@
+"""Code of the user's own, named as path/to/file.py:name: loaded, fingerprinted, and kept with the run that used it."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import re
+import sys
+import traceback
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from recipes.core.errors import UserError
+from recipes.core.suggestions import did_you_mean
+
+FOLDER = "code"
+"""Where a run folder keeps the files whose code it uses."""
+
+_kept: dict[str, Path] = {}
+"""Files of finished runs that take the place of those that names point to, by the path in the name."""
+
+
+def is_own(name: object) -> bool:
+    """Whether a value names code of the user's own.
+
+    Example:
+        >>> is_own("losses/mine.py:MyLoss"), is_own("cross_entropy"), is_own("timm:hfds/owner/set")
+        (True, False, False)
+    """
+    return isinstance(name, str) and re.search(r"\.py:", name) is not None
+
+
+def load_own(name: str, key: str) -> Any:
+    """The function or class that `path/to/file.py:name` names; the path is relative to the working folder.
+
+    The file is imported once a process, under a module name of its own; files beside it can be imported by it.
+
+    Args:
+        name: of the code.
+        key: what messages call it, such as data.name.
+
+    Raises:
+        UserError: no such file, no such name in it, something that cannot be called, or an error while importing it.
+    """
+    path, _, attribute = name.rpartition(":")
+    module = _imported(_file(path, f"{key}={name}"), f"{key}={name}")
+    known = [word for word in vars(module) if callable(vars(module)[word]) and not word.startswith("_")]
+    if not hasattr(module, attribute):
+        raise UserError(f"{key}={name}: {path} has no {attribute!r}{did_you_mean(attribute, known)}")
+    found = getattr(module, attribute)
+    if not callable(found):
+        raise UserError(f"{key}={name}: it is a {type(found).__name__}, not a function or class")
+    return found
+
+
+def fingerprint(name: str, key: str) -> str:
+    """The name with its path replaced by a hash of the file's text: the same wherever the file lies.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    path, _, attribute = name.rpartition(":")
+    return f"{_digest(_file(path, f'{key}={name}'))}:{attribute}"
+
+
+def kept_files(names: Iterable[str], key: str = "code") -> dict[str, str]:
+    """The text of the files that names point to, by path.
+
+    Raises:
+        UserError: one of them cannot be read.
+    """
+    paths = {name.rpartition(":")[0]: name for name in names}
+    return {path: _file(path, f"{key}={name}").read_text(encoding="utf-8") for path, name in paths.items()}
+
+
+def use_kept(folder: Path, copies: dict[str, str]) -> None:
+    """Load code from the copies that a run folder keeps, by the path in the name, from now on."""
+    _kept.update({path: folder / FOLDER / copy for path, copy in copies.items()})
+
+
+def _file(path: str, what: str) -> Path:
+    file = _kept.get(path, Path(path).expanduser())
+    if not file.is_file():
+        raise UserError(f"{what}: there is no file {file} (looked for in {Path.cwd()})")
+    return file
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+
+
+def _imported(file: Path, what: str) -> ModuleType:
+    module_name = f"own_{re.sub(r'[^A-Za-z0-9]', '_', file.stem)}_{_digest(file)}"
+    if module_name in sys.modules:
+        return sys.modules[module_name]
+    spec = importlib.util.spec_from_file_location(module_name, file)
+    if spec is None or spec.loader is None:
+        raise UserError(f"{what}: {file} cannot be imported")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # dataclasses and pickle look here
+    beside = str(file.resolve().parent)
+    if beside not in sys.path:
+        sys.path.append(beside)  # last: it hides no installed package
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
+        del sys.modules[module_name]
+        raise UserError(f"{what}: importing {file} fails{where(error, file)}: {in_a_line(error)}") from None
+    return module
+
+
+def where(error: BaseException, file: Path) -> str:
+    """The last line of a file that an error came through, as words; nothing for an error from elsewhere."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == file]
+    return f" at line {lines[-1]}" if lines else ""
+
+
+def in_a_line(error: BaseException) -> str:
+    """Class and message of an error, without line breaks."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300].rstrip(": ")

@@ -1,0 +1,73 @@
+"""Images that do not take part: unreadable ones, those that are gone; and classes that other data may lack."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recipes.core.distributed import Ranks
+from recipes.core.errors import UserError
+from recipes.data.lazy_images import LazyImages
+from recipes.data.split import Source, Split, of_rank
+from recipes.data.unreadable import Unreadable, joined
+
+
+def of_classes(source: Source, class_names: tuple[str, ...]) -> Source:
+    """A source as data for a classifier of these classes, some of which it may lack.
+
+    Raises:
+        UserError: it has another class.
+    """
+    if source.class_names != class_names:
+        if set(source.class_names) - set(class_names):
+            raise UserError(f"classes differ: the run knows {class_names}, the data has {source.class_names}")
+        number = torch.tensor([class_names.index(name) for name in source.class_names])
+        renamed: dict[str, Any] = {
+            part: Split(images.images, number[images.target]) for part, images in source.splits().items()
+        }
+        source = replace(source, class_names=class_names, **renamed)
+    return replace(source, partial=True)
+
+
+def without_unreadable(source: Source) -> Source:
+    """A source without the images that cannot be read, each of which is tried out; a note counts them."""
+    kept: dict[str, Any] = {}
+    sentences: list[str] = []
+    for part, split in source.splits().items():
+        found = split.images.unreadable(headers=False) if isinstance(split.images, LazyImages) else {}
+        sentences += [str(error) for error in found.values()]
+        rest = torch.ones(len(split), dtype=torch.bool)
+        rest[list(found)] = False
+        kept[part] = split[rest.nonzero().flatten()] if found else split
+    if not sentences:
+        return source
+    note = f"left out as data.unreadable=skip says: {len(sentences)} unreadable images ({joined(sentences)})"
+    return replace(source, **kept, notes=(*source.notes, note))
+
+
+def check_readable(splits: Iterable[Split], ranks: Ranks) -> None:
+    """Look at the header of every image that is still in its file; each rank takes its part.
+
+    Raises:
+        Unreadable: names all images that have none.
+    """
+    found: dict[str, str] = {}
+    for split in splits:
+        if isinstance(images := of_rank(split, ranks).images, LazyImages):
+            for error in images.unreadable(headers=True).values():
+                found |= error.images
+    everything = {name: said for part in ranks.gather(found) for name, said in part.items()}
+    if everything:
+        raise Unreadable(everything)
+
+
+def still_there(split: Split, gone: Collection[str]) -> Tensor:
+    """Which images of a split are not gone (N,)."""
+    if not gone or not isinstance(split.images, LazyImages):
+        return torch.ones(len(split), dtype=torch.bool)
+    read: Any = split.images.read
+    return torch.tensor([str(read.path(number)) not in gone for number in split.images.numbers.tolist()])

@@ -1,0 +1,247 @@
+"""Whatever timm's create_dataset reads: data.name=timm:hfds/NAME, timm:wds/NAME, timm:torch/NAME, timm: for a tar."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from timm.data.dataset_factory import create_dataset
+
+from recipes.core.config import DataConfig
+from recipes.core.errors import UserError
+from recipes.data.map_style import Size, pixels_of, source_of
+from recipes.data.split import SPLIT_NAMES, Source, Split, resized
+from recipes.data.unreadable import Unreadable
+
+PREFIX = "timm:"
+
+TORCH_SPLITS = ("train", "validation")
+"""What timm makes of the splits of any torchvision set that it knows."""
+
+
+def timm_set(config: DataConfig, image_size: Size) -> Source:
+    """The set `timm:NAME`, where NAME and data.root are what timm's create_dataset takes as name and root.
+
+    Raises:
+        UserError: timm or a package behind it cannot read it, or it has no training split.
+    """
+    name, what = config.name.removeprefix(PREFIX), f"data.name={config.name}"
+    with _explained(what, config):
+        splits = chosen_splits(_split_names(name, config.root), what)
+        found = {part: _opened(name, config.root, split) for part, split in splits.items()}
+    if any(isinstance(part, torch.utils.data.IterableDataset) for part in found.values()):
+        return _held(found, config, image_size, what)
+    whole = {part: TimmItems(part_set) if hasattr(part_set, "reader") else part_set for part, part_set in found.items()}
+    return source_of(whole, config, image_size, what=what)
+
+
+def chosen_splits(names: Sequence[str], what: str) -> dict[str, str]:
+    """Which of a set's splits serves as train, val and test; one of val and test alone is the test split.
+
+    Raises:
+        UserError: none is for training.
+
+    Example:
+        >>> chosen_splits(["train", "validation"], "data.name=x")
+        {'train': 'train', 'test': 'validation'}
+        >>> chosen_splits(["all"], "data.name=x")
+        {'train': 'all'}
+    """
+    lower = {name.lower(): name for name in reversed(names)}
+    found = {
+        part: lower[next(name for name in known if name in lower)]
+        for part, known in SPLIT_NAMES.items()
+        if set(known) & set(lower)
+    }
+    if not found and len(names) == 1:
+        return {"train": names[0]}
+    if "train" not in found:
+        raise UserError(f"{what} has the splits {', '.join(names) or 'none'}: one of them must be train")
+    if "val" in found and "test" not in found:
+        found["test"] = found.pop("val")
+    return found
+
+
+class TimmItems:
+    """A map-style set of timm with its images as the file has them; timm itself would pass over unreadable ones."""
+
+    def __init__(self, found: Any) -> None:
+        self.reader = found.reader
+        names = sorted(self.reader.class_to_idx, key=self.reader.class_to_idx.__getitem__)
+        if [self.reader.class_to_idx[name] for name in names] == list(range(len(names))):
+            self.classes = names
+        if hasattr(self.reader, "iter_targets"):
+            self.targets = list(self.reader.iter_targets())
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def __getitem__(self, number: int) -> tuple[Image.Image, Any]:
+        file, label = self.reader[number]
+        with file:
+            return Image.open(io.BytesIO(file.read())), label
+
+
+def _opened(name: str, root: Path, split: str) -> Any:
+    """Timm's dataset of a split; an iterable one gives all of its images to every rank."""
+    kind, _, rest = name.partition("/")
+    download: dict[str, Any] = {"download": True} if kind in ("torch", "tfds", "hfids") and "folder" not in rest else {}
+    keys: dict[str, Any] = _hf_keys(rest, root) if kind in ("hfds", "hfids") else {}
+    found = create_dataset(name, str(root), split=split, input_img_mode="", **download, **keys)
+    reader: Any = getattr(found, "reader", None)
+    if hasattr(reader, "dist_num_replicas"):
+        reader.dist_rank, reader.dist_num_replicas = 0, 1  # a run divides its batches among the ranks itself
+    return found
+
+
+def _split_names(name: str, root: Path) -> list[str]:
+    """The splits of a set, without opening them: timm gives another split, or the whole, for one that is not there."""
+    kind, _, rest = name.partition("/")
+    if kind in ("hfds", "hfids"):
+        import datasets
+
+        return list(datasets.get_dataset_split_names(rest))
+    if kind == "wds":
+        from timm.data.readers import reader_wds
+
+        if getattr(reader_wds, "wds", None) is None:
+            raise ImportError("webdataset is not installed: pip install webdataset")
+        splits = reader_wds._load_info(str(root)).get("splits", {})
+        if not splits:
+            raise UserError(f"data.name={PREFIX}{name}: {root} has no _info.json (or info.json) that lists its splits")
+        return list(splits)
+    if kind == "tfds":
+        import tensorflow_datasets
+
+        return list(tensorflow_datasets.builder(rest, data_dir=str(root)).info.splits)
+    if kind == "torch" and "folder" not in rest:
+        return list(TORCH_SPLITS)
+    if not root.exists():
+        raise UserError(f"data.root={root} does not exist")
+    inside = [path.name for path in sorted(root.iterdir()) if path.is_dir()] if root.is_dir() else []
+    known = [name for name in inside if any(name in names for names in SPLIT_NAMES.values())]
+    return known or ["all"]
+
+
+def _hf_keys(name: str, root: Path) -> dict[str, str]:
+    """The columns of images and labels where they are not called image and label."""
+    import datasets
+
+    features = datasets.load_dataset_builder(name, cache_dir=str(root)).info.features or {}
+    keys = {}
+    for key, usual, kind in (("input_key", "image", datasets.Image), ("target_key", "label", datasets.ClassLabel)):
+        columns = [column for column, feature in features.items() if isinstance(feature, kind)]
+        if usual not in features and columns:
+            keys[key] = columns[0]
+    return keys
+
+
+@contextmanager
+def _explained(what: str, config: DataConfig) -> Any:
+    """Turn what timm and the packages behind it raise into one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # readers of many packages, each with errors of its own
+        reason = " ".join(f"{error} {error.__cause__ or ''}".split())[:300] or type(error).__name__
+        raise UserError(
+            f"{what} with data.root={config.root} cannot be read by timm ({reason}); names are hfds/NAME, wds/NAME, "
+            "torch/NAME ... as in timm's create_dataset"
+        ) from None
+
+
+def _held(found: Mapping[str, Any], config: DataConfig, image_size: Size, what: str) -> Source:
+    """A source of sets that are read in their order alone: all images are held in memory.
+
+    Raises:
+        UserError: they do not fit into data.memory_limit.
+        Unreadable: timm passed over some.
+    """
+    read = _Images(config, image_size, what)
+    splits = {part: read.split(part_set, part) for part, part_set in found.items()}
+    if any(split.images.shape[1] != read.channels for split in splits.values()):  # colour came after gray
+        splits = {part: read.split(part_set, part) for part, part_set in found.items()}
+    names = tuple(map(str, range(1 + max(int(split.target.max()) for split in splits.values()))))
+    classes = getattr(found["train"].reader, "class_to_idx", {})
+    if sorted(classes.values()) == list(range(len(names))):
+        names = tuple(str(name) for name, _ in sorted(classes.items(), key=itemgetter(1)))
+    return Source(names, splits["train"], splits.get("test"), splits.get("val"), tuple(read.notes))
+
+
+class _Images:
+    """Reads sets one after the other, at one size and number of channels: colour as soon as an image has it."""
+
+    def __init__(self, config: DataConfig, image_size: Size, what: str) -> None:
+        self.config, self.image_size, self.what = config, image_size, what
+        self.side, self.channels, self.taken = 0, 1, 0.0
+        self.notes: list[str] = []
+
+    def split(self, found: Iterable[Any], part: str) -> Split:
+        images, labels = [], []
+        with _logged("timm.data.readers.reader_wds") as passed_over, _explained(self.what, self.config):
+            for image, label in found:
+                images.append(self._bytes(image))
+                labels.append(self._label(label))
+        if not images:
+            raise UserError(f"{self.what}: {part} has no images")
+        self._check_complete(found, len(images), part, passed_over)
+        if any(image.shape[0] != self.channels for image in images):
+            images = [image.expand(self.channels, -1, -1) for image in images]
+        return Split(torch.stack(images), torch.tensor(labels))
+
+    def _bytes(self, image: Image.Image) -> torch.Tensor:
+        pixels = pixels_of(image, None)
+        self.side = self.side or self.image_size(min(pixels.shape[1:]))
+        self.channels = max(self.channels, pixels.shape[0])
+        self.taken += self.channels * self.side**2 / 2**30
+        if self.taken > self.config.memory_limit:
+            raise UserError(
+                f"{self.what} is read in its order alone, so it has to be held in memory, and is larger than "
+                f"data.memory_limit={self.config.memory_limit:g} GiB: raise it, or unpack the set into a folder"
+            )
+        return resized(pixels.expand(max(self.channels, pixels.shape[0]), -1, -1), self.side)
+
+    def _label(self, label: Any) -> int:
+        if not isinstance(label, int) and not hasattr(label, "__index__"):
+            raise UserError(f"{self.what}: its labels are {type(label).__name__}, not one class an image")
+        return int(label)
+
+    def _check_complete(self, found: Any, count: int, part: str, passed_over: Sequence[str]) -> None:
+        """Refuse or count the images that timm passed over because it could not read them."""
+        reader = getattr(found, "reader", None)
+        promised = int(getattr(reader, "num_samples", 0) or 0)
+        lost = max(len(passed_over), promised - count)
+        if not lost:
+            return
+        said = f"{self.what}: {lost} of its {max(promised, count + lost)} {part} images are not readable"
+        reasons = "; ".join(passed_over[:3])
+        if self.config.unreadable != "skip":
+            raise Unreadable({f"{part} images": f"{said} ({reasons or 'the set holds fewer than it says'})"})
+        self.notes.append(f"left out: {said.removeprefix(self.what + ': ')}, as data.unreadable=skip says")
+
+
+@contextmanager
+def _logged(name: str) -> Any:
+    """The warnings that a logger gives within the block, which are kept from being printed."""
+    logger, said = logging.getLogger(name), []
+
+    class Kept(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(" ".join(record.getMessage().split()))
+
+    handler, passing = Kept(), logger.propagate
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        yield said
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = passing

@@ -1,0 +1,37 @@
+"""Images that cannot be read: the error that names them all, and how they are found before the first epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from recipes.core.errors import UserError
+
+MOST_NAMED = 10
+"""Images that a message names at most."""
+
+
+class Unreadable(UserError):
+    """Images that cannot be read.
+
+    Attributes:
+        images: a sentence on each, by its name: a path, or its number in a set.
+    """
+
+    def __init__(self, images: Mapping[str, str]) -> None:
+        super().__init__(images)  # what pickle gives back to another process
+        self.images = dict(images)
+
+    def __str__(self) -> str:
+        """All sentences in one line, or the first of many."""
+        return joined(list(self.images.values()))
+
+
+def joined(sentences: list[str]) -> str:
+    """Sentences in one line; of many the first, and how many more there are.
+
+    Example:
+        >>> joined(["a.png is empty", "b.png is empty"])
+        'a.png is empty; b.png is empty'
+    """
+    more = f"; and {len(sentences) - MOST_NAMED} more" if len(sentences) > MOST_NAMED else ""
+    return "; ".join(sentences[:MOST_NAMED]) + more
