@@ -16,6 +16,7 @@ from ncreg.losses.imbalance import class_weights, logit_adjusted_cross_entropy
 from ncreg.losses.logits import mse_one_hot_loss, smooth_labels, spectral_decoupling_loss
 from ncreg.losses.memory import update_class_means
 from ncreg.losses.prototypes import center_loss, dot_regression_loss, update_centers
+from ncreg.losses.spread import koleo_loss
 
 __all__ = [
     "center_loss",
@@ -25,6 +26,7 @@ __all__ = [
     "inter_class_cosine_loss",
     "intra_class_cosine",
     "intra_class_cosine_loss",
+    "koleo_loss",
     "logit_adjusted_cross_entropy",
     "mse_one_hot_loss",
     "nonl_loss",

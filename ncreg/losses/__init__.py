@@ -25,6 +25,7 @@ from ncreg.losses.imbalance import LogitAdjustedLoss
 from ncreg.losses.logits import OneHotMSELoss, SpectralDecouplingLoss
 from ncreg.losses.memory import ClassMeanMemory
 from ncreg.losses.prototypes import CenterLoss, DotRegressionLoss
+from ncreg.losses.spread import KoLeoLoss
 
 __all__ = [
     "CenterLoss",
@@ -32,6 +33,7 @@ __all__ = [
     "DotRegressionLoss",
     "InterClassCosineLoss",
     "IntraClassCosineLoss",
+    "KoLeoLoss",
     "LogitAdjustedLoss",
     "NONLLoss",
     "NTCELoss",

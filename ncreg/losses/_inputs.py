@@ -7,7 +7,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from ncreg._checks import check_choice
-from ncreg._transforms import jit_tracing, own_backward_pays
+from ncreg._transforms import jit_tracing, own_backward_pays, recorded, wrapped
 from ncreg.numerics import at_least_float32
 
 Features = Float[Tensor, "batch dim"]
@@ -88,6 +88,15 @@ def dot_products(left: Float[Tensor, "m dim"], right: Float[Tensor, "n dim"]) ->
     dtype = torch.promote_types(left.dtype, right.dtype)
     with torch.autocast(left.device.type, enabled=False):
         return left.to(dtype) @ right.to(dtype).T
+
+
+def without_diagonal(scores: Float[Tensor, "m m"]) -> Float[Tensor, "m m"]:
+    """The smallest number on the diagonal, not −inf: a batch of one sample would get NaN gradients."""
+    smallest = torch.finfo(scores.dtype).min
+    if recorded(scores) or wrapped(scores):  # neither vmap nor graphs of any batch size know fill_diagonal_
+        rows = torch.arange(scores.shape[0], device=scores.device)
+        return scores.masked_fill(rows[:, None] == rows, smallest)
+    return scores.fill_diagonal_(smallest)
 
 
 def average(

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 
 from ncreg._checks import check_choice, check_flag, check_positive
-from ncreg._transforms import bare, fx_leaf, recorded, row_count, wrapped
+from ncreg._transforms import bare, fx_leaf, recorded, row_count
 from ncreg.distributed import gather_batch
 from ncreg.losses._inputs import (
     ClassVectors,
@@ -24,6 +24,7 @@ from ncreg.losses._inputs import (
     dot_products,
     show_hyperparameters,
     unit_rows,
+    without_diagonal,
 )
 from ncreg.losses._targets import (
     Target,
@@ -225,7 +226,7 @@ def supcon_loss(
     label, slots = compact(check_labels(target, features))
     directions = unit_rows(features)
     scores = dot_products(directions, directions) / temperature
-    denominators = _without_diagonal(scores).logsumexp(1)
+    denominators = without_diagonal(scores).logsumexp(1)
     sums, counts = class_sums(directions, label, slots)
     positives = counts.index_select(0, label) - 1
     alike = (directions * (sums.index_select(0, label) - directions)).sum(1) / (positives.clamp(min=1) * temperature)
@@ -264,15 +265,6 @@ def _class_scores(
     if label is not target:
         weight = weight.index_select(0, class_of_slot(target, label, slots))
     return dot_products(unit_rows(weight), unit_rows(features)) / temperature, label
-
-
-def _without_diagonal(scores: Float[Tensor, "m m"]) -> Float[Tensor, "m m"]:
-    """The smallest number on the diagonal, not −inf: a batch of one sample would get NaN gradients."""
-    smallest = torch.finfo(scores.dtype).min
-    if recorded(scores) or wrapped(scores):  # neither vmap nor graphs of any batch size know fill_diagonal_
-        rows = torch.arange(scores.shape[0], device=scores.device)
-        return scores.masked_fill(rows[:, None] == rows, smallest)
-    return scores.fill_diagonal_(smallest)
 
 
 def check_one_class(one_class: OneClass) -> OneClass:

@@ -8,14 +8,14 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from timm.models import get_model_input_config
 from torch import Tensor, nn
 
-from ncreg._checks import check_flag, check_integer, check_numbers
+from ncreg._checks import check_choice, check_flag, check_integer, check_numbers
 from ncreg._wrappers import unwrapped
 from ncreg.models._backbone import Removed, parameter_like
 from ncreg.models._data_config import classifier_cfg
@@ -26,6 +26,17 @@ class ClassifierOutput(NamedTuple):
 
     logits: Float[Tensor, "batch classes"]
     features: Float[Tensor, "batch dim"]
+
+
+class EncoderOutput(NamedTuple):
+    """A `ClassifierOutput` and the backbone's pooled features (B, width) of the same pass, before any projection."""
+
+    logits: Float[Tensor, "batch classes"]
+    features: Float[Tensor, "batch dim"]
+    encoder: Float[Tensor, "batch width"]
+
+
+WithFeatures = bool | Literal["encoder"]
 
 
 class Normalize(nn.Module):
@@ -93,7 +104,8 @@ class Classifier(nn.Module):
     """images → preprocess → backbone → project → norm → **features** → head → logits.
 
     `forward(x)` gives logits; `forward(x, with_features=True)` gives `ClassifierOutput(logits, features)`
-    from the same pass, so the hooks of DistributedDataParallel hold. Over a timm backbone it keeps timm's
+    from the same pass, so the hooks of DistributedDataParallel hold; `with_features="encoder"` gives
+    `EncoderOutput(logits, features, encoder)`, with what enters the projection. Over a timm backbone it keeps timm's
     contract: num_features, forward_features, forward_head, forward_intermediates, group_matcher, ….
 
     Args:
@@ -148,11 +160,12 @@ class Classifier(nn.Module):
         self.built_by: dict[str, Any] | None = None  # swap_head's arguments, where it was given names
 
     def forward(
-        self, x: Float[Tensor, "batch ..."], with_features: bool = False
-    ) -> Float[Tensor, "batch classes"] | ClassifierOutput:
-        """Logits (B, C), or `ClassifierOutput(logits, features)` when `with_features` is set."""
-        features = self.norm(self.project(self.backbone(self.preprocess(x))))
-        return output_of(self.head(features), features, with_features)
+        self, x: Float[Tensor, "batch ..."], with_features: WithFeatures = False
+    ) -> Float[Tensor, "batch classes"] | ClassifierOutput | EncoderOutput:
+        """Logits (B, C), `ClassifierOutput(logits, features)` with True, or with "encoder" `EncoderOutput`."""
+        encoder = self.backbone(self.preprocess(x))
+        features = self.norm(self.project(encoder))
+        return output_of(self.head(features), features, encoder, with_features)
 
     def forward_features(self, x: Tensor) -> Any:
         """The backbone's features before pooling, as timm's method of that name gives them."""
@@ -197,7 +210,7 @@ class Classifier(nn.Module):
     @property
     def backbone_width(self) -> int:
         """Width of the pooled features, before any projection."""
-        return self.project.in_features if isinstance(self.project, nn.Linear) else self.head_hidden_size
+        return int(getattr(self.project, "in_features", self.head_hidden_size))
 
     @property
     def in_chans(self) -> int:
@@ -290,12 +303,17 @@ class Classifier(nn.Module):
         return getattr(self.backbone, name)
 
 
-def output_of(logits: Tensor, features: Tensor, with_features: bool) -> Tensor | ClassifierOutput:
-    """The logits, or both where the flag is set."""
+def output_of(
+    logits: Tensor, features: Tensor, encoder: Tensor, with_features: WithFeatures
+) -> Tensor | ClassifierOutput | EncoderOutput:
+    """The logits, or what the flag asks for beside them."""
     if torch.onnx.is_in_onnx_export() and isinstance(with_features, Tensor):
         with warnings.catch_warnings():  # the exporter makes tensors of default values and warns of reading them
             warnings.simplefilter("ignore", torch.jit.TracerWarning)
             with_features = bool(with_features)
+    if isinstance(with_features, str):
+        check_choice("with_features", with_features, ("encoder",))
+        return EncoderOutput(logits, features, encoder)
     return ClassifierOutput(logits, features) if check_flag("with_features", with_features) else logits
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ncreg.models._backbone import Headless, evaluating, example_image, logits_alone, parameter_like
-from ncreg.models._classifier import Classifier, ClassifierOutput, output_of
+from ncreg.models._classifier import Classifier, ClassifierOutput, EncoderOutput, WithFeatures, output_of
 from ncreg.numerics import in_float64
 
 Parts = dict[str, nn.Module]
@@ -59,10 +59,10 @@ class WholeModel(Classifier):
 
     backbone: Observed
 
-    def forward(self, x: Tensor, with_features: bool = False) -> Tensor | ClassifierOutput:
-        """The model's own logits (B, C), or `ClassifierOutput(logits, features)` when `with_features` is set."""
+    def forward(self, x: Tensor, with_features: WithFeatures = False) -> Tensor | ClassifierOutput | EncoderOutput:
+        """The model's own logits (B, C), with True also the features; those of the encoder are the same."""
         logits, features = self.backbone.with_logits(self.preprocess(x))
-        return output_of(logits, features, with_features)
+        return output_of(logits, features, features, with_features)
 
 
 def keep_head(model: nn.Module, headless: Headless) -> Classifier:

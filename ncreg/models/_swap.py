@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ncreg._checks import check_integer
+from ncreg._checks import check_choice, check_integer
 from ncreg.heads import HEADS
 from ncreg.models._backbone import (
     Headless,
@@ -24,6 +24,7 @@ from ncreg.models._backbone import (
 from ncreg.models._classifier import Classifier
 from ncreg.models._create import from_timm_name
 from ncreg.models._keep import keep_head
+from ncreg.models._projector import FixedProjector
 from ncreg.models._torchvision import PREFIX, torchvision_model
 from ncreg.norms import last_norm
 
@@ -34,7 +35,7 @@ def swap_head(
     *,
     num_classes: int | None = None,
     norm: str | nn.Module | None = None,
-    project: int | None = None,
+    project: int | str | None = None,
     classifier: str | None = None,
     input_size: Sequence[int] | None = None,
     model_args: Mapping[str, Any] | None = None,
@@ -51,7 +52,8 @@ def swap_head(
         num_classes: C; None takes the model's own number.
         norm: a kind that `ncreg.norms.last_norm` knows, or a module of one's own (copied) on (batch, d); None is
             "batch", and none with head "keep".
-        project: width d of a learned linear map (no bias) before the norm; None for none.
+        project: width d of a learned linear map (no bias) before the norm, or "fixed" for
+            `ncreg.models.FixedProjector`, of the backbone's own width, with nothing to learn; None for none.
         classifier: path of the classifier in a module that is not timm's, such as "fc" or "classifier.6";
             None takes the last Linear or Conv2d to run that is as wide as the output.
         input_size: (channels, height, width) of one input, where the model itself does not say it.
@@ -154,7 +156,7 @@ def _checked_size(input_size: Sequence[int] | None) -> tuple[int, ...] | None:
     return size
 
 
-def _check_keeps(norm: str | nn.Module, project: int | None, head_args: Mapping[str, Any] | None) -> None:
+def _check_keeps(norm: str | nn.Module, project: int | str | None, head_args: Mapping[str, Any] | None) -> None:
     """Refuse what would stand between the features and a classifier that is kept."""
     given = {"norm": None if norm == "none" else norm, "project": project, "head_args": head_args or None}
     for name, value in given.items():
@@ -250,7 +252,7 @@ def _head_maker(
 
 
 def _new_parts(
-    headless: Headless, project: int | None, norm: str | nn.Module, new_head: Callable[..., nn.Module]
+    headless: Headless, project: int | str | None, norm: str | nn.Module, new_head: Callable[..., nn.Module]
 ) -> list[nn.Module]:
     """[projection,] norm and head, on the backbone's device, in its dtype and mode.
 
@@ -260,11 +262,19 @@ def _new_parts(
     parts: list[nn.Module] = []
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         if project is not None:
-            parts.append(nn.Linear(width, check_integer("project", project, 1), bias=False))
-            width = project
+            projection = _projection(width, project)
+            parts.append(projection)
+            width = projection.out_features
         parts.append(last_norm(norm, width) if isinstance(norm, str) else copy.deepcopy(norm))
         parts.append(new_head(width))
     return [part.to(headless.features).train(headless.module.training) for part in parts]
+
+
+def _projection(width: int, project: int | str) -> nn.Linear | FixedProjector:
+    if isinstance(project, str):
+        check_choice("project", project, ("fixed",))
+        return FixedProjector(width)
+    return nn.Linear(width, check_integer("project", project, 1), bias=False)
 
 
 def _normed(norm: nn.Module, features: Tensor) -> Tensor:

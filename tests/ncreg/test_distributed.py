@@ -34,6 +34,7 @@ CASES = {
     "ntce, sum": lambda: losses.NTCELoss(temperature=0.5, reduction="sum"),
     "nonl": lambda: losses.NONLLoss(temperature=0.5, class_weight=WEIGHTS),
     "supcon": lambda: losses.SupConLoss(temperature=0.5),
+    "koleo": lambda: losses.KoLeoLoss(),
     "dot regression": lambda: losses.DotRegressionLoss(gather=True, class_weight=WEIGHTS),
     "mse": lambda: losses.OneHotMSELoss(gather=True),
     "spectral decoupling": lambda: losses.SpectralDecouplingLoss(gather=True),

@@ -388,3 +388,30 @@ def test_cosine_measures_know_no_scale(size, center):
             measure(features * size, target, 4, center=center), wanted, rtol=0, atol=1e-13, equal_nan=True
         )
     assert not nf.intra_class_cosine(features * 0, target * 0, 4)[0]
+
+
+# ---- KoLeo
+
+
+def test_koleo_is_the_log_distance_to_the_nearest_neighbour():
+    h = batch(samples=20)[0]
+    rows = h.numpy() / np.linalg.norm(h.numpy(), axis=1, keepdims=True)
+    nearest = [min(math.dist(u, v) for j, v in enumerate(rows) if j != i) for i, u in enumerate(rows)]
+    np.testing.assert_allclose(nf.koleo_loss(h, reduction="none"), -np.log(np.array(nearest) + 1e-8), rtol=1e-12)
+    np.testing.assert_allclose(nf.koleo_loss(h), -np.mean(np.log(np.array(nearest) + 1e-8)), rtol=1e-12)
+    assert gradcheck(nf.koleo_loss, h.requires_grad_()) and gradgradcheck(nf.koleo_loss, h)
+
+
+@pytest.mark.parametrize("classes", [2, 10, 100])
+def test_koleo_at_a_simplex(classes):
+    wanted = -0.5 * math.log(2 * classes / (classes - 1))
+    assert float(nf.koleo_loss(7 * simplex(classes))) == pytest.approx(wanted, abs=2e-8)
+
+
+def test_koleo_leaves_equal_directions_where_they_are():
+    """Distance 0 counts −ln(1e−8) and gives no gradient; the third row is pushed from the nearer of the others."""
+    h = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0]], dtype=torch.float64, requires_grad=True)
+    each = nf.koleo_loss(h, reduction="none")
+    np.testing.assert_allclose(each.detach(), [-math.log(1e-8)] * 2 + [-math.log(math.sqrt(2) + 1e-8)], rtol=1e-12)
+    (pull,) = torch.autograd.grad(each[:2].sum(), h)
+    assert not pull.any()

@@ -25,6 +25,7 @@ MODULES = {
     "ntce": lambda: losses.NTCELoss(temperature=1 / 64),
     "nonl": lambda: losses.NONLLoss(temperature=1 / 64),
     "supcon": lambda: losses.SupConLoss(temperature=1 / 64),
+    "koleo": lambda: losses.KoLeoLoss(),
     "mse": lambda: losses.OneHotMSELoss(),
     "spectral decoupling": lambda: losses.SpectralDecouplingLoss(),
     "logit adjusted": lambda: losses.LogitAdjustedLoss([9, 5, 2, 1]),
@@ -66,6 +67,7 @@ def test_a_module_passes_its_hyperparameters_on():
         (losses.NTCELoss(temperature=0.7), nf.ntce_loss(h, y, w, temperature=0.7)),
         (losses.NONLLoss(class_weight=share), nf.nonl_loss(h, y, w, temperature=0.1, class_weight=share)),
         (losses.SupConLoss(temperature=0.3, reduction="sum"), 12 * nf.supcon_loss(h, y, temperature=0.3)),
+        (losses.KoLeoLoss(reduction="sum"), 12 * nf.koleo_loss(h)),
         (losses.OneHotMSELoss(class_weight=share), nf.mse_one_hot_loss(z, y, class_weight=share)),
         (losses.SpectralDecouplingLoss(coefficient=0.4), nf.spectral_decoupling_loss(z, y, coefficient=0.4)),
     ]
@@ -167,8 +169,8 @@ def test_small_cases_stay_finite(name, case):
         at_hand["target"] = at_hand["target"] % 2 * 3
     if case == "int32 labels":
         at_hand["target"] = at_hand["target"].int()
-    if name == "nonl" and case == "one sample":
-        return  # refused by name, see below
+    if name in ("nonl", "koleo") and case == "one sample":
+        return  # refused, or warned of: see below
     module = MODULES[name]()
     for _ in range(2):
         loss, grads = value_and_grads(module, at_hand)
@@ -195,7 +197,7 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if name != "supcon"])
+@pytest.mark.parametrize("name", [name for name in MODULES if name not in ("supcon", "koleo")])
 def test_nothing_grows_with_the_square_of_the_batch(name):
     samples = 256
     with LargestTensor() as largest:
@@ -279,6 +281,15 @@ def test_centres_follow_wens_rule():
     torch.testing.assert_close(loss(h, y), torch.tensor((9 + 1 + 2.25**2) / 6))
 
 
+def test_koleo_of_one_sample_is_zero_and_says_so():
+    rows = batch(samples=1)["features"].requires_grad_()
+    for reduction, shape in (("mean", ()), ("none", (1,))):
+        with pytest.warns(UserWarning, match="koleo_loss of a single sample is 0"):
+            loss = losses.KoLeoLoss(reduction=reduction)(rows)
+        loss.sum().backward()
+        assert loss.shape == shape and not loss.any() and not rows.grad.any()
+
+
 def test_nonl_skips_a_batch_of_one_class_where_told_to():
     available = batch(classes=CLASSES)
     loss = losses.NONLLoss(one_class="skip")
@@ -341,6 +352,7 @@ def test_features_whose_length_overflows_give_nan_and_never_a_number(dtype, size
         nf.ntce_loss(long, y, w),
         nf.nonl_loss(long, y, w),
         nf.supcon_loss(long, y),
+        nf.koleo_loss(long),
         nf.intra_class_cosine_loss(long, y),
         nf.inter_class_cosine_loss(long, y, CLASSES),
     ):
@@ -414,6 +426,9 @@ REFUSED = [
     (lambda: losses.NTCELoss(temperature=float("nan")), ValueError, "temperature=nan must be finite"),
     (lambda: losses.InterClassCosineLoss(0), ValueError, "num_classes=0"),
     (lambda: losses.IntraClassCosineLoss(center="origin"), ValueError, "center must be None"),
+    (lambda: nf.koleo_loss(H[0]), ValueError, "features must be a matrix, got shape .2,."),
+    (lambda: nf.koleo_loss(H.long()), TypeError, "features must hold floating-point numbers"),
+    (lambda: nf.koleo_loss(H, reduction="avg"), ValueError, "reduction='avg' must be one of"),
     (lambda: losses.SupConLoss(reduction="median"), ValueError, "reduction=.* must be one of"),
     (lambda: losses.ClassMeanMemory(5, 0), ValueError, "num_features=0 must be at least 1"),
     (lambda: losses.CenterLoss(5, 0), ValueError, "num_features=0 must be at least 1"),
@@ -430,6 +445,7 @@ REFUSED = [
         for loss in (
             losses.NTCELoss,
             losses.SupConLoss,
+            losses.KoLeoLoss,
             losses.DotRegressionLoss,
             losses.OneHotMSELoss,
             losses.SpectralDecouplingLoss,

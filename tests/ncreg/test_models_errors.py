@@ -47,6 +47,7 @@ BAD = {
     "head='etv' is unknown; known: .*etf": dict(head="etv"),
     "norm 'batsch' is unknown": dict(norm="batsch"),
     "project=0": dict(project=0),
+    "project='etf' must be one of 'fixed'": dict(project="etf"),
     "100.*project=": dict(num_classes=100, model="test_convnext"),
     "num_classes=1\\b": dict(num_classes=1),
     "num_classes is required": dict(num_classes=None, model=timm.create_model("test_resnet", num_classes=0)),

@@ -29,6 +29,7 @@ def stirred(classifier):
 CASES = {
     "etf": dict(model="test_resnet", head="etf", num_classes=10),
     "projected": dict(model="test_resnet", head="linear", num_classes=5, project=7, norm="layer"),
+    "fixed projector": dict(model="test_resnet", head="linear", num_classes=5, project="fixed", norm="none"),
     "scaled": dict(model="test_resnet", head="cosine", num_classes=5, norm="none", head_args={"scale": 3.0}),
     "re-aimed": dict(model="test_resnet", head="nearest_etf", num_classes=4, head_args={"seed": 3}),
     "vit": dict(model="test_vit", head="etf", num_classes=10, model_args={"img_size": 32, "drop_path_rate": 0.1}),

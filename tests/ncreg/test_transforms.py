@@ -184,6 +184,19 @@ def test_an_ensemble_of_last_batch_norms_trains_under_vmap_with_stacked_buffers(
 # ---- losses
 
 
+class Labelled(nn.Module):
+    """A loss that takes no labels, beside labels that it does not need."""
+
+    consumes = ("features", "target")
+
+    def __init__(self, loss):
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, features, target):
+        return self.loss(features)
+
+
 WEIGHTS = torch.linspace(0.5, 2, CLASSES, dtype=torch.float64)
 LOSS_CASES = {
     "intra": lambda: losses.IntraClassCosineLoss(),
@@ -197,6 +210,7 @@ LOSS_CASES = {
     "ntce, soft": lambda: losses.NTCELoss(),
     "nonl": lambda: losses.NONLLoss(),
     "supcon": lambda: losses.SupConLoss(),
+    "koleo": lambda: Labelled(losses.KoLeoLoss()),
     "mse": lambda: losses.OneHotMSELoss(class_weight=WEIGHTS),
     "mse, soft": lambda: losses.OneHotMSELoss(),
     "spectral decoupling": lambda: losses.SpectralDecouplingLoss(),

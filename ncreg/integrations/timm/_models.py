@@ -60,7 +60,7 @@ def _entrypoint(head: str) -> Callable[..., nn.Module]:
         num_classes: int | None = None,
         backbone: str | None = None,
         norm: str = "batch",
-        project: int | None = None,
+        project: int | str | None = None,
         head_args: Mapping[str, Any] | None = None,
         loss_terms: Mapping[str, Any] | None = None,
         terminal_phase: bool | Mapping[str, Any] | None = None,
