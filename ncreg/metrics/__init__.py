@@ -2,7 +2,7 @@
 
 NeuralCollapse measures last-layer features and the classifier, NearestClassCenter what the class means decide on
 other features, LayerwiseCollapse the layers inside; all are exact, mergeable and right near collapse. docs/metrics.md
-says what each number means. minority_angles and minority_collapse look at rare classes, ood_orthogonality (NC5) at
+says what each number means. minority_angles, minority_collapse and seli_distance look at rare classes, ood_orthogonality (NC5) at
 out-of-distribution features.
 """
 
@@ -12,10 +12,12 @@ from ncreg.metrics._nearest_center import NearestClassCenter
 from ncreg.metrics._neural_collapse import NeuralCollapse
 from ncreg.metrics.minority import Angles, MinorityCollapse, minority_angles, minority_collapse
 from ncreg.metrics.nc5 import ood_orthogonality
+from ncreg.metrics.seli import GramDistance, seli_distance
 
 __all__ = [
     "HIGHER_IS_BETTER",
     "Angles",
+    "GramDistance",
     "LayerwiseCollapse",
     "MinorityCollapse",
     "NearestClassCenter",
@@ -23,4 +25,5 @@ __all__ = [
     "minority_angles",
     "minority_collapse",
     "ood_orthogonality",
+    "seli_distance",
 ]

@@ -21,6 +21,7 @@ from ncreg.theory.cross_entropy import (
 )
 from ncreg.theory.imbalance import imbalanced_mse_logits, minority_collapse_threshold
 from ncreg.theory.scale import minimal_cross_entropy, scale_for_loss
+from ncreg.theory.seli import SELIGeometry, seli_geometry
 from ncreg.theory.squared_error import (
     DotRegressionOptimum,
     SquaredErrorOptimum,
@@ -33,6 +34,7 @@ __all__ = [
     "CollapseCertificate",
     "CrossEntropyOptimum",
     "DotRegressionOptimum",
+    "SELIGeometry",
     "SpectralDecouplingOptimum",
     "SquaredErrorOptimum",
     "binary_spectral_decoupling_optimum",
@@ -49,6 +51,7 @@ __all__ = [
     "nonl_optimum",
     "ntce_optimum",
     "scale_for_loss",
+    "seli_geometry",
     "spectral_decoupling_optimum",
     "supcon_optimum",
 ]
