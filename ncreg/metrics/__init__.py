@@ -2,8 +2,8 @@
 
 NeuralCollapse measures last-layer features and the classifier, NearestClassCenter what the class means decide on
 other features, LayerwiseCollapse the layers inside; all are exact, mergeable and right near collapse. docs/metrics.md
-says what each number means. minority_angles, minority_collapse and seli_distance look at rare classes, ood_orthogonality (NC5) at
-out-of-distribution features.
+says what each number means. minority_angles, minority_collapse and seli_distance look at rare classes,
+ood_orthogonality (NC5) at out-of-distribution features.
 """
 
 from ncreg.metrics._direction import HIGHER_IS_BETTER
