@@ -41,7 +41,7 @@ from ncreg.theory import collapse_certificate
 from ncreg.tpt import TPTScheduler
 
 if TYPE_CHECKING:
-    from ncreg import robustness
+    from ncreg import robustness, transferability
 
 __version__ = "0.1.0"
 
@@ -100,9 +100,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """`ncreg.robustness`, imported at its first use: most programs need no attack."""
-    if name == "robustness":
-        return import_module("ncreg.robustness")
+    """`ncreg.robustness` and `ncreg.transferability`, imported at their first use: most programs need neither."""
+    if name in ("robustness", "transferability"):
+        return import_module(f"ncreg.{name}")
     raise AttributeError(f"module 'ncreg' has no attribute {name!r}")
 
 

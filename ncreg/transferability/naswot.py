@@ -1,0 +1,92 @@
+"""NASWOT: how well an untrained ReLU network tells images apart, by which of its units are on."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+_RELU = ("relu", "relu_", "threshold", "threshold_")
+_OTHERS = (
+    *("gelu", "silu", "elu", "celu", "selu", "leaky_relu", "hardswish", "hardsigmoid", "hardtanh", "mish", "softplus"),
+    *("sigmoid", "tanh", "_prelu_kernel", "rrelu_with_noise", "log_sigmoid_forward", "_softmax", "erf"),
+)
+
+
+@torch.no_grad()
+def naswot(
+    model: Callable[[Float[Tensor, "batch ..."]], Any],
+    images: Float[Tensor, "batch ..."],
+) -> float:
+    """Ln |det K|, K_ij = number of ReLU units that are on for both images i and j or off for both.
+
+    An image's code is one bit for each output of each ReLU, N_A in all, so K_ii = N_A. A network whose codes differ
+    more has the larger determinant. Two images with the same code give −∞. Compare networks on the same images: the
+    score grows with N_A and with the batch. The functions that the model calls are watched, not its modules, so ReLUs
+    in functional form count too. Statistics of BatchNorm are those of eval mode.
+
+    Args:
+        model: a ReLU network in eval mode, usually untrained.
+        images: at least two, as the model takes them; 128 in the paper.
+
+    Raises:
+        TypeError: images that are no floating-point tensor.
+        ValueError: a model in training mode, without a ReLU or with another activation (a sigmoid in a gate or
+            attention's softmax too), fewer than two images, values not finite.
+
+    Source: Mellor, Turner, Storkey & Crowley, "Neural Architecture Search without Training", ICML 2021
+    (arXiv 2006.04647).
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(1, 2, bias=False), nn.ReLU()).eval()
+        >>> net[0].weight.data = torch.tensor([[1.0], [-1.0]])
+        >>> round(naswot(net, torch.tensor([[1.0], [-1.0]])), 4)  # K = 2·I: codes 10 and 01
+        1.3863
+    """
+    if not (isinstance(images, Tensor) and images.is_floating_point()):
+        raise TypeError("images must be a floating-point tensor")
+    if len(images) < 2:
+        raise ValueError(f"images holds {len(images)}: at least 2 can be told apart")
+    if isinstance(model, nn.Module) and model.training:
+        raise ValueError("the model is in training mode: call model.eval()")
+    with _Codes(len(images)) as codes:
+        model(images)
+    if not codes.units:
+        raise ValueError("the model has no ReLU, so no codes of on and off: NASWOT is for ReLU networks")
+    alike = codes.alike
+    if bool((alike - torch.diag(alike.diagonal()) >= codes.units).any()):
+        return float("-inf")  # by bits: a determinant would be rounding
+    return float(torch.linalg.slogdet(alike).logabsdet)
+
+
+class _Codes(TorchDispatchMode):
+    """Watches a forward pass: how many units, and in how many of them every two images agree."""
+
+    def __init__(self, images: int) -> None:
+        super().__init__()
+        self.units, self.images = 0, images
+        self.alike = torch.zeros(images, images, dtype=torch.float64, device="cpu")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = func._schema.name.removeprefix("aten::")
+        if name in _RELU or (name.startswith("clamp_min") and args[1] == 0):
+            self._take(result)
+        elif name.rstrip("_") in _OTHERS or name in _OTHERS:
+            raise ValueError(f"the model uses {name.strip('_')}: NASWOT is for networks with ReLU alone")
+        return result
+
+    def _take(self, outputs: Tensor) -> None:
+        if outputs.ndim < 2 or len(outputs) != self.images:
+            raise ValueError(f"a ReLU gives shape {tuple(outputs.shape)}, not one row for each of {self.images} images")
+        if not bool(outputs.isfinite().all()):
+            raise ValueError("a ReLU gives NaN or infinite values")
+        on = (outputs > 0).flatten(1).float()  # sums of bits are exact in float32 up to 16 million
+        for part in on.split(2**24, dim=1):
+            both = part @ part.T
+            each = part.sum(1)
+            # on for both, or off for both
+            self.alike += (part.shape[1] - each[:, None] - each + 2 * both).double().cpu()
+        self.units += on.shape[1]
