@@ -1,16 +1,22 @@
-"""Evaluate a trained run: accuracy, that of each class, confusions, measures of collapse.
+"""Evaluate a run or any classifier: accuracy, calibration, collapse, and a page that explains them.
 
     python recipes/evaluate.py RUN
     python recipes/evaluate.py RUN --data.name folder --data.root my_images --split all
+    python recipes/evaluate.py timm:resnet50 --weights mine.pth --data.name digits
+    python recipes/evaluate.py --features train.npz --test-features test.npz
 
-RUN is a run folder of recipes/train.py, or one of its checkpoint files. --data.KEY VALUE names
-other data than the run's own, by the keys of recipes/train.py. Prints the table and writes
-evaluation-DATA-SPLIT.json into the run folder; for other data its name also holds that of the
-folder and a checksum of the keys.
+MODEL is a run folder of recipes/train.py, or one of its checkpoint files; timm:NAME or
+torchvision:NAME, with --weights FILE or pretrained; a folder that fold, save_pretrained or timm
+wrote; FILE.py:FUNCTION, a function that returns a module. --data.KEY VALUE names the data, by the
+keys of recipes/train.py; a run has data of its own. Prints the table and writes
+evaluation-DATA-SPLIT.json and .html into the run folder, for other models into evaluations/MODEL;
+for other data the name also holds that of the folder and a checksum of the keys.
+docs/your_model_your_data.md explains it.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,18 +28,20 @@ if __name__ == "__main__":
 
     require_recipes()
 
-from recipes.core.files import write_json
+from recipes.core.errors import UserError
+from recipes.core.files import write_atomically, write_json
 from recipes.core.script import Parser, run_script, take_keys
+from recipes.evaluation.model_options import MODEL_HELP, ModelOptions, add_model_options, model_options
 
 
 def _parser() -> Parser:
     parser = Parser(
         "evaluate.py",
         __doc__,
-        usage="evaluate.py RUN [--data.KEY VALUE ...] [--OPTION VALUE ...]",
+        usage="evaluate.py MODEL [--data.KEY VALUE ...] [--OPTION VALUE ...]",
         former={"--part": "--split"},
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run folder, or one of its checkpoint files")
+    parser.add_argument("model", nargs="?", metavar="MODEL", help=MODEL_HELP)
     parser.option(
         "--split",
         choices=("train", "val", "test", "all"),
@@ -42,6 +50,16 @@ def _parser() -> Parser:
     )
     parser.option("--checkpoint", metavar="NAME", help="last, onset, best or previous; default: the newest whole one")
     parser.option("--device", default="auto", metavar="NAME", help="cpu, cuda, ...; default: auto")
+    parser.option("--layers", metavar="NAMES", help="inner layers to measure, with commas; all: the model's stages")
+    parser.option(
+        "--train-images",
+        type=int,
+        metavar="N",
+        help="training images that the others are set against, at most; 0 for none, and no page; default: 50000",
+    )
+    parser.option("--features", type=Path, metavar="FILE", help="in place of MODEL: .npz, arrays features and target")
+    parser.option("--test-features", type=Path, metavar="FILE", help="likewise, of test images")
+    add_model_options(parser)
     return parser
 
 
@@ -49,16 +67,55 @@ def evaluate(argv: Sequence[str]) -> None:
     """Evaluate, write, print."""
     overrides, rest = take_keys(argv, "data")
     args = _parser().parse(rest)
-    from recipes.evaluation.accuracy import accuracy_table, evaluate_accuracy, file_name  # seconds: torch is imported
-    from recipes.evaluation.run_under_test import checkpoint_file, run_dir_of
+    options = model_options(args)
+    if (args.model is None) == (args.features is None):
+        word = "one of the following arguments is required" if args.model is None else "give one of them alone"
+        raise UserError(f"{word}: MODEL, --features FILE (--help lists the options)")
+    if args.features is not None:
+        _evaluate_features(args, options, overrides)
+        return
+    if args.test_features is not None:
+        raise UserError("--test-features goes with --features: a MODEL computes its own")
+    if args.train_images is not None and args.train_images < 0:
+        raise UserError(f"--train-images {args.train_images}: must not be negative")
+    from recipes.evaluation.accuracy import TRAIN_IMAGES, accuracy_table, evaluate_model, file_name
+    from recipes.evaluation.model_under_test import open_model
 
-    folder = run_dir_of(args.run)
-    source = args.run if args.checkpoint is None else checkpoint_file(args.run, args.checkpoint)
-    result = evaluate_accuracy(source, split=args.split, overrides=overrides, device=args.device)
-    path = folder / file_name(result, source)
-    write_json(path, result)
-    print(accuracy_table(result))
+    tested = open_model(args.model, options, overrides=overrides, checkpoint=args.checkpoint, device=args.device)
+    found = evaluate_model(
+        tested,
+        split=args.split,
+        overrides=overrides,
+        layers=[name.strip() for name in args.layers.split(",")] if args.layers else (),
+        train_images=TRAIN_IMAGES if args.train_images is None else args.train_images,
+    )
+    path = tested.home / file_name(found.result, tested)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, found.result)
+    print(accuracy_table(found.result))
     print(f"\nmore measures and the confusion matrix: {path} (docs/metrics.md explains them)")
+    if found.page:
+        write_atomically(path.with_suffix(".html"), found.page)
+        print(f"what they mean, with figures: {path.with_suffix('.html')}")
+
+
+def _evaluate_features(args: argparse.Namespace, options: ModelOptions, overrides: Sequence[str]) -> None:
+    """Evaluate features alone."""
+    for word in overrides:
+        raise UserError(f"{word.partition('=')[0]} with --features: the file holds the data")
+    taken = {name: getattr(args, name) for name in ("layers", "checkpoint", "train_images")} | options.given()
+    for name, value in taken.items():
+        if value is not None and name != "class_names":
+            raise UserError(f"--{name.replace('_', '-')} with --features: it needs a model")
+    from recipes.evaluation.features_alone import evaluate_features
+
+    out = options.out_dir or Path("evaluations") / args.features.stem
+    found = evaluate_features(args.features, args.test_features, class_names=options.class_names)
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "features.json", found.result)
+    write_atomically(out / "features.html", found.page)
+    print(found.table)
+    print(f"\nmore measures: {out / 'features.json'}\nwhat they mean, with figures: {out / 'features.html'}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,11 +1,14 @@
-"""Plot the collapse of a run: features and class means on the simplex, through training.
+"""Plot the collapse of a run or any classifier: features and class means on the simplex.
 
     python recipes/plot_collapse.py RUN
     python recipes/plot_collapse.py RUN RUN --split test --images 300
+    python recipes/plot_collapse.py timm:resnet50 --weights mine.pth --data.name digits
 
-Features of the untrained model and of every checkpoint are stored in
+Of a run, features of the untrained model and of every checkpoint are stored in
 RUN/collapse/features-SPLIT.npz; the figure RUN/collapse/simplex-SPLIT.png (and .svg) is made from
-them, and its points are in view-SPLIT.json. docs/compare.md explains the figure.
+them, and its points are in view-SPLIT.json. A MODEL that is no run (timm:NAME, torchvision:NAME, a
+folder of a model, FILE.py:FUNCTION) is shown as it is, on data named by --data.KEY VALUE; its
+figure goes into evaluations/MODEL/collapse. docs/compare.md explains the figure.
 """
 
 from __future__ import annotations
@@ -21,17 +24,18 @@ if __name__ == "__main__":
 
     require_recipes()
 
-from recipes.core.script import Parser, run_script
+from recipes.core.script import Parser, run_script, take_keys
+from recipes.evaluation.model_options import MODEL_HELP, add_model_options, model_options
 
 
 def _parser() -> Parser:
     parser = Parser(
         "plot_collapse.py",
         __doc__,
-        usage="plot_collapse.py RUN ... [--OPTION VALUE ...]",
+        usage="plot_collapse.py MODEL ... [--data.KEY VALUE ...] [--OPTION VALUE ...]",
         former={"--part": "--split"},
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders of recipes/train.py")
+    parser.add_argument("models", nargs="+", metavar="MODEL", help=MODEL_HELP)
     parser.option(
         "--split",
         choices=("train", "val", "test", "all"),
@@ -45,16 +49,19 @@ def _parser() -> Parser:
         metavar="N",
         help="number of images, drawn in proportion to the classes; default: 600",
     )
+    add_model_options(parser)
     return parser
 
 
 def plot(argv: Sequence[str]) -> None:
     """Plot run after run, and say in words what the figures show."""
-    args = _parser().parse(argv)
+    overrides, rest = take_keys(argv, "data")
+    args = _parser().parse(rest)
+    options = model_options(args)
     from recipes.evaluation.simplex_plot import plot_run  # seconds: torch is imported
 
-    for run in args.runs:
-        figure, words = plot_run(run, split=args.split, images=args.images)
+    for model in args.models:
+        figure, words = plot_run(model, split=args.split, images=args.images, options=options, overrides=overrides)
         print(f"{figure}\n{words}")
 
 

@@ -1,10 +1,12 @@
-"""Classify images with a trained run: a line of CSV, or an item of a JSON list, for each image.
+"""Classify images with a run or any classifier: a line of CSV, or of a JSON list, for each image.
 
     python recipes/predict.py RUN image.png folder_of_images/
-    python recipes/predict.py RUN folder_of_images/ --format json --out predictions.json
+    python recipes/predict.py timm:resnet50 folder_of_images/ --format json --out predictions.json
 
-RUN is a run folder of recipes/train.py, or one of its checkpoint files. Files that are not
-readable images are named at the end, and the exit code is then 2; the others have their rows.
+MODEL is a run folder of recipes/train.py, or one of its checkpoint files; timm:NAME or
+torchvision:NAME, with --weights FILE or pretrained; a folder that fold, save_pretrained or timm
+wrote; FILE.py:FUNCTION, a function that returns a module. Files that are not readable images are
+named at the end, and the exit code is then 2; the others have their rows.
 """
 
 from __future__ import annotations
@@ -21,18 +23,20 @@ if __name__ == "__main__":
     require_recipes()
 
 from recipes.core.script import Parser, run_script
+from recipes.evaluation.model_options import MODEL_HELP, add_model_options, model_options
 
 
 def _parser() -> Parser:
     parser = Parser(
-        "predict.py", __doc__, usage="predict.py RUN IMAGE ... [--OPTION VALUE ...]", former={"--output": "--out"}
+        "predict.py", __doc__, usage="predict.py MODEL IMAGE ... [--OPTION VALUE ...]", former={"--output": "--out"}
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run folder, or one of its checkpoint files")
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="image files, or folders of them")
     parser.option("--format", choices=("csv", "json"), default="csv", help="default: csv")
     parser.option("--out", type=Path, metavar="FILE", help="file to write; default: the terminal")
     parser.option("--checkpoint", metavar="NAME", help="last, onset, best or previous; default: the newest whole one")
     parser.option("--device", default="auto", metavar="NAME", help="cpu, cuda, ...; default: auto")
+    add_model_options(parser, results=False)
     return parser
 
 
@@ -40,11 +44,14 @@ def predict(argv: Sequence[str]) -> None:
     """Classify, and write the rows."""
     args = _parser().parse(argv)
     from recipes.evaluation import predictions  # seconds: torch is imported
-    from recipes.evaluation.run_under_test import checkpoint_file, read_classifier
+    from recipes.evaluation.model_under_test import open_model, tell
 
-    source = args.run if args.checkpoint is None else checkpoint_file(args.run, args.checkpoint)
-    model = read_classifier(source, args.device)
-    rows, unreadable = predictions.predict(model, predictions.find_images(args.images))
+    tested = open_model(
+        args.model, model_options(args), checkpoint=args.checkpoint, device=args.device, needs_data=False
+    )
+    files = predictions.find_images(args.images)
+    tell(tested.notes)
+    rows, unreadable = predictions.predict(tested.named(), files)
     if rows:
         predictions.write_predictions(rows, args.format, args.out)
     predictions.check_all_read(unreadable, len(rows))

@@ -1,10 +1,15 @@
-"""Evaluate trained runs: attacks, corruptions, OOD, calibration, transfer, long tail, label noise.
+"""Evaluate classifiers: attacks, corruptions, OOD, calibration, transfer, long tail, label noise.
 
     python recipes/robustness.py --quick                    # the newest finished run under runs/
     python recipes/robustness.py RUN RUN --parts adversarial,calibration --split val
+    python recipes/robustness.py timm:resnet50 --weights mine.pth --data.name digits
 
-Writes RUN/robustness/results.json and figures, and prints a table. An evaluation whose result is
-there already does not run again. docs/robustness.md explains the numbers.
+A MODEL is a run folder of recipes/train.py; timm:NAME or torchvision:NAME, with --weights FILE or
+pretrained; a folder that fold, save_pretrained or timm wrote; FILE.py:FUNCTION, a function that
+returns a module. One that is no run needs data, by --data.KEY VALUE. Writes results.json and
+figures into RUN/robustness, for other models into evaluations/MODEL/robustness, and prints a
+table. An evaluation whose result is there already does not run again. docs/robustness.md explains
+the numbers.
 """
 
 from __future__ import annotations
@@ -21,14 +26,16 @@ if __name__ == "__main__":
     require_recipes()
 
 from recipes.core.errors import UserError
-from recipes.core.script import run_script
+from recipes.core.script import run_script, take_keys
+from recipes.evaluation.model_options import model_options
 from recipes.evaluation.options import parse_options, settings_of
 
 
 def evaluate(argv: Sequence[str]) -> int:
     """Evaluate run after run, and print their tables."""
-    args = parse_options(argv, __doc__)
-    settings = settings_of(args)
+    overrides, rest = take_keys(argv, "data")
+    args = parse_options(rest, __doc__)
+    settings, options = settings_of(args), model_options(args)
     from recipes.evaluation.console_table import table
     from recipes.evaluation.run import evaluate_run  # seconds: torch is imported
 
@@ -43,6 +50,8 @@ def evaluate(argv: Sequence[str]) -> int:
                 out=args.out,
                 device=args.device,
                 fresh=args.fresh,
+                options=options,
+                overrides=overrides,
                 command=["recipes/robustness.py", *argv],
                 quiet=args.quiet,
             )

@@ -197,6 +197,24 @@ class NeuralCollapse(Float64Metric):
             geometry = _reduce.geometry_of(_reduce.pack(_reduce.merged_moments(self.moments, *size, self._gather)))
         return geometry.mean.masked_fill(~geometry.present[:, None], torch.nan)
 
+    def within_class_covariance(self) -> Float[Tensor, "dim dim"]:
+        """Σ_W = (1/N) Σ (h − μ_y)(h − μ_y)ᵀ (d, d) over all ranks in float64; every rank must call.
+
+        Raises:
+            ValueError: the metric was made with scatter=False, or no sample has been seen.
+
+        Example:
+            >>> metric = NeuralCollapse(2, 1)
+            >>> metric.update(torch.tensor([[0.0], [2.0], [5.0], [7.0]]), torch.tensor([0, 0, 1, 1]))
+            >>> metric.within_class_covariance()
+            tensor([[1.]], dtype=torch.float64)
+        """
+        if not self.scatter:
+            raise ValueError("within_class_covariance needs the scatter: NeuralCollapse(…, scatter=True)")
+        found = self._reduce(self._gather)
+        assert found.scatter is not None
+        return found.scatter / found.geometry.counts.sum()
+
     def _gather(self, tensor: Tensor) -> list[Tensor]:
         """The tensor of every rank, by the rules that compute() follows."""
         if not (self.sync_on_compute and self.distributed_available_fn()):

@@ -61,6 +61,9 @@ def from_timm_name(
     found = match_weights(weights, plain)
     classes: int | None = 0
     if with_head:
+        channels = _channels_of(found.tensors, plain)
+        if channels is not None and hasattr(plain, "in_chans"):  # a model that stays as it is takes its own images
+            args.setdefault("in_chans", channels)
         classes = _classes_of(found.tensors, plain) if num_classes is None else num_classes
         plain = _on_meta(name, args, classes)
     if not found.tensors:

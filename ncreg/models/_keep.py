@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
+from timm.models import get_model_input_config
 from torch import Tensor, nn
 
 from ncreg.models._backbone import Headless, evaluating, example_image, logits_alone, parameter_like
@@ -24,9 +25,11 @@ class Observed(nn.Module):
         layers: paths of the classifier's layers.
     """
 
-    def __init__(self, model: nn.Module, layers: Sequence[str]) -> None:
+    def __init__(self, model: Any, layers: Sequence[str]) -> None:
         super().__init__()
         self.model, self.layers = model, tuple(layers)
+        if hasattr(model, "pretrained_cfg"):
+            self.pretrained_cfg = {**dict(model.pretrained_cfg), **get_model_input_config(model)}
 
     def forward(self, x: Tensor) -> Tensor:
         """Features (B, d)."""

@@ -47,7 +47,7 @@ def torchvision_model(
         if pretrained and with_head and num_classes not in (None, 1000):
             raise ValueError(f"num_classes={num_classes}: the pretrained classifier of {name!r} has 1000 outputs")
         model = _pretrained(own, args) if pretrained else _built(own, args, num_classes or 1000)
-        return _with_channels(model, channels)
+        return _described(_with_channels(model, channels), own, args, pretrained=pretrained)
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         plain = _built(own, args, 1000, init_weights=False)
     found, last = match_weights(weights, plain), _last_layer(plain)
@@ -57,6 +57,30 @@ def torchvision_model(
     model = _with_channels(_built(own, args, num_classes, init_weights=False), channels or _channels_of(found, plain))
     tensors = _fitted(found.tensors, model)
     load_matched(model, tensors, source=f"model={name!r}: weights", optional=() if with_head else (f"{last}.",))
+    return _described(model, own, args, pretrained=False)
+
+
+def _described(model: Any, own: str, args: Mapping[str, Any], *, pretrained: bool) -> nn.Module:
+    """The model with a `pretrained_cfg` as timm's have it: the images of torchvision's default or first weights."""
+    entries = _torchvision().get_model_weights(own)
+    images = (entries.DEFAULT if pretrained else next(iter(entries))).transforms()
+    side, last = images.crop_size[0], _last_layer(model)
+    layer, sized = model.get_submodule(last), own.startswith("vit_")
+    channels = _first_conv(model)[1].in_channels
+    model._model_args = {**args, "in_chans": channels}  # what builds it again
+    model.pretrained_cfg = model.default_cfg = {
+        "architecture": f"{PREFIX}{own}",
+        "num_classes": getattr(layer, "out_features", getattr(layer, "out_channels", None)),
+        "input_size": (channels, side, side),
+        "fixed_input_size": sized,
+        "interpolation": images.interpolation.value,
+        "crop_pct": side / images.resize_size[0],
+        "crop_mode": "center",
+        "mean": tuple(images.mean),
+        "std": tuple(images.std),
+        "first_conv": _first_conv(model)[0],
+        "classifier": last,
+    }
     return model
 
 

@@ -19,7 +19,7 @@ class ModelConfig:
     """The classifier.
 
     Args:
-        backbone: any timm model name; hf_hub: and local-dir: names too.
+        backbone: any timm model name; hf_hub: and local-dir: names too; torchvision:NAME for one of torchvision.
         pretrained: load timm's pretrained weights.
         weights: start from the backbone in this file (.pth, .pt, .safetensors), run folder or folder of a model
             instead; null for none. Prefixes are seen through; norm and head are new.

@@ -10,11 +10,13 @@ import numpy as np
 import torch
 from sklearn.model_selection import train_test_split
 from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import center_crop, resize
 
 from recipes.core.distributed import Ranks
 from recipes.core.errors import UserError
 from recipes.data.lazy_images import LazyImages, concatenate_lazy
+from recipes.data.side import Side
 
 SPLIT_NAMES = {
     "train": ("train", "training"),
@@ -111,13 +113,18 @@ class Source:
 def resized(images: Tensor, side: int) -> Tensor:
     """Images of side × side pixels: the shorter edge is scaled to `side`, then the centre is cropped.
 
-    Of a very long image only the middle is scaled, so that it costs no more memory than its crop.
+    A `Side` may ask for another length, another interpolation, or both edges scaled. Of a very long image only the
+    middle is scaled, so that it costs no more memory than its crop.
     """
-    if images.shape[-2:] == (side, side):
+    how = Side.of(side)
+    if images.shape[-2:] == (side, side) and how.shorter == side:
         return images
+    interpolation = InterpolationMode(how.interpolation)
+    if how.squash:
+        return resize(images, [side, side], interpolation, antialias=True)
     if max(images.shape[-2:]) > NARROW * min(images.shape[-2:]):
-        images = _middle(images, side)
-    return center_crop(resize(images, [side], antialias=True), [side, side])
+        images = _middle(images, how.shorter)
+    return center_crop(resize(images, [how.shorter], interpolation, antialias=True), [side, side])
 
 
 def _middle(images: Tensor, side: int) -> Tensor:

@@ -1,28 +1,27 @@
-"""Accuracy of a run on a split of its own data or of other data: of all images, of each class, and its confusions."""
+"""Accuracy and collapse of a run or a model on a split of its own data or of other data, and the report on it."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import sys
-import warnings
 import zlib
 from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ncreg.models import Classifier
 from recipes.core import files
-from recipes.core.cli import parse
 from recipes.core.config import DataConfig
 from recipes.core.errors import UserError
 from recipes.data.lazy_images import report_lost_workers
-from recipes.data.load import in_memory_if_small, read_source, split_source
-from recipes.data.split import Source, Split, concatenate
-from recipes.evaluation.run_under_test import read_classifier, run_config, run_dir_of
-from recipes.training.metrics import BATCH, measure
+from recipes.data.load import in_memory_if_small, split_source
+from recipes.data.split import Source, Split, concatenate, stratified
+from recipes.evaluation.collapse_page import page
+from recipes.evaluation.collapse_report import MeasuredSplit, measure_split
+from recipes.evaluation.feature_store import FeatureStore
+from recipes.evaluation.model_pass import nc5_of, pass_over
+from recipes.evaluation.model_under_test import ModelUnderTest, open_model, run_config, tell
 from recipes.training.reporting import ROWS, shown
 
 UNCHANGED = {"train_size": None, "imbalance": 1.0, "label_noise": 0.0}
@@ -31,16 +30,28 @@ UNCHANGED = {"train_size": None, "imbalance": 1.0, "label_noise": 0.0}
 IDENTIFYING = ("name", "root", "val_share", *UNCHANGED)
 """Keys of data that say which images of which set are evaluated."""
 
+TRAIN_IMAGES = 50_000
+"""Training images that the evaluated ones are set against, at most."""
+
 MEASURES = (
     ("accuracy", "accuracy", "{:.2%}"),
     ("cross-entropy (nats)", "loss", "{:.4f}"),
+    ("calibration error (ECE)", "ece", "{:.2%}"),
     *((label, key, form) for label, split, key, form in ROWS if split == "train" and key != "accuracy"),
 )
 """What is printed: label, key in the result, format; the measures of collapse as at the end of a run."""
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """What evaluate.py writes: the result for results files, and the page."""
+
+    result: dict[str, Any]
+    page: str
+
+
 def evaluate_accuracy(source: Path, *, split: str, overrides: Sequence[str], device: str) -> dict[str, Any]:
-    """Accuracy, confusion matrix and measures of collapse of a run.
+    """Accuracy, confusion matrix and measures of collapse of a run, without the report.
 
     Args:
         source: the run folder, or one of its checkpoint files.
@@ -51,46 +62,74 @@ def evaluate_accuracy(source: Path, *, split: str, overrides: Sequence[str], dev
     Raises:
         UserError: no run folder, a key without effect, or data that does not fit the classifier.
     """
-    model = read_classifier(source, device)
-    config = parse(["--config", str(run_dir_of(source) / "config.yaml"), *overrides])
-    side = model.image_shape[-1] if model.image_shape else 0
-    data, is_other = _data_config(config.data, overrides, split, side)
-    with report_lost_workers():
-        data_set = read_source(data, lambda native: side, class_names=model.class_names)
-        _check_fit(model, data_set)
-        images, notes = _images(data_set, data, split, seed=config.seed, is_other=is_other)
-        for note in notes:
-            print(f"note: {note}", file=sys.stderr)
-        images = images.to(next(model.parameters()).device)
-        counts = confusion(model, images)
-        with warnings.catch_warnings():  # the table says so too
-            warnings.filterwarnings("ignore", message=".*classes have no samples")
-            measures = measure(model, images)
-    by_class = zip(data_set.class_names, counts.diagonal().tolist(), counts.sum(1).tolist(), strict=True)
-    return {
-        "run": str(source),
+    tested = open_model(source, overrides=overrides, device=device)
+    return evaluate_model(tested, split=split, overrides=overrides, train_images=0).result
+
+
+def evaluate_model(
+    tested: ModelUnderTest,
+    *,
+    split: str,
+    overrides: Sequence[str],
+    layers: Sequence[str] = (),
+    train_images: int = TRAIN_IMAGES,
+) -> Evaluation:
+    """Everything that evaluate.py says of a model on a split.
+
+    Args:
+        tested: the run or model.
+        split: train, val, test or all.
+        overrides: `--data.KEY VALUE` words.
+        layers: names of inner layers to measure, ("all",) for the model's stages.
+        train_images: training images beside those of another split, at most; 0 for none.
+
+    Raises:
+        UserError: a key without effect, data that does not fit the classifier, or images that cannot be measured.
+    """
+    model, side = tested.model, tested.side
+    data, is_other = _data_config(tested.config.data, overrides, split, side, is_run=tested.is_run)
+    with report_lost_workers(), ExitStack() as stores:
+        source = tested.read(data)
+        order = tested.check_fit(source)
+        images, beside, notes = _images(source, data, split, seed=tested.config.seed, is_other=is_other)
+        tell([*tested.notes, *tested.notes_on(source, order), *notes])
+        device, names = next(model.parameters()).device, order.names
+        wanted = {split: order.split(images).to(device)}
+        if beside is not None and train_images and split != "train":
+            count = min(len(beside), max(train_images, len(source.class_names)))
+            chosen = stratified(beside, count, seed=tested.config.seed, what="--train-images")
+            wanted = {"train": order.split(chosen).to(device)} | wanted
+        measured: list[MeasuredSplit] = []
+        for name, part in wanted.items():
+            seen = pass_over(model, part, stores.enter_context(FeatureStore()), layers=layers)
+            train = measured[0].collapse if measured else None
+            measured.append(measure_split(name, seen, names, model.head, train=train))
+        measured[0].record["measures"]["nc5"] = nc5_of(model, wanted[split], measured[0].collapse)
+        facts = [*tested.notes, f"Data: {data.name}, {split} images, {len(source.class_names)} classes."]
+        text = page(measured, names, model.head, title=_title(tested), facts=facts) if train_images else ""
+    main = measured[-1]
+    assert main.seen.decisions is not None
+    result = {
+        "run": tested.word,
         "data": data.name,
         "data_keys": _data_keys(data),
         "part": split,
-        "images": len(images),
-        **measures,
-        "per_class": {name: right / total if total else None for name, right, total in by_class},
-        "confusion": counts.tolist(),
+        "images": main.record["images"],
+        **{name: value for name, value in main.record["measures"].items() if name != "nc5"},
+        "per_class": dict(zip(names, main.seen.decisions.per_class(), strict=True)),
+        "confusion": main.seen.decisions.confusion.tolist(),
+        "report": {part.name: part.record for part in measured},
     }
+    return Evaluation(result, text)
 
 
-@torch.inference_mode()
-def confusion(model: Classifier, split: Split) -> torch.Tensor:
-    """Counts (C, C): row the true class, column the predicted one."""
-    classes = model.num_classes
-    counts = torch.zeros(classes * classes, dtype=torch.long, device=split.target.device)
-    for images, target in split.in_batches(BATCH):
-        pairs = target * classes + model(images).argmax(1)
-        counts += torch.bincount(pairs, minlength=classes * classes)
-    return counts.view(classes, classes).cpu()
+def _title(tested: ModelUnderTest) -> str:
+    return Path(tested.word).name if tested.is_run else tested.word
 
 
-def _data_config(config: DataConfig, overrides: Sequence[str], split: str, side: int) -> tuple[DataConfig, bool]:
+def _data_config(
+    config: DataConfig, overrides: Sequence[str], split: str, side: int, *, is_run: bool
+) -> tuple[DataConfig, bool]:
     """The configuration of the data to evaluate, and whether it is other data than the run's own.
 
     Raises:
@@ -98,7 +137,7 @@ def _data_config(config: DataConfig, overrides: Sequence[str], split: str, side:
     """
     given = {word.removeprefix("--data.").partition("=")[0] for word in overrides if word.startswith("--data.")}
     data = dataclasses.replace(config, batch_size=2)  # so that any number of images is enough
-    is_other = bool(given & {"name", "root"})
+    is_other = not is_run or bool(given & {"name", "root"})
     if "image_size" in given and data.image_size not in (None, side):
         raise UserError(
             f"data.image_size={data.image_size}: the run takes images of side {side}, all are brought to it"
@@ -113,32 +152,25 @@ def _data_config(config: DataConfig, overrides: Sequence[str], split: str, side:
     return data, is_other
 
 
-def _check_fit(model: Classifier, source: Source) -> None:
-    """Refuse data with other classes or channels than the classifier's."""
-    if source.class_names != model.class_names:
-        raise UserError(f"classes differ: the run knows {model.class_names}, the data has {source.class_names}")
-    channels = source.train.images.shape[1]
-    if model.image_shape and channels != model.image_shape[0]:
-        raise UserError(f"the run takes images of {model.image_shape[0]} channels, the data has {channels}")
-
-
-def _images(source: Source, config: DataConfig, split: str, *, seed: int, is_other: bool) -> tuple[Split, list[str]]:
-    """The images to evaluate, and notes on how they came about."""
+def _images(
+    source: Source, config: DataConfig, split: str, *, seed: int, is_other: bool
+) -> tuple[Split, Split | None, list[str]]:
+    """The images to evaluate, the training images beside them, and notes on how they came about."""
     if is_other and split == "all":
         splits = [images for images in (source.train, source.val, source.test) if images is not None]
-        return concatenate(in_memory_if_small(splits, config.memory_limit)), list(source.notes)
+        return concatenate(in_memory_if_small(splits, config.memory_limit)), None, list(source.notes)
     data = split_source(source, config, seed=seed)
     notes = list(data.notes)
     if is_other and split == "test" and data.test_drawn:
         notes.append("this data has no test part: a fifth was drawn; --split all takes every image")
     if split != "all":
-        return getattr(data, split), notes
+        return getattr(data, split), data.train, notes
     values = {key: getattr(config, key) for key in UNCHANGED}
     changed = ", ".join(f"data.{key}={value}" for key, value in values.items() if value != UNCHANGED[key])
     sizes = f"{len(data.train)} training, {len(data.val)} validation and {len(data.test)} test images"
     if changed:
         notes.append(f"all is what the run had of its data, with {changed}: {sizes}")
-    return concatenate((data.train, data.val, data.test)), notes
+    return concatenate((data.train, data.val, data.test)), None, notes
 
 
 def _data_keys(config: DataConfig) -> dict[str, Any]:
@@ -146,12 +178,14 @@ def _data_keys(config: DataConfig) -> dict[str, Any]:
     return {key: getattr(config, key) for key in IDENTIFYING} | {"root": str(config.root.resolve())}
 
 
-def file_name(result: dict[str, Any], source: Path) -> str:
-    """Name of a result's file in its run folder; other data and other checkpoints have names of their own."""
-    keys, own = result["data_keys"], _data_keys(run_config(source).data)
+def file_name(result: dict[str, Any], tested: ModelUnderTest) -> str:
+    """Name of a result's file in its folder; other data and other checkpoints have names of their own."""
+    keys = result["data_keys"]
     checksum = f"{zlib.crc32(json.dumps(keys).encode()):08x}"
-    data = keys["name"] if keys == own else f"{keys['name']}-{Path(keys['root']).name}-{checksum}"
-    checkpoint = f"-{source.stem}" if source.suffix == ".pt" else ""
+    source = Path(tested.word)
+    is_own = tested.is_run and keys == _data_keys(run_config(source).data)
+    data = keys["name"] if is_own else f"{keys['name']}-{Path(keys['root']).name}-{checksum}"
+    checkpoint = f"-{source.stem}" if tested.is_run and source.suffix == ".pt" else ""
     return f"evaluation-{files.file_name(data)}-{result['part']}{checkpoint}.json"
 
 

@@ -21,6 +21,8 @@ def long_tail(run: RunUnderTest, settings: Settings) -> Outcome:
     rare classes over the bounds of the groups. Class means and the threshold use the labels of the training.
     """
     counts = torch.bincount(true_classes(run), minlength=run.model.num_classes)
+    if not bool((counts > 0).all()):
+        raise NotAvailable(f"{int((counts == 0).sum())} of the {len(counts)} classes have no training image")
     if counts.max() < 2 * counts.min():
         raise NotAvailable(f"the training classes are of about one size ({counts.min()} to {counts.max()} images)")
     train, test, labels = run.outputs_on("train"), run.outputs_on(run.split), run.data.class_counts()
@@ -47,6 +49,8 @@ def long_tail(run: RunUnderTest, settings: Settings) -> Outcome:
 def no_threshold(run: RunUnderTest) -> str | None:
     """Why the theory of minority collapse says nothing about this run; None where it does."""
     config = run.config
+    if not run.is_run:
+        return "only where the weight decay of the training is known, and that of MODEL is not"
     if not isinstance(run.model.head, nn.Linear):
         return f"only for a learned linear head, whose class vectors can merge; this run's is {config.model.head}"
     if config.model.norm != "batch":

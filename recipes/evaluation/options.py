@@ -10,6 +10,7 @@ from pathlib import Path
 from recipes.core.errors import UserError
 from recipes.core.script import Parser
 from recipes.core.suggestions import did_you_mean
+from recipes.evaluation.model_options import MODEL_HELP, add_model_options
 from recipes.evaluation.presets import EVALUATION_NAMES, PRESETS, SPLITS, Settings
 
 
@@ -56,9 +57,9 @@ def settings_of(args: argparse.Namespace) -> Settings:
 
 
 def _parser(doc: str | None) -> Parser:
-    parser = Parser("robustness.py", doc, usage="robustness.py [RUN ...] [--OPTION VALUE ...]")
+    parser = Parser("robustness.py", doc, usage="robustness.py [MODEL ...] [--data.KEY VALUE ...] [--OPTION VALUE ...]")
     parser.add_argument(
-        "runs", nargs="*", type=Path, metavar="RUN", help="run folders; default: the newest finished one under runs/"
+        "runs", nargs="*", metavar="MODEL", help=f"{MODEL_HELP}; default: the newest finished run under runs/"
     )
     parser.option("--preset", choices=tuple(PRESETS), default="full", help="numbers of images; default: full")
     parser.flag("--quick", help="the same as --preset quick")
@@ -103,6 +104,7 @@ def _parser(doc: str | None) -> Parser:
         "--fresh", help="run the evaluations again; results of other settings, or damaged ones, are replaced as a whole"
     )
     parser.flag("--quiet", help="print the table alone")
+    add_model_options(parser)
     return parser
 
 

@@ -14,15 +14,16 @@ from tqdm import tqdm
 from recipes.core.errors import UserError
 from recipes.core.files import environment, locked
 from recipes.evaluation.evaluations import EVALUATIONS
+from recipes.evaluation.model_options import ModelOptions
 from recipes.evaluation.options import check_name, folder_name
 from recipes.evaluation.plots import draw
 from recipes.evaluation.presets import EVALUATION_NAMES, NotAvailable, Settings
-from recipes.evaluation.results import Conditions, Damaged, Result, digest, plain
+from recipes.evaluation.results import Conditions, Damaged, Result, plain
 from recipes.evaluation.run_under_test import RunUnderTest
 
 
 def evaluate_run(
-    path: Path,
+    path: str | Path,
     settings: Settings,
     *,
     evaluations: Sequence[str] = EVALUATION_NAMES,
@@ -31,13 +32,15 @@ def evaluate_run(
     out: str | None = None,
     device: str = "auto",
     fresh: bool = False,
+    options: ModelOptions | None = None,
+    overrides: Sequence[str] = (),
     command: Sequence[str] = (),
     quiet: bool = False,
 ) -> tuple[Result, Path]:
-    """Run evaluations on a trained run, each saved as soon as it is done; the result and its folder.
+    """Run evaluations on a run or a model, each saved as soon as it is done; the result and its folder.
 
     Args:
-        path: the run folder.
+        path: the run folder, or another MODEL.
         settings: how to evaluate it.
         evaluations: names from EVALUATION_NAMES; one whose outcome is already in the folder does not run again.
         checkpoint: name of the checkpoint.
@@ -45,6 +48,8 @@ def evaluate_run(
         out: name of the results' folder inside the run; None for the usual one.
         device: of the classifier.
         fresh: run the evaluations again.
+        options: of a model that is no run.
+        overrides: `--data.KEY VALUE` words for its data.
         command: the command line, for the record.
         quiet: print no progress.
 
@@ -52,17 +57,25 @@ def evaluate_run(
         UserError: no such run or checkpoint, a result of other settings in the way, another evaluation at work in the
             same folder, or an evaluation that failed.
     """
-    run = RunUnderTest.open(path, checkpoint=checkpoint, device=device, seed=settings.seed, split=split)
+    run = RunUnderTest.open(
+        path,
+        checkpoint=checkpoint,
+        device=device,
+        seed=settings.seed,
+        split=split,
+        options=options,
+        overrides=overrides,
+    )
     settings = replace(settings, preset=settings.preset.for_images(*run.image_shape[1:]))
     _check_attacked(run, settings)
     _print_notes(run, settings)
-    folder = results_folder(path, out or folder_name(checkpoint, split))
+    folder = results_folder(run.path, out or folder_name(checkpoint, split))
     with locked(folder) as lock:  # two at once would each write the file without the other's evaluations
         if lock is None:
             raise UserError(f"another evaluation is writing to {folder}: wait for its end, or --out NAME")
         result = open_result(folder, conditions_of(run, settings), fresh=evaluations if fresh else ())
         add_evaluations(result, run, settings, evaluations, folder, command=command, quiet=quiet)
-        draw(folder / "figures", result, evaluations, title=path.name)
+        draw(folder / "figures", result, evaluations, title=run.path.name)
     return result, folder
 
 
@@ -162,7 +175,7 @@ def conditions_of(run: RunUnderTest, settings: Settings) -> Conditions:
         backbone=config.model.backbone,
         run_seed=config.seed,
         checkpoint=run.checkpoint,
-        checkpoint_sha256=digest(run.path / "checkpoints" / f"{run.checkpoint}.pt"),
+        checkpoint_sha256=run.digest,
         preset=settings.preset.name,
         epsilon=settings.epsilon,
         norm=settings.norm,

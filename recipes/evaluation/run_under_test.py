@@ -1,7 +1,8 @@
-"""A trained run under test: its classifier, its data, its outputs, and the other image sets that are available."""
+"""A run or model under test with its data: its outputs, and the other image sets that are available."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,20 +11,21 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import rgb_to_grayscale
 
-from ncreg.checkpoint import load_classifier
 from ncreg.models import Classifier
-from recipes.core.cli import parse
 from recipes.core.config import DataConfig, TrainConfig
-from recipes.core.distributed import pick_device
-from recipes.core.errors import UserError
 from recipes.core.extras import is_installed
-from recipes.core.suggestions import did_you_mean
 from recipes.data.load import Dataset, fashion_mnist_folder, load
-from recipes.data.split import Split, as_floats, stratified
+from recipes.data.split import Source, Split, as_floats, stratified
+from recipes.evaluation.model_options import ModelOptions
+from recipes.evaluation.model_under_test import check_own, is_run, open_model, tell
+from recipes.evaluation.results import digest
 from recipes.training.metrics import BATCH
 
 SETS = ("digits", "mnist5k", "fashion_mnist")
 """Image sets that need no download if their package or files are installed."""
+
+MODEL = "model"
+"""Stands for the name of a checkpoint where a model is no run."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,11 @@ class Outputs:
 
 @dataclass
 class RunUnderTest:
-    """A run, the checkpoint that is tested, and the split of its data that it is tested on.
+    """A run or model, the checkpoint that is tested, and the split of its data that it is tested on.
 
     Attributes:
-        path: the run folder.
-        checkpoint: name of the checkpoint, such as last.
+        path: the run folder; of another model the folder of its results.
+        checkpoint: name of the checkpoint, such as last; MODEL for a model that is no run.
         config: the run's configuration.
         model: its classifier, with frozen parameters.
         data: its data.
@@ -64,18 +66,49 @@ class RunUnderTest:
 
     @classmethod
     def open(
-        cls, path: Path, *, checkpoint: str = "last", device: str = "auto", seed: int = 0, split: str = "test"
+        cls,
+        word: str | Path,
+        *,
+        checkpoint: str = "last",
+        device: str = "auto",
+        seed: int = 0,
+        split: str = "test",
+        options: ModelOptions | None = None,
+        overrides: Sequence[str] = (),
     ) -> RunUnderTest:
-        """Read a run folder.
+        """Open the run or model that a word names, with its data.
 
         Raises:
-            UserError: it is no run folder, it has no such checkpoint, or its data cannot be loaded.
+            UserError: no such run or model, no such checkpoint, or data that cannot be loaded or does not fit.
         """
-        model = read_classifier(checkpoint_file(path, checkpoint), device)
-        config = run_config(path)
-        side = int((model.image_shape or (0, 0, 0))[-1])
-        data = load(config.data, seed=config.seed, image_size=lambda native: side)
-        return cls(path, checkpoint, config, model.requires_grad_(False), data, seed, split)
+        if is_run(Path(word)):
+            check_own(word, options, overrides)
+        tested = open_model(word, options, checkpoint=checkpoint, device=device, overrides=overrides)
+        config = tested.config
+        data = load(config.data, seed=config.seed, image_size=tested.image_size)
+        if not tested.is_run:
+            source = Source(data.class_names, data.train, data.test)
+            order = tested.check_fit(source)
+            tell([*tested.notes, *tested.notes_on(source, order)])
+            data = order.data_set(data)
+            checkpoint = MODEL
+        return cls(tested.home, checkpoint, config, tested.model.requires_grad_(False), data, seed, split)
+
+    @property
+    def is_run(self) -> bool:
+        """Whether recipes/train.py made it, so that its training is known."""
+        return self.checkpoint != MODEL
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the run's checkpoint, of another model that of its tensors."""
+        if self.is_run:
+            return digest(self.path / "checkpoints" / f"{self.checkpoint}.pt")
+        found = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            found.update(name.encode())
+            found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return found.hexdigest()
 
     @property
     def device(self) -> torch.device:
@@ -159,49 +192,3 @@ def is_available(name: str, root: Path) -> bool:
     if name == "fashion_mnist":
         return fashion_mnist_folder(root) is not None
     return name == "digits"
-
-
-def run_dir_of(source: Path) -> Path:
-    """The run folder, given itself or one of its checkpoint files.
-
-    Raises:
-        UserError: it is no run folder.
-    """
-    folder = source.parent.parent if source.suffix == ".pt" else source
-    if not (folder / "config.yaml").is_file():
-        raise UserError(
-            f"RUN {folder} is no run folder: it has no config.yaml; recipes/train.py makes run folders, and prints "
-            "their names"
-        )
-    return folder
-
-
-def run_config(source: Path) -> TrainConfig:
-    """The configuration of a run, given its folder or one of its checkpoint files."""
-    return parse(["--config", str(run_dir_of(source) / "config.yaml")])
-
-
-def checkpoint_file(run: Path, name: str) -> Path:
-    """The file of a checkpoint of a run, by its name, such as last or onset.
-
-    Raises:
-        UserError: no run folder, or no such checkpoint.
-    """
-    files = {path.stem: path for path in sorted((run_dir_of(run) / "checkpoints").glob("*.pt"))}
-    if name not in files:
-        near = did_you_mean(name, files)
-        raise UserError(f"RUN {run} has no checkpoint {name!r}; there: {', '.join(files) or 'none'}{near}")
-    return files[name]
-
-
-def read_classifier(source: Path, device: str) -> Classifier:
-    """The classifier of a run folder or of one checkpoint file, on a device.
-
-    Raises:
-        UserError: it does not exist, or holds no classifier.
-    """
-    try:
-        return load_classifier(source, device=pick_device(device))
-    except (FileNotFoundError, ValueError) as error:
-        argument = "RUN " if str(error).startswith(str(source)) else ""
-        raise UserError(f"{argument}{error}") from None

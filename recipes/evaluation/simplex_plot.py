@@ -25,6 +25,7 @@ from ncreg.frames import nearest_simplex_etf
 from recipes.core.errors import UserError
 from recipes.core.files import write_json
 from recipes.core.plot_style import COLORS, GRAY, MARKERS, STYLE
+from recipes.evaluation.model_options import ModelOptions
 from recipes.evaluation.snapshots import Array, Snapshot, take_snapshots
 
 MOST_LABELS = 20
@@ -58,16 +59,24 @@ class View:
         return cls(title=content["title"], share=content["share"], **arrays)
 
 
-def plot_run(run: Path, *, split: str, images: int) -> tuple[Path, str]:
-    """Write the figure of a run and its points into its folder; the figure's path, and what it shows in words.
+def plot_run(
+    run: str | Path,
+    *,
+    split: str,
+    images: int,
+    options: ModelOptions | None = None,
+    overrides: Sequence[str] = (),
+) -> tuple[Path, str]:
+    """Write the figure of a run or model and its points into its folder; the figure's path, and in words what it shows.
 
     Raises:
-        UserError: no run folder, no checkpoint, too few images, or features that hold no simplex.
+        UserError: no run or model, no checkpoint, too few images, or features that hold no simplex.
     """
-    snapshots, class_names = take_snapshots(run, split=split, images=images)
+    home, snapshots, class_names = take_snapshots(run, split=split, images=images, options=options, overrides=overrides)
     views = [project(snapshot) for snapshot in snapshots]
-    figure, words = draw(views, class_names, title=run.name)
-    folder = run / "collapse"
+    figure, words = draw(views, class_names, title=home.name)
+    folder = home / "collapse"
+    folder.mkdir(parents=True, exist_ok=True)
     for kind in ("png", "svg"):
         figure.savefig(folder / f"simplex-{split}.{kind}", dpi=130)
     plt.close(figure)
@@ -143,7 +152,11 @@ def draw(views: Sequence[View], class_names: Sequence[str], *, title: str = "") 
         for panel, view in zip(panels.flat, views, strict=False):
             _panel(panel, view, class_names)
         figure.legend(
-            handles=_legend(), loc="outside lower center", ncols=4 if columns > 2 else 2, frameon=False, fontsize=8
+            handles=_legend(),
+            loc="outside lower center",
+            ncols=4 if columns > 2 else columns,
+            frameon=False,
+            fontsize=8,
         )
         if title:
             figure.suptitle(title, fontsize=10)

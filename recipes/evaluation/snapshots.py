@@ -16,7 +16,9 @@ from recipes.core.config import TrainConfig
 from recipes.core.errors import UserError
 from recipes.data.load import Dataset, load
 from recipes.data.split import Split, concatenate, stratified
-from recipes.evaluation.run_under_test import read_classifier, run_config
+from recipes.evaluation.model_options import ModelOptions
+from recipes.evaluation.model_under_test import check_own, is_run, read_classifier, run_config, run_dir_of
+from recipes.evaluation.run_under_test import RunUnderTest
 from recipes.training.build import build_model, class_vectors, image_size
 from recipes.training.metrics import BATCH
 
@@ -43,16 +45,40 @@ class Snapshot:
     weight: Array
 
 
-def take_snapshots(run: Path, *, split: str, images: int) -> tuple[list[Snapshot], tuple[str, ...]]:
-    """A run's snapshots, read from its folder or computed and stored there, and the names of its classes.
+def take_snapshots(
+    run: str | Path,
+    *,
+    split: str,
+    images: int,
+    options: ModelOptions | None = None,
+    overrides: Sequence[str] = (),
+) -> tuple[Path, list[Snapshot], tuple[str, ...]]:
+    """Folder of the results, snapshots, and names of the classes of a run, or of a model as it is.
 
     Args:
-        run: the run folder.
+        run: the run folder, or another MODEL.
         split: train, val, test or all.
         images: how many, drawn in proportion to the classes; all of a smaller split.
+        options: of a model that is no run.
+        overrides: `--data.KEY VALUE` words for its data.
 
     Raises:
-        UserError: no run folder, no checkpoint, or fewer images than classes.
+        UserError: no run or model, no checkpoint, or fewer images than classes.
+    """
+    if is_run(Path(run)):
+        check_own(run, options, overrides)
+        return snapshots_of_run(run_dir_of(Path(run)), split=split, images=images)
+    tested = RunUnderTest.open(run, options=options, overrides=overrides)
+    chosen = _chosen(tested.data, split, images, seed=tested.seed)
+    taken = snapshot(Path(tested.config.model.backbone).name, tested.model, chosen.to(tested.device))
+    return tested.path, [taken], tested.data.class_names
+
+
+def snapshots_of_run(run: Path, *, split: str, images: int) -> tuple[Path, list[Snapshot], tuple[str, ...]]:
+    """A run's snapshots, read from its folder or computed and stored there.
+
+    Raises:
+        UserError: no checkpoint, or fewer images than classes.
     """
     config = run_config(run)
     side = partial(image_size, backbone=config.model.backbone, requested=config.data.image_size)
@@ -60,17 +86,21 @@ def take_snapshots(run: Path, *, split: str, images: int) -> tuple[list[Snapshot
     times = checkpoints(run)
     if not times:
         raise UserError(f"RUN {run} has no checkpoint yet: wait for the end of its first epoch")
-    chosen = concatenate((data.train, data.val, data.test)) if split == "all" else getattr(data, split)
-    chosen = stratified(chosen, min(images, len(chosen)), seed=config.seed, what="--images")
+    chosen = _chosen(data, split, images, seed=config.seed)
     path = run / "collapse" / f"features-{split}.npz"
     if path.exists():
         stored = read_snapshots(path)
         epochs = [item.title.split(" (")[0] for item in stored if item.title != "epoch 0"]
         if epochs == [f"epoch {epoch}" for epoch, _, _ in times] and len(stored[0].target) == len(chosen):
-            return stored, data.class_names
+            return run, stored, data.class_names
     computed = [snapshot(title, model, chosen) for title, model in models(config, data, times)]
     write_snapshots(path, computed)
-    return computed, data.class_names
+    return run, computed, data.class_names
+
+
+def _chosen(data: Dataset, split: str, images: int, *, seed: int) -> Split:
+    chosen = concatenate((data.train, data.val, data.test)) if split == "all" else getattr(data, split)
+    return stratified(chosen, min(images, len(chosen)), seed=seed, what="--images")
 
 
 def checkpoints(run: Path) -> list[tuple[int, str, Path]]:
@@ -107,7 +137,7 @@ def snapshot(title: str, model: Classifier, split: Split) -> Snapshot:
     model.eval()
     features = torch.cat([model(images, with_features=True).features for images, _ in split.in_batches(BATCH)])
     weight = class_vectors(model).detach()
-    return Snapshot(title, features.float().numpy(), split.target.numpy(), weight.float().numpy())
+    return Snapshot(title, features.float().cpu().numpy(), split.target.cpu().numpy(), weight.float().cpu().numpy())
 
 
 def write_snapshots(path: Path, snapshots: Sequence[Snapshot]) -> None:

@@ -30,6 +30,8 @@ from recipes.core.suggestions import did_you_mean
 from recipes.data.load import SMALLEST, Dataset
 from recipes.training.metrics import measure_names
 
+TORCHVISION = "torchvision:"
+
 MOST_NAMED = 4
 """Unused parts of a file of weights that a note names at most."""
 
@@ -49,6 +51,8 @@ def native_size(backbone: str) -> tuple[int, bool]:
         pretrained_cfg, args = local.get("pretrained_cfg", local), local["model_args"]
         fixed = "img_size" in args and not args.get("dynamic_img_size")
         return int(np.ravel(args.get("img_size", pretrained_cfg.get("input_size", 224)))[-1]), fixed
+    if backbone.startswith(TORCHVISION):  # its vision transformers alone take no other size
+        return 224, backbone.startswith(f"{TORCHVISION}vit_")
     found = get_pretrained_cfg(backbone, allow_unregistered=True)
     return (224, False) if found is None else (int(found.input_size[-1]), found.fixed_input_size)
 

@@ -177,7 +177,7 @@ def test_predict_gives_the_rows_it_can_and_names_the_files_it_cannot(run, expect
             ["RUN", "--data.name=digits", "--split=all", "--data.train_size=9"],
             "--data.train_size does nothing",
         ),
-        (predict, ["nowhere", "image.png"], "nowhere does not exist"),
+        (predict, ["nowhere", "image.png"], "nowhere is no run folder"),
         (predict, ["RUN", "none.png"], "none.png does not exist"),
         (predict, ["RUN", "BAD"], "is not a readable image"),
         (predict, ["RUN", "EMPTY"], "no images"),
