@@ -60,7 +60,8 @@ def spectrum(splits: Sequence[MeasuredSplit]) -> Picture:
             values = np.where(values > 0, values, np.nan)
             look: Any = {"color": COLORS[index], "linestyle": LINES[place % len(LINES)]}
             panel.plot(np.arange(1, len(values) + 1), values, label=f"{label}, {split.name}", **look)
-    panel.set(xlabel="direction, in order", ylabel="variance", xscale="log", yscale="log")
+    spread = any(max(values) > 0 for split in splits for values in split.record["spectrum"].values())
+    panel.set(xlabel="direction, in order", ylabel="variance", xscale="log", yscale="log" if spread else "linear")
     panel.grid(alpha=0.25)
     panel.legend(frameon=False, fontsize=8)
     return Picture(

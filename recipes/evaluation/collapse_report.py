@@ -50,13 +50,11 @@ def measure_split(
         train: the collapse of the training features, against whose class means NC4 of other images is taken too.
 
     Raises:
-        UserError: images of one class alone, or features that cannot be measured.
+        UserError: features that cannot be measured.
     """
     classes = len(class_names)
     head = measurable(head, classes, seen.features.width)
     counts = torch.bincount(seen.features.target, minlength=classes)
-    if int((counts > 0).sum()) < 2:
-        raise UserError(f"the {name} images are of {int((counts > 0).sum())} class: collapse is measured between two")
     try:
         found = collapse_of(seen.features, classes, head)
         beside = {} if train is None else on_means_of(train, seen.features, head)

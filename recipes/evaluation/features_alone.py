@@ -50,7 +50,7 @@ def evaluate_features(path: Path, test: Path | None, *, class_names: tuple[str, 
                 f"{files['train'].width}: they are of two layers"
             )
     head = _head(files["train"])
-    classes = max(int(file.target.max()) + 1 for file in files.values())
+    classes = max(2, *(int(file.target.max()) + 1 for file in files.values()))
     if head is not None:
         if classes > len(head.weight):
             raise UserError(f"--features {path}: weight has {len(head.weight)} rows, target goes up to {classes - 1}")
