@@ -22,6 +22,7 @@ from ncreg.losses import (
     CenterLoss,
     ClassMeanMemory,
     DotRegressionLoss,
+    ExpectedCostLoss,
     InterClassCosineLoss,
     IntraClassCosineLoss,
     KoLeoLoss,
@@ -53,6 +54,7 @@ __all__ = [
     "CosineHead",
     "DotRegressionLoss",
     "ETFHead",
+    "ExpectedCostLoss",
     "FixedHead",
     "InterClassCosineLoss",
     "IntraClassCosineLoss",
@@ -95,6 +97,7 @@ __all__ = [
     "swap_head",
     "tammes",
     "theory",
+    "transferability",
     "update_bn",
 ]
 

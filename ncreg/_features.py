@@ -99,6 +99,27 @@ def check_all_present(name: str, target: Int[Tensor, " rows"], num_classes: int)
     return counts
 
 
+def check_cost(cost: Tensor, num_classes: int | None = None) -> Float[Tensor, "classes classes"]:
+    """What it costs to take class y for class j, in row y and column j, as float64 on the CPU.
+
+    Raises:
+        TypeError: no tensor of numbers.
+        ValueError: another shape, a number that is negative or not finite, or a cost of being right.
+    """
+    if not isinstance(cost, Tensor) or cost.is_complex() or cost.dtype == torch.bool:
+        raise TypeError(f"cost must be a tensor of numbers, got {getattr(cost, 'dtype', type(cost).__name__)}")
+    if cost.ndim != 2 or cost.shape[0] != cost.shape[1] or cost.shape[0] < 2:
+        raise ValueError(f"cost must be a square matrix with a row a class, got shape {tuple(cost.shape)}")
+    if num_classes is not None and len(cost) != num_classes:
+        raise ValueError(f"cost is for {len(cost)} classes where there are {num_classes}")
+    matrix = cost.detach().to("cpu", torch.float64)
+    if not bool(((matrix >= 0) & matrix.isfinite()).all()):
+        raise ValueError("cost must be finite and not negative in every entry")
+    if bool(matrix.diagonal().any()):
+        raise ValueError(f"cost of the right class must be 0, got the diagonal {matrix.diagonal().tolist()}")
+    return matrix
+
+
 def class_means(
     features: Float[Tensor, "rows dim"], target: Int[Tensor, " rows"], counts: Int[Tensor, " classes"]
 ) -> Float[Tensor, "classes dim"]:

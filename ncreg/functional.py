@@ -1,8 +1,9 @@
 """Losses and measures as pure functions of tensors; each loss stands beside its module in `ncreg.losses`.
 
 features (batch, dim), logits (batch, classes), target (batch,) class indices, weight (classes, dim) class vectors.
-`dot_regression_loss`, `ntce_loss`, `mse_one_hot_loss`, `spectral_decoupling_loss` and `logit_adjusted_cross_entropy`
-also take soft labels (batch, classes); the others compare members of classes and refuse them.
+`dot_regression_loss`, `ntce_loss`, `mse_one_hot_loss`, `spectral_decoupling_loss`, `logit_adjusted_cross_entropy` and
+`expected_cost_loss` also take soft labels (batch, classes); `koleo_loss` takes no labels; the others compare members of
+classes and refuse them.
 """
 
 from ncreg.losses.contrastive import nonl_loss, ntce_loss, supcon_loss
@@ -12,6 +13,7 @@ from ncreg.losses.cosine import (
     intra_class_cosine,
     intra_class_cosine_loss,
 )
+from ncreg.losses.costs import expected_cost_loss
 from ncreg.losses.imbalance import class_weights, logit_adjusted_cross_entropy
 from ncreg.losses.logits import mse_one_hot_loss, smooth_labels, spectral_decoupling_loss
 from ncreg.losses.memory import update_class_means
@@ -22,6 +24,7 @@ __all__ = [
     "center_loss",
     "class_weights",
     "dot_regression_loss",
+    "expected_cost_loss",
     "inter_class_cosine",
     "inter_class_cosine_loss",
     "intra_class_cosine",

@@ -21,6 +21,7 @@ Formula, source and arguments are at the function of the same name in `ncreg.fun
 
 from ncreg.losses.contrastive import NONLLoss, NTCELoss, SupConLoss
 from ncreg.losses.cosine import InterClassCosineLoss, IntraClassCosineLoss
+from ncreg.losses.costs import ExpectedCostLoss
 from ncreg.losses.imbalance import LogitAdjustedLoss
 from ncreg.losses.logits import OneHotMSELoss, SpectralDecouplingLoss
 from ncreg.losses.memory import ClassMeanMemory
@@ -31,6 +32,7 @@ __all__ = [
     "CenterLoss",
     "ClassMeanMemory",
     "DotRegressionLoss",
+    "ExpectedCostLoss",
     "InterClassCosineLoss",
     "IntraClassCosineLoss",
     "KoLeoLoss",

@@ -18,9 +18,8 @@ def logme(features: Float[Tensor, "samples dim"], target: Integer[Tensor, " samp
 
     Prior w ~ N(0, I/a), noise N(0, 1/b), no intercept; a and b at the largest evidence, by MacKay's fixed point. With
     F = USVᵀ, σ = s², x = Uᵀy and t = a/b the evidence is ½(N ln b − Σ ln(1 + σ/t) − b·e² − a·m² − N ln 2π)/N, e² the
-    squared error and m² = ‖w‖². The scale of the features does not matter, an offset does (and a common one helps, since
-    there is no intercept). Infinite where fewer directions than samples fit the indicator of a class exactly, as
-    collapsed features do.
+    squared error and m² = ‖w‖². The scale of the features does not matter, an offset does, for there is no intercept.
+    Infinite where fewer directions than samples fit the indicator of a class exactly, as collapsed features do.
 
     Args:
         features: of labelled images, from one pass in eval mode.

@@ -36,6 +36,7 @@ CASES = {
     "supcon": lambda: losses.SupConLoss(temperature=0.5),
     "koleo": lambda: losses.KoLeoLoss(),
     "dot regression": lambda: losses.DotRegressionLoss(gather=True, class_weight=WEIGHTS),
+    "expected cost": lambda: losses.ExpectedCostLoss(1 - torch.eye(CLASSES), gather=True).double(),
     "mse": lambda: losses.OneHotMSELoss(gather=True),
     "spectral decoupling": lambda: losses.SpectralDecouplingLoss(gather=True),
     "centre": lambda: losses.CenterLoss(CLASSES, DIM).double(),

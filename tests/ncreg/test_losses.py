@@ -15,6 +15,7 @@ from ncreg import losses
 
 CLASSES, DIM = 4, 6
 
+COSTS = [[0, 1, 2, 3], [5, 0, 1, 1], [1, 1, 0, 1], [2, 0, 9, 0]]
 MODULES = {
     "intra": lambda: losses.IntraClassCosineLoss(),
     "inter": lambda: losses.InterClassCosineLoss(CLASSES),
@@ -27,6 +28,7 @@ MODULES = {
     "supcon": lambda: losses.SupConLoss(temperature=1 / 64),
     "koleo": lambda: losses.KoLeoLoss(),
     "mse": lambda: losses.OneHotMSELoss(),
+    "expected cost": lambda: losses.ExpectedCostLoss(COSTS),
     "spectral decoupling": lambda: losses.SpectralDecouplingLoss(),
     "logit adjusted": lambda: losses.LogitAdjustedLoss([9, 5, 2, 1]),
 }
@@ -67,6 +69,10 @@ def test_a_module_passes_its_hyperparameters_on():
         (losses.NTCELoss(temperature=0.7), nf.ntce_loss(h, y, w, temperature=0.7)),
         (losses.NONLLoss(class_weight=share), nf.nonl_loss(h, y, w, temperature=0.1, class_weight=share)),
         (losses.SupConLoss(temperature=0.3, reduction="sum"), 12 * nf.supcon_loss(h, y, temperature=0.3)),
+        (
+            losses.ExpectedCostLoss(COSTS, reduction="sum"),
+            12 * nf.expected_cost_loss(z, y, torch.tensor(COSTS).float()),
+        ),
         (losses.KoLeoLoss(reduction="sum"), 12 * nf.koleo_loss(h)),
         (losses.OneHotMSELoss(class_weight=share), nf.mse_one_hot_loss(z, y, class_weight=share)),
         (losses.SpectralDecouplingLoss(coefficient=0.4), nf.spectral_decoupling_loss(z, y, coefficient=0.4)),
@@ -79,7 +85,9 @@ def test_a_module_passes_its_hyperparameters_on():
             torch.testing.assert_close(again(*(at_hand[name] for name in again.consumes)), wanted)
 
 
-@pytest.mark.parametrize("name", ["dot regression", "ntce", "mse", "spectral decoupling", "logit adjusted"])
+@pytest.mark.parametrize(
+    "name", ["dot regression", "ntce", "mse", "expected cost", "spectral decoupling", "logit adjusted"]
+)
 def test_modules_take_the_soft_labels_of_their_function(name):
     """One-hot rows as soft labels are the labels themselves; a smoothed row is not."""
     module, at_hand = MODULES[name](), batch()
@@ -429,6 +437,16 @@ REFUSED = [
     (lambda: nf.koleo_loss(H[0]), ValueError, "features must be a matrix, got shape .2,."),
     (lambda: nf.koleo_loss(H.long()), TypeError, "features must hold floating-point numbers"),
     (lambda: nf.koleo_loss(H, reduction="avg"), ValueError, "reduction='avg' must be one of"),
+    (
+        lambda: losses.ExpectedCostLoss([[0.0, 1.0]]),
+        ValueError,
+        r"square matrix with a row a class, got shape \(1, 2\)",
+    ),
+    (lambda: losses.ExpectedCostLoss([[1.0, 1.0], [1.0, 0.0]]), ValueError, "cost of the right class must be 0"),
+    (lambda: losses.ExpectedCostLoss([[0.0, -1.0], [1.0, 0.0]]), ValueError, "finite and not negative"),
+    (lambda: nf.expected_cost_loss(H, Y, torch.zeros(3, 3)), ValueError, "cost is for 3 classes where there are 2"),
+    (lambda: nf.expected_cost_loss(H, Y, [[0.0, 1.0]]), TypeError, "cost must be a tensor of numbers, got list"),
+    (lambda: losses.ExpectedCostLoss(torch.zeros(3, 3))(H, Y), ValueError, "logits has 2 columns"),
     (lambda: losses.SupConLoss(reduction="median"), ValueError, "reduction=.* must be one of"),
     (lambda: losses.ClassMeanMemory(5, 0), ValueError, "num_features=0 must be at least 1"),
     (lambda: losses.CenterLoss(5, 0), ValueError, "num_features=0 must be at least 1"),

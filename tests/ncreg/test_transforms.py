@@ -211,6 +211,7 @@ LOSS_CASES = {
     "nonl": lambda: losses.NONLLoss(),
     "supcon": lambda: losses.SupConLoss(),
     "koleo": lambda: Labelled(losses.KoLeoLoss()),
+    "expected cost": lambda: losses.ExpectedCostLoss(1 - torch.eye(CLASSES)),
     "mse": lambda: losses.OneHotMSELoss(class_weight=WEIGHTS),
     "mse, soft": lambda: losses.OneHotMSELoss(),
     "spectral decoupling": lambda: losses.SpectralDecouplingLoss(),

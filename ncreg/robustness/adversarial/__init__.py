@@ -7,8 +7,8 @@ from ncreg.robustness.adversarial.black_box import random_search
 from ncreg.robustness.adversarial.curve import RobustnessCurve, robustness_curve
 from ncreg.robustness.adversarial.deepfool import DeepFoolResult, deepfool
 from ncreg.robustness.adversarial.minimum_norm import MinimumNormResult, minimum_norm
-from ncreg.robustness.adversarial.objectives import logit_margin
-from ncreg.robustness.adversarial.report import AdversarialReport, AttackRow, evaluate_adversarial
+from ncreg.robustness.adversarial.objectives import expected_cost, logit_margin
+from ncreg.robustness.adversarial.report import AdversarialReport, AttackRow, CostSummary, evaluate_adversarial
 from ncreg.robustness.adversarial.sanity_checks import Finding, find_suspicions
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "AttackResult",
     "AttackRow",
     "AutoAttackResult",
+    "CostSummary",
     "DeepFoolResult",
     "Finding",
     "MinimumNormResult",
@@ -23,6 +24,7 @@ __all__ = [
     "autoattack",
     "deepfool",
     "evaluate_adversarial",
+    "expected_cost",
     "fgsm",
     "find_suspicions",
     "logit_margin",

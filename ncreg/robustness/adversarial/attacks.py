@@ -1,4 +1,4 @@
-"""FGSM and PGD on cross-entropy, margin or DLR."""
+"""FGSM and PGD on cross-entropy, margin, DLR or the cost of each confusion."""
 
 import torch
 from jaxtyping import Float, Integer
@@ -21,6 +21,7 @@ def pgd(
     epsilon: float,
     norm: Norm = "linf",
     loss: Loss = "margin",
+    cost: Float[Tensor, "classes classes"] | None = None,
     steps: int = 20,
     step_size: float | None = None,
     restarts: int = 1,
@@ -36,13 +37,19 @@ def pgd(
     "dlr" that over z_(1) − z_(3) (Croce & Hein 2020, arXiv 2003.01690): neither is changed by the scale of the logits.
     "cross_entropy" is: large logits make its gradient vanish, so never report it without one of the others.
 
+    "cost" raises the expected cost Σ_j M[y,j]·softmax(z)_j under a matrix M of costs (Terzi, Susto & Chaudhari, arXiv
+    1910.03468); it saturates as cross-entropy does. "cost_margin" raises Σ_j M[y,j](z_j − z_y)₊ over the logits'
+    spread, and until a class that costs leads, the lead of the nearest one (with M = 11ᵀ − I "margin", until then).
+    Both attack every image, wrongly classified ones too, and keep the point of the highest expected cost.
+
     Args:
         model: images in [0, 1] (B, channels, H, W) to logits (B, C); a module must be in eval mode.
         images: in [0, 1].
         target: class indices (B,).
         epsilon: radius, in units of images in [0, 1].
         norm: "linf" or "l2".
-        loss: what is raised: "margin", "dlr" (C ≥ 3) or "cross_entropy".
+        loss: what is raised: "margin", "dlr" (C ≥ 3), "cross_entropy", "cost" or "cost_margin".
+        cost: M (C, C) for the last two, 0 on the diagonal: row y and column j hold the cost of taking y for j.
         steps: gradients a restart.
         step_size: length of a step in the units of epsilon; None takes 2.5 · epsilon/steps.
         restarts: how many times, each from its own start.
@@ -53,7 +60,7 @@ def pgd(
     Raises:
         TypeError: arguments of the wrong kind.
         ValueError: images outside [0, 1], a target out of range, a model in training mode or one that returns
-            probabilities or no finite logits, epsilon < 0, "dlr" with two classes.
+            probabilities or no finite logits, epsilon < 0, "dlr" with two classes, costs that do not fit.
 
     Example:
         >>> model = lambda x: (x - 0.5).flatten(1) @ torch.tensor([[1.0, -1.0], [1.0, -1.0]])
@@ -75,6 +82,7 @@ def pgd(
         epsilon=epsilon,
         norm=norm,
         loss=loss,
+        cost=cost,
         steps=steps,
         step_size=step_size,
         restarts=restarts,
@@ -93,6 +101,7 @@ def fgsm(
     epsilon: float,
     norm: Norm = "linf",
     loss: Loss = "cross_entropy",
+    cost: Float[Tensor, "classes classes"] | None = None,
     batch_size: int = 256,
 ) -> AttackResult:
     """One step of length epsilon from the image: x + ε · sign ∇ loss (Goodfellow et al. 2015, arXiv 1412.6572).
@@ -113,6 +122,7 @@ def fgsm(
         epsilon=epsilon,
         norm=norm,
         loss=loss,
+        cost=cost,
         steps=1,
         step_size=epsilon,
         restarts=1,
@@ -131,6 +141,7 @@ def _attack(
     epsilon: float,
     norm: Norm,
     loss: Loss,
+    cost: Tensor | None,
     steps: int,
     step_size: float,
     restarts: int,
@@ -138,10 +149,11 @@ def _attack(
     seed: int,
     batch_size: int,
 ) -> AttackResult:
-    objective, generator = loss_of(loss), seeded(seed)
-    attempt = Attempt(model, images, target, batch_size)
+    objective, generator = loss_of(loss, cost), seeded(seed)
+    attempt = Attempt(model, images, target, batch_size, cost)
     objective(attempt.images.new_zeros(1, attempt.num_classes), attempt.target[:1])  # refuses too few classes
-    radius, chosen = attempt.radius(epsilon), attempt.correct.nonzero().squeeze(1)
+    attacked = attempt.correct if cost is None else torch.ones_like(attempt.correct)
+    radius, chosen = attempt.radius(epsilon), attacked.nonzero().squeeze(1)
     with frozen(model):
         for _ in range(restarts if epsilon > 0 and len(chosen) else 0):
             start = random_start(attempt.images, radius, norm, generator) if random else attempt.images
@@ -156,6 +168,7 @@ def _attack(
                     steps=steps,
                     step_size=torch.full_like(radius[part], step_size),
                     start=start[part],
+                    cost=attempt.cost,
                 )
                 attempt.keep(part, best, margin)
     return attempt.result(name, norm, epsilon)

@@ -1,16 +1,16 @@
 """What every attack starts from and ends with: clean predictions, the best image found so far, the robust accuracy."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ncreg._checks import check_integer
+from ncreg._features import check_cost
 from ncreg.numerics import at_least_float32
 from ncreg.robustness._inputs import Model, check_attackable, check_target, predict
-from ncreg.robustness.adversarial.objectives import logit_margin
-from ncreg.robustness.adversarial.steps import Norm
+from ncreg.robustness.adversarial.steps import Norm, margin_or_cost
 from ncreg.robustness.intervals import binomial_interval
 
 
@@ -22,9 +22,11 @@ class AttackResult:
         name: which attack, with its settings.
         norm: "linf" or "l2".
         epsilon: radius of the ball, in units of images in [0, 1].
-        images: for each image the attacked one of lowest margin; wrongly classified ones as they came.
+        images: for each image the attacked one of lowest margin; wrongly classified ones as they came. Of an attack
+            on costs the one of highest expected cost, for each image.
         clean_correct: (B,) classified rightly before the attack.
         robust: (B,) classified rightly before **and** after the attack.
+        expected_cost: (B,) Σ_j M[y,j] p_j after the attack, float64; None without costs.
     """
 
     name: str
@@ -33,6 +35,7 @@ class AttackResult:
     images: Float[Tensor, "batch channels height width"]
     clean_correct: Bool[Tensor, " batch"]
     robust: Bool[Tensor, " batch"]
+    expected_cost: Float[Tensor, " batch"] | None = field(default=None, kw_only=True)
 
     @property
     def accuracy(self) -> float:
@@ -55,6 +58,8 @@ def clean_logits(model: Model, images: Tensor, target: Tensor, batch_size: int) 
 class Attempt:
     """Images under attack: the image of lowest margin found so far for each, and which were classified rightly before.
 
+    With costs the expected cost takes the place of the margin, with its sign turned.
+
     Attributes:
         images: as they came (B, channels, H, W).
         target: their classes (B,).
@@ -64,11 +69,14 @@ class Attempt:
         lowest: (B,) that margin.
     """
 
-    def __init__(self, model: Model, images: Tensor, target: Tensor, batch_size: int) -> None:
+    def __init__(
+        self, model: Model, images: Tensor, target: Tensor, batch_size: int, cost: Tensor | None = None
+    ) -> None:
         logits, self.target = clean_logits(model, images, target, batch_size)
         self.model, self.batch_size, self.images = model, batch_size, images.detach()
         self.num_classes, self.correct = logits.shape[1], logits.argmax(1) == self.target
-        self.attacked, self.lowest = self.images.clone(), logit_margin(logits, self.target).double()
+        self.cost = None if cost is None else check_cost(cost, self.num_classes).to(logits.device)
+        self.attacked, self.lowest = self.images.clone(), margin_or_cost(logits, self.target, self.cost)
 
     def radius(self, epsilon: float) -> Float[Tensor, " batch"]:
         """The same radius for each image, in float64."""
@@ -84,7 +92,7 @@ class Attempt:
     def look(self, chosen: Tensor, proposal: Tensor) -> None:
         """Keep the proposals for the indices `chosen` where the model gives them the lowest margin so far."""
         logits = at_least_float32(self.model(proposal))
-        self.keep(chosen, proposal, logit_margin(logits, self.target[chosen]).double())
+        self.keep(chosen, proposal, margin_or_cost(logits, self.target[chosen], self.cost))
 
     def robust(self) -> Bool[Tensor, " batch"]:
         """Images classified rightly before and after the attack, judged by a new forward pass."""
@@ -92,4 +100,5 @@ class Attempt:
 
     def result(self, name: str, norm: Norm, epsilon: float) -> AttackResult:
         """The attack's result."""
-        return AttackResult(name, norm, epsilon, self.attacked, self.correct, self.robust())
+        found = None if self.cost is None else -self.lowest
+        return AttackResult(name, norm, epsilon, self.attacked, self.correct, self.robust(), expected_cost=found)

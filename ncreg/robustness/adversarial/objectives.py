@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Literal
 
 import torch
@@ -13,7 +14,7 @@ from ncreg._checks import check_choice
 from ncreg.numerics import at_least_float32
 from ncreg.robustness._inputs import Model
 
-Loss = Literal["cross_entropy", "margin", "dlr"]
+Loss = Literal["cross_entropy", "margin", "dlr", "cost", "cost_margin"]
 Images = Float[Tensor, "batch channels height width"]
 Rows = Float[Tensor, "batch classes"]
 Scalars = Float[Tensor, " batch"]
@@ -31,14 +32,37 @@ def logit_margin(logits: Rows, target: Int[Tensor, " batch"]) -> Scalars:
     return own.squeeze(1) - others.amax(1)
 
 
-def loss_of(name: Loss) -> Callable[[Rows, Int[Tensor, " batch"]], Scalars]:
+def expected_cost(
+    logits: Rows, target: Int[Tensor, " batch"], cost: Float[Tensor, "classes classes"]
+) -> Float[Tensor, " batch"]:
+    """Σ_j M[y,j]·softmax(z)_j: the cost of guessing by the model's probabilities, which is a transport distance.
+
+    With a one-hot target every plan is forced, so it is the Wasserstein distance under M, with entropic regularisation
+    as well. M = 11ᵀ − I gives 1 − p_y. Source: Terzi, Susto & Chaudhari, "Directional Adversarial Training for Cost
+    Sensitive Deep Learning Classification Applications" (arXiv 1910.03468).
+
+    Example:
+        >>> expected_cost(torch.zeros(1, 2), torch.tensor([0]), torch.tensor([[0.0, 4.0], [1.0, 0.0]]))
+        tensor([2.])
+    """
+    return (cost.to(logits)[target] * logits.softmax(1)).sum(1)
+
+
+def loss_of(
+    name: Loss, cost: Float[Tensor, "classes classes"] | None = None
+) -> Callable[[Rows, Int[Tensor, " batch"]], Scalars]:
     """The function that an attack with this `loss` raises: logits and target to one number an image.
 
     Raises:
-        ValueError: no such loss.
+        ValueError: no such loss, one on costs without these, or costs for another one.
     """
-    check_choice("loss", name, _LOSSES)
-    return _LOSSES[name]
+    check_choice("loss", name, (*_LOSSES, *_ON_COSTS))
+    if (cost is not None) != (name in _ON_COSTS):
+        raise ValueError(
+            f"loss={name!r} {'takes no cost' if cost is not None else 'needs cost='}: a matrix of costs goes "
+            "with loss='cost' and loss='cost_margin'"
+        )
+    return _LOSSES[name] if cost is None else partial(_ON_COSTS[name], cost=cost)
 
 
 def _cross_entropy(logits: Rows, target: Int[Tensor, " batch"]) -> Scalars:
@@ -59,6 +83,17 @@ def _dlr(logits: Rows, target: Int[Tensor, " batch"]) -> Scalars:
     return -logit_margin(logits, target) / torch.where(spread > 0, spread, 1)
 
 
+def _cost_margin(logits: Rows, target: Int[Tensor, " batch"], cost: Float[Tensor, "classes classes"]) -> Scalars:
+    """Σ_j M[y,j](z_j − z_y)₊, and before any such class leads the lead of the nearest one, below 0."""
+    prices = cost.to(logits)[target]
+    leads = logits - logits.gather(1, target[:, None])
+    nearest = leads.masked_fill(prices == 0, -torch.inf).amax(1).clamp(max=0)
+    nearest = torch.where(nearest.isfinite(), nearest, 0)  # a class that costs nothing to miss
+    spread = (logits.amax(1) - logits.amin(1)).detach()
+    return ((prices * leads.clamp(min=0)).sum(1) + nearest) / torch.where(spread > 0, spread, 1)
+
+
+_ON_COSTS = {"cost": expected_cost, "cost_margin": _cost_margin}
 _LOSSES = {"cross_entropy": _cross_entropy, "margin": _negative_margin, "dlr": _dlr}
 
 

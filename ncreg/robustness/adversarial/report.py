@@ -4,15 +4,17 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
 from ncreg._checks import check_choice, check_flag
-from ncreg.robustness._inputs import Model
+from ncreg._features import check_cost
+from ncreg.robustness._inputs import Model, predict
 from ncreg.robustness.adversarial.attacks import fgsm, pgd
 from ncreg.robustness.adversarial.attempt import AttackResult, clean_logits
 from ncreg.robustness.adversarial.autoattack import autoattack as run_autoattack
 from ncreg.robustness.adversarial.black_box import random_search
+from ncreg.robustness.adversarial.objectives import Loss, expected_cost
 from ncreg.robustness.adversarial.sanity_checks import Finding, find_suspicions
 from ncreg.robustness.adversarial.steps import Norm
 from ncreg.robustness.intervals import binomial_interval
@@ -46,6 +48,25 @@ class AttackRow:
 
 
 @dataclass(frozen=True, eq=False)
+class CostSummary:
+    """What mistakes cost before and after the attacks on costs, a mean over all images.
+
+    Attributes:
+        expected_clean: Σ_j M[y,j] p_j, by the model's probabilities.
+        expected: the same after whichever of both attacks raised it more, for each image.
+        decided_clean: M[y, ŷ] of the predicted class.
+        decided: the same after whichever of both attacks raised it more.
+        confusion: (C, C) images of class y that the attack of `decided` made class j, in row y and column j.
+    """
+
+    expected_clean: float
+    expected: float
+    decided_clean: float
+    decided: float
+    confusion: Int[Tensor, "classes classes"]
+
+
+@dataclass(frozen=True, eq=False)
 class AdversarialReport:
     """Attacks on one model at one radius; print all of it: no row means much without the findings.
 
@@ -60,6 +81,7 @@ class AdversarialReport:
         headline: AutoAttack's row; without AutoAttack the images that every attack left, and then flagged.
         findings: the checks, flagged or not.
         note: what differs from AutoAttack as published, "" for nothing.
+        costs: what mistakes cost, where a matrix of costs was given.
     """
 
     norm: Norm
@@ -71,6 +93,7 @@ class AdversarialReport:
     headline: AttackRow
     findings: tuple[Finding, ...]
     note: str
+    costs: CostSummary | None = None
 
     @property
     def flagged(self) -> bool:
@@ -91,12 +114,17 @@ class AdversarialReport:
             "findings": [asdict(finding) for finding in self.findings],
             "flagged": self.flagged,
             "note": self.note,
-        }
+        } | ({} if self.costs is None else {"costs": asdict(self.costs) | {"confusion": self.costs.confusion.tolist()}})
 
     def __str__(self) -> str:
         """The table with its findings."""
         lines = [f"{self.norm}, epsilon {self.epsilon:.4g}, {self.images} images, seed {self.seed}, {self.preset}"]
         lines += [_line(row) for row in (*self.rows, self.headline)]
+        if self.costs is not None:
+            lines.append(
+                f"expected cost           {self.costs.expected_clean:8.4g}  attacked {self.costs.expected:.4g}"
+            )
+            lines.append(f"cost of predictions     {self.costs.decided_clean:8.4g}  attacked {self.costs.decided:.4g}")
         lines += [f"note: {self.note}"] if self.note else []
         for finding in self.findings:
             mark = "FLAGGED" if finding.flagged else "ok"
@@ -116,6 +144,7 @@ def evaluate_adversarial(
     preset: Preset = "quick",
     seed: int = 0,
     autoattack: bool = True,
+    cost: Float[Tensor, "classes classes"] | None = None,
     batch_size: int = 256,
 ) -> AdversarialReport:
     """Several attacks, with AutoAttack as the headline, and every reason to distrust their results.
@@ -134,6 +163,8 @@ def evaluate_adversarial(
         preset: "quick" or "full".
         seed: of every attack.
         autoattack: run it (needs the extra `robust`); without it the report is flagged.
+        cost: M (C, C), 0 on the diagonal: what taking class y for j costs, in row y and column j. PGD on both losses
+            of costs then runs too, and the report holds what mistakes cost.
         batch_size: images at once.
 
     Raises:
@@ -159,6 +190,12 @@ def evaluate_adversarial(
     margin = pgd(model, images, target, loss="margin", **settings)
     black_box = random_search(model, images, target, queries=_QUERIES[preset], seed=seed, **common)
     attacks: tuple[AttackResult, ...] = (step, cross_entropy, margin, black_box)
+    costs = None
+    if cost is not None:
+        losses: tuple[Loss, ...] = ("cost", "cost_margin")
+        on_costs = tuple(pgd(model, images, target, loss=loss, cost=cost, **settings) for loss in losses)
+        attacks += on_costs
+        costs = _cost_summary(model, clean, target, cost, on_costs, batch_size)
     rows = [_row("clean", clean.argmax(1) == target), *(_row(attack.name, attack.robust) for attack in attacks)]
     survivors, note = rows[0].robust, ""
     for attack in attacks:
@@ -181,7 +218,28 @@ def evaluate_adversarial(
         batch_size=batch_size,
     )
     headline = _row(name, survivors)
-    return AdversarialReport(norm, float(epsilon), len(images), seed, preset, tuple(rows), headline, findings, note)
+    return AdversarialReport(
+        norm, float(epsilon), len(images), seed, preset, tuple(rows), headline, findings, note, costs
+    )
+
+
+def _cost_summary(
+    model: Model, clean: Tensor, target: Tensor, cost: Tensor, attacks: tuple[AttackResult, ...], batch_size: int
+) -> CostSummary:
+    prices = check_cost(cost, clean.shape[1]).to(clean.device)[target]
+    guesses = torch.stack([predict(model, attack.images, batch_size).argmax(1) for attack in attacks])
+    paid = torch.stack([prices.gather(1, guess[:, None]).squeeze(1) for guess in guesses])
+    worst = paid.argmax(0)
+    confusion = torch.zeros(clean.shape[1], clean.shape[1], dtype=torch.int64, device=clean.device)
+    confusion.index_put_((target, guesses.gather(0, worst[None])[0]), torch.ones_like(target), accumulate=True)
+    expected = torch.stack([attack.expected_cost for attack in attacks if attack.expected_cost is not None])
+    return CostSummary(
+        expected_clean=float(expected_cost(clean.double(), target, cost).mean()),
+        expected=float(expected.amax(0).mean()),
+        decided_clean=float(prices.gather(1, clean.argmax(1, keepdim=True)).mean()),
+        decided=float(paid.amax(0).mean()),
+        confusion=confusion,
+    )
 
 
 def _row(name: str, robust: Tensor) -> AttackRow:

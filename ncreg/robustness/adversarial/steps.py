@@ -18,6 +18,7 @@ from ncreg.robustness.adversarial.objectives import (
     Images,
     Loss,
     Scalars,
+    expected_cost,
     gradient,
     logit_margin,
     loss_of,
@@ -112,9 +113,13 @@ def ascend(
     steps: int,
     step_size: Scalars,
     start: Images,
+    cost: Tensor | None = None,
 ) -> tuple[Images, Scalars]:
-    """Projected gradient ascent from `start`: of all points visited the one with the lowest margin, and that margin."""
-    objective = loss_of(loss)
+    """Projected gradient ascent from `start`: of all points visited the one with the lowest margin, and that margin.
+
+    With costs it is the one of the highest expected cost, and minus that.
+    """
+    objective = loss_of(loss, cost)
     x, best = start, start
     lowest = torch.full((len(images),), torch.inf, dtype=torch.float64, device=images.device)
     finite = torch.ones((), dtype=torch.bool, device=images.device)
@@ -124,7 +129,7 @@ def ascend(
         else:
             with torch.no_grad():
                 grad, logits = x, at_least_float32(model(x))
-        margin = logit_margin(logits, target).double()
+        margin = margin_or_cost(logits, target, cost)
         finite = finite & logits.isfinite().all()
         best = torch.where(per_image(margin < lowest), x, best)
         lowest = torch.minimum(lowest, margin)
@@ -133,6 +138,13 @@ def ascend(
     if not bool(finite):
         check_logits(torch.full((1, 2), torch.nan, device="cpu"))  # raises the error of logits that are not finite
     return best, lowest
+
+
+def margin_or_cost(logits: Tensor, target: Tensor, cost: Tensor | None) -> Scalars:
+    """What an attack lowers, in float64: the margin, or minus the expected cost."""
+    if cost is None:
+        return logit_margin(logits, target).double()
+    return -expected_cost(logits.double(), target, cost)
 
 
 def perturb(
