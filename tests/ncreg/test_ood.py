@@ -137,6 +137,11 @@ def test_scores_are_pytorch_oods_on_a_model(trained):
             R.vim_score(h, z, train, train_z, weight=head.weight, bias=head.bias, dim=6),
             detector.ViM(encoder, d=6, w=head.weight, b=head.bias).fit(loader),
         ),
+        "nci": (R.nci_score(h, z, train, head.weight), detector.NCI(encoder, head).fit(loader)),
+        "nci with a length": (
+            R.nci_score(h, z, train, head.weight, alpha=0.05),
+            detector.NCI(encoder, head, alpha=0.05).fit(loader),
+        ),
         "mahalanobis": (R.mahalanobis_score(h, train, y) / len(train) / 2, maha),  # ½, and a sum in place of a mean
     }
     for name, (ours, library) in pairs.items():
@@ -153,7 +158,16 @@ def test_evaluate_ood_puts_the_scores_together(trained):
     with torch.no_grad():
         train, h, z, far, far_z = encoder(x), encoder(inside), model(inside), encoder(outside), model(outside)
     report = R.evaluate_ood(train, y, h, z, {"noise": (far, far_z), "self": (h, z)}, weight=head.weight, bias=head.bias)
-    assert list(report.detections["noise"]) == ["msp", "max_logit", "energy", "knn", "mahalanobis", "vim", "neco"]
+    assert list(report.detections["noise"]) == [
+        "msp",
+        "max_logit",
+        "energy",
+        "knn",
+        "mahalanobis",
+        "vim",
+        "neco",
+        "nci",
+    ]
     assert not report.skipped and report.num_train == 300
     for name, found in report.detections["self"].items():
         assert found.auroc == 0.5 and found.fpr95 >= 0.95, name
@@ -336,7 +350,7 @@ def test_any_number_of_classes_and_features(classes, dim):
     w = torch.randn(classes, dim, generator=torch.Generator().manual_seed(0)).double()
     w[0] += h[0]
     report = R.evaluate_ood(h, y, h, h @ w.T + 5, {"x": (test, test @ w.T + 5)}, train_logits=h @ w.T + 5)
-    assert set(report.skipped) == ({"vim", "neco"} if dim == 1 else set())
+    assert set(report.skipped) == ({"vim", "neco", "nci"} if dim == 1 else {"nci"})  # it has no weight
     for values in (*report.id_scores.values(), *report.ood_scores["x"].values()):
         assert values.isfinite().all()
 
@@ -483,3 +497,36 @@ def test_fewer_training_images_than_neighbours_cost_that_score_alone():
 def test_seeds_of_numpy_are_welcome():
     images = torch.rand(2, 1, 3, 3, generator=torch.Generator().manual_seed(0))
     assert R.noise_images(images, seed=np.int64(7)).equal(R.noise_images(images, seed=7))
+
+
+# ---- NCI
+
+
+def test_nci_at_collapse_is_the_length_of_the_class_vector():
+    """Features on their class vectors, whatever their lengths; a feature across them scores what its cosine says."""
+    weight = torch.diag(torch.tensor([1.0, 2.0, 3.0, 4.0])).double()
+    weight = weight - weight.mean(0)
+    y = torch.arange(40) % 4
+    inside = (1 + torch.arange(40) % 3)[:, None] * weight[y]
+    train = torch.cat([weight, -weight])  # mean 0
+    got = R.nci_score(inside, F.one_hot(y, 4).double() * 9, train, weight)
+    torch.testing.assert_close(got, weight[y].norm(dim=1))
+    lengths = R.nci_score(inside, F.one_hot(y, 4).double() * 9, train, weight, alpha=0.5) - got
+    torch.testing.assert_close(lengths, 0.5 * inside.abs().sum(1))
+    middle = R.nci_score(torch.zeros(1, 4).double(), torch.tensor([[5.0, 0.0, 0.0, 1.0]]), train, weight)
+    assert middle.tolist() == [0.0]
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"weight": torch.eye(3)}, r"weight must have shape \(4, 10\), got \(3, 3\)"),
+        ({"logits": 9 * torch.eye(4)}, "logits has 4 rows where the features have 70"),
+        ({"alpha": -1.0}, "alpha=-1.0 must be finite and at least 0"),
+    ],
+)
+def test_what_nci_refuses(change, words):
+    args = {"logits": 9 * torch.randn(70, 4), "train_features": clusters()[0], "weight": torch.randn(4, 10)}
+    with pytest.raises(ValueError, match=words):
+        R.nci_score(others(), **(args | change))

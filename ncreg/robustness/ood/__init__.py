@@ -8,6 +8,7 @@ from ncreg.robustness.ood.scores import (
     mahalanobis_score,
     max_logit_score,
     msp_score,
+    nci_score,
     neco_score,
     vim_score,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "mahalanobis_score",
     "max_logit_score",
     "msp_score",
+    "nci_score",
     "neco_score",
     "noise_images",
     "vim_score",

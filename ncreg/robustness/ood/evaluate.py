@@ -16,7 +16,7 @@ from ncreg.robustness._inputs import check_images, check_logits
 from ncreg.robustness.ood import scores as ood_scores
 from ncreg.robustness.ood.detection import Detection, evaluate_detection
 
-SCORES = ("msp", "max_logit", "energy", "knn", "mahalanobis", "vim", "neco")
+SCORES = ("msp", "max_logit", "energy", "knn", "mahalanobis", "vim", "neco", "nci")
 """The scores of `evaluate_ood`, each higher for what is more in-distribution."""
 
 
@@ -71,6 +71,7 @@ def evaluate_ood(
     neighbours: int = 50,
     vim_dim: int | None = None,
     neco_dim: int | None = None,
+    nci_alpha: float = 0.0,
 ) -> OODReport:
     """AUROC and FPR95 of each score on each OOD set, and NC5, from stored features and logits.
 
@@ -82,13 +83,14 @@ def evaluate_ood(
         ood: by name, (features, logits) of out-of-distribution images.
         train_logits: of the training images, for ViM; None takes train_features @ weight.T + bias, after a check that
             this is how the head makes its logits.
-        weight: the head's, for ViM.
+        weight: the head's, for ViM and NCI.
         bias: the head's, for ViM.
         scores: which of `SCORES`; None takes all that can be computed and says in `skipped` why the others cannot.
         temperature: of the energy.
         neighbours: k of the nearest-neighbour score.
         vim_dim: principal directions of ViM; None as in `vim_score`.
         neco_dim: principal directions of NECO; None as in `neco_score`.
+        nci_alpha: weight of the features' length in NCI.
 
     Raises:
         ImportError: MSP, max-logit, energy or kNN without pytorch-ood.
@@ -118,6 +120,7 @@ def evaluate_ood(
         "mahalanobis": lambda: ood_scores.mahalanobis_score(data.features, data.train, data.train_target),
         "vim": lambda: _vim(data, sizes[0], vim_dim),
         "neco": lambda: ood_scores.neco_score(data.features, data.train, num_classes=classes, dim=neco_dim),
+        "nci": lambda: _nci(data, nci_alpha),
     }
     scored, skipped = _scored(makers, scores)
     parts = {name: values.split(sizes) for name, values in scored.items()}
@@ -232,6 +235,12 @@ def _nc5(data: _Data, rows: Tensor, centre: bool) -> float | None:
         return ood_orthogonality(data.train, data.train_target, rows, centre=centre)
     except NotDefined:
         return None
+
+
+def _nci(data: _Data, alpha: float) -> Tensor:
+    if data.weight is None:
+        raise NotDefined("NCI: pass the head's weight")
+    return ood_scores.nci_score(data.features, data.logits, data.train, data.weight, alpha=alpha)
 
 
 def _vim(data: _Data, num_id: int, dim: int | None) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from ncreg._checks import check_flag, check_integer, check_num_classes, check_positive
+from ncreg._checks import check_flag, check_integer, check_non_negative, check_num_classes, check_positive
 from ncreg._features import (
     NotDefined,
     check_all_present,
@@ -282,3 +282,48 @@ def neco_dim(variances: Float[Tensor, " dim"], num_classes: int | None, dim: int
     if check_integer("dim", dim, 1) >= features:
         raise ValueError(f"dim={dim} principal directions of {features} features leave nothing out: pass fewer")
     return dim
+
+
+def nci_score(
+    features: Float[Tensor, "batch dim"],
+    logits: Float[Tensor, "batch classes"],
+    train_features: Float[Tensor, "train dim"],
+    weight: Float[Tensor, "classes dim"],
+    *,
+    alpha: float = 0.0,
+) -> Float[Tensor, " batch"]:
+    """w_ŷ·(h − μ)/‖h − μ‖ + α‖h‖₁, ŷ the predicted class, μ the mean of the training features.
+
+    Under collapse a feature stands on its class vector, so the first term is ‖w_ŷ‖ for in-distribution images. The
+    second tells features near the origin; a head on unit features puts no length into them in training, so leave α at 0
+    there. A feature exactly at μ has a first term of 0.
+
+    Source: Liu & Qin, "Detecting Out-of-Distribution through the Lens of Neural Collapse", CVPR 2025
+    (arXiv 2311.01479).
+
+    Args:
+        features: of the images to score.
+        logits: of the same images.
+        train_features: of training images.
+        weight: the head's, one class vector a row.
+        alpha: α, to be chosen on validation data; pytorch-ood's default is 0 as well.
+
+    Raises:
+        ValueError: shapes that do not fit, values not finite, alpha below 0.
+
+    Example:
+        >>> h = torch.tensor([[3.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+        >>> nci_score(h, h, torch.tensor([[1.0, 0.0], [-1.0, 0.0]]), torch.eye(2))
+        tensor([1.0000, 1.0000, 0.7071], dtype=torch.float64)
+    """
+    train = check_features("train_features", train_features)
+    rows, vectors = check_features("features", features, train.shape[1]), check_features("weight", weight)
+    z = _exact(logits)
+    if vectors.shape != (z.shape[1], train.shape[1]):
+        raise ValueError(f"weight must have shape {(z.shape[1], train.shape[1])}, got {tuple(vectors.shape)}")
+    if len(z) != len(rows):
+        raise ValueError(f"logits has {len(z)} rows where the features have {len(rows)}")
+    centred = rows - train.mean(0)
+    length = centred.norm(dim=1)
+    along = torch.linalg.vecdot(centred, vectors[z.argmax(1)])
+    return torch.where(length > 0, along / length, 0.0) + check_non_negative("alpha", alpha) * rows.abs().sum(1)
