@@ -63,6 +63,7 @@ class DataConfig:
         label_noise: fraction of the training labels moved to another class drawn evenly with the seed.
         imbalance: ratio of the largest to the smallest class of the training part, which is thinned along an
             exponential profile, the order of the classes drawn with the seed; validation and test stay as they are.
+        hold_out: classes, by number, that the set goes without; recipes/robustness.py takes them for near-OOD images.
         memory_limit: GiB of images held on the device at most; a larger set is read from its files at every epoch.
         workers: processes that read such a set; null takes one a core, 8 at most, 0 reads in the training process.
         unreadable: refuse to begin with images that cannot be read, or skip them.
@@ -76,6 +77,7 @@ class DataConfig:
     batch_size: int = 128
     label_noise: float = 0.0
     imbalance: float = 1.0
+    hold_out: list[int] = field(default_factory=list)
     memory_limit: float = 8.0
     workers: int | None = None
     unreadable: Literal["refuse", "skip"] = "refuse"
@@ -299,6 +301,11 @@ def check(config: TrainConfig) -> None:
         "model.freeze_epochs": (model.freeze_epochs, model.freeze_epochs >= 0, "not negative"),
         "data.label_noise": (data.label_noise, 0 <= data.label_noise < 1, "a fraction in [0, 1)"),
         "data.imbalance": (data.imbalance, 1 <= data.imbalance < math.inf, "a ratio of at least 1"),
+        "data.hold_out": (
+            data.hold_out,
+            all(number >= 0 for number in data.hold_out) and len(set(data.hold_out)) == len(data.hold_out),
+            "numbers of classes from 0 on, none twice",
+        ),
         "data.memory_limit": (data.memory_limit, data.memory_limit >= 0, "GiB, not negative"),
         "data.workers": (data.workers, data.workers is None or data.workers >= 0, "not negative, or null"),
         "adversarial.epsilon": (attack.epsilon, 0 <= attack.epsilon < math.inf, "a radius, 0 for none"),

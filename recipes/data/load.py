@@ -23,6 +23,7 @@ from recipes.core.errors import UserError
 from recipes.core.extras import pip_install
 from recipes.core.own_code import is_own
 from recipes.core.suggestions import did_you_mean
+from recipes.data.held_out import without_classes
 from recipes.data.image_folder import image_folder
 from recipes.data.lazy_images import LazyImages
 from recipes.data.left_out import of_classes, still_there, without_unreadable
@@ -161,6 +162,7 @@ def _reader(name: str) -> Callable[[DataConfig, Size], Source]:
 
 def split_source(source: Source, config: DataConfig, *, seed: int) -> Dataset:
     """A source's three splits: missing ones are drawn, then the training split is thinned and mislabelled."""
+    source = without_classes(source, config.hold_out)
     train, test = source.train, source.test
     if test is None:
         train, test = divide(train, 0.2, source.class_names, seed=0)

@@ -48,11 +48,15 @@ def halves(target: Tensor, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def ood(run: RunUnderTest, settings: Settings) -> Outcome:
-    """Every OOD score on noise (far) and on the available image sets that share no class with the run (near)."""
+    """Every OOD score on classes held out of the run's own set, on other image sets that share no class, on noise.
+
+    Only the first are near; the group of the other sets is called near in results since before there were any.
+    """
     train = run.outputs_on("train", settings.preset.features)
     test = run.outputs_on(run.split, settings.preset.outside)
     near, far = _outputs_on_other_sets(run, settings), _outputs_on_noise(run, settings)
-    groups = dict.fromkeys(near, "near") | dict.fromkeys(far, "far")
+    own = _outputs_on_held_out_classes(run, settings)
+    groups = dict.fromkeys(own, "held_out") | dict.fromkeys(near, "near") | dict.fromkeys(far, "far")
     head = run.model.head
     try:
         report = robustness.evaluate_ood(
@@ -60,7 +64,7 @@ def ood(run: RunUnderTest, settings: Settings) -> Outcome:
             train.target,
             test.features,
             test.logits,
-            near | far,
+            own | near | far,
             train_logits=train.logits,
             weight=numbers(getattr(head, "weight", None)),
             bias=numbers(getattr(head, "bias", None)),
@@ -78,6 +82,15 @@ def ood(run: RunUnderTest, settings: Settings) -> Outcome:
         "histograms": _score_histograms(report),
     }
     return outcome, []
+
+
+def _outputs_on_held_out_classes(run: RunUnderTest, settings: Settings) -> dict[str, tuple[Tensor, Tensor]]:
+    """Features and logits on the classes that data.hold_out kept from the run; empty where it kept none."""
+    images, size = run.unseen_classes(), settings.preset.outside
+    if images is None:
+        return {}
+    row = run.outputs(images if size is None or size >= len(images) else _evenly_spaced(images, size))
+    return {"held_out": (row.features, row.logits)}
 
 
 def _outputs_on_other_sets(run: RunUnderTest, settings: Settings) -> dict[str, tuple[Tensor, Tensor]]:

@@ -14,7 +14,8 @@ from torchvision.transforms.v2.functional import rgb_to_grayscale
 from ncreg.models import Classifier
 from recipes.core.config import DataConfig, TrainConfig
 from recipes.core.extras import is_installed
-from recipes.data.load import Dataset, fashion_mnist_folder, load
+from recipes.data.held_out import only_classes
+from recipes.data.load import Dataset, fashion_mnist_folder, load, read_source
 from recipes.data.split import Source, Split, as_floats, stratified
 from recipes.evaluation.model_options import ModelOptions
 from recipes.evaluation.model_under_test import check_own, is_run, open_model, tell
@@ -119,6 +120,18 @@ class RunUnderTest:
     def image_shape(self) -> tuple[int, ...]:
         """Channels, height and width of its images."""
         return tuple(self.data.train.images.shape[1:])
+
+    def unseen_classes(self) -> Split | None:
+        """Images of the classes that the run was trained without (data.hold_out); None if there are none.
+
+        With split val no test image is among them: the training part's are as unseen.
+        """
+        config = self.config.data
+        if not config.hold_out:
+            return None
+        source = read_source(config, lambda native: self.image_shape[-1])
+        part = source.train if source.test is None or self.split == "val" else source.test
+        return only_classes(part, config.hold_out)
 
     def draw(self, name: str, size: int | None) -> Split:
         """A split of the run's data; of a larger one `size` images, a fixed draw that keeps the class proportions."""

@@ -86,7 +86,7 @@ def run_trial(trial: Trial, runs: Path, evaluations: Evaluations | None, launch:
         try:
             run = _train(trial, folder, start)
             if evaluations is not None and not has_evaluations(run, evaluations):
-                _evaluate(run, evaluations, start)
+                _evaluate(run, evaluations, trial.seed, start)
         except _ScriptFailed as error:
             if error.ended.code == EXIT_CODE:
                 return "stopped"
@@ -112,11 +112,11 @@ def _train(trial: Trial, folder: Path, start: Start) -> Path:
     return run
 
 
-def _evaluate(run: Path, evaluations: Evaluations, start: Start) -> None:
+def _evaluate(run: Path, evaluations: Evaluations, seed: int, start: Start) -> None:
     began = time.perf_counter()
     for checkpoint in evaluations.checkpoints:
         if (run / "checkpoints" / f"{checkpoint}.pt").exists():
-            start("recipes/robustness.py", [str(run), *evaluations.argv(checkpoint)])
+            start("recipes/robustness.py", [str(run), *evaluations.argv(checkpoint, seed)])
     seconds = time.perf_counter() - began
     _write_json(run / "evaluated.json", {"words": evaluations.words, "seconds": seconds})
 

@@ -119,22 +119,27 @@ class Evaluations:
         parts: which, e.g. adversarial, corruptions; empty for all.
         checkpoints: last, onset or both; a run that did not reach zero error has no onset.
         args: further words of its command line.
+        images: same draws what is attacked, corrupted and probed alike for every seed, so that intervals hold for these
+            images; anew draws it with the run's seed, the same for every arm, so that they hold for others too.
     """
 
     preset: Literal["quick", "full"] = "quick"
     parts: list[str] = field(default_factory=list)
     checkpoints: list[Literal["last", "onset"]] = field(default_factory=lambda: ["last"])
     args: list[str] = field(default_factory=list)
+    images: Literal["same", "anew"] = "same"
 
-    def argv(self, checkpoint: str) -> list[str]:
-        """The command-line arguments of recipes/robustness.py for one checkpoint."""
+    def argv(self, checkpoint: str, seed: int = 0) -> list[str]:
+        """The command-line arguments of recipes/robustness.py for one checkpoint of the run with a seed."""
         parts = ["--parts", ",".join(self.parts)] if self.parts else []
-        return ["--preset", self.preset, "--checkpoint", checkpoint, *parts, *self.args]
+        draw = ["--seed", str(seed)] if self.images == "anew" else []
+        return ["--preset", self.preset, "--checkpoint", checkpoint, *parts, *draw, *self.args]
 
     @property
     def words(self) -> list[str]:
-        """The arguments for all checkpoints; two evaluations are the same if these are."""
-        return [word for checkpoint in self.checkpoints for word in self.argv(checkpoint)]
+        """The arguments for all checkpoints, whatever the seed; two evaluations are the same if these are."""
+        words = [word for checkpoint in self.checkpoints for word in self.argv(checkpoint)]
+        return words if self.images == "same" else [*words, "images anew"]
 
 
 MEASURES = (

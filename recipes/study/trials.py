@@ -19,7 +19,7 @@ from recipes.study.spec import Study
 GROUPS = tuple(item.name for item in fields(TrainConfig) if is_dataclass(getattr(TrainConfig(), item.name)))
 """Keys of recipes/train.py that hold further keys, as data, model, optim."""
 
-LATER_KEYS = {"model.weights": None, "data.unreadable": "refuse"}
+LATER_KEYS: dict[str, Any] = {"model.weights": None, "data.unreadable": "refuse", "data.hold_out": []}
 """Keys that came after studies had been committed, with their defaults: at these they do not count in the hash."""
 
 IRRELEVANT_KEYS = ("out", "quiet", "tensorboard", "recipe")

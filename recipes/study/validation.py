@@ -117,6 +117,8 @@ def _check_overrides(where: str, keys: Any) -> None:
 def _check_evaluations(evaluations: Evaluations) -> None:
     if not evaluations.checkpoints:
         raise ValueError("evaluations.checkpoints=[]: last, onset or both; without evaluations leave them out")
+    if evaluations.images == "anew" and any(word.partition("=")[0] == "--seed" for word in evaluations.args):
+        raise ValueError("evaluations.args: --seed: images: anew takes the seed of each run; leave one of them out")
     for word in evaluations.args:
         if (option := word.partition("=")[0]) in RESERVED_OPTIONS:
             raise ValueError(f"evaluations.args: {word}: use evaluations.{RESERVED_OPTIONS[option]} instead")

@@ -13,6 +13,7 @@ import pytest
 from miniature_study import TINY, content, run, study_of, trials_of, without_commit, write_study
 
 from recipes import compare
+from recipes.core.errors import UserError
 from recipes.core.files import locked
 from recipes.core.interrupt import EXIT_CODE
 from recipes.study.processes import Ended, Processes
@@ -91,6 +92,31 @@ def test_a_stopped_cell_is_resumed_and_an_evaluation_done_once(tmp_path):
         ("recipes/robustness.py", "last"),
     ]
     assert json.loads((tmp_path / trial.key / "run" / "memory.json").read_text()) == {"peak_bytes": 7}
+
+
+@pytest.mark.parametrize(("images", "seeds"), [("same", [None, None]), ("anew", ["0", "1"])])
+def test_evaluations_draw_their_images_anew_for_each_seed_where_asked(tmp_path, images, seeds):
+    study = study_of(evaluations={"parts": ["adversarial"], "images": images})
+    heard = []
+
+    def launch(script, words, log, lock):
+        leave_run(log.parent, finished=True)
+        if script.endswith("robustness.py"):
+            heard.append(words[words.index("--seed") + 1] if "--seed" in words else None)
+        return Ended(0)
+
+    baseline = [trial for trial in trials_of(study) if trial.arm == "baseline"]
+    for trial in baseline * 2:  # the second time everything is there
+        assert run_trial(trial, tmp_path, study.evaluations, launch) == "done"
+    assert heard == seeds
+    other = Evaluations(parts=["adversarial"], images="same" if images == "anew" else "anew")
+    assert other.words != study.evaluations.words  # so that the other kind is not taken for this one
+    assert run_trial(baseline[1], tmp_path, other, launch) == "done" and len(heard) == 3
+
+
+def test_a_seed_for_the_evaluation_and_images_anew_exclude_each_other():
+    with pytest.raises(UserError, match="--seed: images: anew takes the seed of each run"):
+        study_of(evaluations={"images": "anew", "args": ["--seed=3"]})
 
 
 def script_at(tmp_path, text):

@@ -339,6 +339,28 @@ def balanced(count=100, classes=5):
     )
 
 
+def test_held_out_classes_are_in_no_part_and_the_others_keep_their_images():
+    whole, less = load(DataConfig(), seed=5, image_size=native(8)), DataConfig(hold_out=[0, 7])
+    parts = load(less, seed=5, image_size=native(8))
+    assert parts.class_names == tuple("12345689")
+
+    def classes(data):
+        splits = (data.train, data.val, data.test)
+        pairs = (pair for split in splits for pair in zip(split.images, split.target, strict=True))
+        return {image.numpy().tobytes(): data.class_names[target] for image, target in pairs}
+
+    known = classes(whole)
+    assert classes(parts) == {image: name for image, name in known.items() if name not in "07"}
+
+
+@pytest.mark.parametrize(
+    ("held_out", "words"), [([10], "10 is no class; there are 10: 0 0, 1 1"), ([*range(9)], "leaves 1 of 10 classes")]
+)
+def test_impossible_classes_to_hold_out_are_refused(held_out, words):
+    with pytest.raises(UserError, match=words):
+        load(DataConfig(hold_out=held_out), seed=0, image_size=native(8))
+
+
 def test_a_long_tail_is_exponential_and_its_order_is_drawn_by_the_seed():
     profile = [100, 32, 10, 3, 1]  # 100 · 100^(−k/4), rounded
     orders = set()

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
 
 import recipes.evaluation.run_under_test as run_under_test_module
 from ncreg.checkpoint import load_classifier
@@ -312,6 +313,25 @@ def test_sets_of_the_runs_own_classes_are_not_out_of_distribution(run, monkeypat
     assert RunUnderTest.open(run).other_sets(None, run) == {}
     found, _ = EVALUATIONS["ood"](RunUnderTest.open(run), Settings(TINY, sets=("digits",)))
     assert set(found["groups"]) == {"uniform", "gaussian", "shuffle"}
+
+
+@pytest.mark.parametrize("split", ["test", "val"])
+def test_classes_held_out_of_training_are_the_near_images(tmp_path, split):
+    """By scikit-learn's digits alone: the images of the classes 3 and 8, none of which the run has seen."""
+    path = run_in(tmp_path, "--data.hold_out", "[3, 8]", "--tpt.max_epochs", "1")
+    tested = RunUnderTest.open(path, split=split)
+    assert tested.data.class_names == tuple("01245679") and tested.model.num_classes == 8
+    unseen = tested.unseen_classes()
+    assert sorted(unseen.target.tolist()) == sorted(c for c in load_digits().target if c in (3, 8))
+    own = {image.numpy().tobytes() for part in ("train", "val", "test") for image in getattr(tested.data, part).read()}
+    assert len(own) > 256 and not own & {image.numpy().tobytes() for image in unseen.read()}
+    found, _ = EVALUATIONS["ood"](tested, SETTINGS)
+    assert found["groups"]["held_out"] == "held_out" and set(found["mean_auroc"]) == {"held_out", "far"}
+    assert found["mean_auroc"]["held_out"]["msp"] == found["detections"]["held_out"]["msp"].auroc
+
+
+def test_a_run_on_all_classes_has_none_held_out(run):
+    assert RunUnderTest.open(run).unseen_classes() is None
 
 
 def test_results_hold_plain_values_only():
