@@ -3,6 +3,7 @@
 TIMM_TRAIN=/path/to/train.py (and TIMM_VALIDATE) has the slow test run the real ones.
 """
 
+import json
 import os
 import re
 import subprocess
@@ -56,6 +57,10 @@ def rates(done):
     return re.findall(r"^epoch (\d+) .*rates \[(\S+),", done.stdout, re.MULTILINE)
 
 
+def listed(done):
+    return [result["epoch"] for result in json.loads(re.findall(r"^--result (.*)$", done.stdout, re.MULTILINE)[-1])]
+
+
 def test_a_killed_run_finds_the_same_end(images, tmp_path):
     arguments = ("--model-kwargs", PHASE, TERMS)
     whole = train(images, tmp_path / "whole", *arguments)
@@ -63,6 +68,7 @@ def test_a_killed_run_finds_the_same_end(images, tmp_path):
     phases = [phase for *_, phase in epochs]
     onset = phases.index("terminal") + 1
     assert phases[-1] == "finished" and "the terminal phase ended" in whole.stdout and len(epochs) < 9
+    assert listed(whole) == list(range(len(epochs)))  # those of the last epoch too
     killed = train(images, tmp_path / "cut", *arguments, "--kill-after", str(onset + 1), check=False)
     assert killed.returncode == 9 and measured(killed) == epochs[:onset]  # the last epoch was saved, not closed
     last = tmp_path / "cut" / "last.pth.tar"
@@ -74,13 +80,24 @@ def test_a_killed_run_finds_the_same_end(images, tmp_path):
     assert not rates(again) and measured(again)[-1][-1] == "finished"  # nothing is left to train
 
 
-def test_resuming_without_the_optimizer_is_refused(images, tmp_path):
+def test_resuming_without_the_optimizer_or_at_an_epoch_that_was_closed_is_refused(images, tmp_path):
     arguments = ("--model-kwargs", PHASE, "--stop-epoch", "2")
     train(images, tmp_path, *arguments)
     resumed = train(
         images, tmp_path, *arguments, "--resume", f"{tmp_path}/last.pth.tar", "--no-resume-opt", check=False
     )
     assert resumed.returncode == 1 and "resume with the optimizer's state" in resumed.stderr
+    last = tmp_path / "last.pth.tar"
+    back = train(images, tmp_path, *arguments, "--resume", str(last), "--start-epoch", "0", check=False)
+    assert back.returncode == 1 and "leave out --start-epoch" in back.stderr
+    assert torch.load(last, weights_only=False)["epoch"] == 1  # found with the first update, before anything is saved
+
+
+def test_the_run_ends_with_an_epoch_that_is_saved(images, tmp_path):
+    phase = "terminal_phase={'max_epochs': 20, 'threshold': 0.01, 'min_terminal': 1, 'max_terminal': 1}"
+    done = train(images, tmp_path, "--model-kwargs", phase, "--val-interval", "3")
+    assert [row[-1] for row in measured(done)] == ["terminal", "finished", "finished"]
+    assert listed(done) == [2] and torch.load(tmp_path / "last.pth.tar", weights_only=False)["epoch"] == 2
 
 
 @pytest.mark.slow
@@ -300,6 +317,25 @@ def test_the_clean_loader_shows_the_training_images_as_validation_is_shown(image
 
 
 @pytest.mark.filterwarnings(*UNCLOSED)
+@pytest.mark.parametrize(("training", "shown"), [("random", "bicubic"), ("nearest", "nearest")])
+def test_without_a_validation_split_the_clean_images_are_as_the_model_asks_for(training, shown, images):
+    model = timm.create_model("ncreg_etf.test_byobnet", num_classes=10)
+    shared = {"input_size": (3, 32, 32), "batch_size": 50, "num_workers": 0, "device": torch.device("cpu")}
+    dataset = create_dataset("", root=str(images), split="train", is_training=True)
+    timm.data.create_loader(dataset, is_training=True, interpolation=training, **shared)
+    config = timm.data.resolve_data_config({}, model=model)
+    expected = timm.data.create_transform(
+        (3, 32, 32),
+        interpolation=shown,
+        crop_pct=config["crop_pct"],
+        crop_mode=config["crop_mode"],
+        use_prefetcher=True,
+    )
+    assert config["interpolation"] == "bicubic" and config["crop_pct"] == 0.95
+    assert str(_hooks.clean_loader().dataset.transform) == str(expected)
+
+
+@pytest.mark.filterwarnings(*UNCLOSED)
 def test_the_run_ends_with_the_interrupt_that_train_py_catches(images):
     model = timm.create_model(
         "ncreg_etf.test_resnet",
@@ -307,11 +343,43 @@ def test_the_run_ends_with_the_interrupt_that_train_py_catches(images):
         terminal_phase={"threshold": 0.01, "min_terminal": 1, "max_terminal": 1},
     )
     shared = {"input_size": (3, 32, 32), "batch_size": 100, "num_workers": 0, "device": torch.device("cpu")}
-    timm.data.create_loader(create_dataset("", root=str(images), split="train"), is_training=True, **shared)
+    loader = timm.data.create_loader(create_dataset("", root=str(images), split="train"), is_training=True, **shared)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     schedule, epochs = timm.scheduler.create_scheduler_v2(optimizer, num_epochs=5, updates_per_epoch=3)
     assert epochs == 5 and isinstance(schedule.scheduler, TPTScheduler)
     schedule.step(1, 99.0)  # per cent of validation accuracy: of no concern
     assert schedule.scheduler.onset_epoch == 1
-    with pytest.raises(TerminalPhaseEnded, match="epoch 2 of at most 5"):
-        schedule.step(2)
+    assert sum(len(target) for _, target in loader) == 300
+    schedule.step(2)  # not validated, hence not saved
+    assert schedule.scheduler.finished and len(list(loader)) == 3
+    schedule.step(3, 99.0)
+    with pytest.raises(TerminalPhaseEnded, match="epoch 3 of at most 5"):
+        iter(loader)
+
+
+@pytest.mark.filterwarnings(*UNCLOSED)
+def test_a_schedule_that_ends_at_rate_zero_before_the_onset_is_said_once(images, caplog):
+    timm.create_model("ncreg_etf.test_resnet", num_classes=10, terminal_phase={"max_epochs": 6})
+    shared = {"input_size": (3, 32, 32), "batch_size": 300, "num_workers": 0, "device": torch.device("cpu")}
+    timm.data.create_loader(create_dataset("", root=str(images), split="train"), is_training=True, **shared)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    schedule, _ = timm.scheduler.create_scheduler_v2(optimizer, num_epochs=2, updates_per_epoch=1)
+    told = []
+    for epoch in range(1, 5):
+        schedule.step(epoch, 50.0)
+        told.append(caplog.text.count("begin again with --min-lr"))
+    assert told == [0, 1, 1, 1]
+
+
+@pytest.mark.filterwarnings(*UNCLOSED)
+def test_an_epoch_that_was_closed_is_not_trained_again(images):
+    timm.create_model("ncreg_etf.test_resnet", num_classes=10, terminal_phase=True)
+    shared = {"input_size": (3, 32, 32), "batch_size": 300, "num_workers": 0, "device": torch.device("cpu")}
+    timm.data.create_loader(create_dataset("", root=str(images), split="train"), is_training=True, **shared)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    schedule, _ = timm.scheduler.create_scheduler_v2(optimizer, num_epochs=5, updates_per_epoch=1)
+    schedule.step(1, 50.0)
+    schedule.step(1)  # as train.py does after loading a checkpoint
+    schedule.step_update(1)  # and this with --sched-on-updates; of a single update, an epoch shows it at its end alone
+    with pytest.raises(ValueError, match="stands at epoch 1: leave out --start-epoch"):
+        schedule.step(1, 50.0)

@@ -1,11 +1,13 @@
-"""A stand-in for timm's train.py: few of its flags, its calls into timm in its order. `test_timm.py` runs it.
+"""A stand-in for timm's train.py: few of its flags, its calls into timm in its order. `test_timm_script.py` runs it.
 
 The names of timm are imported before `--device-modules` are, as there; the checkpoint of an epoch is saved before the
-schedule is stepped; nothing but the optimizer's, the model's and the task's state is in it.
+schedule is stepped, and not at all between two validations; the results of an epoch are listed after that; an interrupt
+ends the loop without a word; nothing but the optimizer's, the model's and the task's state is in a checkpoint.
 """
 
 import argparse
 import importlib
+import json
 import logging
 import os
 import sys
@@ -38,6 +40,10 @@ parser.add_argument("--epochs", type=int, default=10)
 parser.add_argument("--warmup-epochs", type=int, default=0)
 parser.add_argument("--stop-epoch", type=int)
 parser.add_argument("--kill-after", type=int, help="of this stand-in alone: exit at once after saving so many epochs")
+parser.add_argument("--start-epoch", type=int)
+parser.add_argument("--val-split", default="validation")
+parser.add_argument("--val-interval", type=int, default=1)
+parser.add_argument("--train-interpolation", default="random")
 parser.add_argument("--resume", default="")
 parser.add_argument("--no-resume-opt", action="store_true")
 parser.add_argument("--hflip", type=float, default=0.0)
@@ -84,16 +90,21 @@ def main():
     schedule, num_epochs = create_scheduler_v2(
         optimizer, **scheduler_kwargs(args, decreasing_metric=False), updates_per_epoch=updates
     )
-    start = resume_epoch or 0
+    start = args.start_epoch if args.start_epoch is not None else resume_epoch or 0
     if schedule is not None and start > 0:
         schedule.step_update(start * updates) if args.sched_on_updates else schedule.step(start)
+    results = []
     try:
         for epoch in range(start, min(num_epochs, args.stop_epoch or num_epochs)):
             if args.distributed:
                 loader.sampler.set_epoch(epoch)
             rates = [group["lr"] for group in optimizer.param_groups]
             loss = train_one_epoch(epoch, task, model, loader, optimizer, schedule, args)
-            metric = validate(task, loader_eval, args)
+            if (epoch + 1) % args.val_interval != 0 and epoch + 1 != num_epochs:
+                if schedule is not None:
+                    schedule.step(epoch + 1, metric=None)
+                continue
+            metric = loss if loader_eval is None else validate(task, loader_eval, args)
             if saver is not None:
                 print(f"epoch {epoch} loss {loss!r} top1 {metric:.2f} rates {rates}", flush=True)
                 saver.save_checkpoint(epoch, metric=metric)
@@ -101,10 +112,12 @@ def main():
                 os._exit(9)
             if schedule is not None:
                 schedule.step(epoch + 1, metric)
-    except KeyboardInterrupt as stopped:
-        logging.info("stopped: %s", stopped)
+            results.append({"epoch": epoch, "metric": metric})
+    except KeyboardInterrupt:
+        pass
     if args.distributed:
         torch.distributed.destroy_process_group()
+    print(f"--result {json.dumps(results)}")
 
 
 def make_task(args, model, device):
@@ -118,10 +131,14 @@ def loaders(args, config, device):
     shared = {"mean": config["mean"], "std": config["std"], "num_workers": 0, "distributed": args.distributed}
     shared |= {"input_size": config["input_size"], "batch_size": args.batch_size, "device": device}
     train = create_dataset("", root=args.data_dir, split="train", is_training=True, batch_size=args.batch_size)
-    valid = create_dataset("", root=args.data_dir, split="validation", is_training=False, batch_size=args.batch_size)
-    return (
-        create_loader(train, is_training=True, hflip=args.hflip, scale=args.scale, color_jitter=None, **shared),
-        create_loader(valid, is_training=False, crop_pct=1.0, **shared),
+    augmentation = {"hflip": args.hflip, "scale": args.scale, "color_jitter": None}
+    augmentation["interpolation"] = args.train_interpolation
+    loader = create_loader(train, is_training=True, **augmentation, **shared)
+    if not args.val_split:
+        return loader, None
+    valid = create_dataset("", root=args.data_dir, split=args.val_split, is_training=False, batch_size=args.batch_size)
+    return loader, create_loader(
+        valid, is_training=False, crop_pct=1.0, interpolation=config["interpolation"], **shared
     )
 
 
@@ -143,7 +160,7 @@ def train_one_epoch(epoch, task, model, loader, optimizer, schedule, args):
     return losses.avg
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def validate(task, loader, args):
     model = task.get_eval_model()
     model.eval()
@@ -155,4 +172,5 @@ def validate(task, loader, args):
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
+    logging.getLogger("ncreg").setLevel(logging.DEBUG)  # what the processes beside the first one have measured, too
     main()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import inspect
 import sys
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import timm.data.loader
 import timm.optim._optim_factory
 import timm.scheduler.scheduler_factory
 import timm.task
+from timm.data.model_config import resolve_input_data_config
 from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import IterableDataset
@@ -31,7 +32,14 @@ _ORIGINAL: dict[str, Any] = {
     "ClassificationTask": timm.task.ClassificationTask,
     "get_pretrained_cfg": timm_pretrained_cfg,
 }
-_LOADERS: dict[bool, dict[str, Any]] = {}  # is_training → what the last such loader was made of
+
+
+class _Made(NamedTuple):
+    loader: Any
+    given: dict[str, Any]  # the arguments that it was made of
+
+
+_LOADERS: dict[bool, _Made] = {}  # is_training → the last such loader
 
 
 def install() -> None:
@@ -93,9 +101,8 @@ def create_loader(dataset: Any, *args: Any, **kwargs: Any) -> Any:
     """timm's; what it was made of is kept, for a second loader of the training set without augmentation."""
     make = _ORIGINAL["create_loader"]
     given = inspect.signature(make).bind(dataset, *args, **kwargs).arguments
-    loader = make(**given)
-    _LOADERS[bool(given.get("is_training", False))] = given
-    return loader
+    made = _LOADERS[bool(given.get("is_training", False))] = _Made(make(**given), given)
+    return made.loader
 
 
 _OF_EVALUATION = (
@@ -114,7 +121,7 @@ def clean_loader() -> Any:
         raise ValueError(
             "terminal_phase needs the training loader of timm.data.create_loader: --naflex-loader makes another"
         )
-    training = _LOADERS[True]
+    training = _LOADERS[True].given
     dataset = training["dataset"]
     while hasattr(dataset, "dataset"):  # AugMix wraps the images
         dataset = dataset.dataset
@@ -123,9 +130,28 @@ def clean_loader() -> Any:
             f"terminal_phase reads the training set a second time, which {type(dataset).__name__} does not allow: "
             "use a folder of images or another data set with a length"
         )
-    like = _LOADERS.get(False, training)
+    like = _LOADERS[False].given if False in _LOADERS else _as_validation(training)
     kept = {name: like[name] for name in _OF_EVALUATION if name in like}
     return _ORIGINAL["create_loader"](copy.copy(dataset), is_training=False, persistent_workers=False, **kept)
+
+
+def _as_validation(training: Mapping[str, Any]) -> dict[str, Any]:
+    """Without a validation split: the images of the training loader, resized and cropped as the model asks for."""
+    config = resolve_input_data_config(REQUESTS.classifier)
+    interpolation = training.get("interpolation", "random")  # "random" is there for augmentation alone
+    own = {"interpolation": config["interpolation"] if interpolation == "random" else interpolation}
+    return dict(training) | own | {name: config[name] for name in ("crop_pct", "crop_mode")}
+
+
+def _before_each_epoch(loader: Any, act: Callable[[], None]) -> None:
+    """Have `act` called whenever the loader is read from its beginning; it stays the object that the script holds."""
+    kind = type(loader)
+
+    def read(self: Any) -> Any:
+        act()
+        return kind.__iter__(self)
+
+    loader.__class__ = type(kind.__name__, (kind,), {"__iter__": read})
 
 
 def create_scheduler_v2(optimizer: Optimizer, *args: Any, **kwargs: Any) -> tuple[Any, int]:
@@ -134,7 +160,8 @@ def create_scheduler_v2(optimizer: Optimizer, *args: Any, **kwargs: Any) -> tupl
     Raises:
         ValueError: loss terms that no task computes, or settings that TPTScheduler refuses.
     """
-    schedule, num_epochs = _ORIGINAL["create_scheduler_v2"](optimizer, *args, **kwargs)
+    make = _ORIGINAL["create_scheduler_v2"]
+    schedule, num_epochs = make(optimizer, *args, **kwargs)
     terms = REQUESTS.terms if isinstance(REQUESTS.terms, LossTerms) else None
     if REQUESTS.loss_terms and terms is None:
         raise ValueError("loss_terms are computed in timm's ClassificationTask alone: no distillation, no multilabel")
@@ -143,7 +170,10 @@ def create_scheduler_v2(optimizer: Optimizer, *args: Any, **kwargs: Any) -> tupl
             raise ValueError(f"loss_terms with the phases {terms.phases} need terminal_phase, which finds the phase")
         return schedule, num_epochs
     scheduler = TPTScheduler(optimizer, schedule, **_settings(REQUESTS.terminal_phase, num_epochs))
-    driver = TerminalPhaseSchedule(scheduler, schedule, EpochCloser(clean_loader()), REQUESTS.classifier, terms)
+    updates = inspect.signature(make).bind(optimizer, *args, **kwargs).arguments.get("updates_per_epoch", 0)
+    closer = EpochCloser(clean_loader())
+    driver = TerminalPhaseSchedule(scheduler, schedule, closer, REQUESTS.classifier, terms, updates)
+    _before_each_epoch(_LOADERS[True].loader, driver.stop_if_ended)
     return driver, scheduler.epoch if scheduler.finished else scheduler.max_epochs
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import torch.distributed as dist
+
+from ncreg.distributed import world_size
 from ncreg.integrations._epochs import EpochCloser
 from ncreg.integrations.timm._task import LossTerms
 from ncreg.models import Classifier
@@ -17,8 +20,13 @@ STATE = "ncreg_terminal_phase"
 _logger = logging.getLogger(__name__)
 
 
+def _report(message: str, level: int = logging.INFO) -> None:
+    """Log, on rank 0; the other processes, which have the same numbers, log for debugging."""
+    _logger.log(logging.DEBUG if world_size() > 1 and dist.get_rank() > 0 else level, message)
+
+
 class TerminalPhaseEnded(KeyboardInterrupt):
-    """The run is over before the last of `--epochs`; train.py ends its loop on a KeyboardInterrupt, and tidies up."""
+    """The run is over before the last of its epochs; train.py ends its loop on a KeyboardInterrupt, and tidies up."""
 
 
 class TerminalPhaseSchedule:
@@ -27,6 +35,9 @@ class TerminalPhaseSchedule:
     `step` takes no notice of the loop's metric, the *validation* accuracy in per cent, and measures the clean training
     set itself. train.py saves an epoch's checkpoint before it calls `step`: a checkpoint holds the weights of the
     epoch's end and a state of its beginning, and the epoch is closed when that is loaded.
+
+    The run ends with an epoch that is saved, and when train.py has listed that epoch's results: `step` notes the end,
+    and `stop_if_ended`, which is called before the first batch of the next epoch, raises.
     """
 
     def __init__(
@@ -36,8 +47,12 @@ class TerminalPhaseSchedule:
         closer: EpochCloser,
         classifier: Classifier,
         terms: LossTerms | None = None,
+        updates_per_epoch: int = 0,
     ) -> None:
         self.scheduler, self.closer, self.classifier, self.terms = scheduler, closer, classifier, terms
+        self.updates_per_epoch = updates_per_epoch
+        self.ended = ""  # how, once it has
+        self._at_rest = False  # the warning has been given
         self.t_in_epochs = bool(getattr(inner, "t_in_epochs", True))  # train.py shows it
         self.measured: dict[str, float] = {}
         self._updated = False
@@ -56,23 +71,35 @@ class TerminalPhaseSchedule:
 
         Raises:
             ValueError: the scheduler's state is not that of the epoch before.
-            TerminalPhaseEnded: there is nothing left to train.
         """
         if epoch <= self.scheduler.epoch:
+            self._refuse_closed_epochs(self._updated)
             self.scheduler.step(self.scheduler.epoch)
             return
         self._close(epoch)
         if self.scheduler.finished and epoch < self.scheduler.max_epochs:
-            raise TerminalPhaseEnded(
-                f"the terminal phase ended with epoch {epoch} of at most {self.scheduler.max_epochs}"
-            )
+            self._end(epoch, saved=metric is not None)
 
     def step_update(self, num_updates: int, metric: float | None = None) -> None:
-        """After each optimizer step."""
+        """After each optimizer step.
+
+        Raises:
+            ValueError: the update is one of an epoch that has been closed.
+        """
+        self._refuse_closed_epochs(num_updates < self.scheduler.epoch * self.updates_per_epoch)
         self.scheduler.step_update(num_updates)
         if not self._updated:
             self._updated = True
             self._store()
+
+    def stop_if_ended(self) -> None:
+        """Before the first batch of an epoch.
+
+        Raises:
+            TerminalPhaseEnded: there is nothing left to train.
+        """
+        if self.ended:
+            raise TerminalPhaseEnded(self.ended)
 
     def state_dict(self) -> dict[str, Any]:
         """The TPTScheduler's."""
@@ -90,7 +117,29 @@ class TerminalPhaseSchedule:
         shown = ", ".join(
             f"{name} {self.measured[name]:.6g}" for name in ("accuracy", "nc1", "nc3") if name in self.measured
         )
-        _logger.info("Clean training set after epoch %d: %s (%s)", epoch, shown, self.scheduler.phase)
+        _report(f"Clean training set after epoch {epoch}: {shown} ({self.scheduler.phase})")
+        if self.scheduler.phase == "fitting" and not any(self.scheduler.get_last_lr()) and not self._at_rest:
+            self._at_rest = True
+            _report(
+                f"the schedule has come to rate 0 before accuracy {self.scheduler.threshold:g} of the training set: "
+                "nothing is learned any more; stop, and begin again with --min-lr, more --epochs or a lower threshold "
+                "in terminal_phase",
+                logging.WARNING,
+            )
+
+    def _end(self, epoch: int, saved: bool) -> None:
+        if saved:
+            self.ended = f"the terminal phase ended: epoch {epoch} of at most {self.scheduler.max_epochs}"
+            _report(self.ended)
+        else:  # with --val-interval train.py calls step without a metric, and has saved nothing
+            _report("the terminal phase has ended; training goes on to the next epoch that --val-interval saves")
+
+    def _refuse_closed_epochs(self, trained_again: bool) -> None:
+        if trained_again:
+            raise ValueError(
+                f"an epoch is trained that was closed before, the TPTScheduler stands at epoch {self.scheduler.epoch}: "
+                "leave out --start-epoch, or --resume (--initial-checkpoint takes the weights alone)"
+            )
 
     def _store(self) -> None:
         self._group[STATE] = {"scheduler": self.scheduler.state_dict(), "updated": self._updated}
