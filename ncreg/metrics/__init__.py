@@ -3,13 +3,16 @@
 NeuralCollapse measures last-layer features and the classifier, NearestClassCenter what the class means decide on
 other features, LayerwiseCollapse the layers inside; all are exact, mergeable and right near collapse. docs/metrics.md
 says what each number means. minority_angles, minority_collapse and seli_distance look at rare classes,
-ood_orthogonality (NC5) at out-of-distribution features.
+ood_orthogonality (NC5) at out-of-distribution features; hessian_norms and batch_norm_condensation look at a network
+before it is trained.
 """
 
 from ncreg.metrics._direction import HIGHER_IS_BETTER
 from ncreg.metrics._layerwise import LayerwiseCollapse
 from ncreg.metrics._nearest_center import NearestClassCenter
 from ncreg.metrics._neural_collapse import NeuralCollapse
+from ncreg.metrics.condensation import batch_norm_condensation
+from ncreg.metrics.curvature import hessian_norms
 from ncreg.metrics.minority import Angles, MinorityCollapse, minority_angles, minority_collapse
 from ncreg.metrics.nc5 import ood_orthogonality
 from ncreg.metrics.seli import GramDistance, seli_distance
@@ -22,6 +25,8 @@ __all__ = [
     "MinorityCollapse",
     "NearestClassCenter",
     "NeuralCollapse",
+    "batch_norm_condensation",
+    "hessian_norms",
     "minority_angles",
     "minority_collapse",
     "ood_orthogonality",

@@ -1,0 +1,112 @@
+"""Curvature by layer against closed forms and full Hessians; condensation against all pairs."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ncreg.metrics import batch_norm_condensation, hessian_norms
+from ncreg.models import swap_head
+from ncreg.norms import LastBatchNorm
+
+
+def gaussian(*shape, seed=0):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_softmax_regression_at_zero(classes):
+    rows, target = gaussian(40, 7), torch.arange(40) % classes
+    layer = nn.Linear(7, classes).double()
+    nn.init.zeros_(layer.weight), nn.init.zeros_(layer.bias)
+    wanted = np.linalg.eigvalsh((rows.T @ rows / 40).numpy())[-1] / classes
+    found = hessian_norms(layer, rows, target, steps=2000, tolerance=1e-10)
+    assert found == {"weight": pytest.approx(wanted, rel=1e-6)}
+
+
+def test_a_step_beyond_two_over_the_norm_diverges_on_the_quadratic():
+    rows, wanted = gaussian(30, 5), gaussian(30, 2, seed=1)
+    layer = nn.Linear(5, 2, bias=False).double()
+    norm = hessian_norms(layer, rows, wanted, loss=F.mse_loss, steps=5000, tolerance=1e-12)["weight"]
+    sizes = {}
+    for factor in (1.9, 2.1):
+        weight = torch.zeros_like(layer.weight, requires_grad=True)
+        for _ in range(400):
+            (slope,) = torch.autograd.grad(F.mse_loss(rows @ weight.T, wanted), weight)
+            weight = (weight - factor / norm * slope).detach().requires_grad_()
+        sizes[factor] = float(weight.detach().norm())
+    assert sizes[1.9] < 10 and sizes[2.1] > 1e6
+
+
+def test_blocks_of_a_network_are_those_of_its_full_hessian():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 3)).double()
+    rows, target = gaussian(20, 4), torch.arange(20) % 3
+    found = hessian_norms(net, rows, target, steps=5000, tolerance=1e-11)
+    for name in ("0.weight", "2.weight"):
+        start = net.get_parameter(name).detach()
+
+        def of_weight(w, name=name):
+            return F.cross_entropy(torch.func.functional_call(net, {name: w}, (rows,)), target)
+
+        block = torch.autograd.functional.hessian(of_weight, start).reshape(start.numel(), start.numel())
+        assert found[name] == pytest.approx(float(torch.linalg.eigvalsh(block).abs().max()), rel=1e-4)
+    one = hessian_norms(net, rows, target, layers=["2.weight"], steps=5000, tolerance=1e-11)
+    assert one == {"2.weight": pytest.approx(found["2.weight"], rel=1e-4)}
+
+
+def test_every_trained_weight_of_a_classifier_and_no_gradient_left():
+    torch.manual_seed(0)
+    model = swap_head("test_resnet", "etf", num_classes=4).eval()
+    found = hessian_norms(model, torch.rand(4, 3, 32, 32), torch.arange(4), steps=2)
+    assert set(found) == {n for n, p in model.named_parameters() if p.ndim >= 2}
+    assert all(np.isfinite(value) and value >= 0 for value in found.values()) and max(found.values()) > 0
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_condensation_is_the_mean_over_pairs():
+    torch.manual_seed(0)
+    net = (
+        nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), LastBatchNorm(48)).double().eval()
+    )
+    images = gaussian(5, 2, 6, 6)
+    found = batch_norm_condensation(net, images)
+    with torch.no_grad():
+        inputs = {"1": net[0](images), "4": net[:4](images)}
+    for name, rows in inputs.items():
+        pairs = itertools.combinations(rows.flatten(1).numpy(), 2)
+        cosines = [a @ b / (np.linalg.norm(a) * np.linalg.norm(b)) for a, b in pairs]
+        assert found[name] == pytest.approx(np.mean(cosines), abs=1e-12)
+
+
+def test_the_same_image_everywhere_is_fully_condensed_and_zeros_count_as_nothing():
+    net = nn.Sequential(nn.BatchNorm1d(3)).eval()
+    same = torch.tensor([[1.0, 2.0, 3.0]]).repeat(4, 1) * torch.arange(1, 5)[:, None]
+    assert batch_norm_condensation(net, same) == {"0": pytest.approx(1)}
+    same[0] = 0  # three of six pairs are left
+    assert batch_norm_condensation(net, same) == {"0": pytest.approx(0.5)}
+
+
+X, Y = torch.rand(4, 3), torch.tensor([0, 1, 0, 1])
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda: hessian_norms(lambda x: x, X, Y), TypeError, "model must be a module"),
+        (lambda: hessian_norms(nn.ReLU(), X, Y), ValueError, "no trained weight of two or more axes"),
+        (lambda: hessian_norms(nn.Linear(3, 2), X, Y, layers=["w"]), ValueError, "layers names 'w'.*there are weight"),
+        (lambda: hessian_norms(nn.Linear(3, 2), X / 0, Y), ValueError, "one finite number"),
+        (lambda: hessian_norms(nn.Linear(3, 2), X, Y, steps=0), ValueError, "steps=0"),
+        (lambda: batch_norm_condensation(nn.Sequential(nn.ReLU()).eval(), X), ValueError, "no BatchNorm runs"),
+        (lambda: batch_norm_condensation(nn.BatchNorm1d(3), X), ValueError, "training mode"),
+        (lambda: batch_norm_condensation(nn.BatchNorm1d(3).eval(), X[:1]), ValueError, "images holds 1"),
+    ],
+)
+def test_what_is_refused(call, error, words):
+    with pytest.raises(error, match=words):
+        call()
