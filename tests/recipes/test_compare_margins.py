@@ -22,6 +22,7 @@ from recipes.study.power import (
     spread_of,
     verdict_from,
 )
+from recipes.study.report_rows import measure_table
 from recipes.study.spec import Contrast, Measure
 
 STUDIES = Path(__file__).parents[2] / "benchmarks" / "studies"
@@ -239,6 +240,26 @@ def stepped(p):
     order = np.argsort(p)
     adjusted = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
     return adjusted[np.argsort(order)]
+
+
+def test_a_report_shows_the_corrected_p_of_every_test_against_the_margin():
+    """The row of the report that is committed, from the differences by seed and scipy."""
+    content = json.loads((STUDIES / "wider_decay" / "results.json").read_text())
+    table = next(t for t in content["statistics"] if t["measure"] == "at_end.test.accuracy")
+    base = np.array(list(table["arms"][0]["by_seed"].values()))
+    differences = [np.array(list(entry["by_seed"].values())) - base for entry in table["arms"][1:]]
+    over, under = (
+        np.array([stats.ttest_1samp(sign * d, -MARGIN, alternative="greater").pvalue for d in differences])
+        for sign in (1, -1)
+    )
+    beyond = np.minimum(1, 2 * np.minimum(1 - over, 1 - under))
+    texts = [[f"{p:.3f}" for p in stepped(values)] for values in (beyond, np.maximum(over, under), over)]
+    arms = {entry["arm"]: entry["arm"] for entry in table["arms"]}
+    shown = measure_table(table, ACCURACY, arms, None, None)["rows"][1:]
+    assert [[row[name] for row in shown] for name in ("beyond", "equivalent", "not_worse")] == texts
+    lines = (STUDIES / "wider_decay" / "report.md").read_text().split("### ")[1].splitlines()
+    cells = [[cell.strip() for cell in line.split("|")[8:11]] for line in lines if line.startswith("| ")][2:]
+    assert cells == [list(row) for row in zip(*texts, strict=True)]
 
 
 def test_a_spread_names_its_level():

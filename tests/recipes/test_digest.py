@@ -110,3 +110,64 @@ def test_the_list_of_studies_adds_up_what_their_runs_took():
     assert shared > 0  # runs that two studies have count once
     scale = next(row for row in rows if row[0].startswith("[scale]"))
     assert scale[2:4] == ["45", ""]  # a finished study without a search
+
+
+ACCURACY, AFTER = "at_end.test.accuracy", "robustness.calibration.after.nll"
+ATTACKED = "robustness.adversarial.headline.accuracy"
+README, EVIDENCE = "README.md", "docs/evidence.md"
+DEFAULT, BN_WD = "recipes/configs/default.yaml", "recipes/configs/bn_wd.yaml"
+
+
+@pytest.mark.parametrize(
+    ("study", "data", "arm", "measure", "factor", "digits", "documents"),
+    [
+        ("heads_and_losses", "fashion_mnist", "etf", ACCURACY, 100, 2, [README, EVIDENCE]),
+        ("heads_and_losses", "fashion_mnist", "default", ACCURACY, 100, 2, [EVIDENCE, DEFAULT]),
+        ("heads_and_losses", "fashion_mnist", "default", AFTER, 1, 3, [EVIDENCE, DEFAULT]),
+        ("heads_and_losses", "fashion_mnist", "etf", AFTER, 1, 3, [EVIDENCE]),
+        ("heads_and_losses", "fashion_mnist", "etf", ATTACKED, 100, 1, [README, EVIDENCE]),
+        ("wider_decay", "fashion_mnist", "bn_wd", ACCURACY, 100, 2, [README, EVIDENCE, BN_WD]),
+        ("wider_decay", "fashion_mnist", "bn_wd", AFTER, 1, 3, [EVIDENCE, BN_WD]),
+        ("long_tail", "ratio_50", "default", ACCURACY, 100, 1, [README, DEFAULT]),
+        ("long_tail", "ratio_100", "default", ACCURACY, 100, 1, [README, DEFAULT]),
+        ("long_tail", "ratio_50", "logit_adjusted", ACCURACY, 100, 1, [EVIDENCE]),
+        ("long_tail", "ratio_100", "logit_adjusted", ACCURACY, 100, 1, [EVIDENCE]),
+        ("label_noise", "noise_20", "short", ACCURACY, 100, 1, [README]),
+    ],
+)  # fmt: skip
+def test_differences_told_in_words_are_those_of_the_runs(study, data, arm, measure, factor, digits, documents):
+    """Mean and interval by scipy from the values of the runs, as the documents write them."""
+    content = json.loads((STUDIES / study / "results.json").read_text())
+    (table,) = (t for t in content["statistics"] if (t["data"], t["measure"]) == (data, measure))
+    by_seed = {entry["arm"]: entry["by_seed"] for entry in table["arms"]}
+    base = content["study"]["baseline"] or next(iter(content["study"]["arms"]))
+    test = stats.ttest_rel(*([factor * by_seed[name][seed] for seed in by_seed[base]] for name in (arm, base)))
+    interval = test.confidence_interval(0.95)
+    mean = factor * statistics.mean(by_seed[arm][seed] - by_seed[base][seed] for seed in by_seed[base])
+    told = f"{mean:+.{digits}f} [{interval.low:+.{digits}f}, {interval.high:+.{digits}f}]"
+    for name in documents:
+        text = " ".join((digest.ROOT / name).read_text().replace("\n#", " ").split())
+        assert (told if name.endswith(".yaml") else told.replace("-", "−")) in text, (name, told)
+
+
+@pytest.mark.parametrize(
+    ("study", "arm", "measure", "factor", "digits", "documents"),
+    [
+        ("heads_and_losses", "baseline", "at_end.test.loss", 1, 2, [README, EVIDENCE]),
+        ("heads_and_losses", "baseline", AFTER, 1, 2, [README, EVIDENCE]),
+        ("heads_and_losses", "baseline", "robustness.calibration.before.ece", 100, 1, [README, EVIDENCE]),
+        ("heads_and_losses", "baseline", "robustness.calibration.after.ece", 100, 1, [README, EVIDENCE, DEFAULT]),
+        ("heads_and_losses", "default", "robustness.calibration.after.ece", 100, 1, [DEFAULT]),
+        ("heads_and_losses", "default", "robustness.calibration.risk_coverage.aurc", 1, 3, [DEFAULT]),
+        ("wider_decay", "bn_wd", "robustness.calibration.risk_coverage.aurc", 1, 3, [EVIDENCE, BN_WD]),
+        ("wider_decay", "baseline", AFTER, 1, 3, [EVIDENCE]),
+        ("wider_decay", "bn_wd", "at_end.train.nc1", 1, 3, [README, EVIDENCE, BN_WD]),
+        ("wider_decay", "baseline", "at_end.train.nc1", 1, 3, [README, EVIDENCE, BN_WD]),
+    ],
+)
+def test_levels_told_in_words_are_those_of_the_runs(study, arm, measure, factor, digits, documents):
+    content = json.loads((STUDIES / study / "results.json").read_text())
+    (table,) = (t for t in content["statistics"] if t["measure"] == measure)
+    (values,) = (entry["by_seed"].values() for entry in table["arms"] if entry["arm"] == arm)
+    for name in documents:
+        assert f"{factor * statistics.mean(values):.{digits}f}" in (digest.ROOT / name).read_text(), name
