@@ -1,0 +1,43 @@
+"""Class names in any script are drawn without a missing glyph, or replaced by the number of the class."""
+
+import warnings
+
+import matplotlib.pyplot as plt
+import pytest
+from matplotlib import font_manager
+
+from recipes.core.fonts import _letters, drawable
+from recipes.core.plot_style import STYLE
+
+
+def drawn(names, path):
+    shown, style = drawable(names, STYLE)
+    with warnings.catch_warnings(), plt.rc_context(style):
+        warnings.simplefilter("error")  # matplotlib warns of every glyph that is missing
+        figure = plt.figure()
+        for row, name in enumerate(shown):
+            figure.text(0.1, 0.1 + 0.08 * row, name)
+        figure.savefig(path)
+        plt.close(figure)
+    return shown, style["font.family"]
+
+
+@pytest.mark.parametrize("suffix", ["png", "svg"])
+def test_names_in_many_scripts_leave_no_missing_glyph(suffix, tmp_path):
+    names = ["dog", "лиса", "αλεπού", "كلب", "狐狸", "여우", "हाथी", "🦊", "tab\tname", "", "\U00100000"]
+    shown, _ = drawn(names, tmp_path / f"names.{suffix}")
+    assert shown[:3] == names[:3] and shown[8:] == ["class 8", "class 9", "class 10"]
+    for number, (name, seen) in enumerate(zip(names, shown, strict=True)):
+        assert seen in (name, f"class {number}")
+
+
+def test_another_installed_font_lends_its_letters(tmp_path):
+    other = font_manager.findfont("STIXGeneral")
+    letters = sorted(_letters(other) - _letters(font_manager.findfont("DejaVu Sans")))
+    name = "".join(letter for letter in letters if letter.isalpha())[:5]
+    shown, fonts = drawn([name], tmp_path / "names.png")
+    assert shown == [name] and fonts[0] == "DejaVu Sans" and len(fonts) > 1
+
+
+def test_names_of_latin_letters_change_nothing():
+    assert drawable(["T-shirt/top", "Ankle boot"], STYLE) == (["T-shirt/top", "Ankle boot"], STYLE)
