@@ -180,7 +180,7 @@ def run_epochs(
         progress.epoch(
             record,
             phase=scheduler.phase,
-            epochs=scheduler.last_epoch or config.tpt.max_epochs,
+            epochs=scheduler.last_epoch,
             important=scheduler.finished or scheduler.onset_epoch == epoch,
         )
 
@@ -270,7 +270,7 @@ def checkpoint_header(config: TrainConfig, data: Dataset) -> dict[str, Any]:
 def announce(config: TrainConfig, data: Dataset, state: TrainState, steps: int) -> Progress:
     """Print notes on the data and the opening line; the progress bar of the run."""
     main, scheduler = state.ranks.main, state.scheduler
-    for note in data.notes if main else ():
+    for note in [*data.notes, *batch_notes(config.data.batch_size, len(data.train))] if main else ():
         print(f"note: {note}", file=sys.stderr)
     if main and not config.quiet:
         line = opening_line(data, state.model, data_name=config.data.name, backbone=config.model.backbone)
@@ -278,7 +278,7 @@ def announce(config: TrainConfig, data: Dataset, state: TrainState, steps: int) 
     return Progress(
         steps=steps,
         done=scheduler.epoch * steps + len(state.losses),
-        epochs=scheduler.last_epoch or config.tpt.max_epochs,
+        epochs=scheduler.last_epoch,
         max_epochs=config.tpt.max_epochs,
         visible=main and not config.quiet,
     )

@@ -11,7 +11,7 @@ from matplotlib import font_manager
 DEFAULT = "DejaVu Sans"
 
 
-def drawable(names: Sequence[str], style: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
+def drawable(names: Sequence[str], style: Any) -> tuple[list[str], Any]:
     """The names as a figure can show them, and the style with the fonts that they need.
 
     A name with a letter that no installed font has is replaced by "class N", N counted from 0.

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from recipes.core.errors import UserError
+from recipes.core.fonts import drawable
 from recipes.core.plot_style import COLORS, GRAY, LINES, MATH_STYLE, STYLE
 from recipes.evaluation import simplex_plot
 from recipes.evaluation.collapse_report import MeasuredSplit, shown_features
@@ -76,7 +77,8 @@ def cosines(split: MeasuredSplit, class_names: Sequence[str]) -> Picture:
     """Cosines of the centred class means: a matrix, or a histogram of many."""
     here = (split.collapse.counts > 0).numpy()
     table = split.collapse.cosines().cpu().numpy()[np.ix_(here, here)]
-    names = [name for name, present in zip(class_names, here, strict=True) if present]
+    every, style = drawable(class_names, STYLE)
+    names = [name for name, present in zip(every, here, strict=True) if present]
     ideal = -1 / max(1, len(names) - 1)
     if len(names) > MOST_CELLS:
         figure, panel = _figure()
@@ -89,8 +91,9 @@ def cosines(split: MeasuredSplit, class_names: Sequence[str]) -> Picture:
         figure, panel = _figure(height=WIDTH * 0.9)
         shown = panel.imshow(table, vmin=-1, vmax=1, cmap="RdBu_r")
         short = [name if len(name) < 12 else f"{name[:10]}…" for name in names]
-        panel.set_xticks(range(len(names)), short, rotation=90, fontsize=8)
-        panel.set_yticks(range(len(names)), short, fontsize=8)
+        look = {"fontsize": 8, "family": style["font.family"]}
+        panel.set_xticks(range(len(names)), short, rotation=90, **look)
+        panel.set_yticks(range(len(names)), short, **look)
         if len(names) <= 10:
             for (row, column), value in np.ndenumerate(table):
                 color = "white" if abs(value) > 0.6 else "black"

@@ -24,6 +24,7 @@ from matplotlib.lines import Line2D
 from ncreg.frames import nearest_simplex_etf
 from recipes.core.errors import UserError
 from recipes.core.files import write_json
+from recipes.core.fonts import drawable
 from recipes.core.plot_style import COLORS, GRAY, MARKERS, STYLE
 from recipes.evaluation.model_options import ModelOptions
 from recipes.evaluation.snapshots import Array, Snapshot, take_snapshots
@@ -139,7 +140,8 @@ def draw(views: Sequence[View], class_names: Sequence[str], *, title: str = "") 
     """Small multiples, one panel a view, and what they show in words."""
     columns = min(4, len(views))
     rows = -(-len(views) // columns)
-    with plt.rc_context(STYLE):
+    names, style = drawable(class_names, STYLE)
+    with plt.rc_context(style):
         figure, panels = plt.subplots(
             rows,
             columns,
@@ -150,7 +152,7 @@ def draw(views: Sequence[View], class_names: Sequence[str], *, title: str = "") 
         for panel in panels.flat[len(views) :]:
             panel.axis("off")
         for panel, view in zip(panels.flat, views, strict=False):
-            _panel(panel, view, class_names)
+            _panel(panel, view, names)
         figure.legend(
             handles=_legend(),
             loc="outside lower center",

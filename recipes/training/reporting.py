@@ -42,27 +42,50 @@ def opening_line(data: Dataset, model: Classifier, *, data_name: str, backbone: 
     )
 
 
+def batch_notes(batch_size: int, images: int) -> list[str]:
+    """A hint where an epoch has one or two steps, so that the schedule moves in few, large steps.
+
+    Example:
+        >>> batch_notes(512, 1000)
+        ['data.batch_size=512 makes an epoch of 1000 images one step; a smaller one trains in more steps']
+        >>> batch_notes(128, 1000)
+        []
+    """
+    if 3 * batch_size <= images:
+        return []
+    steps = ("no step", "one step", "two steps")[images // batch_size]
+    return [
+        f"data.batch_size={batch_size} makes an epoch of {images} images {steps}; a smaller one trains in more steps"
+    ]
+
+
 class Progress:
     """A bar over the steps of a run; without a terminal, a line about every twentieth of the epochs.
 
     Args:
         steps: of an epoch.
         done: steps of the run that were taken before.
+        epochs: the last epoch, where it is known; None before the terminal phase says it.
         max_epochs: bound of the run.
         visible: whether to show anything.
     """
 
-    def __init__(self, *, steps: int, done: int, epochs: int, max_epochs: int, visible: bool) -> None:
+    def __init__(self, *, steps: int, done: int, epochs: int | None, max_epochs: int, visible: bool) -> None:
         self._steps, self._max_epochs, self._visible = steps, max_epochs, visible
-        self._bar = tqdm(total=steps * epochs, initial=done, unit="step", disable=None if visible else True)
+        total = steps * (epochs or max_epochs)
+        self._bar = tqdm(total=total, initial=done, unit="step", disable=None if visible else True)
+        self._bar.set_description_str(epoch_of(done // steps + 1, epochs, max_epochs), refresh=False)
 
     def step(self) -> None:
         """One optimizer step was taken."""
         self._bar.update()
 
-    def epoch(self, record: Mapping[str, Any], *, phase: str, epochs: int, important: bool) -> None:
-        """An epoch has ended: show its record; the run is now expected to last `epochs`."""
-        self._bar.total = self._steps * epochs
+    def epoch(self, record: Mapping[str, Any], *, phase: str, epochs: int | None, important: bool) -> None:
+        """An epoch has ended: show its record; the run's last epoch is `epochs`, None if that is not known yet."""
+        last = epochs or self._max_epochs
+        self._bar.total = self._steps * last
+        following = min(record["epoch"] + 1, last)
+        self._bar.set_description_str(epoch_of(following, epochs, self._max_epochs), refresh=False)
         shown = {
             "loss": f"{record['loss']:.4f}",
             "acc": f"{record['train_accuracy']:.2%}",
@@ -70,7 +93,7 @@ class Progress:
             "phase": phase,
         }
         self._bar.set_postfix(shown)
-        every = max(1, self._max_epochs // 20)
+        every = max(1, last // 20)
         if self._visible and self._bar.disable and (important or record["epoch"] == 1 or record["epoch"] % every == 0):
             values = "  ".join(f"{name} {value}" for name, value in shown.items())
             print(f"epoch {record['epoch']:>4}  {values}", flush=True)
@@ -78,6 +101,16 @@ class Progress:
     def close(self) -> None:
         """After the last epoch."""
         self._bar.close()
+
+
+def epoch_of(epoch: int, last: int | None, max_epochs: int) -> str:
+    """What the bar counts: up to the last epoch where it is known, else up to the bound of the run.
+
+    Example:
+        >>> epoch_of(77, 200, 2000), epoch_of(77, None, 2000)
+        ('epoch 77 of 200', 'epoch 77 of at most 2000')
+    """
+    return f"epoch {epoch} of {last}" if last is not None else f"epoch {epoch} of at most {max_epochs}"
 
 
 class TensorBoardLog:

@@ -3,11 +3,13 @@
 import warnings
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 from matplotlib import font_manager
 
 from recipes.core.fonts import _letters, drawable
 from recipes.core.plot_style import STYLE
+from recipes.evaluation.simplex_plot import View, corners, draw
 
 
 def drawn(names, path):
@@ -41,3 +43,15 @@ def test_another_installed_font_lends_its_letters(tmp_path):
 
 def test_names_of_latin_letters_change_nothing():
     assert drawable(["T-shirt/top", "Ankle boot"], STYLE) == (["T-shirt/top", "Ankle boot"], STYLE)
+
+
+def test_the_simplex_view_names_classes_in_any_script(tmp_path):
+    names = ["狐狸", "dog", "हाथी"]
+    edge = corners(3)
+    view = View("the end", np.arange(3), edge, edge, edge, 1.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure, _ = draw([view], names)
+        figure.savefig(tmp_path / "view.png")
+    plt.close(figure)
+    assert {text.get_text() for panel in figure.axes for text in panel.texts} == set(drawable(names, STYLE)[0])
