@@ -51,7 +51,14 @@ from recipes.training.metrics import cosine_gaps, measure, measure_all
 from recipes.training.plan import plan_table, plans
 from recipes.training.plots import plot_plan, plot_run
 from recipes.training.records import epoch_record, run_summary
-from recipes.training.reporting import Progress, TensorBoardLog, closing_lines, opening_line, timing_line
+from recipes.training.reporting import (
+    Progress,
+    TensorBoardLog,
+    batch_notes,
+    closing_lines,
+    opening_line,
+    timing_line,
+)
 from recipes.training.run_dir import RunDir
 from recipes.training.state import TrainState
 from recipes.training.step import check_losses, forward_backward, update
