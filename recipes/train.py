@@ -51,14 +51,7 @@ from recipes.training.metrics import cosine_gaps, measure, measure_all
 from recipes.training.plan import plan_table, plans
 from recipes.training.plots import plot_plan, plot_run
 from recipes.training.records import epoch_record, run_summary
-from recipes.training.reporting import (
-    Progress,
-    TensorBoardLog,
-    batch_notes,
-    closing_lines,
-    opening_line,
-    timing_line,
-)
+from recipes.training.reporting import Progress, TensorBoardLog, batch_notes, closing_lines, opening_line, timing_line
 from recipes.training.run_dir import RunDir
 from recipes.training.state import TrainState
 from recipes.training.step import check_losses, forward_backward, update
@@ -277,7 +270,8 @@ def checkpoint_header(config: TrainConfig, data: Dataset) -> dict[str, Any]:
 def announce(config: TrainConfig, data: Dataset, state: TrainState, steps: int) -> Progress:
     """Print notes on the data and the opening line; the progress bar of the run."""
     main, scheduler = state.ranks.main, state.scheduler
-    for note in [*data.notes, *batch_notes(config.data.batch_size, len(data.train))] if main else ():
+    hints = [] if config.quiet else batch_notes(config.data.batch_size, len(data.train))
+    for note in [*data.notes, *hints] if main else ():
         print(f"note: {note}", file=sys.stderr)
     if main and not config.quiet:
         line = opening_line(data, state.model, data_name=config.data.name, backbone=config.model.backbone)
