@@ -30,7 +30,7 @@ if __name__ == "__main__":
 
     require_recipes()
 
-from recipes.core.cli import boolean_keys, recipes
+from recipes.core.cli import boolean_keys, is_recipe_file, recipes
 from recipes.core.config import TrainConfig
 from recipes.core.errors import UserError
 from recipes.core.files import locked
@@ -38,7 +38,7 @@ from recipes.core.interrupt import EXIT_CODE
 from recipes.core.script import WIDTH, Parser, join_flags, run_script
 from recipes.core.suggestions import did_you_mean
 from recipes.study import results
-from recipes.study.load import name_from_recipes, read_study, study_from_recipes
+from recipes.study.load import is_study_file, name_from_recipes, read_study, study_from_recipes
 from recipes.study.pipeline import collect_all, plan_trials, run_missing, tabulate, write_results
 from recipes.study.power_lines import power_lines
 from recipes.study.preflight import check_evaluations, check_trials
@@ -89,7 +89,7 @@ def parse_options(argv: Sequence[str]) -> Options:
     parser = _parser()
     names, keys, own = _split(join_flags(argv, [*parser.flags, *boolean_keys()]), parser.options)
     args = parser.parse(own)
-    if len(names) == 1 and names[0].endswith((".yaml", ".yml")):
+    if len(names) == 1 and is_recipe_file(names[0]) and is_study_file(Path(names[0])):
         if keys or args.seeds is not None:
             option = f"--{next(iter(keys))}" if keys else "--seeds"
             raise UserError(f"{option}: a study file says everything itself; write it into {names[0]}")

@@ -38,6 +38,7 @@ from recipes.core.distributed import Ranks, join_ranks, pick_device
 from recipes.core.errors import UserError
 from recipes.core.files import file_name
 from recipes.core.interrupt import EXIT_CODE, Stopped, StopRequest
+from recipes.core.own_code import own_names, texts
 from recipes.data.augment import batches, epoch_order
 from recipes.data.lazy_images import report_lost_workers
 from recipes.data.left_out import check_readable
@@ -93,6 +94,8 @@ def run_epochs(
 ) -> Path:
     """THE loop: load, build, then train and measure epoch by epoch, and report."""
     began = time.perf_counter()
+    if resume is not None:
+        resume.check_code(config)
     data = load_data(config, device, given, former=() if resume is None else resume.unreadable())
     check_readable((data.train, data.val, data.test), ranks)
     measured = measured_images(config, data)
@@ -245,6 +248,7 @@ def open_run(config: TrainConfig, command: Sequence[str], resume: RunDir | None,
                 config=as_yaml(config),
                 command=command,
                 images=config.data.root if config.data.name == "folder" else None,
+                code=texts(own_names(config)),
             ).path
         return RunDir(Path(state.ranks.from_main(str(path))), writes=state.ranks.main)
     found, skipped = resume.load()

@@ -36,6 +36,16 @@ def recipes() -> dict[str, Path]:
     return {path.stem: path for path in sorted(CONFIGS.glob("*.yaml"))}
 
 
+def is_recipe_file(word: str) -> bool:
+    """Whether a word names a recipe by its file, which may lie anywhere.
+
+    Example:
+        >>> is_recipe_file("experiments/mine.yaml"), is_recipe_file("baseline")
+        (True, False)
+    """
+    return not word.startswith("-") and word.endswith((".yaml", ".yml"))
+
+
 def card(path: Path) -> str:
     """The first comment line of a recipe card: what it is."""
     return path.read_text().splitlines()[0].lstrip("# ")
@@ -89,7 +99,9 @@ def parse_command(argv: Sequence[str], names: Mapping[str, Sequence[str]] | None
     if "--help" in args or "-h" in args:
         print(help_text({name: card(path) for name, path in recipes().items()}, names or {}))
         raise SystemExit(0)
-    if not args[0].startswith("-"):
+    if is_recipe_file(args[0]):
+        args = [f"--recipe={Path(args[0]).stem}", "--config", args[0], *args[1:]]  # a name in the file comes later
+    elif not args[0].startswith("-"):
         args = ["--config", str(_recipe(args[0])), *args[1:]]
     _refuse_unknown_keys(args)
     parser = _parser()
@@ -117,7 +129,7 @@ def parse(argv: Sequence[str]) -> TrainConfig:
 def _recipe(name: str) -> Path:
     if name not in recipes():
         near = did_you_mean(name, recipes())
-        raise UserError(f"recipe={name!r} is unknown: one of {', '.join(recipes())}, or --config FILE{near}")
+        raise UserError(f"recipe={name!r} is unknown: one of {', '.join(recipes())}, or a YAML file{near}")
     return recipes()[name]
 
 

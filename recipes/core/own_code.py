@@ -7,19 +7,23 @@ import importlib.util
 import re
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from recipes.core.config import TrainConfig
 from recipes.core.errors import UserError
 from recipes.core.suggestions import did_you_mean
 
-FOLDER = "code"
-"""Where a run folder keeps the files whose code it uses."""
+_copies: dict[str, Path] = {}
+"""Files that run folders keep, which take the place of those that names point to, by the path in the name."""
 
-_kept: dict[str, Path] = {}
-"""Files of finished runs that take the place of those that names point to, by the path in the name."""
+
+def own_names(config: TrainConfig) -> dict[str, str]:
+    """The names in a configuration that point to code of the user's own, by a key where they stand."""
+    named = {"data.name": config.data.name, "model.head": config.model.head, "model.norm": config.model.norm}
+    return {key: name for key, name in (named | {f"loss.{term}": term for term in config.loss}).items() if is_own(name)}
 
 
 def is_own(name: object) -> bool:
@@ -65,23 +69,29 @@ def fingerprint(name: str, key: str) -> str:
     return f"{_digest(_file(path, f'{key}={name}'))}:{attribute}"
 
 
-def kept_files(names: Iterable[str], key: str = "code") -> dict[str, str]:
+def texts(names: Mapping[str, str]) -> dict[str, str]:
     """The text of the files that names point to, by path.
+
+    Args:
+        names: the names by their keys.
 
     Raises:
         UserError: one of them cannot be read.
     """
-    paths = {name.rpartition(":")[0]: name for name in names}
-    return {path: _file(path, f"{key}={name}").read_text(encoding="utf-8") for path, name in paths.items()}
+    found = {}
+    for key, name in names.items():
+        path = name.rpartition(":")[0]
+        found[path] = _file(path, f"{key}={name}").read_text(encoding="utf-8")
+    return found
 
 
-def use_kept(folder: Path, copies: dict[str, str]) -> None:
-    """Load code from the copies that a run folder keeps, by the path in the name, from now on."""
-    _kept.update({path: folder / FOLDER / copy for path, copy in copies.items()})
+def use_copies(copies: Mapping[str, Path]) -> None:
+    """From now on, load code from these files in place of those that the paths in names lead to."""
+    _copies.update(copies)
 
 
 def _file(path: str, what: str) -> Path:
-    file = _kept.get(path, Path(path).expanduser())
+    file = _copies.get(path, Path(path).expanduser())
     if not file.is_file():
         raise UserError(f"{what}: there is no file {file} (looked for in {Path.cwd()})")
     return file
@@ -120,3 +130,8 @@ def where(error: BaseException, file: Path) -> str:
 def in_a_line(error: BaseException) -> str:
     """Class and message of an error, without line breaks."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:300].rstrip(": ")
+
+
+def raised(name: str, *usual: type[Exception]) -> tuple[type[Exception], ...]:
+    """What building or calling a part may raise: the usual errors, or any if the code is the user's own."""
+    return (Exception,) if is_own(name) else usual

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -16,11 +19,20 @@ from timm.data.dataset_factory import create_dataset
 
 from recipes.core.config import DataConfig
 from recipes.core.errors import UserError
+from recipes.core.extras import is_installed
+from recipes.core.suggestions import did_you_mean
+from recipes.data.lazy_images import LazyImages, worker_count
 from recipes.data.map_style import Size, pixels_of, source_of
 from recipes.data.split import SPLIT_NAMES, Source, Split, resized
 from recipes.data.unreadable import Unreadable
 
 PREFIX = "timm:"
+
+MOST_HELD = 0.5
+"""Share of the machine's memory that sets may take which are read in their order alone."""
+
+KINDS = ("", "hfds", "hfids", "tfds", "torch", "wds")
+"""What may stand before the slash in timm's names; nothing for a folder or a tar of images, data.root."""
 
 TORCH_SPLITS = ("train", "validation")
 """What timm makes of the splits of any torchvision set that it knows."""
@@ -36,10 +48,9 @@ def timm_set(config: DataConfig, image_size: Size) -> Source:
     with _explained(what, config):
         splits = chosen_splits(_split_names(name, config.root), what)
         found = {part: _opened(name, config.root, split) for part, split in splits.items()}
-    if any(isinstance(part, torch.utils.data.IterableDataset) for part in found.values()):
-        return _held(found, config, image_size, what)
-    whole = {part: TimmItems(part_set) if hasattr(part_set, "reader") else part_set for part, part_set in found.items()}
-    return source_of(whole, config, image_size, what=what)
+        if any(isinstance(part, torch.utils.data.IterableDataset) for part in found.values()):
+            return _held(found, config, image_size, what)
+        return source_of(found, config, image_size, what=what)
 
 
 def chosen_splits(names: Sequence[str], what: str) -> dict[str, str]:
@@ -74,8 +85,9 @@ class TimmItems:
 
     def __init__(self, found: Any) -> None:
         self.reader = found.reader
-        names = sorted(self.reader.class_to_idx, key=self.reader.class_to_idx.__getitem__)
-        if [self.reader.class_to_idx[name] for name in names] == list(range(len(names))):
+        numbers = getattr(self.reader, "class_to_idx", None) or getattr(self.reader, "class_name_to_idx", {})
+        names = sorted(numbers, key=numbers.__getitem__)
+        if [numbers[name] for name in names] == list(range(len(names))):
             self.classes = names
         if hasattr(self.reader, "iter_targets"):
             self.targets = list(self.reader.iter_targets())
@@ -84,9 +96,18 @@ class TimmItems:
         return len(self.reader)
 
     def __getitem__(self, number: int) -> tuple[Image.Image, Any]:
+        if hasattr(self.reader, "tar_state"):
+            return Image.open(io.BytesIO(self._from_tar(number))), self.reader.targets[number]
         file, label = self.reader[number]
         with file:
             return Image.open(io.BytesIO(file.read())), label
+
+    def _from_tar(self, number: int) -> bytes:
+        """The bytes of a file in a tar, or in a tar in it; timm's open tar would be shared by forked workers."""
+        inside, tar, inner = self.reader.samples[number]
+        with (Path(self.reader.root) / (tar or "")).open("rb") as file:
+            file.seek(inside.offset_data + (inner.offset_data if inner else 0))
+            return file.read(inside.size)
 
 
 def _opened(name: str, root: Path, split: str) -> Any:
@@ -98,22 +119,25 @@ def _opened(name: str, root: Path, split: str) -> Any:
     reader: Any = getattr(found, "reader", None)
     if hasattr(reader, "dist_num_replicas"):
         reader.dist_rank, reader.dist_num_replicas = 0, 1  # a run divides its batches among the ranks itself
-    return found
+        return found
+    return found if reader is None else TimmItems(found)
 
 
 def _split_names(name: str, root: Path) -> list[str]:
     """The splits of a set, without opening them: timm gives another split, or the whole, for one that is not there."""
     kind, _, rest = name.partition("/")
+    if kind not in KINDS:
+        near = did_you_mean(kind, [known for known in KINDS if known])
+        raise UserError(f"data.name={PREFIX}{name}: {kind!r} is none of {', '.join(filter(None, KINDS))}{near}")
     if kind in ("hfds", "hfids"):
         import datasets
 
         return list(datasets.get_dataset_split_names(rest))
     if kind == "wds":
-        from timm.data.readers import reader_wds
-
-        if getattr(reader_wds, "wds", None) is None:
+        if not is_installed("webdataset"):
             raise ImportError("webdataset is not installed: pip install webdataset")
-        splits = reader_wds._load_info(str(root)).get("splits", {})
+        about = next((root / name for name in ("_info.json", "info.json") if (root / name).is_file()), None)
+        splits = json.loads(about.read_text()).get("splits") if about else None
         if not splits:
             raise UserError(f"data.name={PREFIX}{name}: {root} has no _info.json (or info.json) that lists its splits")
         return list(splits)
@@ -145,7 +169,10 @@ def _hf_keys(name: str, root: Path) -> dict[str, str]:
 
 @contextmanager
 def _explained(what: str, config: DataConfig) -> Any:
-    """Turn what timm and the packages behind it raise into one line."""
+    """Turn what timm and the packages behind it raise into one line, without the hub's own lines on each attempt."""
+    hub = logging.getLogger("huggingface_hub")
+    before = hub.level
+    hub.setLevel(logging.ERROR)
     try:
         yield
     except UserError:
@@ -156,13 +183,15 @@ def _explained(what: str, config: DataConfig) -> Any:
             f"{what} with data.root={config.root} cannot be read by timm ({reason}); names are hfds/NAME, wds/NAME, "
             "torch/NAME ... as in timm's create_dataset"
         ) from None
+    finally:
+        hub.setLevel(before)
 
 
 def _held(found: Mapping[str, Any], config: DataConfig, image_size: Size, what: str) -> Source:
     """A source of sets that are read in their order alone: all images are held in memory.
 
     Raises:
-        UserError: they do not fit into data.memory_limit.
+        UserError: they take too much of it.
         Unreadable: timm passed over some.
     """
     read = _Images(config, image_size, what)
@@ -174,6 +203,21 @@ def _held(found: Mapping[str, Any], config: DataConfig, image_size: Size, what: 
     if sorted(classes.values()) == list(range(len(names))):
         names = tuple(str(name) for name, _ in sorted(classes.items(), key=itemgetter(1)))
     return Source(names, splits["train"], splits.get("test"), splits.get("val"), tuple(read.notes))
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Reads images from memory; above data.memory_limit they are not brought to the device all together."""
+
+    images: torch.Tensor
+
+    def __call__(self, number: int) -> torch.Tensor:
+        return self.images[number]
+
+
+def memory() -> int:
+    """Bytes of this machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**34
 
 
 class _Images:
@@ -195,17 +239,20 @@ class _Images:
         self._check_complete(found, len(images), part, passed_over)
         if any(image.shape[0] != self.channels for image in images):
             images = [image.expand(self.channels, -1, -1) for image in images]
-        return Split(torch.stack(images), torch.tensor(labels))
+        whole = torch.stack(images)
+        workers = worker_count(self.config.workers)
+        lazy = LazyImages(_Rows(whole), torch.arange(len(whole)), (self.channels, self.side, self.side), workers)
+        return Split(lazy, torch.tensor(labels))
 
     def _bytes(self, image: Image.Image) -> torch.Tensor:
         pixels = pixels_of(image, None)
         self.side = self.side or self.image_size(min(pixels.shape[1:]))
         self.channels = max(self.channels, pixels.shape[0])
-        self.taken += self.channels * self.side**2 / 2**30
-        if self.taken > self.config.memory_limit:
+        self.taken += self.channels * self.side**2
+        if self.taken > MOST_HELD * memory():
             raise UserError(
-                f"{self.what} is read in its order alone, so it has to be held in memory, and is larger than "
-                f"data.memory_limit={self.config.memory_limit:g} GiB: raise it, or unpack the set into a folder"
+                f"{self.what} is read in its order alone, so all images have to be held, and they take more than "
+                f"{MOST_HELD:.0%} of this machine's memory: unpack the set into a folder, --data.name folder"
             )
         return resized(pixels.expand(max(self.channels, pixels.shape[0]), -1, -1), self.side)
 

@@ -14,6 +14,7 @@ from recipes.core.config import DataConfig, TrainConfig
 from recipes.core.distributed import pick_device
 from recipes.core.errors import UserError
 from recipes.core.files import file_name
+from recipes.core.own_code import use_copies
 from recipes.core.suggestions import did_you_mean
 from recipes.data.load import read_source
 from recipes.data.split import Source
@@ -21,6 +22,8 @@ from recipes.evaluation.class_order import ClassOrder, class_order, listed
 from recipes.evaluation.model_images import images_of, take_images
 from recipes.evaluation.model_options import OTHER_MODELS, ModelOptions
 from recipes.evaluation.model_sources import find_model, source_of
+from recipes.training.own_parts import register_own_parts
+from recipes.training.run_dir import RunDir
 
 FOLDER = Path("evaluations")
 """Where the results of models without a run folder go, in the current folder."""
@@ -249,12 +252,21 @@ def checkpoint_file(run: Path, name: str) -> Path:
     return files[name]
 
 
+def use_own_code(source: Path) -> None:
+    """Load code of the user's own from the copies that a run keeps of it, its head and norm at once."""
+    run = RunDir(source.parent.parent if source.suffix == ".pt" else source)
+    if copies := run.code():
+        use_copies(copies)
+        register_own_parts(run_config(source).model)
+
+
 def read_classifier(source: Path, device: str) -> Classifier:
     """The classifier of a run folder or of one checkpoint file, on a device.
 
     Raises:
         UserError: it does not exist, or holds no classifier.
     """
+    use_own_code(source)
     try:
         return load_classifier(source, device=pick_device(device))
     except (FileNotFoundError, ValueError) as error:

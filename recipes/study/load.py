@@ -12,8 +12,10 @@ from typing import Any
 import jsonargparse
 import yaml
 
-from recipes.core.cli import recipes
+from recipes.core.cli import is_recipe_file, recipes
+from recipes.core.config import TrainConfig
 from recipes.core.errors import UserError
+from recipes.core.files import file_name
 from recipes.core.suggestions import did_you_mean
 from recipes.study.spec import Arm, Study
 from recipes.study.validation import check_study
@@ -73,28 +75,50 @@ def study_to_dict(study: Study) -> dict[str, Any]:
 
 
 def study_from_recipes(names: Sequence[str], keys: Mapping[str, str], seeds: Sequence[int]) -> Study:
-    """The comparison of recipes by name, each with the same keys of recipes/train.py.
+    """The comparison of recipes, by name or by YAML file, each with the same keys of recipes/train.py.
 
     Raises:
         UserError: an unknown recipe, one named twice, a key or seed that a study cannot have.
     """
     if not names:
         raise UserError(f"name a study file, or recipes to compare: {', '.join(recipes())}")
-    unknown = [name for name in names if name not in recipes()]
+    unknown = [name for name in names if name not in recipes() and not is_recipe_file(name)]
     if unknown:
         near = did_you_mean(unknown[0], recipes())
         raise UserError(
-            f"recipe={unknown[0]!r} is unknown: one of {', '.join(recipes())}, or one study file alone{near}"
+            f"recipe={unknown[0]!r} is unknown: one of {', '.join(recipes())}, a recipe's YAML file, or one study "
+            f"file alone{near}"
         )
+    files, names = dict(zip(_arm_names(names), names, strict=True)), _arm_names(names)
     if len(names) != len(set(names)):
         raise UserError(f"{' '.join(names)}: a recipe is named twice; a study file can hold variants of one")
     question = f"Which does better, {' or '.join(names)}?" if len(names) > 1 else f"What does {names[0]} give?"
-    study = Study(question, {name: Arm(name) for name in names}, list(seeds), overrides=dict(keys))
+    study = Study(question, {name: Arm(recipe) for name, recipe in files.items()}, list(seeds), overrides=dict(keys))
     try:
         check_study(study)
     except ValueError as error:
         raise UserError(str(error)) from None
     return study
+
+
+def is_study_file(path: Path) -> bool:
+    """Whether a YAML file holds a study, not a recipe; one that cannot be read counts as one, for `read_study` to say.
+
+    Example:
+        >>> path = getfixture("tmp_path") / "mine.yaml"
+        >>> _ = path.write_text("optim: {lr: 0.2}")
+        >>> is_study_file(path)
+        False
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return True
+    return not isinstance(content, dict) or not set(content) <= {item.name for item in fields(TrainConfig)}
+
+
+def _arm_names(names: Sequence[str]) -> list[str]:
+    return [Path(name).stem if is_recipe_file(name) else name for name in names]
 
 
 def name_from_recipes(names: Sequence[str], keys: Mapping[str, str]) -> str:
@@ -104,7 +128,7 @@ def name_from_recipes(names: Sequence[str], keys: Mapping[str, str]) -> str:
         >>> name_from_recipes(["baseline", "etf"], {})
         'digits-baseline-etf'
     """
-    name = "-".join([str(keys.get("data.name", "digits")), *names])
+    name = "-".join([file_name(str(keys.get("data.name", "digits"))), *_arm_names(names)])
     if not keys:
         return name
     text = json.dumps({key: str(value) for key, value in keys.items()}, sort_keys=True)

@@ -13,6 +13,7 @@ from typing import Any
 from recipes.core.cli import parse, recipes
 from recipes.core.config import TermConfig, TrainConfig
 from recipes.core.errors import UserError
+from recipes.core.own_code import fingerprint, own_names
 from recipes.data.fingerprint import contents
 from recipes.study.spec import Study
 
@@ -129,7 +130,9 @@ def dotted_config(config: TrainConfig) -> dict[str, Any]:
             values |= {f"{item.name}.{part.name}": getattr(value, part.name) for part in fields(value)}
         else:
             values[item.name] = value
-    values["loss"] = {name: asdict(term) for name, term in config.loss.items()}
+    own = {name: fingerprint(name, key) for key, name in own_names(config).items()}
+    values |= {key: own[values[key]] for key in ("data.name", "model.head", "model.norm") if values[key] in own}
+    values["loss"] = {own.get(name, name): asdict(term) for name, term in config.loss.items()}
     is_folder = config.data.name == "folder"
     values["data.root"] = _folder_fingerprint(Path(config.data.root).absolute()) if is_folder else ""
     return values

@@ -26,9 +26,11 @@ from ncreg.pretrained import load_weights
 from ncreg.tpt import TPTScheduler
 from recipes.core.config import ModelConfig, OptimConfig, TPTConfig
 from recipes.core.errors import UserError
+from recipes.core.own_code import is_own, raised
 from recipes.core.suggestions import did_you_mean
 from recipes.data.load import SMALLEST, Dataset
 from recipes.training.metrics import measure_names
+from recipes.training.own_parts import register_own_parts
 
 TORCHVISION = "torchvision:"
 
@@ -82,6 +84,7 @@ def build_model(
     sample, _ = next(data.train[torch.arange(2)].in_batches(2))
     check_backbone(model.backbone)
     check_head(model.head)
+    register_own_parts(model)
     weights = read_weights(model)
     classifier = new_classifier(model, classifier_args(model, data, seed=seed), weights)
     mean, std = data.moments()
@@ -109,6 +112,7 @@ def new_classifier(model: ModelConfig, args: dict[str, Any], weights: Mapping[st
     pretrained = model.pretrained and weights is None
     model_args = {**args["model_args"], **model.model_args, "pretrained": pretrained}
     args |= {"model": model.backbone, "model_args": model_args}
+    own = model.head if is_own(model.head) else model.norm
     try:
         return swap_head(**args, weights=weights)
     except ConnectionError as error:
@@ -117,7 +121,7 @@ def new_classifier(model: ModelConfig, args: dict[str, Any], weights: Mapping[st
             f"{reason}: --model.weights FILE takes weights on this disk, "
             "--model.backbone local-dir:FOLDER a folder that timm wrote"
         ) from None
-    except (ValueError, TypeError, KeyError, RuntimeError, OSError) as error:
+    except raised(own, ValueError, TypeError, KeyError, RuntimeError, OSError) as error:
         if weights is not None:
             raise UserError(f"model.weights={model.weights}: {' '.join(str(error).split())}") from None
         raise UserError(f"{model.backbone} with head {model.head}: {' '.join(str(error).split())}") from None
@@ -197,8 +201,9 @@ def check_backbone(name: str) -> None:
 
 def check_head(name: str) -> None:
     """Refuse a head that does not exist, and suggest a similar one."""
-    if name not in HEADS:
-        raise UserError(f"model.head={name!r} is unknown: one of {', '.join(HEADS)}{did_you_mean(name, HEADS)}")
+    if name not in HEADS and not is_own(name):
+        near = did_you_mean(name, HEADS)
+        raise UserError(f"model.head={name!r} is unknown: one of {', '.join(HEADS)}, or FILE.py:NAME{near}")
 
 
 def pretrained_moments(model: Classifier) -> tuple[list[float], list[float]]:

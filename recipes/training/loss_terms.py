@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +18,12 @@ from ncreg.functional import class_weights
 from ncreg.models import Classifier
 from recipes.core.config import TermConfig
 from recipes.core.errors import UserError
+from recipes.core.own_code import in_a_line, is_own, load_own, raised
 from recipes.core.suggestions import did_you_mean
+from recipes.training.own_parts import given_what_it_takes
+
+AVAILABLE = ("features", "logits", "target", "weight")
+"""What a loss can read: a batch's features (B, d), logits (B, C) and classes, and the head's class vectors (C, d)."""
 
 WEIGHABLE = ("cross_entropy", "dot_regression", "ntce", "nonl", "mse_one_hot", "spectral_decoupling", "logit_adjusted")
 """Losses that take a weight for each class."""
@@ -93,12 +99,56 @@ def build_terms(
     known = _losses(class_counts, num_features)
     terms = []
     for name, term in config.items():
-        if name not in known:
-            raise UserError(f"loss.{name} is unknown: one of {', '.join(known)}{did_you_mean(name, known)}")
-        loss = _built(name, known[name], term.args | class_weight_args(name, term, class_counts)).to(device)
-        consumes = getattr(loss, "consumes", ("logits", "target"))  # torch's own losses
-        terms.append(Term(name, loss, consumes, term.weight, term.phase))
+        if is_own(name):
+            loss = _own(name, term, class_counts, num_features).to(device)
+        elif name not in known:
+            near = did_you_mean(name, known)
+            raise UserError(f"loss.{name} is unknown: one of {', '.join(known)}, or FILE.py:NAME{near}")
+        else:
+            loss = _built(name, known[name], term.args | class_weight_args(name, term, class_counts)).to(device)
+        terms.append(Term(name, loss, _consumed(loss), term.weight, term.phase))
     return terms
+
+
+def _own(name: str, term: TermConfig, class_counts: Tensor, num_features: int) -> nn.Module:
+    """A loss of the user's: a class, or a function that is the loss itself if it has no other arguments."""
+    class_weight_args(name, term, class_counts)  # refuses them
+    factory = load_own(name, "loss")
+    if not isinstance(factory, type):
+        factory = partial(_Function, factory)
+    offered = {"num_classes": len(class_counts), "num_features": num_features, "class_counts": class_counts}
+    loss = _built(name, factory, given_what_it_takes(factory, offered) | term.args)
+    if not isinstance(loss, nn.Module):
+        raise UserError(f"loss.{name} is a {type(loss).__name__}, not an nn.Module or a function")
+    if learned := [key for key, value in loss.named_parameters() if value.requires_grad]:
+        raise UserError(
+            f"loss.{name} has parameters to learn ({', '.join(learned)}), but only the classifier's are trained: "
+            "make them buffers"
+        )
+    return loss
+
+
+class _Function(nn.Module):
+    """A function of a batch's tensors as a loss, with fixed further arguments."""
+
+    def __init__(self, function: Callable[..., Tensor], **args: Any) -> None:
+        super().__init__()
+        self.function, self.args = function, args
+        self.consumes = _consumed_by(function)
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        """The loss of the batch."""
+        return self.function(*tensors, **self.args)
+
+
+def _consumed(loss: nn.Module) -> tuple[str, ...]:
+    """What a loss reads of a batch: as `consumes` or its forward says, else what torch's own losses read."""
+    return tuple(getattr(loss, "consumes", None) or _consumed_by(loss.forward))
+
+
+def _consumed_by(function: Callable[..., Any]) -> tuple[str, ...]:
+    named = tuple(name for name in inspect.signature(function).parameters if name in AVAILABLE)
+    return named if "target" in named else ("logits", "target")
 
 
 def class_weight_args(name: str, term: TermConfig, class_counts: Tensor) -> dict[str, Any]:
@@ -131,8 +181,11 @@ def try_terms(terms: Sequence[Term], model: Classifier, *, soft: bool) -> None:
         with_soft = " with augment.mixup, cutmix or smoothing" if soft else ""
         try:
             value = replace(term, loss=copy.deepcopy(term.loss))(tried)
-        except (ValueError, TypeError, RuntimeError) as error:
-            raise UserError(f"loss.{term.name}{with_soft}: {' '.join(str(error).split())}") from None
+        except raised(term.name, ValueError, TypeError, RuntimeError) as error:
+            said = in_a_line(error) if is_own(term.name) else " ".join(str(error).split())
+            raise UserError(f"loss.{term.name}{with_soft}: {said}") from None
+        if not isinstance(value, Tensor):
+            raise UserError(f"loss.{term.name} gives a {type(value).__name__}, not a tensor")
         if value.ndim:
             raise UserError(
                 f"loss.{term.name} gives {value.numel()} numbers for 4 images: args.reduction must be mean or sum"
@@ -142,5 +195,5 @@ def try_terms(terms: Sequence[Term], model: Classifier, *, soft: bool) -> None:
 def _built(name: str, factory: Callable[..., nn.Module], args: Mapping[str, Any]) -> nn.Module:
     try:
         return factory(**args)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"loss.{name}.args={dict(args)}: {error}") from None
+    except raised(name, TypeError, ValueError) as error:
+        raise UserError(f"loss.{name}.args={dict(args)}: {' '.join(str(error).split())}") from None

@@ -17,9 +17,13 @@ from recipes.core.cli import parse
 from recipes.core.config import TrainConfig, as_yaml
 from recipes.core.errors import UserError
 from recipes.core.files import environment, json_row, write_atomically, write_json
+from recipes.core.own_code import own_names
 from recipes.data.fingerprint import checksums, described
 from recipes.data.load import Dataset
 from recipes.data.unreadable import Unreadable
+
+CODE = "code.json"
+"""Names the run's copy of each file of the user's own that it uses."""
 
 UNREADABLE = "unreadable.json"
 """Names the images at which a run ended because they could not be read."""
@@ -41,7 +45,16 @@ class RunDir:
         self.writes = writes
 
     @classmethod
-    def create(cls, out: Path, name: str, *, config: str, command: Sequence[str], images: Path | None = None) -> RunDir:
+    def create(
+        cls,
+        out: Path,
+        name: str,
+        *,
+        config: str,
+        command: Sequence[str],
+        images: Path | None = None,
+        code: Mapping[str, str] | None = None,
+    ) -> RunDir:
         """A new folder in `out`, called `name` and the time; never one that exists.
 
         Args:
@@ -50,6 +63,7 @@ class RunDir:
             config: the configuration as YAML.
             command: the words of the command line, for environment.json.
             images: folder of the images, if they lie in one.
+            code: text of the files of the user's own that the run uses, by path.
 
         Raises:
             UserError: `out` cannot be written to.
@@ -63,6 +77,7 @@ class RunDir:
             files = {} if images is None else checksums(images)
             if files:
                 run.write("images.json", {"root": str(images), "files": files})
+            run._keep_code(code or {})
             write_atomically(run.path / "config.yaml", config)
         except OSError as error:
             raise UserError(f"out={out} cannot be written to: {error}; --out FOLDER names another") from None
@@ -127,6 +142,38 @@ class RunDir:
     def all_read(self) -> None:
         """Forget about unreadable images: the run has come to its end."""
         (self.path / UNREADABLE).unlink(missing_ok=True)
+
+    def _keep_code(self, code: Mapping[str, str]) -> None:
+        for number, (path, text) in enumerate(code.items()):
+            (self.path / "code").mkdir(exist_ok=True)
+            write_atomically(self.path / "code" / f"{number}-{Path(path).name}", text)
+        if code:
+            write_json(self.path / CODE, {path: f"{n}-{Path(path).name}" for n, path in enumerate(code)})
+
+    def code(self) -> dict[str, Path]:
+        """The run's copies of files of the user's own, by the path in the configuration."""
+        noted = self.path / CODE
+        copies = json.loads(noted.read_text()) if noted.is_file() else {}
+        return {path: self.path / "code" / name for path, name in copies.items()}
+
+    def check_code(self, config: TrainConfig) -> None:
+        """Refuse to go on with other code of the user's own than the run began with.
+
+        Raises:
+            UserError: names the file that has changed or is gone.
+        """
+        copies = self.code()
+        for key, name in own_names(config).items():
+            path = name.rpartition(":")[0]
+            if path not in copies:
+                continue
+            there = Path(path).expanduser()
+            if not there.is_file() or there.read_text(encoding="utf-8") != copies[path].read_text(encoding="utf-8"):
+                what = "has changed since it began" if there.is_file() else "is gone"
+                raise UserError(
+                    f"run {self.path} cannot be resumed: {there} of {key} {what}; put back what it was, which is kept "
+                    f"in {copies[path]}, or start a new run"
+                )
 
     def check_data(self, data: Dataset, *, trained: bool) -> None:
         """Refuse data that are not those that the run began with; a new run writes down what it has.
