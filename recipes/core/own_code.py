@@ -123,7 +123,11 @@ def _imported(file: Path, what: str) -> ModuleType:
 
 def where(error: BaseException, file: Path) -> str:
     """The last line of a file that an error came through, as words; nothing for an error from elsewhere."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == file]
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if Path(frame.filename).resolve() == file.resolve()
+    ]
     return f" at line {lines[-1]}" if lines else ""
 
 

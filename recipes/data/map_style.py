@@ -43,7 +43,10 @@ def source_of(splits: Mapping[str, Any], config: DataConfig, image_size: Size, *
     train = splits["train"]
     for part, found in splits.items():
         check_dataset(found, f"{what}: {part}")
-    seen = [pixels_of(_item(train, number, what)[0], None) for number in _some(train)]
+    seen = []
+    for number in _some(train):
+        with naming(number, what):
+            seen.append(pixels_of(pair(train[number])[0], None))
     channels = max(image.shape[0] for image in seen)
     side = image_size(min(seen[0].shape[1:]))
     parts = {part: _split(found, side, channels, worker_count(config.workers), what) for part, found in splits.items()}

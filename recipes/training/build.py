@@ -30,7 +30,7 @@ from recipes.core.own_code import is_own, raised
 from recipes.core.suggestions import did_you_mean
 from recipes.data.load import SMALLEST, Dataset
 from recipes.training.metrics import measure_names
-from recipes.training.own_parts import register_own_parts
+from recipes.training.own_parts import check_own_head, register_own_parts
 
 TORCHVISION = "torchvision:"
 
@@ -87,6 +87,7 @@ def build_model(
     register_own_parts(model)
     weights = read_weights(model)
     classifier = new_classifier(model, classifier_args(model, data, seed=seed), weights)
+    check_own_head(model.head, classifier.head, classifier.num_classes, classifier.head_hidden_size)
     mean, std = data.moments()
     if weights is not None:
         found = match_weights(weights, classifier.backbone)

@@ -6,11 +6,12 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ncreg.heads import HEADS
 from ncreg.norms import NORMS
 from recipes.core.config import ModelConfig
+from recipes.core.errors import UserError
 from recipes.core.own_code import in_a_line, is_own, load_own
 
 
@@ -39,9 +40,11 @@ def given_what_it_takes(factory: Callable[..., Any], offered: dict[str, Any]) ->
 def _maker(factory: Callable[..., nn.Module], name: str) -> Callable[..., nn.Module]:
     """The class of the user's, without the seed where it takes none; what goes wrong in it is a ValueError."""
 
-    def make(*sizes: int, seed: int | None = None, **args: Any) -> nn.Module:
+    def make(width: int, num_classes: int | None = None, *, seed: int | None = None, **args: Any) -> nn.Module:
+        sizes = (width,) if num_classes is None else (width, num_classes)
+        drawn = {} if seed is None else {"seed": seed}
         try:
-            part = factory(*sizes, **given_what_it_takes(factory, {} if seed is None else {"seed": seed}), **args)
+            part = factory(*sizes, **given_what_it_takes(factory, drawn), **args)
         except Exception as error:  # the user's code may raise anything
             raise ValueError(f"{name}: {in_a_line(error)}") from None
         if not isinstance(part, nn.Module):
@@ -49,3 +52,18 @@ def _maker(factory: Callable[..., nn.Module], name: str) -> Callable[..., nn.Mod
         return part
 
     return make
+
+
+def check_own_head(name: str, head: nn.Module, num_classes: int, num_features: int) -> None:
+    """Refuse a head of the user's own without class vectors, which the measures of collapse read.
+
+    Raises:
+        UserError: its weight is not (num_classes, num_features).
+    """
+    weight = getattr(head, "weight", None)
+    if is_own(name) and not (isinstance(weight, Tensor) and weight.shape == (num_classes, num_features)):
+        found = "none" if weight is None else f"{type(weight).__name__} {tuple(getattr(weight, 'shape', ()))}"
+        raise UserError(
+            f"model.head={name}: the measures of collapse read its .weight, a tensor ({num_classes}, {num_features}) "
+            f"with a row for each class as in nn.Linear; it has {found}"
+        )

@@ -1,0 +1,309 @@
+"""Data and parts of one's own: docs/your_model_your_data.md is run as it stands, on data that these tests make."""
+
+import io
+import json
+import re
+import shlex
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.datasets import ImageFolder
+
+from recipes import compare, evaluate
+from recipes import train as train_script
+from recipes.core import own_code
+from recipes.core.cli import parse
+from recipes.core.config import DataConfig
+from recipes.core.errors import UserError
+from recipes.data.load import load
+from recipes.study.trials import config_hash, dotted_config
+from recipes.train import main, train
+from recipes.training.run_dir import RunDir
+
+PAGE = (Path(__file__).parents[2] / "docs" / "your_model_your_data.md").read_text()
+SHORT = ["--tpt.max_epochs=1", "--data.batch_size=8", "--data.image_size=28", "--quiet"]
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),  # webdataset leaves its tars open
+    pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),  # a machine of one core
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),  # from Python 3.12 on
+]
+
+
+def picture(index, number):
+    draw = np.random.default_rng([index, number])
+    return Image.fromarray(draw.integers(70 * index, 70 * index + 100, (28, 28, 3), dtype=np.uint8))
+
+
+def shard(path, count):
+    """A tar of webdataset: the image and its class under one key."""
+    with tarfile.open(path, "w") as tar:
+        for number in range(count):
+            file = io.BytesIO()
+            picture(number % 3, number).save(file, "png")
+            for suffix, content in (("png", file.getvalue()), ("cls", str(number % 3).encode())):
+                info = tarfile.TarInfo(f"{number:05}.{suffix}")
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A working folder that holds what the page names: images, a tar, shards, and the page's own files."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(own_code, "_copies", {})
+    for index, name in enumerate("abc"):
+        for number in range(20):
+            path = Path("my_images", name, f"{number:02}.png")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            picture(index, number).save(path)
+    with tarfile.open("my_images.tar", "w") as tar:
+        tar.add("my_images", arcname="")
+    Path("my_set").symlink_to("my_images")
+    Path("my_shards").mkdir()
+    about = {}
+    for part, count in (("train", 45), ("validation", 15)):
+        shard(f"my_shards/{part}.tar", count)
+        about[part] = {"name": part, "num_samples": count, "filenames": [f"{part}.tar"], "shard_lengths": [count]}
+    Path("my_shards/_info.json").write_text(json.dumps({"splits": about}))
+    for text in re.findall(r"^```(?:py|yaml)\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE):
+        Path(text.split()[1]).write_text(text)
+    return tmp_path
+
+
+def commands(heading):
+    section = PAGE.partition(f"## {heading}")[2].partition("\n## ")[0]
+    return re.findall(r"^\$ python recipes/(\w+)\.py ([^#\n]*)", section, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("script", "words"), [*commands("Your data"), *commands("Your loss, head, norm")])
+def test_a_command_of_the_page_runs(here, script, words):
+    if "timm:hfds" in words:
+        pytest.importorskip("datasets")
+    if "timm:wds" in words:
+        pytest.importorskip("webdataset")
+    more = SHORT if "--data.name" in words else ["--tpt.max_epochs=1", "--data.train_size=128", "--quiet"]
+    if script == "compare":
+        more = ["--workers=0", "--seeds=1", *more[:2]]
+    assert {"train": train_script, "compare": compare}[script].main([*shlex.split(words), *more]) == 0
+
+
+def test_the_python_of_the_page_runs(here):
+    exec(compile(Path("in_python.py").read_text(), "in_python.py", "exec"), {"__name__": "page"})
+    (path,) = Path("runs").iterdir()
+    assert path.name.startswith("python-etf-") and (path / "summary.json").is_file()
+
+
+def pixels(name, root="my_images", **keys):
+    """All that a set gives, as bytes by split."""
+    loaded = load(DataConfig(name=name, root=Path(root), batch_size=4, **keys), seed=3, image_size=lambda own: 28)
+    splits = {part: getattr(loaded, part).in_memory() for part in ("train", "val", "test")}
+    return loaded.class_names, {part: (split.images, split.target) for part, split in splits.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "root"),
+    [
+        ("timm:", "my_images.tar"),
+        ("timm:", "my_images"),
+        ("timm:torch/image_folder", "my_images"),
+        ("timm:hfds/my_set", "cache"),
+        ("my_data.py:load", "nowhere"),
+    ],
+)
+@pytest.mark.parametrize("keys", [{}, {"train_size": 30, "label_noise": 0.2, "memory_limit": 0.0, "workers": 2}])
+def test_every_source_gives_the_images_splits_thinning_and_noise_of_the_folder(here, name, root, keys):
+    if "hfds" in name:
+        pytest.importorskip("datasets")
+    names, expected = pixels("folder", **keys)
+    again, found = pixels(name, root, **keys)
+    assert names == again
+    for part, (images, target) in expected.items():
+        assert torch.equal(images, found[part][0]) and torch.equal(target, found[part][1])
+
+
+def test_shards_are_read_whole_with_their_own_splits(here):
+    pytest.importorskip("webdataset")
+    names, found = pixels("timm:wds/my_set", "my_shards")
+    assert names == ("0", "1", "2")
+    images, target = found["test"]
+    assert target.tolist() == [number % 3 for number in range(15)]
+    for number, image in enumerate(images):
+        np.testing.assert_array_equal(image.permute(1, 2, 0), np.asarray(picture(number % 3, number)))
+    assert len(found["train"][1]) + len(found["val"][1]) == 45
+
+
+def test_unreadable_images_of_shards_are_not_passed_over_in_silence(here, capsys):
+    pytest.importorskip("webdataset")
+    whole = Path("my_shards/train.tar").read_bytes()
+    place = whole.index(b"PNG", whole.index(b"00007.png"))
+    Path("my_shards/train.tar").write_bytes(whole[:place] + b"???" + whole[place + 3 :])
+    args = ["etf", "--data.name=timm:wds/my_set", "--data.root=my_shards", *SHORT]
+    assert main(args) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "1 of its 45 train images are not readable" in said
+    assert main([*args, "--data.unreadable=skip"]) == 0
+    assert "left out: 1 of its 45 train images are not readable" in capsys.readouterr().err
+
+
+class Pairs:
+    """A map-style dataset of the images above in another form, without a list of its labels."""
+
+    classes = ("a", "b", "c")
+
+    def __init__(self, form):
+        self.form = form
+
+    def __len__(self):
+        return 60
+
+    def __getitem__(self, number):
+        if number >= 60:
+            raise IndexError(number)
+        return self.form(picture(number // 20, number % 20)), number // 20
+
+
+FORMS = {
+    "Pillow": lambda image: image,
+    "array": np.asarray,
+    "tensor": lambda image: torch.from_numpy(np.array(image)).permute(2, 0, 1),
+    "floats": lambda image: torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255,
+}
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_datasets_given_in_python_are_the_folder_whatever_their_images_are(here, form):
+    _, expected = pixels("folder")
+    loaded = load(DataConfig(batch_size=4), seed=3, image_size=lambda own: 28, given=Pairs(form))
+    for part, (images, target) in expected.items():
+        split = getattr(loaded, part)
+        assert torch.equal(split.images, images) and torch.equal(split.target, target)
+
+
+def test_splits_by_name_and_gray_images(here):
+    gray = [(np.full((9, 9), 20 * label + number, np.uint8), label) for label in range(2) for number in range(10)]
+    given = {"train": gray, "validation": gray[:12]}
+    loaded = load(DataConfig(batch_size=4), seed=0, image_size=lambda own: own, given=given)
+    assert len(loaded.test) == 12 and not loaded.test_drawn and loaded.train.images.shape[1:] == (1, 9, 9)
+    assert loaded.class_names == ("0", "1") and loaded.test.images[:, 0, 0, 0].tolist() == [*range(10), 20, 21]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (7, "data: train is a int: a map-style dataset has"),
+        ([], "data: train has no items"),
+        ({"test": [1]}, "data has the splits test: one of them must be train"),
+        ({"train": [1], "extra": [1]}, "data has the splits train, extra"),
+        ([(Image.new("L", (9, 9)), 0.5)], "its labels are float"),
+        ([(Image.new("L", (9, 9)), -1)] * 9, "labels run from -1"),
+        ([(torch.randn(3, 9, 9) * 9, 0)], "take Normalize out"),
+        ([(torch.zeros(4, 9, 9), 0)], "has 4 channels"),
+        ([("image.png", 0)], "str is no image"),
+        ([(1, 2, 3)], "an item is a tuple of 3, not a pair"),
+    ],
+)
+def test_data_that_are_no_pairs_of_image_and_label_are_one_line(here, given, words):
+    with pytest.raises(UserError, match=re.escape(words)) as error:
+        load(DataConfig(batch_size=4), seed=0, image_size=lambda own: own or 9, given=given)
+    assert "\n" not in str(error.value)
+
+
+def test_a_run_on_data_given_in_python_goes_on_with_the_same_data_alone(here, capsys):
+    config = parse(["etf", *SHORT, "--tpt.max_epochs=2"])
+    run = train(config, data=Pairs(FORMS["Pillow"]))
+    (run / "summary.json").unlink()
+    assert main(["--resume", str(run)]) == 2
+    assert "the images were given in Python" in capsys.readouterr().err
+    with pytest.raises(UserError, match="its data are not those that it began with"):
+        train(config, resume=RunDir(run), data=ImageFolder("my_images", lambda x: x, lambda label: 2 - label))
+    assert train(config, resume=RunDir(run), data=Pairs(FORMS["array"])) == run
+
+
+BAD = {
+    "--data.name=none.py:load": "there is no file none.py",
+    "--data.name=my_data.py:lod": "my_data.py has no 'lod'; did you mean load?",
+    "--data.name=my_data.py:torchvision": "it is a module, not a function or class",
+    "--data.name=broken.py:load": "importing broken.py fails at line 2: ZeroDivisionError: division by zero",
+    "--data.name=raising.py:load": "the function fails: KeyError: 'lost'",
+    "--data.name=timm:nonsense/x": "'nonsense' is none of hfds",
+    "--data.name=timm:torch/nonsense": "Unknown torchvision dataset nonsense",
+    "--data.name=timm:wds/my_set": "has no _info.json",
+    "--loss={my_loss.py:UnitLenth: {}}": "did you mean UnitLength?",
+    "--loss={my_loss.py:UnitLength: {args: {powr: 1}}}": "powr",
+    "--loss={raising.py:loss: {}}": "loss.raising.py:loss: KeyError: 'target'",
+    "--loss={raising.py:Learned: {}}": "has parameters to learn (scale)",
+    "--model.head=raising.py:Head": "the measures of collapse read its .weight, a tensor (10, 96)",
+    "--model.norm=raising.py:Norm": "raising.py:Norm: TypeError",
+}
+
+
+@pytest.mark.parametrize(("word", "said"), BAD.items(), ids=BAD)
+def test_own_code_that_does_not_work_is_one_line(here, capsys, word, said):
+    Path("broken.py").write_text("def load(): ...\n1 / 0\n")
+    Path("raising.py").write_text(
+        "import torch\n"
+        "def load(): raise KeyError('lost')\n"
+        "def loss(logits, target): raise KeyError('target')\n"
+        "class Learned(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.scale = torch.nn.Parameter(torch.ones(1))\n"
+        "class Head(torch.nn.Module):\n"
+        "    def __init__(self, d, c):\n"
+        "        super().__init__()\n"
+        "        self.last = torch.nn.Linear(d, c)\n"
+        "    def forward(self, x): return self.last(x)\n"
+        "class Norm(torch.nn.Module):\n"
+        "    def __init__(self): super().__init__()\n"
+    )
+    root = ["--data.root=my_images"] if "wds" in word else []
+    assert main(["baseline", word, *root, "--quiet", "--tpt.max_epochs=1"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and error.startswith("error: ") and said in error
+    assert not Path("runs").exists()
+
+
+def test_own_code_is_part_of_a_runs_identity(here, capsys, monkeypatch):
+    args = ["baseline", *SHORT, "--tpt.max_epochs=2", "--data.train_size=64", "--model.head=my_parts.py:Head"]
+    args += ["--loss={cross_entropy: {}, my_loss.py:UnitLength: {weight: 0.1}}"]
+    run, key = train(parse(args)), config_hash(dotted_config(parse(args)))
+    text = Path("my_loss.py").read_text()
+    Path("elsewhere").mkdir()
+    Path("elsewhere/my_loss.py").write_text(text)
+    moved = [word.replace("my_loss.py", "elsewhere/my_loss.py") for word in args]
+    assert config_hash(dotted_config(parse(moved))) == key  # as a folder of images, code may lie anywhere
+    Path("my_loss.py").write_text(text.replace("- 1", "- 2"))
+    assert config_hash(dotted_config(parse(args))) != key
+    (run / "summary.json").unlink()
+    assert main(["--resume", str(run)]) == 2
+    said = capsys.readouterr().err
+    assert "my_loss.py of loss.my_loss.py:UnitLength has changed since it began" in said and said.count("\n") == 1
+    (copy,) = (run / "code").glob("*my_loss.py")
+    Path("my_loss.py").write_text(copy.read_text())
+    assert main(["--resume", str(run)]) == 0
+    absolute = run.resolve()
+    monkeypatch.chdir("elsewhere")  # a run is evaluated with its own copy of the head
+    assert evaluate.main([str(absolute)]) == 0
+
+
+def test_an_own_loss_gives_the_run_of_the_same_loss_of_ours(here):
+    Path("same.py").write_text(
+        "import torch\ndef loss(logits, target, factor=1.0):\n"
+        "    return factor * torch.nn.functional.cross_entropy(logits, target)\n"
+    )
+    args = ["baseline", *SHORT, "--data.train_size=64"]
+    ours = train(parse(args))
+    own = train(parse([*args, "--loss={same.py:loss: {args: {factor: 1.0}}}"]))
+    assert (ours / "history.jsonl").read_text() == (own / "history.jsonl").read_text()
+
+
+def test_a_study_compares_a_recipe_file_that_lies_anywhere(here, capsys):
+    assert compare.main(["baseline", "my_recipe.yaml", "--plan", "--tpt.max_epochs=1"]) == 0
+    assert "my_recipe" in capsys.readouterr().out
+    assert compare.main(["baseline", "no_recipe.yaml", "--plan"]) == 2
+    assert "no_recipe.yaml" in capsys.readouterr().err
