@@ -5,6 +5,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ncreg._checks import check_integer
+from ncreg._features import check_pooled
+from ncreg._transforms import fx_leaf
 
 EPS = 1e-6  # F.normalize's own 1e-12 would give a zero row a gradient near 1e12
 
@@ -23,7 +25,7 @@ class FixedProjector(nn.Module):
         hidden_features: at least 2.
 
     Raises:
-        ValueError: a width below 2.
+        ValueError: a width below 2; in forward, features of another width.
         TypeError: a width that is no integer.
 
     Source: Harun, Gallardo & Kanan, "Controlling Neural Collapse Enhances Out-of-Distribution Detection and Transfer
@@ -42,8 +44,10 @@ class FixedProjector(nn.Module):
         self.out_features = check_integer("out_features", in_features if out_features is None else out_features, 2)
         self.hidden_features = check_integer("hidden_features", hidden_features, 2)
 
+    @fx_leaf
     def forward(self, features: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch out"]:
         """Unit rows."""
+        check_pooled(features, self.in_features, "projector")
         hidden = self._fixed_map(features, self.in_features, self.hidden_features).relu()
         return F.normalize(self._fixed_map(hidden, self.hidden_features, self.out_features), dim=1, eps=EPS)
 

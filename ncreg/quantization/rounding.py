@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from ncreg._checks import check_choice, check_integer
 from ncreg.frames import max_cosine
@@ -77,7 +78,7 @@ def round_weights(model: nn.Module, bits: Bits) -> nn.Module:
 
     Raises:
         TypeError: no module, bits of another kind.
-        ValueError: bits out of range, a weight that is not finite, a model without weights.
+        ValueError: bits out of range, a weight that is not finite or computed from others, a model without weights.
 
     Example:
         >>> layer = nn.Linear(2, 1)
@@ -91,6 +92,11 @@ def round_weights(model: nn.Module, bits: Bits) -> nn.Module:
     rounded = copy.deepcopy(model)
     found = 0
     for path, module in rounded.named_modules():
+        if parametrize.is_parametrized(module) or hasattr(module, "weight_v"):
+            raise ValueError(
+                f"{path or type(module).__name__} computes its weight from others (weight norm, …), which "
+                "rounding would not hold: remove the parametrization first"
+            )
         channel = 1 if isinstance(module, nn.modules.conv._ConvTransposeNd) else 0
         for name, value in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
             if not (name.endswith("weight") and value.ndim >= 2 and value.is_floating_point()):

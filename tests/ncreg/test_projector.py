@@ -47,6 +47,23 @@ def test_widths_are_at_least_two(name):
         FixedProjector(**{"in_features": 3, name: 1})
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_features_of_another_width_are_refused():
+    with pytest.raises(
+        ValueError, match=r"features of shape \(2, 5\): the projector takes pooled features \(batch, 4\)"
+    ):
+        FixedProjector(4)(torch.zeros(2, 5))
+
+
+@torch.no_grad()
+@pytest.mark.usefixtures("unchecked")
+def test_torch_fx_keeps_it_and_its_flag():
+    classifier = swap_head("test_resnet", "etf", num_classes=5, project="fixed").eval()
+    traced = torch.fx.symbolic_trace(classifier)
+    torch.testing.assert_close(traced(IMAGES), classifier(IMAGES))
+    torch.testing.assert_close(traced(IMAGES, with_features="encoder"), classifier(IMAGES, with_features="encoder"))
+
+
 def test_one_pass_gives_logits_features_and_what_enters_the_projector():
     classifier = swap_head("test_resnet", "linear", num_classes=5, project="fixed", norm="none").eval()
     found = classifier(IMAGES, with_features="encoder")

@@ -165,6 +165,12 @@ def test_what_is_refused(call, error, words):
         call()
 
 
+def test_weights_that_are_computed_are_refused():
+    net = nn.Sequential(torch.nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)))
+    with pytest.raises(ValueError, match="0 computes its weight from others"):
+        round_weights(net, 8)
+
+
 def test_a_broken_weight_is_named():
     net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     net[1].weight.data[0, 0] = torch.nan
