@@ -52,6 +52,7 @@ def run(tmp_path_factory):
 def test_a_run_leaves_everything_it_promises(run):
     assert {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()} == {
         "config.yaml",
+        "data.json",
         "environment.json",
         "history.jsonl",
         "summary.json",
