@@ -353,7 +353,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line: 0 when the run is done, 2 with one line when something is to be put right, 75 when stopped."""
     argv = sys.argv[1:] if argv is None else argv
     try:
-        config, resume, plan = parse_command(argv, existing_names())
+        config, resume, plan, changes = parse_command(argv, existing_names())
         if plan:
             show_plan(config)
             return 0
@@ -364,7 +364,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print("no unfinished run of this configuration: starting one")
         elif resume is not None:
             run = RunDir(Path(resume))
-            config = run.config()
+            config = run.config(changes)
         else:
             run = RunDir.unfinished(config.out, as_yaml(config), unreadable=True)
         train(config, ["recipes/train.py", *argv], resume=run)

@@ -20,15 +20,22 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 KINDS = {"bool": "true or false", "dict": "{KEY: VALUE}"}
 """Words for types of Python that a reader may not know."""
 
+ON_RESUME = ("quiet", "device", "tensorboard", "data.workers", "data.memory_limit")
+"""Keys that may be given with --resume RUN: they change where and how a run goes on, and nothing else of it."""
+
 POINTER = "(--help lists the keys, --print_config shows all values)"
 
 
 class Command(NamedTuple):
-    """What a command line asks for: the run to resume is a folder, "auto" or None."""
+    """What a command line asks for: the run to resume is a folder, "auto" or None.
+
+    `changes` are the words that change keys of the run to resume, see `ON_RESUME`.
+    """
 
     config: TrainConfig
     resume: str | None
     plan: bool
+    changes: tuple[str, ...] = ()
 
 
 def recipes() -> dict[str, Path]:
@@ -116,9 +123,30 @@ def parse_command(argv: Sequence[str], names: Mapping[str, Sequence[str]] | None
         raise UserError(_one_line(str(error), recipe_given=not argv[0].startswith("-"))) from None
     except ValueError as error:
         raise UserError(str(error)) from None
-    if values.resume not in (None, "auto") and len(args) > 2 - ("=" in args[0]):
-        raise UserError(f"--resume {values.resume} takes the run's own configuration: give no other key with it")
-    return Command(config, values.resume, values.plan)
+    changes: tuple[str, ...] = () if values.resume in (None, "auto") else _changes(args, values.resume)
+    return Command(config, values.resume, values.plan, changes)
+
+
+def _changes(args: Sequence[str], run: str) -> tuple[str, ...]:
+    """The words of a command line that change keys of the run to resume.
+
+    Raises:
+        UserError: names a key that cannot change any more.
+    """
+    words = list(args)
+    changes: list[str] = []
+    while words:
+        option, equals, value = words.pop(0).partition("=")
+        value = value if equals or not words else words.pop(0)
+        if option == "--resume":
+            continue
+        if option.removeprefix("--") not in ON_RESUME:
+            raise UserError(
+                f"--resume {run} takes the run's own configuration: give no other key with it, such as {option} "
+                f"{value}, than {', '.join(ON_RESUME)}"
+            )
+        changes.append(f"{option}={value}")
+    return tuple(changes)
 
 
 def parse(argv: Sequence[str]) -> TrainConfig:

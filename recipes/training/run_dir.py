@@ -221,8 +221,8 @@ class RunDir:
             with self.writing(), (self.path / "history.jsonl").open("a") as file:
                 file.write(json_row(record))
 
-    def config(self) -> TrainConfig:
-        """The configuration that the run began with.
+    def config(self, changes: Sequence[str] = ()) -> TrainConfig:
+        """The configuration that the run began with, with changes for the rest of it as words of a command line.
 
         Raises:
             UserError: the run is finished, or this is no run folder.
@@ -233,7 +233,7 @@ class RunDir:
             )
         if self.finished:
             raise UserError(f"run {self.path} is finished: its summary.json is there; nothing to resume")
-        return parse(["--config", str(self.path / "config.yaml")])
+        return parse(["--config", str(self.path / "config.yaml"), *changes])
 
     def checkpoint(self, name: str) -> Path:
         """Path of a checkpoint: last, previous, best or onset."""

@@ -266,3 +266,11 @@ def test_a_clock_that_is_set_back_loses_no_run_and_misleads_no_resume(whole, tmp
     timing = json.loads((far / "timing.json").read_text())
     assert all(value > 0 for value in [*timing["seconds"].values(), timing["train_images_per_second"]])
     assert RunDir.unfinished(config.out, as_yaml(config)).path == near  # what is left
+
+
+def test_how_a_run_goes_on_may_change_and_what_it_is_may_not(whole, ended, capsys):
+    words = ["--quiet", "--device=cpu", "--data.workers", "0", "--data.memory_limit=0", "--tensorboard=false"]
+    assert main(["--resume", str(ended), *words, "--optim.lr", "0.5"]) == 2
+    one_line(capsys, "give no other key with it, such as --optim.lr 0.5, than quiet, device")
+    assert main(["--resume", str(ended), *words]) == 0
+    same_end(whole, ended)
