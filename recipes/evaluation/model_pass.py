@@ -95,11 +95,13 @@ def _watched(model: Classifier, layers: Sequence[str]) -> Iterator[LayerwiseColl
 
 
 def _stages(backbone: nn.Module) -> list[str]:
-    """The parts of a model that is not timm's: its children that have parameters."""
-    while len(children := [(n, c) for n, c in backbone.named_children() if any(True for _ in c.parameters())]) == 1:
-        backbone = children[0][1]
-    inner = [f"{name}" for name, _ in children]
-    return [name for name in inner if not name.isdigit()] or inner
+    """The parts of a model that is not timm's: its children that have parameters, by path."""
+    path, part = "backbone", backbone
+    while True:
+        children = [(name, child) for name, child in part.named_children() if any(True for _ in child.parameters())]
+        if len(children) != 1 or not any(True for _ in children[0][1].children()):
+            return [f"{path}.{name}" for name, _ in children] or [path]
+        path, part = f"{path}.{children[0][0]}", children[0][1]
 
 
 @torch.no_grad()

@@ -29,6 +29,13 @@ FAULTS = (ValueError, TypeError, KeyError, RuntimeError, OSError, AttributeError
 """What building a model from arguments or a file that do not fit raises."""
 
 
+OPTION_OF = {
+    "input_size=(channels, height, width)": "--image-size N and --channels N",
+    "classifier='…'": "--classifier PATH",
+}
+"""Options that stand for arguments of swap_head in its messages."""
+
+
 @dataclass
 class FoundModel:
     """A classifier with its own head.
@@ -82,7 +89,10 @@ def find_model(word: str, options: ModelOptions) -> FoundModel:
         reason = str(error).partition("; swap_head takes")[0]
         raise UserError(f"MODEL {word}: {reason}; --weights FILE takes weights on this disk") from None
     except FAULTS as error:
-        raise UserError(f"MODEL {word}: {' '.join(str(error).split())}") from None
+        reason = " ".join(str(error).split())
+        for argument, option in OPTION_OF.items():
+            reason = reason.replace(argument, option)
+        raise UserError(f"MODEL {word}: {reason}") from None
 
 
 def _by_name(word: str, name: str, options: ModelOptions) -> FoundModel:
