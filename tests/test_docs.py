@@ -90,7 +90,7 @@ def options():
             importlib.import_module(f"recipes.{name}").main(["--help"])
         shown[name] = set(re.findall(r"--[a-z][\w.-]*\w", text.getvalue()))
     keys = shown["train"]
-    return shown | {"compare": shown["compare"] | keys, "evaluate": shown["evaluate"] | keys}
+    return shown | {name: shown[name] | keys for name in ("compare", "evaluate", "robustness", "plot_collapse")}
 
 
 def is_known(option, known):

@@ -92,7 +92,6 @@ def evaluate_model(
         source = tested.read(data)
         order = tested.check_fit(source)
         images, beside, notes = _images(source, data, split, seed=tested.config.seed, is_other=is_other)
-        tell([*tested.notes, *tested.notes_on(source, order), *notes])
         device, names = next(model.parameters()).device, order.names
         wanted = {split: order.split(images).to(device)}
         if beside is not None and train_images and split != "train":
@@ -104,6 +103,7 @@ def evaluate_model(
             seen = pass_over(model, part, stores.enter_context(FeatureStore()), layers=layers)
             train = measured[0].collapse if measured else None
             measured.append(measure_split(name, seen, names, model.head, train=train))
+        tell([*tested.notes, *tested.notes_on(source, order), *notes])
         measured[0].record["measures"]["nc5"] = nc5_of(model, wanted[split], measured[0].collapse)
         facts = [*tested.notes, f"Data: {data.name}, {split} images, {len(source.class_names)} classes."]
         text = page(measured, names, model.head, title=_title(tested), facts=facts) if train_images else ""

@@ -224,7 +224,7 @@ def _of_function(word: str, options: ModelOptions) -> FoundModel:
 
 def _called(word: str, build: Callable[[], Any]) -> nn.Module:
     """The module that somebody's function returns; its error as one line that names the line of their file."""
-    file = Path(word.rpartition(":")[0]).expanduser()
+    file = Path(word.rpartition(":")[0]).expanduser().absolute()
     try:
         module = build()
     except Exception as error:  # the user's code may raise anything

@@ -1,0 +1,316 @@
+"""Models that recipes/train.py did not make: found, brought together with data, evaluated; the page's commands."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torchvision
+from PIL import Image
+from sklearn.metrics import log_loss
+from torch import nn
+
+from ncreg.models import fold, swap_head
+from recipes import evaluate, plot_collapse, predict, robustness, train
+from recipes.core.errors import UserError
+from recipes.data.side import Side
+from recipes.data.split import resized
+from recipes.evaluation.class_order import class_order
+from recipes.evaluation.collapse import rankme
+from recipes.evaluation.model_options import ModelOptions
+from recipes.evaluation.model_under_test import open_model
+
+PAGE = Path(__file__).parents[2] / "docs" / "your_model_your_data.md"
+SCRIPTS = {
+    script.__name__.rpartition(".")[2]: script for script in (evaluate, plot_collapse, predict, robustness, train)
+}
+COLOURS = {"blue": (40, 40, 220), "green": (30, 200, 40), "red": (220, 30, 30)}
+
+OWN = """
+import torch
+from torch import nn
+
+def build(outputs=3, channels=3, bias=True):
+    torch.manual_seed(0)
+    body = [nn.Conv2d(channels, 8, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return nn.Sequential(*body, nn.Linear(8, outputs, bias=bias))
+
+def five(): return build(5)
+def two(): return build(2)
+def gray(): return build(channels=1)
+def no_bias(): return build(bias=False)
+def named():
+    model = build()
+    model.class_names = ["red", "blue", "green"]
+    return model
+def strangers():
+    model = build()
+    model.class_names = ["cat", "dog", "owl"]
+    return model
+def broken(): return 1 / 0
+def number(): return 3
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with images of three colours, weights, a file of one's own, a folded model and features."""
+    place = tmp_path_factory.mktemp("place")
+    draw = np.random.default_rng(0)
+    for part, count in (("train", 10), ("test", 5)):
+        for name, colour in COLOURS.items():
+            folder = place / "my_images" / part / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                noise = draw.integers(-30, 30, (24, 30, 3))
+                Image.fromarray((np.array(colour) + noise).clip(0, 255).astype(np.uint8)).save(folder / f"{number}.png")
+    torch.manual_seed(0)
+    model = timm.create_model("test_resnet", num_classes=3)
+    stored = {f"module.{name}": value for name, value in model.state_dict().items()}
+    torch.save({"epoch": 3, "state_dict": stored}, place / "mine.pth")
+    torch.save(torchvision.models.resnet18(num_classes=3).state_dict(), place / "tv.pth")
+    (place / "my_model.py").write_text(OWN)
+    timm.models.save_for_hf(fold(swap_head("test_resnet", "linear", num_classes=3).eval()), str(place / "folded"))
+    for name, count in (("train", 90), ("test", 30)):
+        target = np.arange(count) % 3
+        features = (3 * np.eye(3, 6)[target] + draw.normal(size=(count, 6))).astype(np.float32)
+        weight = {"weight": np.eye(3, 6, dtype=np.float32), "bias": np.zeros(3, np.float32)}
+        np.savez(place / f"{name}.npz", features=features, target=target, **(weight if name == "train" else {}))
+    return place
+
+
+@pytest.fixture
+def here(place, monkeypatch):
+    monkeypatch.chdir(place)
+    return place
+
+
+DATA = ["--data.name", "folder", "--data.root", "my_images"]
+COMMANDS = re.findall(
+    r"^\$ python recipes/(\w+)\.py (.*)$", PAGE.read_text().partition("## Your data")[0], re.MULTILINE
+)
+
+
+@pytest.mark.parametrize(("script", "words"), COMMANDS, ids=[" ".join(command)[:70] for command in COMMANDS])
+def test_every_command_of_the_page_runs(script, words, here, capsys):
+    assert SCRIPTS[script].main(shlex.split(words)) == 0, capsys.readouterr().err
+
+
+def result_of(args, here, out):
+    assert evaluate.main([*args, "--out-dir", str(out)]) == 0
+    (path,) = out.glob("*.json")
+    return json.loads(path.read_text()), path.with_suffix(".html").read_text()
+
+
+@torch.no_grad()
+def test_a_timm_models_numbers_are_those_of_timms_own_pipeline(here, tmp_path):
+    """Accuracy, loss and confusions against timm's transform and the model itself; NC4's classifier is the same."""
+    result, page = result_of(["timm:test_resnet", "--weights", "mine.pth", *DATA], here, tmp_path / "out")
+    model = timm.create_model("test_resnet", num_classes=3)
+    stored = torch.load("mine.pth")["state_dict"]
+    model.load_state_dict({name.removeprefix("module."): value for name, value in stored.items()})
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    files = [(file, label) for label, name in enumerate(COLOURS) for file in Path("my_images/test", name).iterdir()]
+    images = torch.stack([transform(Image.open(file)) for file, _ in files])
+    target = np.array([label for _, label in files])
+    logits = model.eval()(images)
+    assert result["accuracy"] == pytest.approx((logits.argmax(1).numpy() == target).mean())
+    assert result["loss"] == pytest.approx(log_loss(target, logits.double().softmax(1).numpy()), rel=2e-2)
+    assert result["classifier_accuracy"] == pytest.approx(result["accuracy"])
+    own = logits[range(len(target)), target]
+    rival = logits.clone()
+    rival[range(len(target)), target] = -torch.inf
+    median = float((own - rival.amax(1)).median())
+    assert result["report"]["test"]["margins"]["median"] == pytest.approx(median, abs=0.02 * float(logits.std()))
+    assert set(result["report"]) == {"train", "test"} and result["report"]["train"]["images"] == 27
+    assert "http" not in re.sub(r'(xmlns|xlink|rdf|cc|dc)[:\w]*="[^"]*"', "", page).replace("http://www.w3.org", "")
+    assert "share a direction" in page and page.count("<svg") >= 5
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "nearest"])
+@pytest.mark.parametrize("size", [(50, 80), (300, 200), (224, 224)])
+def test_images_are_scaled_and_cropped_as_timm_does(interpolation, size):
+    image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8)).resize(size[::-1])
+    transform = timm.data.create_transform((3, 96, 96), interpolation=interpolation, crop_pct=0.875, mean=0.0, std=1.0)
+    expected = transform(image)
+    side = Side(96, shorter=109, interpolation=interpolation)
+    got = resized(torch.from_numpy(np.array(image)).permute(2, 0, 1), side) / 255
+    assert got.shape == expected.shape
+    shift = [(got - expected.roll((a, b), (1, 2)))[:, 2:-2, 2:-2].abs() for a in (-1, 0, 1) for b in (-1, 0, 1)]
+    assert min(float(gap.mean()) for gap in shift) < 0.5 / 255 if interpolation != "nearest" else True
+
+
+def test_classes_go_by_name(here, tmp_path):
+    """The outputs are red, blue, green; the folders are sorted blue, green, red."""
+    small = ["--image-size", "32", *DATA]
+    by_order, _ = result_of(["my_model.py:build", *small], here, tmp_path / "order")
+    by_name, _ = result_of(["my_model.py:named", *small], here, tmp_path / "name")
+    assert list(by_name["per_class"]) == ["red", "blue", "green"]
+    rows = np.array(by_order["confusion"])  # by order: output 0 is blue, 1 green, 2 red; the model is the same
+    moved = rows[[2, 0, 1]]
+    assert by_name["confusion"] == moved.tolist()
+    said, _ = result_of(["my_model.py:build", "--class-names", "red,blue,green", *small], here, tmp_path / "said")
+    assert said["confusion"] == by_name["confusion"]
+
+
+def test_classes_without_images_are_null(here, tmp_path):
+    result, page = result_of(["my_model.py:five", "--image-size", "32", *DATA], here, tmp_path / "out")
+    assert list(result["per_class"]) == [*COLOURS, "output 3", "output 4"]
+    assert result["per_class"]["output 4"] is None and "no image" in page
+    row = result["report"]["test"]["per_class"]["output 3"]
+    assert row == {"images": 0, "accuracy": None, "nearest": None, "cosine": None, "length": None}
+    assert np.array(result["confusion"]).shape == (5, 5) and np.isfinite(result["nc1"])
+
+
+def test_a_head_without_bias_and_gray_images(here, tmp_path, capsys):
+    assert result_of(["my_model.py:no_bias", "--image-size", "32", *DATA], here, tmp_path / "bias")[0]["images"] == 15
+    result_of(["my_model.py:gray", "--image-size", "32", *DATA], here, tmp_path / "gray")
+    assert "colour is taken as gray" in capsys.readouterr().err
+    digits = ["timm:test_resnet", "--weights", "mine.pth", "--image-size", "32", "--data.name", "digits"]
+    assert evaluate.main(digits) == 2
+    assert "MODEL has 3 outputs, the data 10 classes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["my_model.py:two", *DATA], "MODEL has 2 outputs, the data 3 classes, 3 (blue, green, red)"),
+        (["my_model.py:strangers", *DATA], "classes differ: MODEL knows 3 (cat, dog, owl), the data has 3 (blue,"),
+        (["my_model.py:broken", *DATA], "MODEL my_model.py:broken: calling it fails at line 22: ZeroDivisionError"),
+        (["my_model.py:number", *DATA], "MODEL my_model.py:number returns a int, not a torch.nn.Module"),
+        (["my_model.py:nothing", *DATA], "my_model.py has no 'nothing'"),
+        (["my_model.py", *DATA], "MODEL my_model.py: name the function that returns the model, my_model.py:FUNCTION"),
+        (["mine.pth", *DATA], "MODEL mine.pth holds weights alone: name their model, timm:NAME --weights mine.pth"),
+        (["timm:test_resnet", "--weights", "mine.pth"], "MODEL timm:test_resnet comes without data: --data.name SET"),
+        (["timm:test_resnet", "--weights", "none.pth", *DATA], "--weights none.pth: "),
+        (["timm:test_resnet", "--weights", "tv.pth", *DATA], "MODEL timm:test_resnet: model='test_resnet': weights: "),
+        (
+            ["timm:test_resnext", "--weights", "mine.pth", *DATA],
+            "MODEL timm:test_resnext: model='test_resnext' is no timm",
+        ),
+        (["timm:test_resnet", "--weights", "mine.pth", "--num-classes", "4", *DATA], "MODEL timm:test_resnet: "),
+        (
+            ["folded", "--weights", "mine.pth", *DATA],
+            "--weights is for timm: and torchvision: models; MODEL folded has",
+        ),
+        (["my_images", *DATA], "RUN my_images is no run folder"),
+        (["my_model.py:build", "--mean", "0.5,0.5", *DATA], "--mean (0.5, 0.5): MODEL takes 3 channels"),
+        (["my_model.py:build", "--std", "0", *DATA], "--std (0.0,): must be positive"),
+        (["my_model.py:build", "--crop-pct", "7", *DATA], "--crop-pct 7.0: must be a share in (0, 1]"),
+        (["my_model.py:build", "--layers", "nose", *DATA], "--layers: layer 'nose' is none of"),
+        (["my_model.py:build", "--class-names", "a,b", *DATA], "--class-names has 2 (a, b) names for 3 outputs"),
+        (["my_model.py:build", "--checkpoint", "onset", *DATA], "--checkpoint onset is for run folders"),
+        (["my_model.py:build", "--test-features", "test.npz", *DATA], "--test-features goes with --features"),
+        (["my_model.py:build", "--features", "test.npz"], "give one of them alone: MODEL, --features FILE"),
+        (["--features", "test.npz", *DATA], "--data.name with --features: the file holds the data"),
+        (["--features", "test.npz", "--layers", "all"], "--layers with --features: it needs a model"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_one_line(words, line, here, capsys):
+    assert evaluate.main(words) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.count("\n") == 1 and line in printed.err, printed.err
+
+
+def test_a_run_keeps_its_own_data_and_its_own_images(here, capsys):
+    words = ["etf", "--data.train_size", "64", "--data.batch_size", "32", "--tpt.max_epochs", "1", "--out", "own"]
+    assert train.main([*words, "--quiet"]) == 0
+    (run,) = map(str, Path("own").glob("digits-*"))
+    for script in (robustness, plot_collapse):
+        assert script.main([run, "--data.name", "digits"]) == 2
+        assert script.main([run, "--out-dir", "elsewhere"]) == 2
+        assert capsys.readouterr().err.count("is for models that are no runs") == 2
+    assert evaluate.main([run, "--image-size", "64"]) == 2
+    assert "--image-size is for models that are no runs" in capsys.readouterr().err
+    assert evaluate.main([run]) == 0 and Path(run, "evaluation-digits-test.html").is_file()
+
+
+def numpy_measures(features, target):
+    """RankMe, and the largest cosine of two centred class means."""
+    values = np.linalg.svd(features.astype(np.float64), compute_uv=False)
+    shares = values / values.sum() + 1e-7
+    means = np.stack([features[target == label].mean(0) for label in np.unique(target)]).astype(np.float64)
+    means -= means.mean(0)
+    unit = means / np.linalg.norm(means, axis=1, keepdims=True)
+    return np.exp(-(shares * np.log(shares)).sum()), np.max(unit @ unit.T - 2 * np.eye(len(unit)))
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("kind", ["float32", "float64", "float16", ">f4"])
+def test_features_alone_against_numpy(here, tmp_path, monkeypatch, save, kind):
+    monkeypatch.setattr("recipes.evaluation.feature_store.BLOCK_BYTES", 400)  # many blocks
+    with np.load("train.npz") as held:
+        features, target, weight = held["features"], held["target"], held["weight"]
+    save(tmp_path / "f.npz", features=features.astype(kind), target=target.astype(np.int32), weight=weight)
+    assert evaluate.main(["--features", str(tmp_path / "f.npz"), "--out-dir", str(tmp_path / "out")]) == 0
+    record = json.loads((tmp_path / "out" / "features.json").read_text())["report"]["train"]
+    used, closest = numpy_measures(features.astype(kind).astype(np.float64), target)
+    assert record["measures"]["rankme"] == pytest.approx(used, rel=1e-5)
+    assert record["closest"][0]["cosine"] == pytest.approx(closest, rel=1e-4)
+    guess = (features @ weight.T).argmax(1)
+    assert record["measures"]["accuracy"] == pytest.approx((guess == target).mean(), abs=0.02)
+
+
+def test_features_without_a_last_layer_say_nothing_of_one(here, tmp_path):
+    assert evaluate.main(["--features", "test.npz", "--out-dir", str(tmp_path)]) == 0
+    record = json.loads((tmp_path / "features.json").read_text())["report"]["train"]
+    assert "nc3" not in record["measures"] and "margins" not in record and record["measures"]["nc1"] > 0
+    assert "no array weight" in (tmp_path / "features.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arrays", "line"),
+    [
+        ({"target": np.arange(4)}, "it has no array features; there: target"),
+        ({"features": np.ones((4, 2))}, "target must be 4 whole numbers"),
+        ({"features": np.ones((4, 2)), "target": np.arange(5)}, "target must be 4 whole numbers"),
+        ({"features": np.ones((4, 2), int), "target": np.arange(4)}, "features must be numbers (N, d), floating point"),
+        ({"features": np.full((4, 2), np.nan), "target": np.arange(4)}, "features hold NaN or infinite values"),
+        ({"features": np.ones((4, 2)), "target": -np.arange(4)}, "target holds -3: classes are counted from 0"),
+        ({"features": np.ones((4, 2)), "target": np.arange(4), "bias": np.ones(4)}, "has an array bias but no weight"),
+        ({"features": np.ones((4, 2)), "target": np.arange(4), "weight": np.ones((3, 2))}, "weight has 3 rows, target"),
+        ({"features": np.ones((4, 2)), "target": np.arange(4), "weight": np.ones((4, 5))}, "weight must be floating"),
+    ],
+)
+def test_features_that_cannot_be_measured_are_one_line(arrays, line, tmp_path, capsys):
+    np.savez(tmp_path / "f.npz", **arrays)
+    assert evaluate.main(["--features", str(tmp_path / "f.npz")]) == 2
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1 and line in printed, printed
+
+
+def test_damaged_and_other_files_of_features_are_one_line(here, tmp_path, capsys):
+    whole = Path("train.npz").read_bytes()
+    for content in (b"nothing", whole[: len(whole) // 2]):
+        (tmp_path / "f.npz").write_bytes(content)
+        assert evaluate.main(["--features", str(tmp_path / "f.npz")]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+    np.savez(tmp_path / "g.npz", features=np.ones((3, 9)), target=np.arange(3))
+    assert evaluate.main(["--features", "train.npz", "--test-features", str(tmp_path / "g.npz")]) == 2
+    assert "has 9 dimensions" in capsys.readouterr().err
+
+
+def test_rankme_of_equal_directions_is_their_number():
+    counts = torch.tensor([5, 5, 5])
+    assert rankme(torch.zeros(8, 8).double(), torch.eye(3, 8).double(), counts) == pytest.approx(3, rel=1e-4)
+
+
+def test_the_order_of_classes():
+    order = class_order([("n01", "n02"), ("cat", "dog")], ("dog",), 2, model="MODEL")
+    assert order.names == ("cat", "dog") and order.output.tolist() == [1] and not order.note
+    with pytest.raises(UserError, match=r"classes differ: MODEL knows 2 \(n01, n02\), the data has 1 \(owl\)"):
+        class_order([("n01", "n02"), ("cat", "dog")], ("owl",), 2, model="MODEL")
+
+
+def test_names_come_from_the_file_of_weights(here, tmp_path):
+    held = torch.load("mine.pth")
+    torch.save(held | {"class_to_idx": {"red": 0, "blue": 1, "green": 2}}, tmp_path / "named.pth")
+    options = ModelOptions(weights=tmp_path / "named.pth")
+    tested = open_model("timm:test_resnet", options, needs_data=False)
+    assert tested.names == [("red", "blue", "green")]
+    assert "92 tensors taken, from under state_dict.module" in tested.notes[0]
+    assert not any(isinstance(part, nn.Dropout) and part.training for part in tested.model.modules())
