@@ -196,7 +196,7 @@ def _svg(figure: Figure, style: Any = STYLE) -> str:
     """The figure as an SVG element whose size follows the page."""
     out = io.StringIO()
     with plt.rc_context(style):
-        figure.savefig(out, format="svg", metadata={"Date": None})
+        figure.savefig(out, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     plt.close(figure)
     text = out.getvalue()
     text = text[text.index("<svg") :]
