@@ -52,6 +52,9 @@ def ood(run: RunUnderTest, settings: Settings) -> Outcome:
 
     Only the first are near; the group of the other sets is called near in results since before there were any.
     """
+    absent = int((run.data.class_counts() == 0).sum())
+    if absent:
+        raise NotAvailable(f"its scores need training images of every class; {absent} outputs of the model have none")
     train = run.outputs_on("train", settings.preset.features)
     test = run.outputs_on(run.split, settings.preset.outside)
     near, far = _outputs_on_other_sets(run, settings), _outputs_on_noise(run, settings)

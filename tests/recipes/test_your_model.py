@@ -166,6 +166,14 @@ def test_classes_without_images_are_null(here, tmp_path):
     assert np.array(result["confusion"]).shape == (5, 5) and np.isfinite(result["nc1"])
 
 
+def test_evaluations_that_need_every_class_say_so(here, tmp_path):
+    words = ["my_model.py:five", "--image-size", "16", *DATA, "--quick", "--parts", "ood,long_tail,calibration"]
+    assert robustness.main([*words, "--quiet", "--out-dir", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "robustness" / "results.json").read_text())
+    assert "2 outputs of the model have none" in found["skipped"]["ood"] and "calibration" in found["parts"]
+    assert "2 of the 5 classes have no training image" in found["skipped"]["long_tail"]
+
+
 def test_a_head_without_bias_and_gray_images(here, tmp_path, capsys):
     assert result_of(["my_model.py:no_bias", "--image-size", "32", *DATA], here, tmp_path / "bias")[0]["images"] == 15
     result_of(["my_model.py:gray", "--image-size", "32", *DATA], here, tmp_path / "gray")
