@@ -79,7 +79,8 @@ class ModelUnderTest:
             UserError: an unknown set, or files that are missing or cannot be read.
         """
         if self.is_run:
-            return read_source(data, self.image_size, class_names=self.model.class_names)
+            former = RunDir(self.home).former_images(data)
+            return read_source(data, self.image_size, former=former, class_names=self.model.class_names)
         return replace(read_source(data, self.image_size), partial=True)
 
     def check_fit(self, source: Source) -> ClassOrder:

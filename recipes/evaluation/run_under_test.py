@@ -21,6 +21,7 @@ from recipes.evaluation.model_options import ModelOptions
 from recipes.evaluation.model_under_test import check_own, is_run, open_model, tell
 from recipes.evaluation.results import digest
 from recipes.training.metrics import BATCH
+from recipes.training.run_dir import RunDir
 
 SETS = ("digits", "mnist5k", "fashion_mnist")
 """Image sets that need no download if their package or files are installed."""
@@ -86,7 +87,8 @@ class RunUnderTest:
             check_own(word, options, overrides)
         tested = open_model(word, options, checkpoint=checkpoint, device=device, overrides=overrides)
         config = tested.config
-        data = load(config.data, seed=config.seed, image_size=tested.image_size)
+        former = RunDir(tested.home).former_images(config.data) if tested.is_run else ()
+        data = load(config.data, seed=config.seed, image_size=tested.image_size, former=former)
         if not tested.is_run:
             source = Source(data.class_names, data.train, data.test)
             order = tested.check_fit(source)

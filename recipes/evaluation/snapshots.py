@@ -21,6 +21,7 @@ from recipes.evaluation.model_under_test import check_own, is_run, read_classifi
 from recipes.evaluation.run_under_test import RunUnderTest
 from recipes.training.build import build_model, class_vectors, image_size
 from recipes.training.metrics import BATCH
+from recipes.training.run_dir import RunDir
 
 Array = np.ndarray
 
@@ -82,7 +83,8 @@ def snapshots_of_run(run: Path, *, split: str, images: int) -> tuple[Path, list[
     """
     config = run_config(run)
     side = partial(image_size, backbone=config.model.backbone, requested=config.data.image_size)
-    data = load(config.data, seed=config.seed, image_size=side)
+    former = RunDir(run).former_images(config.data)
+    data = load(config.data, seed=config.seed, image_size=side, former=former)
     times = checkpoints(run)
     if not times:
         raise UserError(f"RUN {run} has no checkpoint yet: wait for the end of its first epoch")

@@ -14,11 +14,12 @@ import yaml
 
 from ncreg.checkpoint import load_checkpoint, save_checkpoint
 from recipes.core.cli import parse
-from recipes.core.config import TrainConfig, as_yaml
+from recipes.core.config import DataConfig, TrainConfig, as_yaml
 from recipes.core.errors import UserError
 from recipes.core.files import environment, json_row, write_atomically, write_json
 from recipes.core.own_code import own_names
 from recipes.data.fingerprint import checksums, described
+from recipes.data.image_folder import image_files, split_folders
 from recipes.data.load import Dataset
 from recipes.data.unreadable import Unreadable
 
@@ -140,8 +141,39 @@ class RunDir:
         return list(json.loads(noted.read_text())["images"]) if noted.is_file() else []
 
     def all_read(self) -> None:
-        """Forget about unreadable images: the run has come to its end."""
+        """The run has come to its end: of the unreadable images, note those alone that are gone."""
+        gone = [image for image in self.unreadable() if not Path(image).is_file()]
         (self.path / UNREADABLE).unlink(missing_ok=True)
+        if gone:
+            self.write(UNREADABLE, {"images": gone})
+
+    def former_images(self, data: DataConfig) -> list[str]:
+        """Images that count in drawing the run's splits again, also those that it did without in the end.
+
+        Args:
+            data: what is read; other data than the run's own has no such images.
+
+        Raises:
+            UserError: images were added to those that the run divided, or taken from them.
+        """
+        noted = self.path / "images.json"
+        if data.name != "folder" or not noted.is_file():
+            return []
+        began, former = json.loads(noted.read_text()), self.unreadable()
+        root = Path(began["root"])
+        if data.root != root or not root.is_dir():
+            return []
+        divided = split_folders(root)["train"]
+        then = {path for path in (root / name for name in began["files"]) if path.is_relative_to(divided)}
+        now = set(image_files(divided))
+        for path in sorted((then ^ now) - set(map(Path, former))):
+            what = "is new" if path in now else "is gone"
+            raise UserError(
+                f"RUN {self.path}: image {path} {what} since the run divided its images; drawn again, the splits would "
+                "be others, with training images among those tested: put its images back as they were, or name another "
+                "folder with --data.name folder --data.root FOLDER --split all"
+            )
+        return former
 
     def _keep_code(self, code: Mapping[str, str]) -> None:
         for number, (path, text) in enumerate(code.items()):

@@ -1,6 +1,7 @@
 """Images that cannot be read: named before the first epoch, left out on request, and no reason to lose a run."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 from test_faults_files import killed
 
 from ncreg.checkpoint import load_checkpoint
-from recipes import evaluate
+from recipes import evaluate, plot_collapse, robustness
 from recipes.core.cli import parse
 from recipes.core.config import DataConfig
 from recipes.data.load import load
@@ -122,7 +123,7 @@ def test_a_run_that_cannot_be_measured_keeps_its_training(args, folder, tmp_path
     test_image.write_bytes(whole) if way_out == "mended" else test_image.unlink()
     assert main(again) == 0
     assert ("left out, as they are gone" in capsys.readouterr().err) == (way_out == "gone")
-    assert len(list((tmp_path / "runs").iterdir())) == 1 and not (path / "unreadable.json").exists()
+    assert len(list((tmp_path / "runs").iterdir())) == 1 and (path / "unreadable.json").exists() == (way_out == "gone")
     now = load_checkpoint(path / "checkpoints" / "last.pt")
     if trained["epoch"] == 2:
         assert all(torch.equal(now["model"][name], value) for name, value in trained["model"].items())
@@ -133,7 +134,11 @@ def test_a_run_that_cannot_be_measured_keeps_its_training(args, folder, tmp_path
         before = json.loads((expected / "summary.json").read_text())["at_end"]
         assert measured["train"] == before["train"] and measured["val"] == before["val"]
         assert measured["test"]["loss"] != before["test"]["loss"]
-    if way_out == "gone":
+    if way_out == "gone":  # evaluated as it was divided, not with training images among those tested
+        assert evaluate.main([str(path)]) == 0
+        summary = json.loads((path / "summary.json").read_text())["at_end"]["test"]
+        (result,) = path.glob("evaluation-*.json")
+        assert json.loads(result.read_text())["accuracy"] == pytest.approx(summary["accuracy"], abs=1e-9)
         return
     assert main([*args, *STREAMED]) == 0  # a finished run is left alone: the command begins another one
     assert len(list((tmp_path / "runs").iterdir())) == 2
@@ -150,6 +155,20 @@ def test_a_training_image_may_be_gone_once_training_is_done_and_not_before(args,
     assert f"left out, as they are gone: {lost}" in capsys.readouterr().err
     assert main(["--resume", str(underway)]) == 2
     assert "of the images that are gone, 1 are for training, which is not done" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("script", [evaluate, robustness, plot_collapse])
+@pytest.mark.parametrize("change", ["is gone", "is new"])
+def test_a_finished_run_does_not_divide_other_images_than_its_own(args, folder, capsys, change, script):
+    run = train(parse(args))
+    image = split_file(folder, "train")
+    image.rename(image.with_name("new.png") if change == "is new" else folder.parent / "away.png")
+    assert script.main([str(run), *(["--quick"] if script is robustness else [])]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "since the run divided its images" in said
+    if script is evaluate:
+        other = shutil.copytree(folder, folder.parent / "other")
+        assert script.main([str(run), "--data.name", "folder", "--data.root", str(other), "--split", "all"]) == 0
 
 
 def test_other_data_with_some_of_the_classes_is_evaluated(args, tmp_path, capsys):
