@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -52,7 +52,15 @@ from recipes.training.metrics import cosine_gaps, measure, measure_all
 from recipes.training.plan import plan_table, plans
 from recipes.training.plots import plot_plan, plot_run
 from recipes.training.records import epoch_record, run_summary
-from recipes.training.reporting import Progress, TensorBoardLog, batch_notes, closing_lines, opening_line, timing_line
+from recipes.training.reporting import (
+    EpochHook,
+    Progress,
+    TensorBoardLog,
+    batch_notes,
+    closing_lines,
+    opening_line,
+    timing_line,
+)
 from recipes.training.run_dir import RunDir
 from recipes.training.state import TrainState
 from recipes.training.step import check_losses, forward_backward, update
@@ -61,7 +69,14 @@ STEPS_BETWEEN_CHECKS = 50
 """On a GPU, the host waits for the losses (are they finite?) and looks for a stop request once in so many steps."""
 
 
-def train(config: TrainConfig, command: Sequence[str] = (), *, resume: RunDir | None = None, data: Any = None) -> Path:
+def train(
+    config: TrainConfig,
+    command: Sequence[str] = (),
+    *,
+    resume: RunDir | None = None,
+    data: Any = None,
+    on_epoch: Callable[[dict[str, Any]], object] | None = None,
+) -> Path:
     """Train one run, or the rest of the run `resume`; returns its folder.
 
     Args:
@@ -70,6 +85,7 @@ def train(config: TrainConfig, command: Sequence[str] = (), *, resume: RunDir | 
         resume: a run to go on with.
         data: in place of the set that `config` names: a map-style dataset of (image, label) pairs, which is divided, or
             a dict of such datasets by split, "train" and, if there are some, "val" and "test".
+        on_epoch: called with the record of each epoch, in place of the function that `config` names.
 
     Raises:
         UserError: the configuration cannot be carried out, or the loss is not finite.
@@ -78,8 +94,9 @@ def train(config: TrainConfig, command: Sequence[str] = (), *, resume: RunDir | 
     device = pick_device(config.device)
     if data is not None:
         config = replace(config, data=replace(config.data, name=IN_PYTHON))
+    hook = EpochHook(config.on_epoch, on_epoch)
     with join_ranks(device) as ranks, StopRequest() as stop, report_lost_workers(), ExitStack() as guard:
-        return run_epochs(config, command, resume, data, device, ranks, stop, guard)
+        return run_epochs(config, command, resume, data, hook, device, ranks, stop, guard)
 
 
 def run_epochs(
@@ -87,6 +104,7 @@ def run_epochs(
     command: Sequence[str],
     resume: RunDir | None,
     given: Any,
+    hook: EpochHook,
     device: torch.device,
     ranks: Ranks,
     stop: StopRequest,
@@ -180,6 +198,8 @@ def run_epochs(
         run.save(header | state.capture(), *copies)
         clock.add("save", began)
         measure_onset(state, data, run, header)
+        if ranks.main:
+            hook.add(record, run.path)
         progress.epoch(
             record,
             phase=scheduler.phase,

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from timm.models import get_model_input_config
 from torch import Tensor, nn
 
-from ncreg._checks import check_choice, check_flag, check_integer, check_numbers
+from ncreg._checks import check_flag, check_integer, check_numbers
 from ncreg._wrappers import unwrapped
 from ncreg.models._backbone import Removed, parameter_like
 from ncreg.models._data_config import classifier_cfg
@@ -312,7 +312,8 @@ def output_of(
             warnings.simplefilter("ignore", torch.jit.TracerWarning)
             with_features = bool(with_features)
     if isinstance(with_features, str):
-        check_choice("with_features", with_features, ("encoder",))
+        if with_features != "encoder":
+            raise TypeError(f"with_features={with_features!r} must be True or False, or 'encoder'")
         return EncoderOutput(logits, features, encoder)
     return ClassifierOutput(logits, features) if check_flag("with_features", with_features) else logits
 

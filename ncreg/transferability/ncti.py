@@ -59,7 +59,7 @@ def ncti(
         >>> helpful = noise + 4 * torch.nn.functional.one_hot(target, 4)
         >>> found = ncti({"noise": noise, "helpful": helpful}, target)
         >>> found["helpful"].score, found["noise"].score
-        (6.0, 3.0)
+        (5.0, 4.0)
     """
     if not isinstance(candidates, Mapping):
         raise TypeError(f"candidates must be a dict of features by name, not {type(candidates).__name__}")

@@ -20,7 +20,7 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 KINDS = {"bool": "true or false", "dict": "{KEY: VALUE}"}
 """Words for types of Python that a reader may not know."""
 
-ON_RESUME = ("quiet", "device", "tensorboard", "data.workers", "data.memory_limit")
+ON_RESUME = ("quiet", "device", "tensorboard", "on_epoch", "data.workers", "data.memory_limit")
 """Keys that may be given with --resume RUN: they change where and how a run goes on, and nothing else of it."""
 
 POINTER = "(--help lists the keys, --print_config shows all values)"

@@ -235,6 +235,7 @@ class TrainConfig:
         out: folder in which the run makes a folder of its own.
         compile: run the model through torch.compile; the first step takes minutes, later ones less.
         tensorboard: write the history for TensorBoard too, into the run folder.
+        on_epoch: FILE.py:FUNCTION of your own, called with each epoch's record: for wandb, MLflow and others.
         quiet: print nothing but the final summary.
         recipe: name of the recipe, for the run folder and the reports.
     """
@@ -253,6 +254,7 @@ class TrainConfig:
     out: Path = Path("runs")
     compile: bool = False
     tensorboard: bool = False
+    on_epoch: str | None = None
     quiet: bool = False
     recipe: str = "custom"
 

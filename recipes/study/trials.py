@@ -23,7 +23,7 @@ GROUPS = tuple(item.name for item in fields(TrainConfig) if is_dataclass(getattr
 LATER_KEYS: dict[str, Any] = {"model.weights": None, "data.unreadable": "refuse", "data.hold_out": []}
 """Keys that came after studies had been committed, with their defaults: at these they do not count in the hash."""
 
-IRRELEVANT_KEYS = ("out", "quiet", "tensorboard", "recipe")
+IRRELEVANT_KEYS = ("out", "quiet", "tensorboard", "on_epoch", "recipe")
 """Keys that change nothing in a run's numbers."""
 
 

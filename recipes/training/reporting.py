@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from tqdm import tqdm
 from ncreg.models import Classifier
 from recipes.core.errors import UserError
 from recipes.core.extras import pip_install
+from recipes.core.own_code import in_a_line, is_own, load_own
 from recipes.data.load import Dataset
 from recipes.training.metrics import Clock
 
@@ -138,6 +140,41 @@ class TensorBoardLog:
         """After the last epoch."""
         if self._writer is not None:
             self._writer.close()
+
+
+class EpochHook:
+    """Calls code of the user's own with the record of each epoch, after the run is saved.
+
+    Args:
+        named: path/to/file.py:name of a function, or of a class that is made without arguments and then called.
+        given: a callable in its place, from Python.
+
+    Raises:
+        UserError: the code cannot be loaded; or later, what it raised, with the way to go on.
+    """
+
+    def __init__(self, named: str | None, given: Callable[[dict[str, Any]], object] | None = None) -> None:
+        self._name = "on_epoch" if named is None else f"on_epoch={named}"
+        self._call = given
+        if given is None and named is not None:
+            if not is_own(named):
+                raise UserError(f"{self._name} names no code: path/to/file.py:function")
+            found = load_own(named, "on_epoch")
+            self._call = self._guarded(found) if isinstance(found, type) else found
+        if self._call is not None and not callable(self._call):
+            raise UserError(f"{self._name}: {self._call!r} cannot be called with the record of an epoch")
+
+    def add(self, record: Mapping[str, Any], run: Path) -> None:
+        """Hand over a copy of the record."""
+        if self._call is not None:
+            self._guarded(self._call, copy.deepcopy(dict(record)), saved=run)
+
+    def _guarded(self, call: Callable[..., Any], *args: Any, saved: Path | None = None) -> Any:
+        try:
+            return call(*args)
+        except Exception as error:  # the user's code may raise anything
+            on = "" if saved is None else f"; the run is saved: mend it and go on with --resume {saved}"
+            raise UserError(f"{self._name} failed: {in_a_line(error)}{on}") from None
 
 
 def _scalars(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

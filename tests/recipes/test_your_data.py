@@ -13,6 +13,8 @@ import torch
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
+from ncreg.heads import HEADS
+from ncreg.norms import NORMS
 from recipes import compare, evaluate
 from recipes import train as train_script
 from recipes.core import own_code
@@ -51,11 +53,13 @@ def shard(path, count):
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
+def here(tmp_path, monkeypatch, request):
     """A working folder that holds what the page names: images, a tar, shards, and the page's own files."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(own_code, "_copies", {})
+    known = [(table, dict(table)) for table in (HEADS, NORMS)]
+    request.addfinalizer(lambda: [(table.clear(), table.update(before)) for table, before in known])
     for index, name in enumerate("abc"):
         for number in range(20):
             path = Path("my_images", name, f"{number:02}.png")
@@ -80,7 +84,10 @@ def commands(heading):
     return re.findall(r"^\$ python recipes/(\w+)\.py ([^#\n]*)", section, re.MULTILINE)
 
 
-@pytest.mark.parametrize(("script", "words"), [*commands("Your data"), *commands("Your loss, head, norm")])
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [pair for title in ("Your data", "Your loss, head, norm", "A log of your own") for pair in commands(title)],
+)
 def test_a_command_of_the_page_runs(here, script, words):
     if "timm:hfds" in words:
         pytest.importorskip("datasets")
@@ -244,6 +251,8 @@ BAD = {
 
 @pytest.mark.parametrize(("word", "said"), BAD.items(), ids=BAD)
 def test_own_code_that_does_not_work_is_one_line(here, capsys, word, said):
+    if "timm:wds" in word:
+        pytest.importorskip("webdataset")
     Path("broken.py").write_text("def load(): ...\n1 / 0\n")
     Path("raising.py").write_text(
         "import torch\n"
@@ -307,3 +316,60 @@ def test_a_study_compares_a_recipe_file_that_lies_anywhere(here, capsys):
     assert "my_recipe" in capsys.readouterr().out
     assert compare.main(["baseline", "no_recipe.yaml", "--plan"]) == 2
     assert "no_recipe.yaml" in capsys.readouterr().err
+
+
+HOOK = (
+    "import json\n"
+    "def log(record):\n"
+    "    record['measures'].clear()\n"
+    "class Log:\n"
+    "    def __init__(self): self.begun = 0\n"
+    "    def __call__(self, record):\n"
+    "        self.begun += 1\n"
+    "        with open('seen.jsonl', 'a') as file: file.write(json.dumps([self.begun, record]) + '\\n')\n"
+    "def bad(record):\n"
+    "    if record['epoch'] == 2: raise KeyError('lost')\n"
+)
+
+
+def test_a_log_of_ones_own_gets_what_the_history_gets(here):
+    Path("hook.py").write_text(HOOK)
+    args = ["etf", *SHORT, "--tpt.max_epochs=3", "--data.train_size=64"]
+    plain = train(parse([*args, "--out=plain"]))
+    history = (plain / "history.jsonl").read_bytes()
+    for name in ("Log", "log"):  # what a hook does to its record changes nothing of the run
+        assert (
+            train(parse([*args, f"--on_epoch=hook.py:{name}", f"--out={name}"])) / "history.jsonl"
+        ).read_bytes() == history
+    records = [json.loads(row) for row in history.decode().splitlines()]
+    seen = [json.loads(row) for row in Path("seen.jsonl").read_text().splitlines()]
+    assert seen == [[number + 1, record] for number, record in enumerate(records)]
+    found = []
+    train(parse([*args, "--out=python"]), on_epoch=found.append)
+    assert found == records
+    key = config_hash(dotted_config(parse([*args, "--on_epoch=hook.py:Log"])))
+    assert key == config_hash(dotted_config(parse(args)))
+
+
+def test_a_log_that_fails_costs_nothing(here, capsys):
+    Path("hook.py").write_text(HOOK)
+    args = ["etf", *SHORT, "--tpt.max_epochs=3", "--data.train_size=64", "--out=mine"]
+    for name, words in {
+        "nowhere.py:log": "there is no file",
+        "hook.py:lock": "hook.py has no 'lock'",
+        "log": "names no code",
+    }.items():
+        assert main([*args, f"--on_epoch={name}"]) == 2
+        said = capsys.readouterr().err
+        assert words in said and said.count("\n") == 1 and not Path("mine").exists()
+    assert main([*args, "--on_epoch=hook.py:bad"]) == 2
+    said = capsys.readouterr().err
+    (path,) = Path("mine").iterdir()
+    assert (
+        "on_epoch=hook.py:bad failed: KeyError: 'lost'" in said and f"--resume {path}" in said and said.count("\n") == 1
+    )
+    assert main(["--resume", str(path), "--on_epoch=hook.py:Log"]) == 0
+    whole = train(parse([*args, "--out=whole"]))
+    assert (path / "history.jsonl").read_bytes() == (whole / "history.jsonl").read_bytes()
+    with pytest.raises(UserError, match="on_epoch: 3 cannot be called"):
+        train(parse(args), on_epoch=3)
