@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shlex
 import sys
 import tempfile
@@ -42,6 +43,7 @@ from recipes.study.load import is_study_file, name_from_recipes, read_study, stu
 from recipes.study.pipeline import collect_all, plan_trials, run_missing, tabulate, write_results
 from recipes.study.power_lines import power_lines
 from recipes.study.preflight import check_evaluations, check_trials
+from recipes.study.processes import VISIBLE
 from recipes.study.processors import pairs_to_be_mixed
 from recipes.study.progress import plan_lines
 from recipes.study.records import missing_trials
@@ -107,7 +109,9 @@ def parse_options(argv: Sequence[str]) -> Options:
         command = shlex.join(["python", "recipes/compare.py", *words])
     if args.power and (args.plan or args.report_only):
         raise UserError("--power only prints what the pairs at hand can show: without --plan and --report-only")
-    settings = RunSettings(args.runs, _workers(args.workers), _shard(args.shard), args.ray)
+    gpus = _gpus(args.devices, workers=args.workers, ray=args.ray)
+    workers = len(gpus) if gpus and args.workers is None else _workers(args.workers)
+    settings = RunSettings(args.runs, workers, _shard(args.shard), args.ray, gpus)
     return Options(
         study=study,
         name=name,
@@ -132,6 +136,7 @@ def _parser() -> Parser:
     )
     parser.option("--seeds", help="how many, or which: 5 or 0,1,2 (default: 3)")
     parser.option("--workers", type=int, help="runs at a time, default: the cores; 0: in this process")
+    parser.option("--devices", metavar="NAMES", help="GPUs that the runs share: cuda:0,cuda:1; default: the first one")
     parser.option("--shard", default="1/1", help="job i of n that share the folder of runs, e.g. 2/4")
     parser.option("--ray", metavar="ADDRESS", help="run on a Ray cluster that shares the folder of runs")
     parser.option("--out", type=Path, help="folder of results.json and the report")
@@ -191,6 +196,26 @@ def _workers(number: int | None) -> int:
     if number < 0:
         raise UserError(f"--workers {number}: 0 or more")
     return number
+
+
+def _gpus(text: str | None, *, workers: int | None, ray: str | None) -> tuple[str, ...]:
+    """GPUs as CUDA_VISIBLE_DEVICES names them: where it is set, cuda:0 is the first of those."""
+    if text is None:
+        return ()
+    names = text.split(",")
+    if not all(re.fullmatch(r"cuda:\d+", name) for name in names) or len(set(names)) < len(names):
+        raise UserError(f"--devices {text}: GPUs, none twice, as cuda:0,cuda:1")
+    if ray is not None or workers == 0:
+        other = "--ray gives each run a GPU of the cluster" if ray is not None else "--workers 0 runs in this process"
+        raise UserError(f"--devices {text}: {other}; leave one of the two out")
+    import torch  # seconds
+
+    visible = [name for name in os.environ.get(VISIBLE, "").split(",") if name]
+    there = min(torch.cuda.device_count(), len(visible)) if visible else torch.cuda.device_count()
+    numbers = [int(name.removeprefix("cuda:")) for name in names]
+    if max(numbers) >= there:
+        raise UserError(f"--devices {text}: this machine shows {there} GPUs; leave --devices out, or name those")
+    return tuple(visible[number] if visible else str(number) for number in numbers)
 
 
 def _wanted(difference: float | None, power: bool) -> float | None:

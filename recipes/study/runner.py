@@ -38,12 +38,14 @@ class RunSettings:
         workers: processes at a time; 0: none, everything in this process.
         shard: (i, n): run the i-th of n shares, counted from 1.
         ray: address of a Ray cluster to run on; None for this machine.
+        gpus: those that the processes share, as CUDA_VISIBLE_DEVICES names them; none: what this process sees.
     """
 
     runs: Path
     workers: int = 0
     shard: tuple[int, int] = (1, 1)
     ray: str | None = None
+    gpus: tuple[str, ...] = ()
 
 
 def find_run_dir(folder: Path) -> Path | None:
@@ -179,7 +181,7 @@ def _run_in_processes(
     report: Report,
     stop: StopRequest,
 ) -> bool:
-    processes = Processes()
+    processes = Processes.on(settings.gpus)
     with ThreadPoolExecutor(settings.workers) as pool:
         waiting = {}
         for trial in trials:
@@ -204,13 +206,14 @@ def _run_in_processes(
 def run_on_ray(
     trials: Sequence[Trial], runs: Path, evaluations: Evaluations | None, *, address: str, report: Report
 ) -> bool:
-    """Run the trials on a Ray cluster whose machines share the folder of runs."""
+    """Run the trials on a Ray cluster whose machines share the folder of runs; where it has GPUs, each on one."""
     try:
         import ray  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
         raise UserError(f"--ray needs the package ray: {pip_install('cluster')}") from None
     ray.init(address=address, ignore_reinit_error=True)
-    remote = ray.remote(num_cpus=1)(_run_on_worker)
+    one = {"num_gpus": 1} if ray.cluster_resources().get("GPU", 0) >= 1 else {}
+    remote = ray.remote(num_cpus=1, **one)(_run_on_worker)
     waiting = {
         remote.remote(trial, runs.resolve(), None if trial.searching else evaluations): trial for trial in trials
     }

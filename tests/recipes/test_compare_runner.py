@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import types
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -190,7 +191,10 @@ def test_ray_runs_the_same_function(tmp_path):
     assert ended == [(trial, "done")]
 
 
-def test_a_worker_that_ray_loses_fails_its_cell_alone(tmp_path, monkeypatch):
+@pytest.mark.parametrize("gpus", [0.0, 2.0])
+def test_a_worker_that_ray_loses_fails_its_cell_alone(tmp_path, monkeypatch, gpus):
+    resources = []
+
     class RayError(Exception):
         pass
 
@@ -208,7 +212,8 @@ def test_a_worker_that_ray_loses_fails_its_cell_alone(tmp_path, monkeypatch):
 
     there = types.SimpleNamespace(
         init=lambda **kwargs: None,
-        remote=lambda **kwargs: Remote,
+        cluster_resources=lambda: {"CPU": 2.0, "GPU": gpus},
+        remote=lambda **kwargs: resources.append(kwargs) or Remote,
         wait=lambda items: (items[:1], items[1:]),
         get=get,
         exceptions=types.SimpleNamespace(RayError=RayError),
@@ -219,3 +224,40 @@ def test_a_worker_that_ray_loses_fails_its_cell_alone(tmp_path, monkeypatch):
     assert ended == [(items[0], "failed"), (items[1], "done")]
     note = json.loads((tmp_path / items[0].key / "failure.json").read_text())
     assert note == {"error": "Ray: The worker died unexpectedly."}
+    assert resources == [{"num_cpus": 1} | ({"num_gpus": 1} if gpus else {})]
+
+
+def test_processes_share_the_gpus_evenly(tmp_path):
+    script = script_at(
+        tmp_path, "import os, time; print(os.environ['CUDA_VISIBLE_DEVICES'], flush=True); time.sleep(0.5)"
+    )
+    processes, logs = Processes.on(["3", "7"]), [tmp_path / f"log{number}" for number in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        assert {ended.code for ended in pool.map(lambda log: processes(script, [], log, 1), logs)} == {0}
+    assert sorted(log.read_text().strip() for log in logs) == ["3", "3", "7", "7"]
+    assert processes.gpus == {"3": 0, "7": 0}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--devices", "cuda"], "as cuda:0,cuda:1"),
+        (["--devices", "cuda:0,cuda:0"], "none twice"),
+        (["--devices", "cuda:0,cpu"], "as cuda:0,cuda:1"),
+        (["--devices", "cuda:9"], "this machine shows 2 GPUs"),
+        (["--devices", "cuda:0", "--workers", "0"], "--workers 0 runs in this process"),
+        (["--devices", "cuda:0", "--ray", "auto"], "leave one of the two out"),
+    ],
+)
+def test_devices_that_cannot_be_had_are_one_line(words, said, capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert compare.main(["baseline", "etf", *words]) == 2
+    found = capsys.readouterr().err
+    assert said in found and found.count("\n") == 1
+
+
+def test_devices_are_those_that_the_process_may_see(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-8f,6")
+    settings = compare.parse_options(["baseline", "etf", "--devices", "cuda:1,cuda:2"]).settings
+    assert settings.gpus == ("GPU-8f", "6") and settings.workers == 2
