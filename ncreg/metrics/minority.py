@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ncreg._checks import check_class_counts, check_flag, check_positive
 from ncreg._features import check_features
+from ncreg._readable import readable
 from ncreg.theory import minority_collapse_threshold
 
 
@@ -30,6 +31,8 @@ class Angles:
     smallest: float
     pairs: int
 
+    __str__ = readable
+
 
 @dataclass(frozen=True)
 class MinorityCollapse:
@@ -44,6 +47,8 @@ class MinorityCollapse:
     threshold: float
     smallest: int
     below: tuple[int, ...]
+
+    __str__ = readable
 
 
 def minority_angles(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ncreg._checks import check_choice, check_class_counts
 from ncreg._features import check_features
+from ncreg._readable import readable
 from ncreg.theory import seli_geometry
 
 
@@ -27,6 +28,8 @@ class GramDistance:
 
     seli: float
     simplex: float
+
+    __str__ = readable
 
 
 def seli_distance(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ncreg._checks import check_choice, check_integer
+from ncreg._readable import readable
 from ncreg.frames import max_cosine
 
 Bits = int | Literal["ternary"]
@@ -31,6 +32,8 @@ class RoundedFrame:
     weight: Float[Tensor, "classes dim"]
     max_cosine_before: float
     max_cosine: float
+
+    __str__ = readable
 
 
 def round_weight(weight: Float[Tensor, ...], bits: Bits, *, channel: int = 0) -> Float[Tensor, ...]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ncreg._checks import check_integer, check_positive
 from ncreg._features import check_all_present, check_features, check_indices
+from ncreg._readable import readable
 from ncreg.numerics import seeded
 
 GAIN = 1e-12  # a change must lower the loss by more than rounding does
@@ -30,6 +31,8 @@ class TernaryHead:
     scale: float
     losses: tuple[float, ...]
     converged: bool
+
+    __str__ = readable
 
 
 def ternary_head(

@@ -7,6 +7,7 @@ from jaxtyping import Integer
 from torch import Tensor
 
 from ncreg._features import check_indices
+from ncreg._readable import readable
 from ncreg.robustness.intervals import Z95, binomial_interval
 
 
@@ -36,6 +37,8 @@ class Memorization:
     label_accuracy: float
     true_accuracy: float
 
+    __str__ = readable
+
 
 @dataclass(frozen=True)
 class PairedAccuracy:
@@ -58,6 +61,8 @@ class PairedAccuracy:
     gained: int
     lost: int
     images: int
+
+    __str__ = readable
 
 
 def memorization(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ncreg._checks import check_choice, check_class_counts
 from ncreg._features import check_indices
+from ncreg._readable import readable
 from ncreg.robustness.intervals import binomial_interval
 
 MANY, FEW = 100, 20
@@ -38,6 +39,8 @@ class GroupAccuracy:
     images: int
     interval: tuple[float, float] | None
 
+    __str__ = readable
+
 
 @dataclass(frozen=True)
 class LongTailAccuracy:
@@ -56,6 +59,8 @@ class LongTailAccuracy:
     per_class: tuple[float | None, ...]
     groups: dict[str, GroupAccuracy]
     imbalance: float
+
+    __str__ = readable
 
 
 def class_groups(class_counts: Sequence[int] | Tensor, scheme: Scheme = "counts") -> dict[str, tuple[int, ...]]:

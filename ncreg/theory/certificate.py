@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ncreg._checks import check_number, check_positive
+from ncreg._readable import readable
 from ncreg.theory.scale import margin_at_loss
 
 ROUNDING = 1e-3  # relative slack for a loss and a variance that were measured in single precision
@@ -29,6 +30,8 @@ class CollapseCertificate:
     mean_margin: float
     between_variance: float
     within_share: float
+
+    __str__ = readable
 
 
 def collapse_certificate(

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from ncreg._checks import Number, check_integer, check_num_classes, check_positive
+from ncreg._readable import readable
 from ncreg.theory.scale import loss_at_margin
 
 
@@ -109,6 +110,8 @@ class SpectralDecouplingOptimum:
     margin: float
     own_logit: float
     other_logit: float
+
+    __str__ = readable
 
 
 def spectral_decoupling_optimum(num_classes: int, coefficient: Number) -> SpectralDecouplingOptimum:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ncreg._checks import Number, check_choice, check_integer, check_num_classes, check_positive
+from ncreg._readable import readable
 from ncreg.theory.scale import loss_at_margin
 
 
@@ -37,6 +38,8 @@ class CrossEntropyOptimum:
     other_logit: float
     weight_norm: float
     feature_norm: float
+
+    __str__ = readable
 
     @property
     def collapsed_to_zero(self) -> bool:

@@ -15,6 +15,7 @@ from ncreg._checks import (
     check_numbers,
     check_positive,
 )
+from ncreg._readable import readable
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,8 @@ class SquaredErrorOptimum:
     weight_norm: float
     feature_norm: float
     layer_norms: tuple[float, ...]
+
+    __str__ = readable
 
     @property
     def margin(self) -> float:
@@ -191,6 +194,8 @@ class DotRegressionOptimum:
     loss: float
     own_logit: float
     feature_norm: float
+
+    __str__ = readable
 
 
 def dot_regression_optimum(

@@ -9,6 +9,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from ncreg._features import check_varied
+from ncreg._readable import readable
 from ncreg.transferability._inputs import labelled, one_hot
 
 COMPONENTS, SHRINKING = 64, 32  # principal components kept, and those that decide the shrinkage
@@ -31,6 +32,8 @@ class NCTIScore:
     spread: float
     posterior: float
     score: float
+
+    __str__ = readable
 
 
 def ncti(

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ncreg._checks import check_integer
 from ncreg._features import check_cost
+from ncreg._readable import readable
 from ncreg.numerics import at_least_float32
 from ncreg.robustness._inputs import Model, check_attackable, check_target, predict
 from ncreg.robustness.adversarial.steps import Norm, margin_or_cost
@@ -36,6 +37,8 @@ class AttackResult:
     clean_correct: Bool[Tensor, " batch"]
     robust: Bool[Tensor, " batch"]
     expected_cost: Float[Tensor, " batch"] | None = field(default=None, kw_only=True)
+
+    __str__ = readable
 
     @property
     def accuracy(self) -> float:

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
+from ncreg._readable import readable
 from ncreg.robustness._inputs import Model
 from ncreg.robustness.adversarial.attacks import pgd
 from ncreg.robustness.adversarial.attempt import clean_logits
@@ -32,6 +33,8 @@ class RobustnessCurve:
     accuracy: tuple[float, ...]
     intervals: tuple[tuple[float, float], ...]
     robust: Bool[Tensor, "epsilons batch"]
+
+    __str__ = readable
 
 
 @torch.inference_mode(False)

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ncreg._checks import check_finite, check_integer
+from ncreg._readable import readable
 from ncreg.numerics import at_least_float32
 from ncreg.robustness._inputs import Model, check_attackable, predict
 from ncreg.robustness.adversarial.objectives import frozen
@@ -37,6 +38,8 @@ class DeepFoolResult:
     rival: Int[Tensor, " batch"]
     crossed: Bool[Tensor, " batch"]
     failures: int
+
+    __str__ = readable
 
     @property
     def rho(self) -> float:

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
 from ncreg._checks import check_integer
+from ncreg._readable import readable
 from ncreg.numerics import at_least_float32, seeded
 from ncreg.robustness._inputs import Model, in_parts
 from ncreg.robustness.adversarial.attempt import clean_logits
@@ -42,6 +43,8 @@ class MinimumNormResult:
     images: Float[Tensor, "batch channels height width"]
     clean_correct: Bool[Tensor, " batch"]
     failures: int
+
+    __str__ = readable
 
     @property
     def median(self) -> float:

@@ -6,6 +6,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ncreg._checks import check_integer
+from ncreg._readable import readable
 from ncreg.robustness.calibration._measures import (
     ReliabilityBins,
     adaptive_gap,
@@ -42,6 +43,8 @@ class CalibrationScores:
     reliability: ReliabilityBins
     aurc: float
 
+    __str__ = readable
+
 
 @dataclass(frozen=True)
 class CalibrationReport:
@@ -66,6 +69,8 @@ class CalibrationReport:
     temperature: float
     temperature_at_bound: str | None
     risk_coverage: RiskCoverage
+
+    __str__ = readable
 
 
 def evaluate_calibration(

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ncreg._readable import readable
 from ncreg.robustness.calibration._measures import check_probabilities, ties, top_class
 
 
@@ -24,6 +25,8 @@ class RiskCoverage:
     risk: Float[Tensor, " samples"]
     aurc: float
     excess_aurc: float
+
+    __str__ = readable
 
 
 def risk_coverage(

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ncreg._checks import check_integer
+from ncreg._readable import readable
 from ncreg.robustness._inputs import Model, check_images, check_target, predict
 from ncreg.robustness.corruptions._constants import Table
 from ncreg.robustness.corruptions._corrupt import CORRUPTION_GROUPS, check_name, check_severity, corrupt
@@ -40,6 +41,8 @@ class CorruptionReport:
     low: Float[Tensor, "types severities"]
     high: Float[Tensor, "types severities"]
     mean_accuracy: float
+
+    __str__ = readable
 
 
 def corruption_accuracy(

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ncreg._readable import readable
 from ncreg.robustness.intervals import Z95, binomial_interval
 
 
@@ -31,6 +32,8 @@ class Detection:
     threshold: float
     num_id: int
     num_ood: int
+
+    __str__ = readable
 
 
 def evaluate_detection(id_scores: Float[Tensor, " id"], ood_scores: Float[Tensor, " ood"]) -> Detection:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ncreg._checks import check_choice
 from ncreg._features import NotDefined, check_all_present, check_features, check_indices
+from ncreg._readable import readable
 from ncreg.metrics.nc5 import ood_orthogonality
 from ncreg.numerics import seeded
 from ncreg.robustness._inputs import check_images, check_logits
@@ -42,6 +43,8 @@ class OODReport:
     ood_scores: dict[str, dict[str, Tensor]]
     skipped: dict[str, str]
     num_train: int
+
+    __str__ = readable
 
 
 class _Data(NamedTuple):

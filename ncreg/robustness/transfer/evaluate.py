@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ncreg._checks import check_finite, check_integer, check_positive, check_seed
 from ncreg._features import check_features, check_indices
+from ncreg._readable import readable
 from ncreg.numerics import seeded
 from ncreg.robustness.intervals import binomial_interval, t_quantile
 from ncreg.robustness.transfer.linear_probe import fit_linear_probe, fitted_probe, labelled
@@ -45,6 +46,8 @@ class ProbeResult:
     num_train: int
     num_test: int
 
+    __str__ = readable
+
 
 @dataclass(frozen=True)
 class FewShotResult:
@@ -61,6 +64,8 @@ class FewShotResult:
     accuracy: float
     interval: tuple[float, float]
     draws: tuple[float, ...]
+
+    __str__ = readable
 
 
 def linear_probe(

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ncreg._checks import check_positive
 from ncreg._features import check_all_present, check_features, check_indices, feature_scale
+from ncreg._readable import readable
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class LinearProbe:
     scale: Tensor
     l2: float
     converged: bool
+
+    __str__ = readable
 
     def __call__(self, features: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch classes"]:
         """Logits of features."""
