@@ -15,11 +15,11 @@ from timm.data.imagenet_info import ImageNetInfo
 from torch import nn
 
 from ncreg.models import Classifier, load_matched, match_weights, swap_head
-from ncreg.pretrained import load_weights
 from recipes.core.errors import UserError
 from recipes.core.own_code import in_a_line, is_own, load_own, where
 from recipes.evaluation.model_images import first_channels
 from recipes.evaluation.model_options import OTHER_MODELS, ModelOptions
+from recipes.training.build import read_weights
 
 NAMES_IN_FILES = ("class_names", "label_names", "classes", "class_to_idx")
 """Keys under which files of weights hold the names of their classes."""
@@ -102,7 +102,7 @@ def _by_name(word: str, name: str, options: ModelOptions) -> FoundModel:
         if name == word.removeprefix("timm:") and timm.is_model(name) and not _has_weights(name):
             raise UserError(f"MODEL {word} has no pretrained weights: --weights FILE")
         args["pretrained"] = True
-    weights = read_weights(options)
+    weights = read_weights(options.weights, f"--weights {options.weights}")
     classifier = keep(name, options, num_classes=options.num_classes, model_args=args, weights=weights)
     if weights is None:
         return FoundModel(classifier, _imagenet_names(classifier))
@@ -119,20 +119,6 @@ def keep(model: str | nn.Module, options: ModelOptions, **more: Any) -> Classifi
         warnings.filterwarnings("ignore", message="dropout of rate")  # the model runs in eval mode
         kept = swap_head(model, "keep", classifier=options.classifier, input_size=size, **more)
     return kept.eval()
-
-
-def read_weights(options: ModelOptions) -> dict[str, Any] | None:
-    """The tensors in `--weights`.
-
-    Raises:
-        UserError: they cannot be read.
-    """
-    if options.weights is None:
-        return None
-    try:
-        return load_weights(options.weights)
-    except (FileNotFoundError, ValueError) as error:
-        raise UserError(f"--weights {options.weights}: {error}") from None
 
 
 def names_in(weights: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -214,7 +200,7 @@ def _of_function(word: str, options: ModelOptions) -> FoundModel:
     """What a function in a file returns."""
     _refuse(word, options, "num_classes")
     module = _called(word, load_own(word, "MODEL"))
-    notes, names, weights = [], _own_names(module), read_weights(options)
+    notes, names, weights = [], _own_names(module), read_weights(options.weights, f"--weights {options.weights}")
     if weights is not None:
         found = load_matched(module, weights, source=f"--weights {options.weights}")
         notes = [f"--weights {options.weights}: {len(found.matched)} tensors taken"]

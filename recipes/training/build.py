@@ -85,7 +85,7 @@ def build_model(
     check_backbone(model.backbone)
     check_head(model.head)
     register_own_parts(model)
-    weights = read_weights(model)
+    weights = read_weights(model.weights, f"model.weights={model.weights}")
     classifier = new_classifier(model, classifier_args(model, data, seed=seed), weights)
     check_own_head(model.head, classifier.head, classifier.num_classes, classifier.head_hidden_size)
     mean, std = data.moments()
@@ -128,18 +128,22 @@ def new_classifier(model: ModelConfig, args: dict[str, Any], weights: Mapping[st
         raise UserError(f"{model.backbone} with head {model.head}: {' '.join(str(error).split())}") from None
 
 
-def read_weights(model: ModelConfig) -> dict[str, Any] | None:
-    """The tensors that `model.weights` names, None without it.
+def read_weights(source: str | Path | None, argument: str) -> dict[str, Any] | None:
+    """The tensors of a file, run or folder, None without one.
+
+    Args:
+        source: what the user named.
+        argument: how, for messages.
 
     Raises:
         UserError: they cannot be read.
     """
-    if model.weights is None:
+    if source is None:
         return None
     try:
-        return load_weights(model.weights)
+        return load_weights(source)
     except (FileNotFoundError, ValueError) as error:
-        raise UserError(f"model.weights={model.weights}: {error}") from None
+        raise UserError(f"{argument}: {error}") from None
 
 
 def describe(found: MatchedWeights) -> str:
