@@ -1,4 +1,4 @@
-"""What tells one folder of images from another: checksums of its files."""
+"""What tells one folder of images, or one file of weights, from another: checksums of their bytes."""
 
 from __future__ import annotations
 
@@ -35,6 +35,31 @@ def contents(root: Path) -> str:
     }
     digest = hashlib.sha256(json.dumps(sorted(files.items())).encode()).hexdigest()
     return f"{len(files)} images, {digest[:16]}"
+
+
+WEIGHT_FILES = (".pt", ".pth", ".bin", ".safetensors")
+"""How files end that hold weights, in a folder of them."""
+
+
+def weights_contents(source: Path) -> str:
+    """A short description of a file of weights, or of those in a folder, that differs for other bytes.
+
+    Example:
+        >>> file = getfixture("tmp_path") / "mine.pth"
+        >>> _ = file.write_bytes(b"abc")
+        >>> weights_contents(file)
+        'weights, ba7816bf8f01cfea'
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    files = sorted(path for path in source.rglob("*") if path.suffix in WEIGHT_FILES) if source.is_dir() else [source]
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return f"weights, {digest.hexdigest()[:16]}"
 
 
 def described(data: Dataset) -> dict[str, Any]:

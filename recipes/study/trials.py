@@ -14,7 +14,7 @@ from recipes.core.cli import parse, recipes
 from recipes.core.config import TermConfig, TrainConfig
 from recipes.core.errors import UserError
 from recipes.core.own_code import fingerprint, own_names
-from recipes.data.fingerprint import contents
+from recipes.data.fingerprint import contents, weights_contents
 from recipes.study.spec import Study
 
 GROUPS = tuple(item.name for item in fields(TrainConfig) if is_dataclass(getattr(TrainConfig(), item.name)))
@@ -135,6 +135,8 @@ def dotted_config(config: TrainConfig) -> dict[str, Any]:
     values["loss"] = {own.get(name, name): asdict(term) for name, term in config.loss.items()}
     is_folder = config.data.name == "folder"
     values["data.root"] = _folder_fingerprint(Path(config.data.root).absolute()) if is_folder else ""
+    if config.model.weights is not None:
+        values["model.weights"] = _weights_fingerprint(Path(config.model.weights).absolute())
     return values
 
 
@@ -148,6 +150,15 @@ def _folder_fingerprint(root: Path) -> str:
         return contents(root)
     except (UserError, OSError):  # on a cluster the images may lie elsewhere; the run itself reports what is wrong
         return str(root)
+
+
+@cache
+def _weights_fingerprint(source: Path) -> str:
+    """A fingerprint of a file of weights, wherever it lies; its path where it cannot be read, as for a folder."""
+    try:
+        return weights_contents(source)
+    except OSError:
+        return str(source)
 
 
 def config_hash(config: Mapping[str, Any]) -> str:

@@ -49,6 +49,17 @@ def test_a_folder_of_images_is_known_by_its_images_and_not_by_its_place(tmp_path
     assert len({one, folder("other", 10, 20, 30, 41), folder("here", 10, 20, 30, 40, 50)}) == 3
 
 
+def test_a_file_of_weights_is_known_by_its_bytes_and_not_by_its_place(tmp_path):
+    def weights(name, content):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+        return config_hash(dotted_config(parse(["finetune", f"--model.weights={tmp_path / name}"])))
+
+    one = weights("here/start.pth", b"tensors")
+    assert weights("there/other.pth", b"tensors") == one
+    assert len({one, weights("here/changed.pth", b"tensor"), config_hash(dotted_config(parse(["finetune"])))}) == 3
+
+
 def test_the_config_of_a_study_cell_is_what_train_resolves():
     trial = trials_of(study_of())[1]
     assert trial.argv[0] == "etf" and trial.config == dotted_config(parse(list(trial.argv)))
