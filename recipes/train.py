@@ -245,8 +245,8 @@ def build_state(config: TrainConfig, data: Dataset, device: torch.device, ranks:
     dtype = torch.float64 if config.precision == "float64" else torch.float32
     note = partial(print, "note:", file=sys.stderr) if ranks.main else lambda text: None
     model = build.build_model(config.model, data, seed=config.seed, dtype=dtype, note=note).to(device)
-    counts, width = data.class_counts(), model.head_hidden_size
-    terms = build_terms(config.loss, class_counts=counts, num_features=width, device=device)
+    widths = {"num_features": model.head_hidden_size, "num_encoder_features": model.backbone_width}
+    terms = build_terms(config.loss, class_counts=data.class_counts(), **widths, device=device)
     try_terms(terms, model, soft=config.augment.softens)
     optimizer = build.build_optimizer(config.optim, model)
     scheduler = build.build_scheduler(config.tpt, config.optim, optimizer)

@@ -26,7 +26,8 @@ class ModelConfig:
         head: linear, etf, cosine ... (the names of ncreg.heads.HEADS).
         head_args: further arguments of the head, e.g. scale.
         norm: last norm before the head; none, batch, layer, rms ...
-        project: width of a learned linear map before the norm; null for none.
+        project: width of a learned linear map before the norm, or fixed for a projector with nothing to learn
+            (ncreg.models.FixedProjector), behind which features collapse while the encoder's need not; null for none.
         model_args: further arguments of timm.create_model.
         freeze_epochs: epochs at the start in which the backbone stays as it is, its BatchNorm statistics too.
     """
@@ -36,7 +37,7 @@ class ModelConfig:
     head: str = "linear"
     head_args: dict[str, Any] = field(default_factory=dict)
     norm: str = "none"
-    project: int | None = None
+    project: int | Literal["fixed"] | None = None
     model_args: dict[str, Any] = field(default_factory=dict)
     freeze_epochs: int = 0
     weights: str | None = None
@@ -141,12 +142,15 @@ class TermConfig:
         class_weights: inverse weighs each image by one over the size of its class, effective by one over its
             effective number (arXiv 1901.05555), both with mean 1 over the training images.
         args: further arguments of the loss, e.g. label_smoothing.
+        features: which ones it reads: last, those that enter the head, or encoder, the backbone's own, before
+            projection and norm.
     """
 
     weight: float = 1.0
     phase: Literal["always", "fitting", "terminal"] = "always"
     class_weights: Literal["none", "inverse", "effective"] = "none"
     args: dict[str, Any] = field(default_factory=dict)
+    features: Literal["last", "encoder"] = "last"
 
 
 @dataclass

@@ -87,7 +87,9 @@ def ood(numbers: Numbers, images: str) -> list[str]:
 
 def transfer(numbers: Numbers, images: str) -> list[str]:
     """Probes by task."""
-    lines = [f"transfer of frozen features, accuracy on {images} images"]
+    of_encoder = numbers.get("features") == "encoder"  # results of earlier versions do not say it
+    which = "the encoder's frozen features (before the fixed projector)" if of_encoder else "frozen features"
+    lines = [f"transfer of {which}, accuracy on {images} images"]
     for name, task in numbers["tasks"].items():
         lines.append(row(f"{name}, linear probe", percent(task["linear"]["accuracy"], task["linear"]["interval"])))
         lines.append(row(f"{name}, nearest neighbours", percent(task["knn"]["accuracy"], task["knn"]["interval"])))

@@ -190,7 +190,10 @@ def corruptions(run: RunUnderTest, settings: Settings) -> Outcome:
 
 
 def transfer(run: RunUnderTest, settings: Settings) -> Outcome:
-    """Probes of the frozen features on the available sets, and on the quarter turns of the run's own images."""
+    """Probes of the frozen features on the available sets, and on the quarter turns of the run's own images.
+
+    Of a model with a fixed projector they are the encoder's: what is behind it has collapsed onto the run's classes.
+    """
     size, split = settings.preset.features, run.split
     probes: dict[str, dict[str, Any]] = {}
     others = run.other_sets(settings.sets, settings.root)
@@ -202,7 +205,7 @@ def transfer(run: RunUnderTest, settings: Settings) -> Outcome:
             train = stratified(train, size, seed=settings.seed, what=name)
         if settings.preset.fraction < 1:
             test = _evenly_spaced(test, reduced(len(test), settings.preset.fraction) or 0)
-        fitted, tested = run.outputs(train), run.outputs(test)
+        fitted, tested = (run.outputs(part, encoder=run.has_two_spaces) for part in (train, test))
         task = (fitted.features, fitted.target, tested.features, tested.target)
         shots = min(5, int(torch.bincount(fitted.target).min()))
         probes[name] = {
@@ -212,7 +215,7 @@ def transfer(run: RunUnderTest, settings: Settings) -> Outcome:
             "few_shot": robustness.few_shot(*task, shots=shots, draws=settings.preset.draws, seed=settings.seed),
         }
     means = {probe: sum(row[probe].accuracy for row in probes.values()) / len(probes) for probe in ("linear", "knn")}
-    return {"tasks": probes, "mean": means}, []
+    return {"tasks": probes, "mean": means, "features": "encoder" if run.has_two_spaces else "last"}, []
 
 
 def turned(split: Split, seed: int) -> Split:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import rgb_to_grayscale
 
-from ncreg.models import Classifier
+from ncreg.models import Classifier, FixedProjector
 from recipes.core.config import DataConfig, TrainConfig
 from recipes.core.extras import is_installed
 from recipes.data.held_out import only_classes
@@ -151,19 +151,27 @@ class RunUnderTest:
         moved = split.to(self.device)
         return as_floats(moved.read()).contiguous(), moved.target
 
+    @property
+    def has_two_spaces(self) -> bool:
+        """Whether features collapse behind a fixed projector, so that other tasks read the encoder's."""
+        return isinstance(self.model.project, FixedProjector)
+
     @torch.no_grad()
-    def outputs(self, split: Split) -> Outputs:
-        """One forward pass over a split; the features in float64, so that near-collapsed ones keep their spread."""
-        rows = [self.outputs_of_images(images) for images, _ in split.to(self.device).in_batches(BATCH)]
+    def outputs(self, split: Split, *, encoder: bool = False) -> Outputs:
+        """One forward pass over a split; the features in float64, so that near-collapsed ones keep their spread.
+
+        With `encoder` they are those that leave the backbone, not those that enter the head.
+        """
+        rows = [self.outputs_of_images(images, encoder) for images, _ in split.to(self.device).in_batches(BATCH)]
         features, logits = (torch.cat(part) for part in zip(*rows, strict=True))
         return Outputs(features, logits, split.target.cpu())
 
     @torch.no_grad()
-    def outputs_of_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def outputs_of_images(self, images: Tensor, encoder: bool = False) -> tuple[Tensor, Tensor]:
         """Features and logits of images in [0, 1], in float64 on the CPU."""
-        rows = [self.model(part, with_features=True) for part in images.split(BATCH)]
-        logits, features = (torch.cat(part).cpu().double() for part in zip(*rows, strict=True))
-        return features, logits
+        rows = [self.model(part, with_features="encoder" if encoder else True) for part in images.split(BATCH)]
+        logits, *spaces = (torch.cat(part).cpu().double() for part in zip(*rows, strict=True))
+        return spaces[-1], logits
 
     def outputs_on(self, name: str, size: int | None = None) -> Outputs:
         """The outputs on a split of the run's own data, or on a fixed draw of it, computed once."""

@@ -23,6 +23,9 @@ GROUPS = tuple(item.name for item in fields(TrainConfig) if is_dataclass(getattr
 LATER_KEYS: dict[str, Any] = {"model.weights": None, "data.unreadable": "refuse", "data.hold_out": []}
 """Keys that came after studies had been committed, with their defaults: at these they do not count in the hash."""
 
+LATER_TERM_KEYS: dict[str, Any] = {"features": "last"}
+"""The same for the keys of a term of the loss."""
+
 IRRELEVANT_KEYS = ("out", "quiet", "tensorboard", "on_epoch", "recipe")
 """Keys that change nothing in a run's numbers."""
 
@@ -132,12 +135,17 @@ def dotted_config(config: TrainConfig) -> dict[str, Any]:
             values[item.name] = value
     own = {name: fingerprint(name, key) for key, name in own_names(config).items()}
     values |= {key: own[values[key]] for key in ("data.name", "model.head", "model.norm") if values[key] in own}
-    values["loss"] = {own.get(name, name): asdict(term) for name, term in config.loss.items()}
+    values["loss"] = {own.get(name, name): _term_values(asdict(term)) for name, term in config.loss.items()}
     is_folder = config.data.name == "folder"
     values["data.root"] = _folder_fingerprint(Path(config.data.root).absolute()) if is_folder else ""
     if config.model.weights is not None:
         values["model.weights"] = _weights_fingerprint(Path(config.model.weights).absolute())
     return values
+
+
+def _term_values(term: Mapping[str, Any]) -> dict[str, Any]:
+    """A term of the loss without the later keys that are at their defaults."""
+    return {key: value for key, value in term.items() if key not in LATER_TERM_KEYS or value != LATER_TERM_KEYS[key]}
 
 
 @cache
@@ -163,7 +171,7 @@ def _weights_fingerprint(source: Path) -> str:
 
 def config_hash(config: Mapping[str, Any]) -> str:
     """A hash of a configuration by dotted key; keys that are missing in it count as having their defaults."""
-    terms = {name: asdict(TermConfig()) | term for name, term in config.get("loss", {}).items()}
+    terms = {name: _term_values(asdict(TermConfig()) | term) for name, term in config.get("loss", {}).items()}
     values = dotted_config(TrainConfig()) | dict(config) | {"loss": terms}
     for key, default in LATER_KEYS.items():
         if values[key] == default:

@@ -22,8 +22,9 @@ from recipes.core.own_code import in_a_line, is_own, load_own, raised
 from recipes.core.suggestions import did_you_mean
 from recipes.training.own_parts import given_what_it_takes
 
-AVAILABLE = ("features", "logits", "target", "weight")
-"""What a loss can read: a batch's features (B, d), logits (B, C) and classes, and the head's class vectors (C, d)."""
+AVAILABLE = ("features", "logits", "target", "weight", "encoder")
+"""What a loss can read: a batch's features (B, d), logits (B, C) and classes, the head's class vectors (C, d), and the
+backbone's own features (B, width)."""
 
 WEIGHABLE = ("cross_entropy", "dot_regression", "ntce", "nonl", "mse_one_hot", "spectral_decoupling", "logit_adjusted")
 """Losses that take a weight for each class."""
@@ -83,7 +84,12 @@ def loss_names() -> tuple[str, ...]:
 
 
 def build_terms(
-    config: Mapping[str, TermConfig], *, class_counts: Tensor, num_features: int, device: torch.device | None = None
+    config: Mapping[str, TermConfig],
+    *,
+    class_counts: Tensor,
+    num_features: int,
+    num_encoder_features: int | None = None,
+    device: torch.device | None = None,
 ) -> list[Term]:
     """The loss terms that a configuration names.
 
@@ -91,23 +97,35 @@ def build_terms(
         config: the terms by name.
         class_counts: training images of each class (C,).
         num_features: d, length of the features.
+        num_encoder_features: length of those that leave the backbone; None for d as well.
         device: of the losses' buffers.
 
     Raises:
         UserError: an unknown loss, or arguments that it does not take.
     """
-    known = _losses(class_counts, num_features)
+    widths = {"last": num_features, "encoder": num_encoder_features or num_features}
     terms = []
     for name, term in config.items():
+        width = widths[term.features]
+        known = _losses(class_counts, width)
         if is_own(name):
-            loss = _own(name, term, class_counts, num_features).to(device)
+            loss = _own(name, term, class_counts, width).to(device)
         elif name not in known:
             near = did_you_mean(name, known)
             raise UserError(f"loss.{name} is unknown: one of {', '.join(known)}, or FILE.py:NAME{near}")
         else:
             loss = _built(name, known[name], term.args | class_weight_args(name, term, class_counts)).to(device)
-        terms.append(Term(name, loss, _consumed(loss), term.weight, term.phase))
+        terms.append(Term(name, loss, _read(name, term, _consumed(loss)), term.weight, term.phase))
     return terms
+
+
+def _read(name: str, term: TermConfig, consumed: tuple[str, ...]) -> tuple[str, ...]:
+    """What a term reads: the encoder's features in the place of the last ones where it asks for them."""
+    if term.features == "last":
+        return consumed
+    if "features" not in consumed:
+        raise UserError(f"loss.{name}.features={term.features}: it reads {', '.join(consumed)}, but no features")
+    return tuple("encoder" if part == "features" else part for part in consumed)
 
 
 def _own(name: str, term: TermConfig, class_counts: Tensor, num_features: int) -> nn.Module:
@@ -176,6 +194,7 @@ def try_terms(terms: Sequence[Term], model: Classifier, *, soft: bool) -> None:
         "logits": torch.zeros(4, classes, **like),
         "target": torch.full((4, classes), 1 / classes, **like) if soft else labels,
         "weight": torch.eye(classes, width, **like),
+        "encoder": torch.eye(4, model.backbone_width, **like),
     }
     for term in terms:
         with_soft = " with augment.mixup, cutmix or smoothing" if soft else ""

@@ -39,6 +39,7 @@ def forward_backward(
     state.optimizer.zero_grad(set_to_none=True)
     device = batch.images.device
     reads_weight = any("weight" in term.consumes for term in state.terms)
+    reads_encoder = any("encoder" in term.consumes for term in state.terms)
     # DDP waits for the gradient of every parameter: a learned head whose logits no loss reads gets one of 0.
     learned_head = any(p.requires_grad for p in state.model.head.parameters())
     unused_head = learned_head and not any("logits" in term.consumes for term in state.terms if weights[term.name])
@@ -46,12 +47,9 @@ def forward_backward(
     for number, chunk in enumerate(batch.chunks(chunks), start=1):
         with state.ranks.no_sync_unless_last(wrapped, number == chunks):
             with autocast(precision, device):
-                logits, features = wrapped(chunk.images, with_features=True)
-            available = {
-                "logits": at_least_float32(logits),
-                "features": at_least_float32(features),
-                "target": chunk.target,
-            }
+                outputs = wrapped(chunk.images, with_features="encoder" if reads_encoder else True)
+            available = {name: at_least_float32(rows) for name, rows in outputs._asdict().items()}
+            available["target"] = chunk.target
             if reads_weight:
                 available["weight"] = class_vectors(state.model)
             losses = {term.name: term(available) for term in state.terms if weights[term.name]}
