@@ -6,7 +6,8 @@ False are no numbers. A value of another kind is a TypeError, a value out of ran
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from math import isfinite
 from numbers import Integral, Real
@@ -63,6 +64,26 @@ def check_class_counts(class_counts: Any, min_classes: int = 2) -> list[int]:
         found = f"has {len(counts)} entries" if counts else "is empty"
         raise ValueError(f"class_counts {found}: give the number of samples of at least {min_classes} classes")
     return counts
+
+
+def check_keywords(
+    name: str, given: Mapping[str, Any], function: Callable[..., Any], besides: Iterable[str] = ()
+) -> None:
+    """Keyword arguments that a function has, `besides` those that its caller fills in; all where it takes any."""
+    parameters = inspect.signature(function).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL)
+    known = [p.name for p in parameters if p.kind not in positional and p.name not in set(besides)]
+    for key, value in given.items():
+        if key not in known:
+            raise ValueError(f"{name}[{key!r}]={value!r} is unknown; known: {', '.join(known) or 'none'}")
+
+
+def described(value: Any) -> str:
+    """The type of a value, for errors that refuse it, and the value itself where that is a word or a number."""
+    kind = type(value).__name__
+    return f"{kind} {value!r}" if isinstance(value, str | bytes | Number) else kind
 
 
 def check_number(name: str, value: Any) -> float:

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ncreg._checks import described
 from ncreg._transforms import jit_tracing
 
 
@@ -19,7 +20,7 @@ def check_pooled(features: Tensor, dim: int, taker: str) -> None:
         ValueError: another shape.
     """
     if not isinstance(features, Tensor):
-        raise TypeError(f"features must be a tensor (batch, {dim}), not {type(features).__name__}")
+        raise TypeError(f"features must be a tensor (batch, {dim}), not {described(features)}")
     if features.ndim != 2 or (not jit_tracing() and features.shape[1] != dim):
         shape = tuple(features.shape)
         raise ValueError(f"features of shape {shape}: the {taker} takes pooled features (batch, {dim})")
@@ -37,7 +38,7 @@ def check_features(name: str, features: Tensor, dim: int | None = None) -> Float
         ValueError: another shape, no row, NaN or infinite entries.
     """
     if not isinstance(features, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(features).__name__}")
+        raise TypeError(f"{name} must be a tensor, got {described(features)}")
     if not features.is_floating_point():
         raise TypeError(f"{name} must hold floating-point numbers, got {features.dtype}")
     if features.ndim != 2:
@@ -70,7 +71,7 @@ def check_indices(name: str, indices: Tensor, rows: int, num_classes: int | None
         ValueError: another shape, or an index out of range.
     """
     if not isinstance(indices, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(indices).__name__}")
+        raise TypeError(f"{name} must be a tensor, got {described(indices)}")
     if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
         way_out = "of logits take argmax(1)" if indices.ndim == 2 else "use .long()"
         raise TypeError(f"{name} must hold integer class indices, got {indices.dtype}: {way_out}")

@@ -7,61 +7,127 @@ from itertools import chain
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
+from ncreg._checks import described
+from ncreg.distributed import all_reduce_sum, world_size
 from ncreg.norms import LastBatchNorm
+from ncreg.numerics import fill, in_float64
 
 
 @torch.no_grad()
 def update_bn(loader: Iterable[Any], model: nn.Module, device: torch.device | str | int | None = None) -> None:
     """Running statistics of every batch norm, `LastBatchNorm` included, anew from one pass over the data.
 
-    Averaged weights (SWA, moving averages) need it: the statistics that they inherit are of other weights. As
-    torch.optim.swa_utils.update_bn, which passes LastBatchNorm by: mean over all batches of their mean and variance,
-    the whole model in training mode. Afterwards every module is in the mode in which it was.
+    Averaged weights (SWA, moving averages) need it: the statistics that they inherit are of other weights. With n_b
+    values of a channel in batch b, their mean μ_b and unbiased variance v_b, N = Σ n_b and μ = Σ n_b μ_b / N,
+
+        running_mean = μ,    running_var = Σ [(n_b − 1) v_b + n_b (μ_b − μ)²] / (N − 1),
+
+    the mean and unbiased variance of all that the norm saw: batches may be of any size, and what a norm behind no
+    other batch norm gets does not depend on how the set is cut into batches. The whole model is in training mode, so a
+    norm behind another one sees what that one made of each batch by its own statistics, and dropout acts.
+    torch.optim.swa_utils.update_bn passes LastBatchNorm by, and takes the plain mean of μ_b and v_b, in which a small
+    last batch counts as a full one. Afterwards every module is in the mode in which it was.
 
     Args:
         loader: batches: a tensor, or a tuple or list whose first item is one. On several ranks each reads its own.
-        model: whose norms are to be brought up to date.
+        model: whose norms are to be brought up to date; one without running statistics, or that no batch reaches,
+            keeps what it has.
         device: where batches go first; None leaves them where they are.
 
     Raises:
         TypeError: a batch that is neither a tensor nor begins with one.
-        ValueError: a loader without batches, or a batch of one sample.
+        ValueError: a loader without batches, or a batch of one sample; the statistics are then as before.
 
     Example:
         >>> import ncreg
         >>> norm = ncreg.LastBatchNorm(2)
-        >>> update_bn([torch.tensor([[1.0, 2.0], [3.0, 2.0]])], norm)
-        >>> norm.running_mean
-        tensor([2., 2.])
+        >>> rows = torch.tensor([[1.0, 2.0], [3.0, 2.0], [2.0, 2.0], [2.0, 2.0], [7.0, 2.0]])
+        >>> update_bn(rows.split(3), norm)  # batches of 3 and 2
+        >>> norm.running_mean, norm.running_var
+        (tensor([3., 2.]), tensor([5.5000, 0.0000]))
     """
-    norms = [m for m in model.modules() if isinstance(m, LastBatchNorm | nn.modules.batchnorm._BatchNorm)]
+    batches = iter(loader)
+    norms = [norm for norm in model.modules() if _has_statistics(norm)]
     if not norms:
         return
-    batches = iter(loader)
     first = next(batches, None)
     if first is None:
         raise ValueError("loader gave no batch: the running statistics stay as they were")
     modes = {module: module.training for module in model.modules()}
-    momenta = {norm: norm.momentum for norm in norms}
+    pools = [_Pool(norm) for norm in norms]
     try:
         model.train()
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # all batches count alike
         for batch in chain([first], batches):
             model(_images(batch) if device is None else _images(batch).to(device))
+        for pool in pools:
+            pool.write()
     finally:
-        for norm, momentum in momenta.items():
-            norm.momentum = momentum
+        for pool in pools:
+            pool.close()
         for module, mode in modes.items():
             module.training = mode
+
+
+def _has_statistics(module: nn.Module) -> bool:
+    kinds = LastBatchNorm | nn.modules.batchnorm._BatchNorm
+    return isinstance(module, kinds) and getattr(module, "running_mean", None) is not None
+
+
+class _Pool:
+    """The mean and the squared deviations of all batches that a norm sees, in float64.
+
+    With momentum 1 a norm's running statistics after a forward pass are those of its batch.
+    """
+
+    def __init__(self, norm: Any) -> None:
+        self.norm, self.momentum = norm, norm.momentum
+        self.before = [buffer.clone() for buffer in norm.buffers(recurse=False)]
+        self.count = self.mean = self.scatter = torch.zeros((), dtype=torch.float64, device="cpu")
+        norm.reset_running_stats()
+        norm.momentum = 1.0
+        self.handle = norm.register_forward_hook(self._add)
+
+    def _add(self, norm: Any, inputs: Any, output: Tensor) -> None:
+        """Chan, Golub & LeVeque's update of mean and squared deviations."""
+        if not norm.training:  # the model's own train() keeps it frozen
+            return
+        mean, variance = in_float64(norm.running_mean), in_float64(norm.running_var)
+        count = _over_its_ranks(norm, mean.new_full((), output.numel() // len(mean)))
+        total, shift = self.count.to(mean) + count, mean - self.mean.to(mean)
+        self.scatter = self.scatter.to(mean) + variance * (count - 1) + shift.square() * (total - count) * count / total
+        self.mean = self.mean.to(mean) + shift * count / total
+        self.count = total
+
+    def write(self) -> None:
+        """The statistics of all batches become the norm's, if there was one."""
+        if self.count:
+            fill(self.norm.running_mean, self.mean)
+            fill(self.norm.running_var, self.scatter / (self.count - 1))
+            self.before = []
+
+    def close(self) -> None:
+        """Let the norm be as it was, its statistics too unless new ones were written."""
+        self.handle.remove()
+        self.norm.momentum = self.momentum
+        for buffer, value in zip(self.norm.buffers(recurse=False), self.before, strict=False):
+            buffer.copy_(value)
+
+
+def _over_its_ranks(norm: nn.Module, count: Tensor) -> Tensor:
+    """The number of values behind a norm's batch statistics, which two kinds take over ranks."""
+    if isinstance(norm, LastBatchNorm):
+        return all_reduce_sum(count)
+    if isinstance(norm, nn.SyncBatchNorm) and world_size() > 1:
+        dist.all_reduce(count, group=norm.process_group)
+    return count
 
 
 def _images(batch: Any) -> Tensor:
     """The first tensor of a batch."""
     images = batch[0] if isinstance(batch, list | tuple) and batch else batch
     if not isinstance(images, Tensor):
-        raise TypeError(f"a batch must be a tensor or begin with one, got {type(images).__name__}")
+        raise TypeError(f"a batch must be a tensor or begin with one, got {described(images)}")
     return images

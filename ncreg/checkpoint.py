@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import struct
+import warnings
 import zipfile
 import zlib
 from collections import Counter, OrderedDict
@@ -14,7 +15,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from ncreg._checks import check_flag, check_integer
+from ncreg._checks import check_flag, check_integer, described
 from ncreg.models import Classifier, Normalize, swap_head
 
 FORMAT = 1
@@ -41,7 +42,7 @@ def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
     """
     path = Path(path)
     if not isinstance(state, Mapping):
-        raise TypeError(f"state must be a dict, not {type(state).__name__}")
+        raise TypeError(f"state must be a dict, not {described(state)}")
     state = dict(state)
     try:
         _check_plain(state, "state")
@@ -197,7 +198,7 @@ def rebuild_classifier(header: Mapping[str, Any], weights: Mapping[str, Any]) ->
         ValueError: header and weights do not fit each other; other errors come from `swap_head` and torch.
     """
     with torch.random.fork_rng(devices=[]):  # the weights drawn here are overwritten below
-        classifier = swap_head(**header["build"])
+        classifier = rebuilt(header["build"])
     if (mean := weights.get("preprocess.mean")) is not None:
         classifier.preprocess = Normalize([0.0] * len(mean), [1.0] * len(mean))
     name, _ = next(classifier.named_parameters())
@@ -211,6 +212,13 @@ def rebuild_classifier(header: Mapping[str, Any], weights: Mapping[str, Any]) ->
         classifier.image_shape = _checked_shape(header["image_shape"])
     classifier.data_config = header.get("data_config")
     return classifier
+
+
+def rebuilt(build: Mapping[str, Any]) -> Classifier:
+    """`swap_head` of recorded arguments, for weights that are filled in afterwards: that it draws some is no news."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "head='keep' on random weights", UserWarning)
+        return swap_head(**build)
 
 
 def _checked_shape(image_shape: Sequence[int]) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ncreg._checks import check_choice, check_flag, check_fraction, check_integer, check_positive
+from ncreg._checks import check_choice, check_flag, check_fraction, check_integer, check_keywords, check_positive
 from ncreg._features import check_pooled
 from ncreg._transforms import batched, fx_leaf, jit_tracing, wrapped
 from ncreg.distributed import all_reduce_sum, world_size
@@ -223,6 +223,8 @@ NORMS: dict[str, Callable[..., nn.Module]] = {
 }
 """Norms that last_norm knows by name."""
 
+_WIDTH = ("num_features", "normalized_shape")  # their first argument
+
 
 def last_norm(kind: str, num_features: int, **args: Any) -> nn.Module:
     """The last-layer norm of that kind, none of which has a bias by default.
@@ -234,7 +236,7 @@ def last_norm(kind: str, num_features: int, **args: Any) -> nn.Module:
         **args: go to the norm's constructor.
 
     Raises:
-        ValueError: for an unknown kind, or settings for none.
+        ValueError: for an unknown kind, a setting that it does not have, or settings for none.
 
     Example:
         >>> last_norm("batch", 8, gamma="scalar")
@@ -244,4 +246,5 @@ def last_norm(kind: str, num_features: int, **args: Any) -> nn.Module:
         raise ValueError(f"norm {kind!r} is unknown; known: {', '.join(map(repr, NORMS))}")
     if kind == "none" and args:
         raise ValueError(f"norm 'none' has no setting, but got {', '.join(args)}: leave it out, or pick another norm")
+    check_keywords(f"norm {kind!r}: args", args, NORMS[kind], besides=_WIDTH)
     return NORMS[kind](check_integer("num_features", num_features, 1), **args)

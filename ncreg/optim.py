@@ -8,7 +8,7 @@ from typing import Any
 from timm.models import group_parameters
 from torch import nn
 
-from ncreg._checks import check_non_negative, check_number
+from ncreg._checks import check_non_negative, check_number, described
 from ncreg._wrappers import plain_name
 from ncreg.models import Classifier
 from ncreg.norms import LastBatchNorm
@@ -55,7 +55,7 @@ def param_groups(
         0.1
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+        raise TypeError(f"model must be an nn.Module, got {described(model)}")
     check_non_negative("weight_decay", weight_decay)
     rate = None if lr is None else check_non_negative("lr", lr)
     _check_shapes(model)

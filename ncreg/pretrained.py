@@ -15,8 +15,8 @@ from timm.models import get_model_args
 from torch import nn
 
 from ncreg._hub import hub_file
-from ncreg.checkpoint import archive_damage, newest_checkpoint, rebuild_classifier
-from ncreg.models import Classifier, Normalize, swap_head
+from ncreg.checkpoint import archive_damage, newest_checkpoint, rebuild_classifier, rebuilt
+from ncreg.models import Classifier, Normalize
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
@@ -172,7 +172,7 @@ def _build_arguments(classifier: Classifier) -> dict[str, Any]:
 def _check_rebuilds(build: Mapping[str, Any], classifier: Classifier) -> None:
     """Refuse a classifier whose parts are not those that its arguments give."""
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        again = swap_head(**build)
+        again = rebuilt(build)
     for part in ("backbone", "project", "norm", "head"):
         if _structure(getattr(again, part)) != _structure(getattr(classifier, part)):
             raise ValueError(f"{part} has changed since swap_head built it, so save_pretrained cannot describe it")

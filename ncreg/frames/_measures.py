@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ncreg._checks import check_positive
+from ncreg._checks import check_positive, described
 from ncreg.frames._one_vs_rest import nearest_to_others
 from ncreg.numerics import in_float64
 
@@ -15,7 +15,7 @@ ROWS = 1024  # of a Gram matrix at a time
 
 def _check_weight(weight: Tensor) -> None:
     if not isinstance(weight, Tensor):
-        raise TypeError(f"weight must be a tensor of class vectors, not {type(weight).__name__}")
+        raise TypeError(f"weight must be a tensor of class vectors, not {described(weight)}")
     if weight.ndim != 2 or weight.shape[0] < 2 or weight.shape[1] < 1 or not weight.is_floating_point():
         got = f"{tuple(weight.shape)} of {weight.dtype}"
         raise ValueError(f"weight is {got}: class vectors are a floating-point (num_classes >= 2, dim >= 1) matrix")

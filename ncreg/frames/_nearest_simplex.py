@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from ncreg._checks import described
 from ncreg._transforms import bare, derivatives_taken, recorded, wrapped
 from ncreg.frames._simplex import basis_times, basis_transposed_times
 from ncreg.numerics import in_float64
@@ -93,7 +94,7 @@ def _inverse_above(value: Tensor, cutoff: Tensor) -> Tensor:
 
 def _check_means(means: Tensor) -> None:
     if not isinstance(means, Tensor):
-        raise TypeError(f"means must be a tensor of class means, not {type(means).__name__}")
+        raise TypeError(f"means must be a tensor of class means, not {described(means)}")
     if means.ndim != 2 or means.shape[0] < 2 or not means.is_floating_point():
         got = f"{tuple(means.shape)} of {means.dtype}"
         raise ValueError(f"means are {got}: class means are a floating-point (num_classes >= 2, dim) matrix")

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ncreg._checks import check_choice, check_flag, check_integer, check_num_classes
+from ncreg._checks import check_choice, check_flag, check_integer, check_num_classes, described
 from ncreg._transforms import fx_leaf
 from ncreg.frames import simplex_etf
 from ncreg.heads._cosine import (
@@ -61,7 +61,7 @@ class FixedHead(nn.Module):
     ) -> None:
         super().__init__()
         if not isinstance(weight, Tensor):
-            raise TypeError(f"weight must be a tensor of class vectors, not {type(weight).__name__}")
+            raise TypeError(f"weight must be a tensor of class vectors, not {described(weight)}")
         if weight.ndim != 2 or len(weight) < 2 or not weight.is_floating_point():
             got = f"{tuple(weight.shape)} of {weight.dtype}"
             raise ValueError(f"weight is {got}: it must be a floating-point (num_classes >= 2, dim) matrix")

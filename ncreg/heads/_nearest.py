@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ncreg._checks import check_flag, check_integer, check_num_classes, check_number
+from ncreg._checks import check_flag, check_integer, check_num_classes, check_number, described
 from ncreg._transforms import fx_leaf, jit_tracing, wrapped
 from ncreg.distributed import all_reduce_sum, world_size
 from ncreg.frames import nearest_simplex_etf, simplex_etf
@@ -160,7 +160,7 @@ class NearestETFHead(nn.Module):
         """
         check_features(features, self.in_features)
         if not isinstance(target, Tensor):
-            raise TypeError(f"target must be a tensor of class indices, not {type(target).__name__}")
+            raise TypeError(f"target must be a tensor of class indices, not {described(target)}")
         if target.shape != features.shape[:1] or target.is_floating_point() or target.dtype == torch.bool:
             got = f"{tuple(target.shape)} of {target.dtype}"
             raise ValueError(f"target is {got}: it needs one class index for each of {len(features)} features")

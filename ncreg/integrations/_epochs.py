@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from ncreg._checks import check_choice, check_integer
+from ncreg._checks import check_choice, check_integer, described
 from ncreg.integrations._training_set import measure_training_set
 from ncreg.models import Classifier
 from ncreg.tpt import TPTScheduler
@@ -29,7 +29,7 @@ class EpochCloser:
     def __init__(self, batches: Iterable[Any], *, watch: str = "nc1", keep_features: bool = True) -> None:
         if not hasattr(batches, "__iter__") or hasattr(batches, "__next__"):
             raise TypeError(
-                f"batches must be a loader that can be read again every epoch, not {type(batches).__name__}: "
+                f"batches must be a loader that can be read again every epoch, not {described(batches)}: "
                 "a DataLoader of clean training images"
             )
         self.batches, self.keep_features = batches, keep_features

@@ -13,6 +13,7 @@ try:
 except ImportError as error:
     raise ImportError("ncreg.integrations.transformers needs transformers: pip install 'ncreg[hf]'") from error
 
+from ncreg._checks import described
 from ncreg.integrations._epochs import EpochCloser
 from ncreg.integrations._training_set import find_classifier
 from ncreg.models import Classifier
@@ -44,7 +45,7 @@ class ModelWithLoss(nn.Module):
     def __init__(self, classifier: Classifier, loss: Loss = cross_entropy) -> None:
         super().__init__()
         if not isinstance(classifier, Classifier):
-            raise TypeError(f"classifier must be what ncreg.swap_head gives, not {type(classifier).__name__}")
+            raise TypeError(f"classifier must be what ncreg.swap_head gives, not {described(classifier)}")
         self.classifier, self.loss = classifier, loss
 
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
@@ -62,7 +63,7 @@ class TrainerSchedule:
 
     def __init__(self, scheduler: TPTScheduler) -> None:
         if not isinstance(scheduler, TPTScheduler):
-            raise TypeError(f"scheduler must be an ncreg.TPTScheduler, not {type(scheduler).__name__}")
+            raise TypeError(f"scheduler must be an ncreg.TPTScheduler, not {described(scheduler)}")
         self.scheduler, self.updates = scheduler, 0
 
     def step(self) -> None:

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ncreg._checks import described
 from ncreg._transforms import jit_tracing
 from ncreg.losses._inputs import unit_rows
 from ncreg.numerics import at_least_float32
@@ -20,7 +21,7 @@ def check_center(center: Center) -> Center:
         if isinstance(center, str) and center != "batch":
             raise ValueError(f"center must be None, 'batch' or a tensor of shape (dim,), got {center!r}")
         return center
-    raise TypeError(f"center must be None, 'batch' or a tensor of shape (dim,), got {type(center).__name__}")
+    raise TypeError(f"center must be None, 'batch' or a tensor of shape (dim,), got {described(center)}")
 
 
 def directions(

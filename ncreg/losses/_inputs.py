@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
-from ncreg._checks import check_choice
+from ncreg._checks import check_choice, described
 from ncreg._transforms import jit_tracing, own_backward_pays, recorded, wrapped
 from ncreg.numerics import at_least_float32
 
@@ -24,7 +24,7 @@ Reduction = Literal["mean", "sum", "none"]
 def check_rows(name: str, rows: Tensor, dim: int | None = None) -> None:
     """A matrix of floating numbers with at least one row, and `dim` columns where that is known."""
     if not isinstance(rows, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(rows).__name__}")
+        raise TypeError(f"{name} must be a tensor, got {described(rows)}")
     if not rows.is_floating_point():
         raise TypeError(f"{name} must hold floating-point numbers, got {rows.dtype}")
     if rows.ndim != 2:

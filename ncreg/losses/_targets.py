@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
+from ncreg._checks import described
 from ncreg._transforms import bare, jit_tracing, recorded, row_count, wrapped
 
 # One class index a row, or one distribution over the classes a row (label smoothing, mixup).
@@ -21,7 +22,7 @@ def check_labels(target: Tensor, rows: Tensor, num_classes: int | None = None) -
     On an accelerator the range is asserted without waiting for the device.
     """
     if not isinstance(target, Tensor):
-        raise TypeError(f"target must be a tensor, got {type(target).__name__}")
+        raise TypeError(f"target must be a tensor, got {described(target)}")
     if is_soft(target):
         raise ValueError(
             f"target holds soft labels, shape {tuple(target.shape)}: this loss compares members of classes and needs "

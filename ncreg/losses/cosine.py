@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ncreg._checks import check_flag, check_num_classes
+from ncreg._checks import check_flag, check_num_classes, described
 from ncreg._transforms import fx_leaf
 from ncreg.distributed import gather_batch
 from ncreg.losses._directions import Center, check_center, directions, exact_unit_rows
@@ -254,4 +254,4 @@ def _checked_memory(memory: ClassMeanMemory | None) -> ClassMeanMemory | None:
     """A memory that the module can update, or None."""
     if memory is None or isinstance(memory, ClassMeanMemory):
         return memory
-    raise TypeError(f"memory must be a ClassMeanMemory or None, got {type(memory).__name__}")
+    raise TypeError(f"memory must be a ClassMeanMemory or None, got {described(memory)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ncreg._checks import described
 from ncreg.metrics._geometry import LARGEST
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
@@ -19,7 +20,7 @@ def check_batch(features: Tensor, target: Tensor, num_classes: int, num_features
     """
     for name, value in (("features", features), ("target", target)):
         if not isinstance(value, Tensor):
-            raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+            raise TypeError(f"{name} must be a torch.Tensor, got {described(value)}")
         check_not_meta(name, value)
     if not features.is_floating_point():
         raise TypeError(f"features must be floating point, got {features.dtype}")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from ncreg._checks import described
 from ncreg.metrics._geometry import LARGEST
 from ncreg.metrics._inputs import check_not_meta
 from ncreg.numerics import whole
@@ -92,5 +93,5 @@ class LastLayer:
                 if tuple(value.shape) != shape:
                     raise ValueError(f"classifier.{name} must have shape {shape}, got {tuple(value.shape)}")
             elif name == "weight" or value is not None:
-                raise TypeError(f"classifier.{name} must be a torch.Tensor, got {type(value).__name__}")
+                raise TypeError(f"classifier.{name} must be a torch.Tensor, got {described(value)}")
         return weight.detach(), None if bias is None else bias.detach()

@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from torchmetrics.utilities.distributed import gather_all_tensors
 from torchmetrics.utilities.plot import _error_on_missing_matplotlib
 
-from ncreg._checks import check_choice, check_num_classes
+from ncreg._checks import check_choice, check_num_classes, described
 from ncreg.metrics._neural_collapse import NeuralCollapse
 
 Results = Mapping[str, Mapping[str, Tensor]] | Sequence[Mapping[str, Mapping[str, Tensor]]]
@@ -61,7 +61,7 @@ class LayerwiseCollapse:
         pool: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
-            raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
+            raise TypeError(f"model must be an nn.Module, got {described(model)}")
         model = model.module if isinstance(model, DistributedDataParallel) else model
         found: Any = num_classes if num_classes is not None else getattr(model, "num_classes", None)
         if num_classes is None and (not isinstance(found, int) or found < 2):
@@ -104,7 +104,7 @@ class LayerwiseCollapse:
         if not self._handles:
             raise RuntimeError("no hooks are set: call update() inside `with LayerwiseCollapse(...)`")
         if not isinstance(target, Tensor):
-            raise TypeError(f"target must be a torch.Tensor of class labels, got {type(target).__name__}")
+            raise TypeError(f"target must be a torch.Tensor of class labels, got {described(target)}")
         seen = {name: torch.cat(parts) if parts else None for name, parts in self._seen.items()}
         self._forget_activations()
         for name, features in seen.items():

@@ -10,7 +10,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 from torchmetrics import Metric
 
-from ncreg._checks import check_flag
+from ncreg._checks import check_flag, described
 from ncreg.metrics import _reduce
 from ncreg.metrics._base import Float64Metric, check_shapes
 from ncreg.metrics._geometry import class_geometry
@@ -66,7 +66,7 @@ class NearestClassCenter(Float64Metric):
     ) -> None:
         super().__init__(**kwargs)
         if not isinstance(means, Tensor):
-            raise TypeError(f"means must be a torch.Tensor (num_classes, num_features), got {type(means).__name__}")
+            raise TypeError(f"means must be a torch.Tensor (num_classes, num_features), got {described(means)}")
         check_not_meta("means", means)
         if means.ndim != 2 or not means.is_floating_point():
             raise ValueError(
@@ -128,7 +128,7 @@ class NearestClassCenter(Float64Metric):
         theirs = incoming_state.means if isinstance(incoming_state, NearestClassCenter) else None
         theirs = incoming_state.get("means") if isinstance(incoming_state, dict) else theirs
         if theirs is not None and not isinstance(theirs, Tensor):
-            raise ValueError(f"cannot merge: means in the state must be a tensor, got {type(theirs).__name__}")
+            raise ValueError(f"cannot merge: means in the state must be a tensor, got {described(theirs)}")
         if theirs is not None and not (
             theirs.shape == self.means.shape and torch.allclose(theirs.to(self.means), self.means, 0, 0, equal_nan=True)
         ):

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ncreg._checks import described
 from ncreg.norms import LastBatchNorm
 
 
@@ -34,7 +35,7 @@ def batch_norm_condensation(model: nn.Module, images: Float[Tensor, "batch ..."]
         {'0': 0.333...}
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a module, got {type(model).__name__}")
+        raise TypeError(f"model must be a module, got {described(model)}")
     if model.training:
         raise ValueError("the model is in training mode: call model.eval()")
     if len(images) < 2:

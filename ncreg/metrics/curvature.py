@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ncreg._checks import check_integer, check_positive
+from ncreg._checks import check_integer, check_positive, described
 from ncreg.numerics import seeded
 
 
@@ -58,7 +58,7 @@ def hessian_norms(
         1.0
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a module, got {type(model).__name__}")
+        raise TypeError(f"model must be a module, got {described(model)}")
     check_integer("steps", steps, 1)
     check_positive("tolerance", tolerance)
     weights = _weights(model, layers)

@@ -18,6 +18,7 @@ from timm.models import (
 from torch import Tensor, nn
 
 from ncreg._hub import check_hub
+from ncreg.models._arguments import unknown_argument
 from ncreg.models._weights import MatchedWeights, complete_loading, match_weights
 
 
@@ -93,6 +94,11 @@ def _created(name: str, args: Mapping[str, Any], num_classes: int | None) -> Any
         with complete_loading(f"model={name!r}: {source or 'pretrained weights'}", strict=source is not None):
             classes: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
             return timm.create_model(name, **args, **classes)
+    except TypeError as error:
+        words = unknown_argument(error, args, lambda: timm.create_model(name))
+        if words is None:
+            raise
+        raise ValueError(f"model={name!r}: {words}") from None
     except RuntimeError as error:
         if "ncreg.Classifier" in str(error):
             raise ValueError(

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ncreg._checks import described
 from ncreg.models._backbone import evaluating, example_image, logits_alone, parameter_like
 from ncreg.models._classifier import Classifier
 from ncreg.models._data_config import folded_cfg
@@ -58,7 +59,7 @@ def fold(classifier: Classifier, *, normalize: Literal["drop", "keep"] | None = 
         True
     """
     if not isinstance(classifier, Classifier):
-        raise TypeError(f"fold takes a Classifier, got {type(classifier).__name__}")
+        raise TypeError(f"fold takes a Classifier, got {described(classifier)}")
     if normalize not in (None, "drop", "keep"):
         raise ValueError(f"normalize={normalize!r} must be 'drop', 'keep' or None")
     if is_sharded(classifier):

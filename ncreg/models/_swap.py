@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ncreg._checks import check_choice, check_integer
+from ncreg._checks import check_integer, check_keywords, check_num_classes, described
 from ncreg.heads import HEADS
 from ncreg.models._backbone import (
     Headless,
@@ -70,11 +70,13 @@ def swap_head(
 
     With head "keep" the features are what enters the model's last layer: of several layers that see features of their
     own (distilled pairs), those side by side. Where something stands behind the layers (squeezenet's ReLU, volo's
-    maximum over tokens), `head` holds their weights for the measures, and the whole model gives the logits.
+    maximum over tokens), `head` holds their weights for the measures, and the whole model gives the logits. A name
+    without weights is warned of: what is kept is random then.
 
     Raises:
-        ValueError: if the classifier can't be found, features are not (batch, width), the head does not fit,
-            neither the caller nor the model says the number of classes, or weights do not cover the backbone.
+        ValueError: if the classifier can't be found, features are not (batch, width), the head does not fit, a key of
+            head_args or model_args is unknown, neither the caller nor the model says the number of classes, or
+            weights do not cover the backbone.
         ConnectionError: if pretrained weights are not on this disk and the hub is out of reach.
         TypeError: if model, head or norm is neither a name nor a module, or a size no integer.
 
@@ -94,7 +96,7 @@ def swap_head(
     norm = ("none" if keeps else "batch") if norm is None else norm
     for name, value in {"model": model, "head": head, "norm": norm}.items():
         if not isinstance(value, str | nn.Module):
-            raise TypeError(f"{name} must be a name or an nn.Module, got {type(value).__name__}")
+            raise TypeError(f"{name} must be a name or an nn.Module, got {described(value)}")
     for name, args in {"model_args": model_args, "head_args": head_args}.items():
         if not (args is None or isinstance(args, Mapping)):
             raise TypeError(f"{name}={args!r} must be a dict of keyword arguments, not {type(args).__name__}")
@@ -103,7 +105,8 @@ def swap_head(
     if not (classifier is None or isinstance(classifier, str)):
         raise TypeError(f"classifier={classifier!r} must be the path of a submodule, such as 'fc', or None")
     if num_classes is not None:
-        num_classes = check_integer("num_classes", num_classes, 1)
+        named = isinstance(head, str) and not keeps  # another head may have a single logit
+        num_classes = check_num_classes(num_classes) if named else check_integer("num_classes", num_classes, 1)
     input_size = _checked_size(input_size)
     if keeps:
         _check_keeps(norm, project, head_args)
@@ -178,6 +181,7 @@ def _kept(
     else:
         if isinstance(model, str):
             _check_no_path(model, classifier)
+            _warn_of_random_weights(model, model_args or {}, weights)
             model = _from_name(model, model_args or {}, weights, num_classes=num_classes, with_head=True)
             model_args = weights = None
         headless = _headless(model, model_args, classifier, input_size, weights)
@@ -186,6 +190,17 @@ def _kept(
     if num_classes is not None and kept.num_classes != num_classes:
         raise ValueError(f"num_classes={num_classes}, but the model's own classifier has {kept.num_classes} outputs")
     return kept
+
+
+def _warn_of_random_weights(name: str, model_args: Mapping[str, Any], weights: Mapping[str, Any] | None) -> None:
+    """Say that there is nothing in the classifier that would be worth keeping."""
+    if weights is None and not any(model_args.get(key) for key in ("pretrained", "checkpoint_path")):
+        warnings.warn(
+            f"head='keep' on random weights: backbone and classifier of {name!r} are drawn; "
+            "model_args={'pretrained': True} takes trained ones, weights=ncreg.load_weights(FILE) those of a file",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def _from_name(name: str, model_args: Mapping[str, Any], weights: Mapping[str, Any] | None, **how: Any) -> nn.Module:
@@ -248,6 +263,7 @@ def _head_maker(
         raise ValueError(
             f"head_args holds {', '.join(taken)}: swap_head knows the width; pass num_classes to it itself"
         )
+    check_keywords("head_args", head_args or {}, HEADS[head], besides=("in_features", "num_classes"))
     return partial(HEADS[head], num_classes=num_classes, **(head_args or {}))
 
 
@@ -271,9 +287,10 @@ def _new_parts(
 
 
 def _projection(width: int, project: int | str) -> nn.Linear | FixedProjector:
-    if isinstance(project, str):
-        check_choice("project", project, ("fixed",))
+    if project == "fixed":
         return FixedProjector(width)
+    if isinstance(project, str):
+        raise ValueError(f"project={project!r} must be a width (an integer of at least 1), 'fixed' or None")
     return nn.Linear(width, check_integer("project", project, 1), bias=False)
 
 

@@ -12,6 +12,7 @@ import torch
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
+from ncreg.models._arguments import unknown_argument
 from ncreg.models._weights import load_matched, match_weights
 
 PREFIX = "torchvision:"
@@ -107,7 +108,8 @@ def _built(own: str, args: Mapping[str, Any], num_classes: int, *, init_weights:
     try:
         model: nn.Module = _torchvision().get_model(own, weights=None, num_classes=num_classes, **{**more, **args})
     except TypeError as error:
-        raise ValueError(f"model='{PREFIX}{own}' does not take model_args={dict(args)}: {error}") from None
+        words = unknown_argument(error, args, lambda: _torchvision().get_model(own, weights=None, **more))
+        raise ValueError(f"model='{PREFIX}{own}' does not take model_args={dict(args)}: {words or error}") from None
     return model
 
 

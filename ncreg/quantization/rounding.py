@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ncreg._checks import check_choice, check_integer
+from ncreg._checks import check_choice, check_integer, described
 from ncreg._readable import readable
 from ncreg.frames import max_cosine
 
@@ -90,7 +90,7 @@ def round_weights(model: nn.Module, bits: Bits) -> nn.Module:
         [[1.0, -1.0]]
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a module, got {type(model).__name__}")
+        raise TypeError(f"model must be a module, got {described(model)}")
     _checked_bits(bits)
     rounded = copy.deepcopy(model)
     found = 0

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ncreg._checks import check_integer
+from ncreg._checks import check_integer, described
 from ncreg._features import check_indices
 from ncreg.numerics import at_least_float32, float64_device
 
@@ -22,7 +22,7 @@ def check_images(images: Tensor) -> Tensor:
         ValueError: another number of axes, an empty batch, values that are not finite or outside [0, 1].
     """
     if not isinstance(images, Tensor):
-        raise TypeError(f"images must be a tensor, got {type(images).__name__}")
+        raise TypeError(f"images must be a tensor, got {described(images)}")
     if not images.is_floating_point():
         raise TypeError(f"images must be floating-point in [0, 1], got {images.dtype}: images.float() / 255")
     if images.ndim != 4:
@@ -69,7 +69,7 @@ def check_logits(logits: Tensor, images: Tensor | None = None) -> Tensor:
         ValueError: another shape, C = 1, values that are not finite, or rows in [0, 1] that each sum to 1.
     """
     if not isinstance(logits, Tensor):
-        raise TypeError(f"model must return a tensor of logits, got {type(logits).__name__}: wrap it in a function")
+        raise TypeError(f"model must return a tensor of logits, got {described(logits)}: wrap it in a function")
     if not logits.is_floating_point():
         raise TypeError(f"model must return floating-point logits, got {logits.dtype}")
     if logits.ndim != 2 or (images is not None and len(logits) != len(images)):
@@ -98,7 +98,7 @@ def in_eval_mode(model: Model) -> Model:
         ValueError: it is a module, or the bound method of one, with a submodule in training mode.
     """
     if not callable(model):
-        raise TypeError(f"model must be callable, images to logits, got {type(model).__name__}")
+        raise TypeError(f"model must be callable, images to logits, got {described(model)}")
     owner = getattr(model, "__self__", model)  # a bound method's module
     if isinstance(owner, nn.Module):
         training = [name or type(owner).__name__ for name, module in owner.named_modules() if module.training]

@@ -6,6 +6,7 @@ from math import sqrt
 from jaxtyping import Integer
 from torch import Tensor
 
+from ncreg._checks import described
 from ncreg._features import check_indices
 from ncreg._readable import readable
 from ncreg.robustness.intervals import Z95, binomial_interval
@@ -86,7 +87,7 @@ def memorization(
         (3, 0.333, 0.333, 0.5)
     """
     if not isinstance(given, Tensor):
-        raise TypeError(f"given must be a tensor, got {type(given).__name__}")
+        raise TypeError(f"given must be a tensor, got {described(given)}")
     label = check_indices("given", given, len(given))
     truth = check_indices("true", true, len(label))
     guess = check_indices("predicted", predicted, len(label))

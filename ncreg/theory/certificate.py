@@ -10,7 +10,7 @@ from typing import Any, SupportsFloat
 from jaxtyping import Float
 from torch import Tensor
 
-from ncreg._checks import check_number, check_positive
+from ncreg._checks import check_number, check_positive, described
 from ncreg._readable import readable
 from ncreg.theory.scale import margin_at_loss
 
@@ -90,7 +90,7 @@ def collapse_certificate(
 def _balanced_classes(weight: Tensor, class_counts: Iterable[Any]) -> int:
     """The number of classes, when each has the same number of samples."""
     if not isinstance(weight, Tensor):
-        raise TypeError(f"weight must be a tensor (C, d), not {type(weight).__name__}")
+        raise TypeError(f"weight must be a tensor (C, d), not {described(weight)}")
     try:
         given = list(class_counts)
         counts = [int(count) for count in given]

@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import (
     SequentialLR,
 )
 
-from ncreg._checks import check_integer
+from ncreg._checks import check_integer, described
 from ncreg.tpt._terminal import scale_rate
 
 
@@ -53,7 +53,7 @@ class InnerSchedule:
         interval: Literal["epoch", "update"],
     ) -> None:
         if not isinstance(getattr(optimizer, "param_groups", None), list):
-            raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+            raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {described(optimizer)}")
         self.optimizer, self.schedule, self.interval, self.steps = optimizer, schedule, interval, 0
         self.driven = len(optimizer.param_groups)
         self._check(schedule, optimizer)
@@ -64,8 +64,10 @@ class InnerSchedule:
         if schedule is None:
             return
         if not isinstance(schedule, LRScheduler | TimmSchedule):
-            name = type(schedule).__name__
-            raise TypeError(f"schedule={name}: a torch.optim.lr_scheduler or timm.scheduler schedule, or None")
+            raise TypeError(
+                "schedule must be a torch.optim.lr_scheduler or timm.scheduler schedule on this optimizer, or None, "
+                f"got {described(schedule)}"
+            )
         if getattr(schedule, "optimizer", None) is not optimizer:
             raise ValueError("schedule drives another optimizer: build it on the optimizer given here")
         plateau = getattr(schedule, "lr_scheduler", schedule)  # timm's wraps torch's
@@ -151,7 +153,7 @@ class InnerSchedule:
         if state is None or self.schedule is None:
             return
         if not isinstance(state, Mapping):
-            raise TypeError(f"state of the inner schedule must be a dict, not {type(state).__name__}")
+            raise TypeError(f"state of the inner schedule must be a dict, not {described(state)}")
         taken, here = state.get("kind"), type(self.schedule).__name__
         if taken is not None and taken != here:
             raise ValueError(

@@ -15,9 +15,9 @@ from typing import Any, Literal
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ncreg._checks import check_integer, check_number
+from ncreg._checks import check_integer, check_number, described
 from ncreg.tpt._inner import InnerSchedule, TimmSchedule
-from ncreg.tpt._settings import checked_accuracy, checked_progress, checked_settings
+from ncreg.tpt._settings import checked_accuracy, checked_progress, checked_settings, with_min_terminal
 from ncreg.tpt._terminal import Terminal, join, rate_factor, scale_rate, set_rate, starting_rates
 
 Phase = Literal["fitting", "terminal", "finished"]
@@ -70,6 +70,8 @@ class TPTScheduler:
     onset keeps its last rate (torch's CosineAnnealingLR would climb again, OneCycleLR would raise). Where it cycles
     momentum (OneCycleLR, CyclicLR), the terminal phase has the value that the optimizer was built with.
 
+    A schedule that has come to rate 0 before the onset is warned of once: nothing is learned any more.
+
     A group's `lr_scale` (timm's layer decay, `param_groups`) multiplies its rate under every schedule and none. A
     group that is added after the onset (late unfreezing) keeps the ratio to the other rates that it then has; one
     added before keeps its rate until the onset, because the inner schedule does not know it: a warning says so.
@@ -89,7 +91,7 @@ class TPTScheduler:
         patience: epochs in a row at or above the threshold.
         extend: length of the terminal phase in units of `onset_epoch`. None: only record the onset; the inner schedule
             runs on to `max_epochs`, which is the honest control for everything else.
-        min_terminal: least length of the terminal phase, epochs.
+        min_terminal: least length of the terminal phase, epochs; None takes 10. Above max_epochs it is warned of.
         max_terminal: greatest length of the terminal phase, epochs; None for no bound but `max_epochs`.
         terminal: rate curve of the terminal phase.
         terminal_lr: rate at the start of the terminal phase, of the group with the greatest peak rate.
@@ -135,7 +137,7 @@ class TPTScheduler:
         threshold: float = 0.999,
         patience: int = 1,
         extend: float | None = 1.0,
-        min_terminal: int = 10,
+        min_terminal: int | None = None,
         max_terminal: int | None = None,
         terminal: Terminal = "cosine",
         terminal_lr: float | None = None,
@@ -145,7 +147,8 @@ class TPTScheduler:
     ) -> None:
         self.optimizer = optimizer
         self.max_epochs, self.threshold, self.patience = max_epochs, threshold, patience
-        self.extend, self.min_terminal, self.max_terminal = extend, min_terminal, max_terminal
+        self.extend, self.max_terminal = extend, max_terminal
+        self.min_terminal = with_min_terminal(min_terminal, max_epochs)
         self.terminal, self.terminal_lr, self.ramp_epochs = terminal, terminal_lr, ramp_epochs
         self.stop_patience, self.interval = stop_patience, interval
         self._set(checked_settings({name: getattr(self, name) for name in _HYPERPARAMETERS}))
@@ -159,7 +162,7 @@ class TPTScheduler:
         self._peaks = self.get_last_lr()
         self._starts: list[float] = []
         self._least, self._still = math.inf, 0
-        self._measured = False
+        self._measured = self._warned = False
 
     # what a training loop reads
 
@@ -220,6 +223,7 @@ class TPTScheduler:
             self._inner.step(epoch, metric)
         else:
             self._set_terminal_rates()
+        self._warn_at_rest()
         if self.finished and not self._measured and self.extend is not None:
             warnings.warn(
                 f"{epoch} epochs without a metric: no terminal phase could begin; hand in the clean training accuracy, "
@@ -251,7 +255,7 @@ class TPTScheduler:
             TypeError: no number where one belongs.
         """
         if not isinstance(state, Mapping):
-            raise TypeError(f"state must be what state_dict() gave, not {type(state).__name__}")
+            raise TypeError(f"state must be what state_dict() gave, not {described(state)}")
         missing = [name for name in (*_HYPERPARAMETERS, *_PROGRESS, "lr", "schedule") if name not in state]
         if missing:
             raise ValueError(f"state lacks {', '.join(missing)}: it is not the state of a TPTScheduler")
@@ -326,6 +330,18 @@ class TPTScheduler:
         factor = rate_factor(self.terminal, progress)
         for group, start in zip(self.optimizer.param_groups, self._starts, strict=True):
             set_rate(group, start * factor)
+
+    def _warn_at_rest(self) -> None:
+        """Say once that the inner schedule has come to rate 0 while the onset is still looked for."""
+        if self.phase == "fitting" and any(self._peaks) and not any(self.get_last_lr()) and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"the schedule has come to rate 0 after epoch {self.epoch} of at most {self.max_epochs}, before "
+                f"accuracy {self.threshold:g} of the training set: nothing is learned any more; let the schedule end "
+                "above 0 (eta_min, lr_min, timm's --min-lr) or later, or lower the threshold",
+                UserWarning,
+                stacklevel=3,
+            )
 
     def _take_in_new_groups(self) -> None:
         """Groups that were added to the optimizer since the last call."""

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 from ncreg._checks import check_choice, check_integer, check_number
+
+MIN_TERMINAL = 10
+"""Least length of the terminal phase in epochs where none is given."""
 
 _ROUNDING = 1e-6  # a fraction summed up in float32 may leave [0, 1] by this much
 
@@ -48,6 +52,25 @@ def checked_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     if longest is not None and longest < shortest:
         raise ValueError(f"max_terminal={longest} is below min_terminal={shortest}")
     return checked
+
+
+def with_min_terminal(min_terminal: int | None, max_epochs: int) -> int:
+    """The least length of the terminal phase: 10 where none is given; one that no run of `max_epochs` has is warned of.
+
+    Example:
+        >>> with_min_terminal(None, 5), with_min_terminal(20, 100)
+        (10, 20)
+    """
+    if min_terminal is None:
+        return MIN_TERMINAL
+    if check_integer("min_terminal", min_terminal, 0) > check_integer("max_epochs", max_epochs, 1):
+        warnings.warn(
+            f"min_terminal={min_terminal} is above max_epochs={max_epochs}, the end of the run: the terminal phase "
+            "will be shorter than it asks for; raise max_epochs, or lower min_terminal",
+            UserWarning,
+            stacklevel=3,
+        )
+    return min_terminal
 
 
 def checked_progress(progress: Mapping[str, Any]) -> dict[str, Any]:

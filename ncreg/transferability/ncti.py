@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
+from ncreg._checks import described
 from ncreg._features import check_varied
 from ncreg._readable import readable
 from ncreg.transferability._inputs import labelled, one_hot
@@ -65,7 +66,7 @@ def ncti(
         (5.0, 4.0)
     """
     if not isinstance(candidates, Mapping):
-        raise TypeError(f"candidates must be a dict of features by name, not {type(candidates).__name__}")
+        raise TypeError(f"candidates must be a dict of features by name, not {described(candidates)}")
     if len(candidates) < 2:
         raise ValueError(f"candidates holds {len(candidates)} backbone: ranks need at least 2")
     terms = {}

@@ -193,7 +193,7 @@ class TPTConfig:
         patience: epochs in a row at or above the threshold.
         extend: length of the terminal phase in units of the onset epoch; null records the onset and trains on to
             max_epochs under the fitting schedule.
-        min_terminal: least length of the terminal phase in epochs.
+        min_terminal: least length of the terminal phase in epochs, as far as max_epochs leaves room for it.
         max_terminal: greatest length; null for no bound but max_epochs.
         terminal: rate curve of the terminal phase.
         terminal_lr: its first rate; null for the rate at the onset.

@@ -269,6 +269,7 @@ def build_scheduler(tpt: TPTConfig, optim: OptimConfig, optimizer: Optimizer) ->
             schedule = MultiStepLRScheduler(optimizer, decay_t=drops, decay_rate=0.1, **warmup)
         not_scheduler_args = ("stop_measure", "target")
         args = {key: value for key, value in asdict(tpt).items() if key not in not_scheduler_args}
+        args["min_terminal"] = min(tpt.min_terminal, length)
         return TPTScheduler(optimizer, schedule, **args)
     except (ValueError, AssertionError) as error:
         raise UserError(f"tpt: {error}") from None

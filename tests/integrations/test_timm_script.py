@@ -281,6 +281,7 @@ def test_clipping_leaves_out_the_head_and_nothing_else():
         ({"Supcon": 1.0}, "loss_terms.*SupConLoss"),
         ({"SupConLoss": {"phase": "last"}}, "phase.*terminal"),
         ({"LogitAdjustedLoss": 1.0}, "LogitAdjustedLoss.*class_counts"),
+        ({"SupConLoss": {"temp": 1.0}}, r"loss_terms\['SupConLoss'\]\['temp'\]=1.0 is unknown; known: .*temperature"),
     ],
 )
 def test_a_wrong_term_is_refused(requested, message, unchecked):
@@ -296,12 +297,34 @@ def test_what_cannot_be_honoured_is_refused(images, unchecked):
     REQUESTS.terminal_phase = {"extent": 1}
     with pytest.raises(ValueError, match="unknown extent; known: .*extend"):
         timm.scheduler.create_scheduler_v2(optimizer, num_epochs=5)
-    timm.create_model("ncreg_etf.test_resnet", num_classes=10, loss_terms={"SupConLoss": 1.0})
+    model = timm.create_model("ncreg_etf.test_resnet", num_classes=10, loss_terms={"SupConLoss": 1.0})
     with pytest.raises(ValueError, match="ClassificationTask alone"):
-        timm.scheduler.create_scheduler_v2(optimizer, num_epochs=5)
-    task_of(loss_terms={"SupConLoss": {"phase": "terminal"}})
+        timm.scheduler.create_scheduler_v2(torch.optim.SGD(model.parameters(), lr=0.1), num_epochs=5)
+    model, _ = task_of(loss_terms={"SupConLoss": {"phase": "terminal"}})
     with pytest.raises(ValueError, match="need terminal_phase"):
-        timm.scheduler.create_scheduler_v2(optimizer, num_epochs=5)
+        timm.scheduler.create_scheduler_v2(torch.optim.SGD(model.parameters(), lr=0.1), num_epochs=5)
+
+
+@pytest.mark.filterwarnings(*UNCLOSED)
+@pytest.mark.parametrize("of_the_teacher", [{}, {"loss_terms": {"CenterLoss": 1.0}, "terminal_phase": True}])
+def test_a_teacher_of_ncreg_leaves_the_students_requests_alone(images, of_the_teacher):
+    """Distillation makes its teacher after the student: phase and terms are the student's all the same."""
+    create_loader_of(images)
+    phase = {"max_epochs": 7, "threshold": 0.5}
+    student, task = task_of(terminal_phase=phase, loss_terms={"SupConLoss": 0.5})
+    teacher = timm.create_model("ncreg_linear.test_resnet", num_classes=10, **of_the_teacher)
+    optimizer = timm.optim.create_optimizer_v2(student, "sgd", lr=0.1)
+    driver, epochs = timm.scheduler.create_scheduler_v2(optimizer, num_epochs=5)
+    assert epochs == 7 and driver.scheduler.threshold == 0.5
+    assert driver.classifier is student is not teacher
+    assert driver.terms is task.terms and list(task.terms.weights) == ["SupConLoss"]
+
+
+def create_loader_of(images):
+    dataset = create_dataset("", root=str(images), split="train", is_training=True)
+    return timm.data.create_loader(
+        dataset, (3, 32, 32), 50, is_training=True, num_workers=0, device=torch.device("cpu"), use_prefetcher=False
+    )
 
 
 @pytest.mark.filterwarnings(*UNCLOSED)

@@ -198,20 +198,56 @@ def test_update_bn_is_torchs_where_torch_knows_the_norm():
     ours[0].train()  # a mode of its own comes back
     update_bn(batches(), ours)
     swa_utils.update_bn(batches(), theirs)
-    for key, value in theirs.state_dict().items():
-        if key in ours.state_dict():
-            torch.testing.assert_close(ours.state_dict()[key], value, msg=key)
+    inside = ours[1](torch.cat([nn.functional.batch_norm(rows, None, None, training=True) for rows, _ in batches()]))
+    for place in (0, 2, 3):
+        assert ours[place].num_batches_tracked == theirs[place].num_batches_tracked == 7
+        torch.testing.assert_close(ours[place].running_mean, theirs[place].running_mean)
+    torch.testing.assert_close(ours[2].running_var, inside.var(0))  # theirs is the mean over batches
     assert [part.training for part in ours] == [True, False, False, False] and not ours.training
     assert ours[2].momentum == 0.1 and ours[3].momentum == 0.3
 
 
-def test_update_bn_gives_the_mean_over_batches():
+def uneven(rows, sizes=(100, 100, 100, 20)):
+    return list(rows.split(sizes))
+
+
+@pytest.mark.parametrize("sizes", [(100, 100, 100, 20), (320,), (2, 316, 2), (64,) * 5])
+def test_update_bn_gives_the_exact_statistics_of_the_whole_set(sizes):
+    """However the set is cut into batches; the oracle is numpy in float64."""
+    rows = torch.randn(320, 4, generator=torch.Generator().manual_seed(1)) * 3 + 50
+    rows[300:] += 20  # the last images are of another kind
     norm = ncreg.LastBatchNorm(4)
     norm(10 * torch.randn(8, 4))
-    ncreg.update_bn([rows for rows, _ in batches()], norm, device="cpu")
-    rows = torch.stack([rows for rows, _ in batches()])
-    torch.testing.assert_close(norm.running_mean, rows.mean((0, 1)))
-    torch.testing.assert_close(norm.running_var, rows.var(1).mean(0))
+    ncreg.update_bn(uneven(rows, sizes), norm, device="cpu")
+    exact = rows.double().numpy()
+    torch.testing.assert_close(norm.running_mean, torch.tensor(exact.mean(0)).float(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(norm.running_var, torch.tensor(exact.var(0, ddof=1)).float(), rtol=1e-6, atol=0)
+    assert norm.num_batches_tracked == len(sizes)
+
+
+def test_update_bn_pools_maps_and_a_norm_that_runs_twice():
+    maps = torch.randn(32, 3, 5, 4, generator=torch.Generator().manual_seed(2)) + 1
+    norm = nn.BatchNorm2d(3, momentum=None)
+    update_bn(uneven(maps, (20, 12)), nn.Sequential(norm, nn.ReLU(), norm))
+    once = [nn.functional.batch_norm(part, None, None, training=True).relu() for part in uneven(maps, (20, 12))]
+    exact = torch.cat([maps, *once]).double().transpose(0, 1).flatten(1).numpy()
+    torch.testing.assert_close(norm.running_mean, torch.tensor(exact.mean(1)).float())
+    torch.testing.assert_close(norm.running_var, torch.tensor(exact.var(1, ddof=1)).float())
+    assert norm.momentum is None and not norm._forward_hooks
+
+
+def test_update_bn_leaves_frozen_and_unreached_norms_alone():
+    class Frozen(nn.BatchNorm1d):
+        def train(self, mode=True):
+            return super().train(False)
+
+    frozen, free = Frozen(4), nn.BatchNorm1d(4, track_running_stats=False)
+    frozen.running_mean.fill_(7), frozen.num_batches_tracked.fill_(3)
+    free.unreached = nn.BatchNorm1d(2)
+    free.unreached.running_var.fill_(3)
+    update_bn([rows for rows, _ in batches()], nn.Sequential(frozen, free))
+    assert frozen.running_mean.eq(7).all() and frozen.num_batches_tracked == 3
+    assert free.unreached.running_var.eq(3).all() and free.running_mean is None
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -225,7 +261,8 @@ def test_update_bn_refuses_and_leaves_settings_alone():
         with pytest.raises(TypeError, match="a batch must be a tensor or begin with one, got"):
             update_bn([wrong], norm)
     with pytest.raises(ValueError, match="batch of 1 sample"):
-        update_bn([torch.zeros(1, 4)], norm)
+        update_bn([torch.zeros(3, 4), torch.zeros(1, 4)], norm)
+    assert norm.running_mean.eq(5).all() and norm.num_batches_tracked == 0
     assert norm.momentum == 0.1 and not norm.training
     update_bn([], nn.Linear(2, 2))  # nothing to bring up to date
 

@@ -113,7 +113,8 @@ def test_a_kept_classifier_is_measured_folded_and_kept_again():
 
 
 def test_a_kept_classifier_is_saved_and_read(tmp_path):
-    kept = swap_head("test_resnet", "keep", num_classes=5).eval()
+    """Reading it draws a model first, of which no warning is given."""
+    kept = swap_head(timm.create_model("test_resnet", num_classes=5), "keep").eval()
     kept.save_pretrained(tmp_path)
     x = torch.rand(2, 3, 32, 32)
     assert torch.equal(Classifier.from_pretrained(tmp_path)(x), kept(x))
@@ -122,7 +123,8 @@ def test_a_kept_classifier_is_saved_and_read(tmp_path):
 @pytest.mark.parametrize("name", ["test_resnet", "torchvision:mobilenet_v3_small"])
 @pytest.mark.parametrize("under", ["", "module.", "backbone."])
 def test_weights_of_a_file_bring_their_classifier_and_its_classes(name, under, tmp_path):
-    trained = as_after_training(swap_head(name, "keep", num_classes=7, model_args={"in_chans": 1}))
+    with pytest.warns(UserWarning, match=f"head='keep' on random weights: .*'{name}' are drawn"):
+        trained = as_after_training(swap_head(name, "keep", num_classes=7, model_args={"in_chans": 1}))
     plain = fold(trained)
     stored = {f"{under}{key}": value for key, value in plain.state_dict().items()}
     worse = {key: torch.zeros_like(value) for key, value in stored.items()}

@@ -47,7 +47,19 @@ BAD = {
     "head='etv' is unknown; known: .*etf": dict(head="etv"),
     "norm 'batsch' is unknown": dict(norm="batsch"),
     "project=0": dict(project=0),
-    "project='etf' must be one of 'fixed'": dict(project="etf"),
+    "project='etf' must be a width .an integer of at least 1., 'fixed' or None": dict(project="etf"),
+    "num_classes=0 must be at least 2": dict(num_classes=0),
+    "head_args..sead..=3 is unknown; known: structure, normalize, .*seed": dict(head_args={"sead": 3}),
+    "head_args..scal..=3.0 is unknown; known: seed, normalize, scale$": dict(head="orthoplex", head_args={"scal": 3.0}),
+    "model='test_resnet': model_args..width..=4 is unknown; ResNet takes block, layers, .*in_chans, .*drop_rate": dict(
+        model_args={"width": 4}
+    ),
+    "model_args..depths..=4 is unknown; VisionTransformer takes img_size, .*depth, ": dict(
+        model="test_vit", model_args={"depths": 4}
+    ),
+    "model='torchvision:resnet18' does not take .*model_args..depth..=4 is unknown; ResNet takes block, .*groups": dict(
+        model="torchvision:resnet18", model_args={"depth": 4}
+    ),
     "100.*project=": dict(num_classes=100, model="test_convnext"),
     "num_classes=1\\b": dict(num_classes=1),
     "num_classes is required": dict(num_classes=None, model=timm.create_model("test_resnet", num_classes=0)),
@@ -98,7 +110,7 @@ def test_sizes_are_integers(name):
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("name", ["model", "head", "norm"])
 def test_neither_name_nor_module(name):
-    with pytest.raises(TypeError, match=f"{name} must be a name or an nn.Module, got int"):
+    with pytest.raises(TypeError, match=f"{name} must be a name or an nn.Module, got int 3"):
         swap_head(**{"model": "test_resnet", "num_classes": 10, name: 3})
 
 

@@ -172,3 +172,11 @@ def test_filter_response_norm_gradcheck():
     call = lambda x, *p: torch.func.functional_call(norm, dict(zip(("weight", "bias", "eps"), p)), x)  # noqa: B905, E731
     values = batch(5, 3).requires_grad_(), norm.weight, norm.bias, norm.eps
     assert torch.autograd.gradcheck(call, values)
+
+
+@pytest.mark.parametrize(
+    ("kind", "known"), [("batch", "bias, gamma, eps"), ("layer", "eps, elementwise_affine"), ("rms", "eps, elem")]
+)
+def test_an_unknown_setting_is_named_with_those_there_are(kind, known):
+    with pytest.raises(ValueError, match=rf"norm '{kind}': args\['epsilon'\]=0.1 is unknown; known: {known}"):
+        last_norm(kind, 4, epsilon=0.1)

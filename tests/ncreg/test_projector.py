@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import timm
 import torch
 from torch import nn
 from torch.autograd import gradcheck
@@ -72,7 +73,7 @@ def test_one_pass_gives_logits_features_and_what_enters_the_projector():
     assert torch.equal(found.features, FixedProjector(96)(found.encoder))
     assert torch.equal(found.logits, classifier.head(found.features))
     assert torch.equal(classifier(IMAGES), found.logits)
-    plain = swap_head("test_resnet", "keep", num_classes=5).eval()(IMAGES, with_features="encoder")
+    plain = swap_head(timm.create_model("test_resnet", num_classes=5), "keep").eval()(IMAGES, with_features="encoder")
     assert torch.equal(plain.encoder, plain.features)
 
 

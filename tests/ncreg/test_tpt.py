@@ -56,6 +56,7 @@ def expected_end(metrics, *, threshold, patience, extend, min_terminal, max_term
     max_epochs=st.integers(1, 60),
 )
 @settings(max_examples=200, deadline=None)
+@pytest.mark.filterwarnings("ignore:min_terminal")
 def test_onset_and_end_follow_the_rule(metrics, patience, extend, min_terminal, more, max_epochs):
     rule = {"patience": patience, "extend": extend, "min_terminal": min_terminal, "max_epochs": max_epochs}
     rule |= {"max_terminal": None if more is None else min_terminal + more, "threshold": 0.999}
@@ -290,8 +291,9 @@ def test_wrong_calls_are_refused():
 @pytest.mark.usefixtures("unchecked")
 def test_wrong_schedules_are_refused():
     given = optimizer()
-    with pytest.raises(TypeError, match="schedule=float"):
-        TPTScheduler(given, 0.1, max_epochs=10)
+    for wrong, words in ((0.1, "float 0.1"), ("cosine", "str 'cosine'"), (SGD, "type")):
+        with pytest.raises(TypeError, match=f"schedule must be a .*, or None, got {words}"):
+            TPTScheduler(given, wrong, max_epochs=10)
     with pytest.raises(ValueError, match="another optimizer"):
         TPTScheduler(given, CosineLRScheduler(optimizer(), t_initial=3), max_epochs=10)
     with pytest.raises(ValueError, match="mode='max'"):
@@ -358,3 +360,43 @@ def test_a_peak_between_two_epochs_counts_for_the_first_terminal_rate():
     scheduler = TPTScheduler(given, inner, max_epochs=8, interval="update", terminal="constant")
     run(scheduler, [0.0, 1.0, 1.0, 1.0], updates=10)  # the peak is at update 4 of the first epoch
     assert scheduler.get_last_lr() == [pytest.approx(FLOOR * 1.0, rel=1e-6)]
+
+
+def test_a_least_length_that_no_run_can_have_is_warned_of():
+    with pytest.warns(UserWarning, match="min_terminal=20 is above max_epochs=8, the end of the run"):
+        scheduler = TPTScheduler(optimizer(), max_epochs=8, min_terminal=20)
+    short = TPTScheduler(optimizer(), max_epochs=8)  # the default is no wish
+    for each in (scheduler, short):
+        each.step(1, 1.0)
+    assert (scheduler.last_epoch, short.last_epoch, short.min_terminal) == (8, 8, 10)
+    again = TPTScheduler(optimizer(), max_epochs=30)
+    again.load_state_dict(scheduler.state_dict())  # a run that goes on is not warned again
+    assert again.min_terminal == 20
+
+
+@pytest.mark.parametrize("kind", ["torch", "timm"])
+def test_rate_0_before_the_onset_is_warned_of_once(kind):
+    own = optimizer()
+    inner = torch_schedules.CosineAnnealingLR(own, 3) if kind == "torch" else CosineLRScheduler(own, t_initial=3)
+    scheduler = TPTScheduler(own, inner, max_epochs=9)
+    for epoch in (1, 2):
+        own.step()
+        scheduler.step(epoch, 0.5)
+    with pytest.warns(UserWarning, match="rate 0 after epoch 3 of at most 9, before accuracy 0.999.*eta_min, lr_min"):
+        scheduler.step(3, 0.5)
+    scheduler.step(4, 0.5)
+    scheduler.step(5, 1.0)  # the terminal phase has a rate of its own
+    assert own.param_groups[0]["lr"] > 0
+
+
+def test_a_warm_up_from_0_and_a_run_that_ends_at_0_are_not_warned_of():
+    own = optimizer()
+    scheduler = TPTScheduler(own, torch_schedules.LambdaLR(own, lambda epoch: max(0, epoch - 2)), max_epochs=6)
+    for epoch in range(1, 5):
+        own.step()
+        scheduler.step(epoch, 0.5)
+    own = optimizer()
+    scheduler = TPTScheduler(own, CosineLRScheduler(own, t_initial=4), max_epochs=4)
+    for epoch in range(1, 5):
+        scheduler.step(epoch, 0.5)
+    assert scheduler.finished and own.param_groups[0]["lr"] == 0

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from torch.utils.data import IterableDataset
 
 from ncreg.integrations._epochs import EpochCloser
-from ncreg.integrations.timm._models import REQUESTS, get_pretrained_cfg, timm_pretrained_cfg
+from ncreg.integrations.timm._models import REQUESTS, forget, get_pretrained_cfg, requested_by, timm_pretrained_cfg
 from ncreg.integrations.timm._schedule import TerminalPhaseSchedule
 from ncreg.integrations.timm._task import CollapseTask, LossTerms
 from ncreg.models import Classifier
@@ -51,7 +51,7 @@ def uninstall() -> None:
     """Give timm its own five names back, and forget what models and loaders have said so far."""
     _rebind(_replacements(), _ORIGINAL)
     _LOADERS.clear()
-    REQUESTS.clear()
+    forget()
 
 
 def _replacements() -> dict[str, Any]:
@@ -162,6 +162,7 @@ def create_scheduler_v2(optimizer: Optimizer, *args: Any, **kwargs: Any) -> tupl
     """
     make = _ORIGINAL["create_scheduler_v2"]
     schedule, num_epochs = make(optimizer, *args, **kwargs)
+    requested_by(parameter for group in optimizer.param_groups for parameter in group["params"])
     terms = REQUESTS.terms if isinstance(REQUESTS.terms, LossTerms) else None
     if REQUESTS.loss_terms and terms is None:
         raise ValueError("loss_terms are computed in timm's ClassificationTask alone: no distillation, no multilabel")

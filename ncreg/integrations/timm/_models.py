@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import timm.models
 from timm.models import PretrainedCfg, is_model, register_model
-from torch import nn
+from torch import Tensor, nn
 
 from ncreg.heads import HEADS
 from ncreg.models import Classifier, swap_head
@@ -31,7 +32,33 @@ class Requests:
 
 
 REQUESTS = Requests()
-"""Those of the last `ncreg_*` model that was made: a script of timm's trains one model."""
+"""Those of the model that is trained: the last `ncreg_*` one that was made, until an optimizer or a task says which."""
+
+_MADE: WeakKeyDictionary[nn.Module, dict[str, Any]] = WeakKeyDictionary()  # every live model's, without itself
+
+
+def requested_by(trained: Iterable[Tensor]) -> Requests:
+    """The requests of the model that has these parameters; a teacher may have been made since.
+
+    Parameters of no `ncreg_*` model leave the requests as they are.
+    """
+    wanted = {id(parameter) for parameter in trained}
+    for classifier, requests in _MADE.items():
+        if classifier is not REQUESTS.classifier and any(id(p) in wanted for p in classifier.parameters()):
+            REQUESTS.__init__(classifier=classifier, **requests)  # type: ignore[misc]
+            break
+    return REQUESTS
+
+
+def keep_terms(classifier: Classifier, terms: nn.Module) -> None:
+    """Note the loss terms that a task computes for the model that is trained."""
+    REQUESTS.terms = _MADE[classifier]["terms"] = terms
+
+
+def forget() -> None:
+    """Forget what every model requested."""
+    REQUESTS.clear()
+    _MADE.clear()
 
 
 def register_names() -> None:
@@ -78,11 +105,12 @@ def _entrypoint(head: str) -> Callable[..., nn.Module]:
             model_args=model_args | {name: value for name, value in known.items() if value},
             head_args=_mapping("head_args", head_args),
         )
-        REQUESTS.loss_terms = _mapping("loss_terms", loss_terms)
-        REQUESTS.terminal_phase = None
+        requests: dict[str, Any] = {"loss_terms": _mapping("loss_terms", loss_terms), "terms": None}
+        requests["terminal_phase"] = None
         if terminal_phase is not None and terminal_phase is not False:
-            REQUESTS.terminal_phase = {} if terminal_phase is True else _mapping("terminal_phase", terminal_phase)
-        REQUESTS.classifier, REQUESTS.terms = classifier, None
+            requests["terminal_phase"] = {} if terminal_phase is True else _mapping("terminal_phase", terminal_phase)
+        _MADE[classifier] = requests
+        REQUESTS.__init__(classifier=classifier, **requests)  # type: ignore[misc]
         return classifier
 
     build.__name__ = build.__qualname__ = f"ncreg_{head}"

@@ -52,7 +52,6 @@ class TerminalPhaseSchedule:
         self.scheduler, self.closer, self.classifier, self.terms = scheduler, closer, classifier, terms
         self.updates_per_epoch = updates_per_epoch
         self.ended = ""  # how, once it has
-        self._at_rest = False  # the warning has been given
         self.t_in_epochs = bool(getattr(inner, "t_in_epochs", True))  # train.py shows it
         self.measured: dict[str, float] = {}
         self._updated = False
@@ -118,14 +117,6 @@ class TerminalPhaseSchedule:
             f"{name} {self.measured[name]:.6g}" for name in ("accuracy", "nc1", "nc3") if name in self.measured
         )
         _report(f"Clean training set after epoch {epoch}: {shown} ({self.scheduler.phase})")
-        if self.scheduler.phase == "fitting" and not any(self.scheduler.get_last_lr()) and not self._at_rest:
-            self._at_rest = True
-            _report(
-                f"the schedule has come to rate 0 before accuracy {self.scheduler.threshold:g} of the training set: "
-                "nothing is learned any more; stop, and begin again with --min-lr, more --epochs or a lower threshold "
-                "in terminal_phase",
-                logging.WARNING,
-            )
 
     def _end(self, epoch: int, saved: bool) -> None:
         if saved:

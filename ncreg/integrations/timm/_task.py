@@ -11,8 +11,8 @@ from timm.task import ClassificationTask
 from torch import Tensor, nn
 
 from ncreg import losses
-from ncreg._checks import check_choice, check_number
-from ncreg.integrations.timm._models import REQUESTS
+from ncreg._checks import check_choice, check_keywords, check_number
+from ncreg.integrations.timm._models import keep_terms, requested_by
 from ncreg.models import Classifier
 
 PHASES = ("always", "fitting", "terminal")
@@ -46,6 +46,7 @@ class LossTerms(nn.Module):
             self.phases[name] = check_choice(f"loss_terms[{name}]['phase']", args.pop("phase", "always"), PHASES)
             kind: Any = getattr(losses, name)
             taken = inspect.signature(kind).parameters
+            check_keywords(f"loss_terms[{name!r}]", args, kind)
             try:
                 self.losses[name] = kind(**{key: size for key, size in sizes.items() if key in taken} | args)
             except TypeError as error:
@@ -70,10 +71,11 @@ class CollapseTask(ClassificationTask):
     def __init__(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
         super().__init__(model, *args, **kwargs)
         self.terms = None
-        if isinstance(model, Classifier) and model is REQUESTS.classifier and REQUESTS.loss_terms:
-            self.terms = LossTerms(REQUESTS.loss_terms, model).to(self.device)
+        requests = requested_by(model.parameters())
+        if isinstance(model, Classifier) and model is requests.classifier and requests.loss_terms:
+            self.terms = LossTerms(requests.loss_terms, model).to(self.device)
             self._head = [model.head]  # in a list: no submodule of the task
-            REQUESTS.terms = self.terms
+            keep_terms(model, self.terms)
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Timm's dict of loss and output, with the weighed terms by name."""

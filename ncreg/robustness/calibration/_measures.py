@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ncreg._checks import check_integer
+from ncreg._checks import check_integer, described
 from ncreg.robustness._inputs import check_logits, check_target
 
 
@@ -136,7 +136,7 @@ def negative_log_likelihood(probabilities: Float[Tensor, "batch classes"], targe
 def check_probabilities(probabilities: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Probabilities (n, C) in float64 and labels (n,)."""
     if not isinstance(probabilities, Tensor):
-        raise TypeError(f"probabilities must be a tensor, got {type(probabilities).__name__}")
+        raise TypeError(f"probabilities must be a tensor, got {described(probabilities)}")
     if not probabilities.is_floating_point():
         raise TypeError(f"probabilities must be floating-point, got {probabilities.dtype}")
     if probabilities.ndim != 2:

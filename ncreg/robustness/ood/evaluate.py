@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from ncreg._checks import check_choice
+from ncreg._checks import check_choice, described
 from ncreg._features import NotDefined, check_all_present, check_features, check_indices
 from ncreg._readable import readable
 from ncreg.metrics.nc5 import ood_orthogonality
@@ -193,7 +193,7 @@ def _checked(
     features, logits = [], []
     for key, pair in (("id", inside), *((f"ood[{name!r}]", pair) for name, pair in ood.items())):
         if not isinstance(pair, tuple | list) or len(pair) != 2:
-            raise TypeError(f"{key} must be a pair (features, logits), got {type(pair).__name__}")
+            raise TypeError(f"{key} must be a pair (features, logits), got {described(pair)}")
         features.append(check_features(f"{key} features", pair[0], train.shape[1]))
         try:
             logits.append(check_logits(pair[1]).detach().to("cpu", torch.float64))

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from ncreg._checks import check_flag, check_integer, check_non_negative, check_num_classes, check_positive
+from ncreg._checks import check_flag, check_integer, check_non_negative, check_num_classes, check_positive, described
 from ncreg._features import (
     NotDefined,
     check_all_present,
@@ -220,7 +220,7 @@ def _origin(weight: Tensor | None, bias: Tensor | None, dim: int) -> Tensor:
         raise ValueError("bias is given without weight: both say where all logits are 0")
     w = check_features("weight", weight, dim)
     if not isinstance(bias, Tensor):
-        raise TypeError(f"bias must be a tensor of shape ({len(w)},), got {type(bias).__name__}")
+        raise TypeError(f"bias must be a tensor of shape ({len(w)},), got {described(bias)}")
     if bias.shape != (len(w),) or not bool(bias.isfinite().all()):
         raise ValueError(f"bias must be finite, of shape ({len(w)},), got {bias.tolist()}")
     return -torch.linalg.pinv(w) @ bias.detach().to(w)
