@@ -47,6 +47,7 @@ from recipes.data.own_sets import IN_PYTHON
 from recipes.data.split import Split, stratified
 from recipes.training import build
 from recipes.training.adversarial import Adversary
+from recipes.training.longer import record_bounds, under_new_bounds
 from recipes.training.loss_terms import build_terms, loss_names, try_terms
 from recipes.training.metrics import cosine_gaps, measure, measure_all
 from recipes.training.plan import plan_table, plans
@@ -120,6 +121,7 @@ def run_epochs(
     state = build_state(config if resume is None else from_seed(config), data, device, ranks)
     run = open_run(config, command, resume, state)
     run.check_data(data, trained=state.scheduler.finished)
+    record_bounds(run, config, command, state.scheduler.epoch)
     guard.enter_context(run.noting_unreadable())
     model, scheduler, clock = state.model, state.scheduler, state.clock
     steps = len(data.train) // config.data.batch_size
@@ -275,7 +277,7 @@ def open_run(config: TrainConfig, command: Sequence[str], resume: RunDir | None,
     resume.writes = state.ranks.main
     if skipped and resume.writes:
         print(f"note: {skipped}; going back to epoch {found['epoch']}", file=sys.stderr)
-    state.restore(found)
+    state.restore(under_new_bounds(found, state.scheduler, config, resume))
     resume.write_history(state.history)
     if resume.writes and not config.quiet:
         print(f"going on with {resume.path} at epoch {state.epoch}, after step {len(state.losses)} of it")

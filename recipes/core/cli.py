@@ -20,8 +20,11 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 KINDS = {"bool": "true or false", "dict": "{KEY: VALUE}"}
 """Words for types of Python that a reader may not know."""
 
-ON_RESUME = ("quiet", "device", "tensorboard", "on_epoch", "data.workers", "data.memory_limit")
-"""Keys that may be given with --resume RUN: they change where and how a run goes on, and nothing else of it."""
+BOUNDS = ("tpt.max_epochs", "tpt.extend", "tpt.min_terminal", "tpt.max_terminal", "tpt.stop_patience")
+"""Keys that say when a run ends."""
+
+ON_RESUME = ("quiet", "device", "tensorboard", "on_epoch", "data.workers", "data.memory_limit", *BOUNDS)
+"""Keys that may be given with --resume RUN: they change where, how and how long a run goes on, and nothing else."""
 
 POINTER = "(--help lists the keys, --print_config shows all values)"
 

@@ -21,7 +21,9 @@ OPTIONS = {
     "--config FILE": "a YAML file of keys; later ones win over earlier ones",
     "--print_config": "show the configuration with all values as YAML, and train nothing",
     "--resume RUN": "a run folder to go on with, or auto for the furthest unfinished run of this configuration; with "
-    "RUN, quiet, device, tensorboard, on_epoch, data.workers and data.memory_limit may change",
+    "RUN, quiet, device, tensorboard, on_epoch, data.workers and data.memory_limit may change, and the bounds "
+    "tpt.max_epochs, tpt.extend, tpt.min_terminal, tpt.max_terminal and tpt.stop_patience, which train a finished run "
+    "longer",
     "--plan [true|false]": "show the learning rates for assumed epochs of zero error, and train nothing",
 }
 PLACEHOLDERS = {bool: "[true|false]", int: "N", float: "X", str: "NAME", Path: "PATH"}

@@ -20,6 +20,7 @@ from recipes.core.interrupt import EXIT_CODE, StopRequest
 from recipes.study.processes import Ended, Launch, Processes, in_this_process
 from recipes.study.spec import Evaluations
 from recipes.study.trials import Trial
+from recipes.training.run_dir import RunDir
 
 Outcome = Literal["done", "failed", "stopped", "elsewhere"]
 """How a trial ended; elsewhere: another job is running it."""
@@ -49,8 +50,12 @@ class RunSettings:
 
 
 def find_run_dir(folder: Path) -> Path | None:
-    """The run in a trial's folder: a finished one, else the newest that has a checkpoint to go on from."""
+    """The run in a trial's folder: a finished one, else the newest that has a checkpoint to go on from.
+
+    One whose bounds were moved by hand is another run than the trial.
+    """
     found = sorted((path.parent for path in folder.glob("*/config.yaml")), key=lambda path: path.stat().st_mtime_ns)
+    found = [path for path in found if not RunDir(path).extensions()]
     finished = [path for path in found if (path / "summary.json").exists()]
     started = [path for path in found if list(path.glob("checkpoints/last.pt")) + list(path.glob("checkpoints/p*.pt"))]
     return next(reversed(finished or started), None)

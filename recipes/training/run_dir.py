@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from ncreg.checkpoint import load_checkpoint, save_checkpoint
-from recipes.core.cli import parse
+from recipes.core.cli import BOUNDS, parse
 from recipes.core.config import DataConfig, TrainConfig, as_yaml
 from recipes.core.errors import UserError
 from recipes.core.files import environment, json_row, write_atomically, write_json
@@ -28,6 +28,9 @@ CODE = "code.json"
 
 UNREADABLE = "unreadable.json"
 """Names the images at which a run ended because they could not be read."""
+
+EXTENSIONS = "extensions.json"
+"""How the bounds of a run were moved."""
 
 DATA = "data.json"
 """What the data are that a run began with, where they lie in no folder of images."""
@@ -71,7 +74,7 @@ class RunDir:
         """
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
         try:
-            run = cls(_new_folder(out, f"{name}-{stamp}"))
+            run = cls(new_folder(out, f"{name}-{stamp}"))
             for folder in ("checkpoints", "figures"):
                 (run.path / folder).mkdir()
             run.write("environment.json", environment(command))
@@ -257,15 +260,27 @@ class RunDir:
         """The configuration that the run began with, with changes for the rest of it as words of a command line.
 
         Raises:
-            UserError: the run is finished, or this is no run folder.
+            UserError: the run is finished and its bounds are not to move, or this is no run folder.
         """
         if not (self.path / "config.yaml").is_file():
             raise UserError(
                 f"resume={self.path} is no run folder: it has no config.yaml; name the folder of a run, or auto"
             )
-        if self.finished:
-            raise UserError(f"run {self.path} is finished: its summary.json is there; nothing to resume")
+        if self.finished and not any(word.removeprefix("--").startswith(BOUNDS) for word in changes):
+            raise UserError(
+                f"run {self.path} is finished: its summary.json is there; nothing to resume. With a larger bound, such "
+                f"as --{BOUNDS[0]} N, it trains longer"
+            )
+        return self.begun_with(changes)
+
+    def begun_with(self, changes: Sequence[str] = ()) -> TrainConfig:
+        """The configuration in its config.yaml, whether it is finished or not."""
         return parse(["--config", str(self.path / "config.yaml"), *changes])
+
+    def extensions(self) -> list[dict[str, Any]]:
+        """How its bounds were moved: the epoch, what they were and became, and by which command."""
+        noted = self.path / EXTENSIONS
+        return list(json.loads(noted.read_text())["extensions"]) if noted.is_file() else []
 
     def checkpoint(self, name: str) -> Path:
         """Path of a checkpoint: last, previous, best or onset."""
@@ -342,7 +357,8 @@ def _with_defaults(config: str) -> Any:
     } | {key: value for key, value in given.items() if key not in defaults}
 
 
-def _new_folder(out: Path, name: str) -> Path:
+def new_folder(out: Path, name: str) -> Path:
+    """Make a folder in `out`, called `name`, or `name-2`, `name-3` … where there is one."""
     out.mkdir(parents=True, exist_ok=True)
     for attempt in range(1, 10_000):
         path = out / (name if attempt == 1 else f"{name}-{attempt}")
