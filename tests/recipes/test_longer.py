@@ -219,7 +219,7 @@ def test_bounds_that_add_nothing_are_refused_and_leave_the_run_as_it_is(short, c
         (short, ["--tpt.min_terminal", "90"], ["tpt.max_epochs is 2; it goes on with --tpt.max_epochs of more than 2"]),
         (short, ["--tpt.max_epochs", "3", "--tpt.threshold", "0.5"], ["such as --tpt.threshold 0.5, than"]),
         (complete, ["--tpt.max_epochs", "300"], [done, "goes on with --tpt.min_terminal of more than 2"]),
-        (complete, ["--tpt.min_terminal", "1"], [f"epoch {onset + 1}, but", f"has trained epoch {onset + 2}"]),
+        (complete, ["--tpt.max_epochs", f"{onset + 1}"], [f"epoch {onset + 1}, but", f"has trained epoch {onset + 2}"]),
         (complete, ["--tpt.min_terminal=9", "--tpt.max_terminal=2"], ["max_terminal"]),
         (complete, ["--tpt.stop_patience", "1"], []),
     ):
