@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ncreg import functional, theory
-from ncreg.frames import simplex_etf
+from ncreg.frames import orthoplex, simplex_etf
 from ncreg.heads import CosineHead, ETFHead, LinearHead
 from ncreg.norms import LastBatchNorm
 
@@ -180,6 +180,74 @@ def squared_error(layer_decays: list[float], feature_decay: float, *, bias: bool
     return Problem(f"squared error{depth}", setting, closed, start)
 
 
+def on_a_ray(name: str, shape: Tensor, decays: list[float]) -> Problem:
+    """Cross-entropy through linear factors whose product is a multiple of a shape, kept so by the last of them."""
+    left, values, right = torch.linalg.svd(shape)
+    rank = int((values > 1e-9 * values[0]).sum())
+    columns, rows = left[:, :rank] * values[:rank], right[:rank]
+
+    def start(seed: int) -> Start:
+        inner = [_draw(seed + 10 * k, rank, rank) for k in range(len(decays) - 1)]
+        scale = torch.zeros((), dtype=torch.float64, requires_grad=True)
+
+        def objective() -> Tensor:
+            mapped = torch.eye(rank, dtype=torch.float64)
+            for factor in inner:
+                mapped = factor @ mapped
+            last = scale.exp() * columns @ torch.linalg.inv(mapped)
+            fit = F.cross_entropy(last @ mapped @ rows, torch.arange(len(shape)))
+            decay = SAMPLES * decays[-1] * (inner[0] @ rows).square().sum() + decays[-2] * last.square().sum()
+            for rate, factor in zip(decays[:-2], inner[1:], strict=True):
+                decay = decay + rate * factor.square().sum()
+            return fit + 0.5 * decay
+
+        return [*inner, scale], objective
+
+    closed = theory.deep_cross_entropy_optimum(shape, SAMPLES, decays[:-1], decays[-1]).loss
+    rates = ", ".join(f"{rate:g}" for rate in decays[:-1])
+    setting = f"C={len(shape)}, n=3, rank {rank}, λ_W={rates}, λ_H={decays[-1]:g}"
+    return Problem(f"cross-entropy, {len(decays) - 1} linear layers, {name}", setting, closed, start)
+
+
+def behind_relu(layer_decays: tuple[float, float], feature_decay: float) -> Problem:
+    """Squared error on one-hot targets through one hidden layer with ReLU, from starts near a unit a class.
+
+    From elsewhere units die, and L-BFGS stops at local minima or, at the kink, 1e-7 above the optimum.
+    """
+    classes, hidden = 3, 2 * DIM
+
+    def near(seed: int, rows: Tensor) -> Tensor:
+        return (rows.double() + 0.3 * _draw(seed, *rows.shape).detach()).requires_grad_()
+
+    def start(seed: int) -> Start:
+        target = _labels(classes)
+        inner, outer = near(seed + 40, torch.eye(hidden, DIM)), _draw(seed + 41, classes, hidden)
+        features = near(seed + 42, torch.eye(classes, DIM)[target])
+
+        def objective() -> Tensor:
+            fit = functional.mse_one_hot_loss((features @ inner.T).relu() @ outer.T, target)
+            decay = layer_decays[0] * inner.square().sum() + layer_decays[1] * outer.square().sum()
+            return fit + 0.5 * (decay + feature_decay * features.square().sum())
+
+        return [inner, outer, features], objective
+
+    closed = theory.relu_mse_optimum(classes, SAMPLES, list(layer_decays), feature_decay).loss
+    setting = f"C=3, n=3, λ_W={layer_decays[0]:g}, {layer_decays[1]:g}, λ_H={feature_decay:g}, no bias"
+    return Problem("squared error, 2 layers with ReLU", setting, closed, start)
+
+
+def supcon_behind_relu(counts: list[int], temperature: float) -> Problem:
+    """SupCon of features behind a ReLU, balanced or not, from features that start above 0."""
+    target = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+
+    def start(seed: int) -> Start:
+        features = _draw(seed, len(target), DIM).detach().abs().requires_grad_()
+        return [features], lambda: functional.supcon_loss(features.relu(), target, temperature=temperature)
+
+    closed = theory.supcon_relu_optimum(counts, temperature)
+    return Problem("SupCon behind ReLU", f"counts {counts}, τ={temperature:g}", closed, start)
+
+
 def on_sphere(
     name: str, setting: str, closed: float, loss: Callable[..., Tensor], *, prototypes: bool = False
 ) -> Problem:
@@ -238,6 +306,7 @@ def problems() -> list[Problem]:
     """All rows of the table."""
     batch, sizes = f"C={CLASSES}, n={SAMPLES}", (CLASSES, SAMPLES)
     frame = simplex_etf(CLASSES, DIM, dtype=torch.float64)
+    simplex, code = (make(6, DIM, dtype=torch.float64) for make in (simplex_etf, orthoplex))
     return [
         free_features(5, 3, 7, (5e-3, 2e-3)),
         free_features(5, 3, 4, (5e-3, 2e-3)),
@@ -253,6 +322,9 @@ def problems() -> list[Problem]:
         squared_error([1e-2], 5e-3, bias=True),
         squared_error([1e-2, 1e-2], 1e-2),
         squared_error([1e-2, 5e-3, 2e-2], 1e-2, bias=True),
+        behind_relu((1e-2, 5e-3), 5e-3),
+        on_a_ray("simplex", simplex @ simplex.T, [5e-3, 5e-3, 2e-3]),
+        on_a_ray("orthoplex", code @ code.T, [5e-3, 5e-3, 2e-3]),
         on_sphere(
             "dot regression",
             "C=5, unit features, fixed simplex",
@@ -280,6 +352,7 @@ def problems() -> list[Problem]:
             theory.supcon_optimum(*sizes, 0.5),
             lambda h, y: functional.supcon_loss(h, y, temperature=0.5),
         ),
+        supcon_behind_relu([5, 3, 2], 0.5),
         on_sphere(
             "intra- + inter-class cosine",
             batch,

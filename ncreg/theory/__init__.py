@@ -12,6 +12,7 @@ from ncreg.theory.contrastive import (
     ntce_optimum,
     spectral_decoupling_optimum,
     supcon_optimum,
+    supcon_relu_optimum,
 )
 from ncreg.theory.cross_entropy import (
     CrossEntropyOptimum,
@@ -19,6 +20,7 @@ from ncreg.theory.cross_entropy import (
     last_batch_norm_optimum,
     layer_peeled_optimum,
 )
+from ncreg.theory.deep import DeepCrossEntropyOptimum, deep_cross_entropy_optimum
 from ncreg.theory.imbalance import imbalanced_mse_logits, minority_collapse_threshold
 from ncreg.theory.scale import minimal_cross_entropy, scale_for_loss
 from ncreg.theory.seli import SELIGeometry, seli_geometry
@@ -28,11 +30,13 @@ from ncreg.theory.squared_error import (
     deep_linear_optimum,
     dot_regression_optimum,
     mse_optimum,
+    relu_mse_optimum,
 )
 
 __all__ = [
     "CollapseCertificate",
     "CrossEntropyOptimum",
+    "DeepCrossEntropyOptimum",
     "DotRegressionOptimum",
     "SELIGeometry",
     "SpectralDecouplingOptimum",
@@ -40,6 +44,7 @@ __all__ = [
     "binary_spectral_decoupling_optimum",
     "collapse_certificate",
     "cross_entropy_optimum",
+    "deep_cross_entropy_optimum",
     "deep_linear_optimum",
     "dot_regression_optimum",
     "imbalanced_mse_logits",
@@ -50,8 +55,10 @@ __all__ = [
     "mse_optimum",
     "nonl_optimum",
     "ntce_optimum",
+    "relu_mse_optimum",
     "scale_for_loss",
     "seli_geometry",
     "spectral_decoupling_optimum",
     "supcon_optimum",
+    "supcon_relu_optimum",
 ]

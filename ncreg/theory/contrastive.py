@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ncreg._checks import Number, check_integer, check_num_classes, check_positive
+from torch import Tensor
+
+from ncreg._checks import Number, check_class_counts, check_integer, check_num_classes, check_positive
 from ncreg._readable import readable
 from ncreg.theory.scale import loss_at_margin
 
@@ -39,6 +42,39 @@ def supcon_optimum(num_classes: int, samples_per_class: int, temperature: Number
     positives = samples_per_class - 1
     negatives = samples_per_class * (num_classes - 1) * math.exp(-_gap(num_classes) / temperature)
     return math.log(positives) + math.log1p(negatives / positives)
+
+
+def supcon_relu_optimum(class_counts: Sequence[int] | Tensor, temperature: Number) -> float:
+    """Smallest supervised contrastive loss of features that are nowhere negative: Σ(n_c/N)·ln((n_c−1) + (N−n_c)e^(−1/τ)).
+
+    Behind a ReLU no cosine is below 0. The least loss has 1 within and 0 between classes: an orthogonal frame, d ≥ C,
+    whatever the class counts, where features of any sign have no such form off balance. Proof: by Jensen's inequality
+    an anchor's loss is at least ln((n_c−1) + Σ_negatives e^((s − s̄)/τ)), s̄ the mean cosine with its positives, and
+    s ≥ 0, s̄ ≤ 1.
+
+    Args:
+        class_counts: n_c in the batch, at least 2 each (an anchor needs a positive).
+        temperature: τ.
+
+    Returns:
+        The loss in nats, the mean over the N anchors.
+
+    Raises:
+        ValueError: fewer than two classes, a class with fewer than two samples, or a temperature out of range.
+
+    Source: Kini, Vakilian, Behnia, Gill & Thrampoulidis 2023, "Symmetric Neural-Collapse Representations with
+    Supervised Contrastive Loss: The Impact of ReLU and Batching" (arXiv 2306.07960).
+
+    Example:
+        >>> round(supcon_relu_optimum([5, 3, 2], temperature=0.5), 4)
+        1.2423
+    """
+    counts = check_class_counts(class_counts)
+    if min(counts) < 2:
+        raise ValueError(f"class_counts={list(counts)}: each class needs two samples, an anchor and its positive")
+    check_positive("temperature", temperature)
+    total, apart = sum(counts), math.exp(-1 / temperature)
+    return math.fsum(count / total * math.log(count - 1 + (total - count) * apart) for count in counts)
 
 
 def ntce_optimum(num_classes: int, samples_per_class: int, temperature: Number) -> float:

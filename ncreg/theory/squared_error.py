@@ -163,6 +163,41 @@ def deep_linear_optimum(
     )
 
 
+def relu_mse_optimum(
+    num_classes: int, samples_per_class: int, weight_decays: Sequence[Number], feature_decay: Number
+) -> SquaredErrorOptimum:
+    """Optimum of (1/2N)‖W_2·ReLU(W_1H) − Y‖² + Σ(λ_m/2)‖W_m‖² + (λ_H/2)‖H‖²: that of the same network without ReLU.
+
+    The ReLU costs nothing because without a bias the optimum is an orthogonal frame, not a simplex: W_1H̄ = c·R with
+    the columns of R orthonormal and nowhere negative, one hidden direction (or group of units) a class, W_2 along it.
+    So the hidden class means have cosine 0 with each other, as behind a ReLU they must have at least.
+
+    Args:
+        num_classes: C, at least 2; both widths must be at least C.
+        samples_per_class: n, at least 1.
+        weight_decays: λ_1 and λ_2.
+        feature_decay: λ_H, the coefficient of ‖H‖_F²/2.
+
+    Returns:
+        Loss, logits and lengths, as of `deep_linear_optimum`.
+
+    Raises:
+        ValueError: for counts or decays out of range, or other than two layers: deeper networks with ReLU prefer
+            lower rank.
+
+    Source: Tirer & Bruna 2022, "Extended Unconstrained Features Model for Exploring Deep Neural Collapse"
+    (arXiv 2202.08087).
+
+    Example:
+        >>> best = relu_mse_optimum(4, 5, [1e-3, 1e-3], 1e-3)
+        >>> round(best.loss, 5), round(best.own_logit, 5), best.other_logit
+        (0.01024, 0.99314, 0.0)
+    """
+    if len(decays := check_numbers("weight_decays", weight_decays)) != 2:
+        raise ValueError(f"weight_decays={decays}: one before the ReLU and one behind it, two in all")
+    return deep_linear_optimum(num_classes, samples_per_class, decays, feature_decay)
+
+
 def _lost(kappa: float, factors: int) -> float:
     """1 − u for the global minimiser u of ½(1−u)² + (K/2)κu^(2/K) over u ≥ 0."""
     if factors == 2:
