@@ -45,7 +45,7 @@ def supcon_optimum(num_classes: int, samples_per_class: int, temperature: Number
 
 
 def supcon_relu_optimum(class_counts: Sequence[int] | Tensor, temperature: Number) -> float:
-    """Smallest supervised contrastive loss of features that are nowhere negative: Σ(n_c/N)·ln((n_c−1) + (N−n_c)e^(−1/τ)).
+    """Smallest SupCon loss of features that are nowhere negative: Σ(n_c/N)·ln((n_c−1) + (N−n_c)e^(−1/τ)).
 
     Behind a ReLU no cosine is below 0. The least loss has 1 within and 0 between classes: an orthogonal frame, d ≥ C,
     whatever the class counts, where features of any sign have no such form off balance. Proof: by Jensen's inequality

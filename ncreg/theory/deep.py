@@ -1,4 +1,4 @@
-"""Cross-entropy of a deep linear network whose logits have a given shape: when a code of lower rank beats the simplex."""
+"""Cross-entropy of deep linear networks whose logits have a given shape: when lower rank beats the simplex."""
 
 from __future__ import annotations
 
