@@ -5,6 +5,7 @@ CPU, from a generator of their own, and rounded once to `dtype`: the same seed g
 on every rank and device, and the global generator is never touched.
 """
 
+from ncreg.frames._alignment import similar_permutation
 from ncreg.frames._codes import softmax_code, tammes
 from ncreg.frames._measures import max_cosine, one_vs_rest_distance
 from ncreg.frames._nearest_simplex import etf_distance, nearest_simplex_etf
@@ -17,6 +18,7 @@ __all__ = [
     "nearest_simplex_etf",
     "one_vs_rest_distance",
     "orthoplex",
+    "similar_permutation",
     "simplex_etf",
     "softmax_code",
     "tammes",

@@ -13,7 +13,7 @@ from ncreg.numerics import in_float64
 ROWS = 1024  # of a Gram matrix at a time
 
 
-def _check_weight(weight: Tensor) -> None:
+def check_weight(weight: Tensor) -> None:
     if not isinstance(weight, Tensor):
         raise TypeError(f"weight must be a tensor of class vectors, not {described(weight)}")
     if weight.ndim != 2 or weight.shape[0] < 2 or weight.shape[1] < 1 or not weight.is_floating_point():
@@ -37,7 +37,7 @@ def max_cosine(weight: Float[Tensor, "num_classes dim"]) -> Float[Tensor, ""]:
         >>> max_cosine(torch.tensor([[2.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]))
         tensor(0.)
     """
-    _check_weight(weight)
+    check_weight(weight)
     sizes = in_float64(weight.detach()).abs().amax(1, keepdim=True)
     if not sizes.all():
         raise ValueError("weight has a class vector of length 0, which has no cosine")
@@ -70,7 +70,7 @@ def one_vs_rest_distance(weight: Float[Tensor, "num_classes dim"], *, tolerance:
         >>> one_vs_rest_distance(torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]]))
         tensor(1.)
     """
-    _check_weight(weight)
+    check_weight(weight)
     check_positive("tolerance", tolerance)
     size = in_float64(weight.detach()).abs().max()
     # A power of two, so that nothing is rounded; without it squares of the very long and short leave float64.

@@ -160,7 +160,8 @@ class ETFHead(PermutedHead):
         dtype: of the frame.
 
     Raises:
-        ValueError: for a structure that does not fit d and C, or a permutation that is none.
+        ValueError: for a structure that does not fit d and C, or a permutation that is none ("similar", which other
+            fixed heads take, is none: all permutations of a simplex are congruent).
 
     Example:
         >>> head = ETFHead(16, 10)
@@ -190,6 +191,11 @@ class ETFHead(PermutedHead):
         _check_structure(structure, self.in_features, self.num_classes)
         self.structure, self.normalize, self.seed = structure, check_flag("normalize", normalize), seed
         self.scale = checked_scale(scale, default_scale(num_classes) if normalize else 1.0)
+        if isinstance(permutation, str):
+            raise ValueError(
+                f"permutation={permutation!r}: a simplex takes a list of vertices; similar classes have no nearer "
+                "place there, for all its permutations are congruent (heads orthoplex and softmax_code take 'similar')"
+            )
         seats = None if permutation is None else checked_permutation(permutation, num_classes)
         if structure == "dense":
             frame = simplex_etf(num_classes, in_features, generator=seeded(seed), dtype=dtype, device=device)
