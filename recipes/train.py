@@ -239,7 +239,7 @@ def measured_images(config: TrainConfig, data: Dataset) -> Split:
 
 def from_seed(config: TrainConfig) -> TrainConfig:
     """The configuration without pretrained weights, for a run whose checkpoint holds what became of them."""
-    return replace(config, model=replace(config.model, pretrained=False, weights=None))
+    return replace(config, model=replace(config.model, pretrained=False, weights=None, start_from=None))
 
 
 def build_state(config: TrainConfig, data: Dataset, device: torch.device, ranks: Ranks) -> TrainState:

@@ -26,6 +26,9 @@ BOUNDS = ("tpt.max_epochs", "tpt.extend", "tpt.min_terminal", "tpt.max_terminal"
 ON_RESUME = ("quiet", "device", "tensorboard", "on_epoch", "data.workers", "data.memory_limit", *BOUNDS)
 """Keys that may be given with --resume RUN: they change where, how and how long a run goes on, and nothing else."""
 
+SHORT_NAMES = {"start-from": "model.start_from", "start_from": "model.start_from"}
+"""Other names of keys on the command line."""
+
 POINTER = "(--help lists the keys, --print_config shows all values)"
 
 
@@ -116,7 +119,7 @@ def parse_command(argv: Sequence[str], names: Mapping[str, Sequence[str]] | None
     _refuse_unknown_keys(args)
     parser = _parser()
     try:
-        parsed = parser.parse_args(args)
+        parsed = parser.parse_args([_full_name(word) for word in args])
         for group in ("model", "data", "augment", "adversarial", "optim", "tpt"):
             if not isinstance(parsed[group], jsonargparse.Namespace):
                 raise UserError(f"{group}={parsed[group]}: expected keys and their values, such as {group}.KEY")
@@ -152,6 +155,12 @@ def _changes(args: Sequence[str], run: str) -> tuple[str, ...]:
     return tuple(changes)
 
 
+def _full_name(word: str) -> str:
+    option, equals, value = word.partition("=")
+    key = SHORT_NAMES.get(option.removeprefix("--")) if option.startswith("--") else None
+    return word if key is None else f"--{key}{equals}{value}"
+
+
 def parse(argv: Sequence[str]) -> TrainConfig:
     """The configuration alone, see `parse_command`."""
     return parse_command(argv).config
@@ -178,7 +187,7 @@ def _parser() -> jsonargparse.ArgumentParser:
 
 def _refuse_unknown_keys(args: Sequence[str]) -> None:
     """Refuse the first unknown option, with a suggestion that jsonargparse's own message does not have."""
-    known = [*keys(), "config", "resume", "plan", "print_config", "help"]
+    known = [*keys(), *SHORT_NAMES, "config", "resume", "plan", "print_config", "help"]
     free = tuple(f"{key}." for key, hint in keys().items() if str(hint).startswith("dict"))
     for word in _option_names(args):
         if word not in known and not word.startswith(free):

@@ -23,6 +23,8 @@ class ModelConfig:
         pretrained: load timm's pretrained weights.
         weights: start from the backbone in this file (.pth, .pt, .safetensors), run folder or folder of a model
             instead; null for none. Prefixes are seen through; norm and head are new.
+        start_from: start from this run instead (--start-from RUN is the same); its projection, norm and head are kept
+            where the classes have the same names and the head is of the same kind. null for none.
         head: linear, etf, cosine ... (the names of ncreg.heads.HEADS).
         head_args: further arguments of the head, e.g. scale.
         norm: last norm before the head; none, batch, layer, rms ...
@@ -41,11 +43,12 @@ class ModelConfig:
     model_args: dict[str, Any] = field(default_factory=dict)
     freeze_epochs: int = 0
     weights: str | None = None
+    start_from: str | None = None
 
     @property
     def starts_trained(self) -> bool:
         """Whether the backbone's first weights come from elsewhere, not from the seed."""
-        return self.pretrained or self.weights is not None
+        return self.pretrained or self.weights is not None or self.start_from is not None
 
 
 @dataclass
@@ -304,6 +307,11 @@ def check(config: TrainConfig) -> None:
         ),
         "optim.head_lr_factor": (optim.head_lr_factor, 0 < optim.head_lr_factor < math.inf, "a positive factor"),
         "optim.ema": (optim.ema, optim.ema is None or 0 < optim.ema < 1, "a decay in (0, 1), or null"),
+        "model.start_from": (
+            model.start_from,
+            model.start_from is None or model.weights is None,
+            f"null beside model.weights={model.weights}: a run has one start",
+        ),
         "model.freeze_epochs": (model.freeze_epochs, model.freeze_epochs >= 0, "not negative"),
         "data.label_noise": (data.label_noise, 0 <= data.label_noise < 1, "a fraction in [0, 1)"),
         "data.imbalance": (data.imbalance, 1 <= data.imbalance < math.inf, "a ratio of at least 1"),

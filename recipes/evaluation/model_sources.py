@@ -19,7 +19,7 @@ from recipes.core.errors import UserError
 from recipes.core.own_code import in_a_line, is_own, load_own, where
 from recipes.evaluation.model_images import first_channels
 from recipes.evaluation.model_options import OTHER_MODELS, ModelOptions
-from recipes.training.build import read_weights
+from recipes.training.start import read_weights
 
 NAMES_IN_FILES = ("class_names", "label_names", "classes", "class_to_idx")
 """Keys under which files of weights hold the names of their classes."""

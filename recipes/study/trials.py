@@ -20,7 +20,12 @@ from recipes.study.spec import Study
 GROUPS = tuple(item.name for item in fields(TrainConfig) if is_dataclass(getattr(TrainConfig(), item.name)))
 """Keys of recipes/train.py that hold further keys, as data, model, optim."""
 
-LATER_KEYS: dict[str, Any] = {"model.weights": None, "data.unreadable": "refuse", "data.hold_out": []}
+LATER_KEYS: dict[str, Any] = {
+    "model.weights": None,
+    "model.start_from": None,
+    "data.unreadable": "refuse",
+    "data.hold_out": [],
+}
 """Keys that came after studies had been committed, with their defaults: at these they do not count in the hash."""
 
 LATER_TERM_KEYS: dict[str, Any] = {"features": "last"}
@@ -138,8 +143,9 @@ def dotted_config(config: TrainConfig) -> dict[str, Any]:
     values["loss"] = {own.get(name, name): _term_values(asdict(term)) for name, term in config.loss.items()}
     is_folder = config.data.name == "folder"
     values["data.root"] = _folder_fingerprint(Path(config.data.root).absolute()) if is_folder else ""
-    if config.model.weights is not None:
-        values["model.weights"] = _weights_fingerprint(Path(config.model.weights).absolute())
+    for key, source in (("model.weights", config.model.weights), ("model.start_from", config.model.start_from)):
+        if source is not None:
+            values[key] = _weights_fingerprint(Path(source).absolute())
     return values
 
 

@@ -20,9 +20,8 @@ from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 
 from ncreg.heads import HEADS
-from ncreg.models import Classifier, MatchedWeights, Normalize, match_weights, swap_head
+from ncreg.models import Classifier, Normalize, match_weights, swap_head
 from ncreg.optim import param_groups
-from ncreg.pretrained import load_weights
 from ncreg.tpt import TPTScheduler
 from recipes.core.config import ModelConfig, OptimConfig, TPTConfig
 from recipes.core.errors import UserError
@@ -31,11 +30,9 @@ from recipes.core.suggestions import did_you_mean
 from recipes.data.load import SMALLEST, Dataset
 from recipes.training.metrics import measure_names
 from recipes.training.own_parts import check_own_head, register_own_parts
+from recipes.training.start import check_run, describe, keep_head, moments_beside, read_weights, start_of
 
 TORCHVISION = "torchvision:"
-
-MOST_NAMED = 4
-"""Unused parts of a file of weights that a note names at most."""
 
 
 def image_size(native: int | None, *, backbone: str, requested: int | None = None) -> int:
@@ -74,7 +71,7 @@ def build_model(
         data: the images.
         seed: of the initial weights.
         dtype: of the weights.
-        note: takes a sentence on what of `model.weights` is not used.
+        note: takes a sentence on what of `model.weights` or `model.start_from` is used, and what is not.
 
     Raises:
         UserError: no such backbone, arguments that it does not take, an image size that it cannot take, or weights
@@ -85,13 +82,17 @@ def build_model(
     check_backbone(model.backbone)
     check_head(model.head)
     register_own_parts(model)
-    weights = read_weights(model.weights, f"model.weights={model.weights}")
-    classifier = new_classifier(model, classifier_args(model, data, seed=seed), weights)
+    start, argument = start_of(model)
+    weights, args = read_weights(start, argument), classifier_args(model, data, seed=seed)
+    if weights is not None and model.start_from is not None:
+        check_run(weights, args, argument)
+    classifier = new_classifier(model, args, weights, argument)
     check_own_head(model.head, classifier.head, classifier.num_classes, classifier.head_hidden_size)
     mean, std = data.moments()
     if weights is not None:
         found = match_weights(weights, classifier.backbone)
-        note(f"model.weights={model.weights}: {describe(found)}")
+        head = "" if model.start_from is None else f"; {keep_head(classifier, weights, args, data.class_names)}"
+        note(f"{argument}: {describe(found, kept=bool(head))}{head}")
         mean, std = moments_beside(weights, found.prefix) or pretrained_moments(classifier)
     elif model.pretrained:
         mean, std = pretrained_moments(classifier)
@@ -108,11 +109,13 @@ def build_model(
     return classifier.to(dtype).to(memory_format=torch.channels_last)
 
 
-def new_classifier(model: ModelConfig, args: dict[str, Any], weights: Mapping[str, Any] | None) -> Classifier:
+def new_classifier(
+    model: ModelConfig, args: dict[str, Any], weights: Mapping[str, Any] | None, argument: str
+) -> Classifier:
     """The classifier of these arguments of `swap_head`, on pretrained weights where the configuration wants some."""
     pretrained = model.pretrained and weights is None
     model_args = {**args["model_args"], **model.model_args, "pretrained": pretrained}
-    args |= {"model": model.backbone, "model_args": model_args}
+    args = args | {"model": model.backbone, "model_args": model_args}
     own = model.head if is_own(model.head) else model.norm
     try:
         return swap_head(**args, weights=weights)
@@ -124,47 +127,8 @@ def new_classifier(model: ModelConfig, args: dict[str, Any], weights: Mapping[st
         ) from None
     except raised(own, ValueError, TypeError, KeyError, RuntimeError, OSError) as error:
         if weights is not None:
-            raise UserError(f"model.weights={model.weights}: {' '.join(str(error).split())}") from None
+            raise UserError(f"{argument}: {' '.join(str(error).split())}") from None
         raise UserError(f"{model.backbone} with head {model.head}: {' '.join(str(error).split())}") from None
-
-
-def read_weights(source: str | Path | None, argument: str) -> dict[str, Any] | None:
-    """The tensors of a file, run or folder, None without one.
-
-    Args:
-        source: what the user named.
-        argument: how, for messages.
-
-    Raises:
-        UserError: they cannot be read.
-    """
-    if source is None:
-        return None
-    try:
-        return load_weights(source)
-    except (FileNotFoundError, ValueError) as error:
-        raise UserError(f"{argument}: {error}") from None
-
-
-def describe(found: MatchedWeights) -> str:
-    """A sentence on what a file gives to the backbone, and what it does not."""
-    names = sorted({name.rpartition(".")[0] or name for name in found.unused})
-    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
-    unused = f"; not used: {', '.join(names[:MOST_NAMED])}{more}" if names else ""
-    count = len(found.matched) + len(found.misshapen)  # timm fits first convolutions and position embeddings
-    taken = f"{count} tensors" if not found.missing else "translated by timm"
-    return f"the backbone's weights ({taken}{f', under {found.prefix}' if found.prefix else ''}){unused}"
-
-
-def moments_beside(weights: Mapping[str, Any], prefix: str) -> tuple[list[float], list[float]] | None:
-    """Mean and standard deviation that a classifier of ours normalises with, from the weights beside its backbone."""
-    around = prefix.removesuffix("backbone.")
-    held: Any = weights
-    for part in around.split(".")[:-1]:
-        held = held.get(part, {})
-    if "preprocess.mean" not in held:
-        return None
-    return held["preprocess.mean"].flatten().tolist(), held["preprocess.std"].flatten().tolist()
 
 
 def classifier_args(model: ModelConfig, data: Dataset, *, seed: int) -> dict[str, Any]:
