@@ -3,9 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ncreg import frames, functional, losses, metrics, theory
+from ncreg import frames, functional, losses, theory
 from ncreg.averaging import update_bn
-from ncreg.checkpoint import load_checkpoint, load_classifier, save_checkpoint
 from ncreg.frames import (
     etf_distance,
     hypercube,
@@ -33,16 +32,17 @@ from ncreg.losses import (
     SpectralDecouplingLoss,
     SupConLoss,
 )
-from ncreg.metrics import LayerwiseCollapse, NearestClassCenter, NeuralCollapse
-from ncreg.models import Classifier, ClassifierOutput, Normalize, fold, swap_head
 from ncreg.norms import LastBatchNorm, last_norm
-from ncreg.optim import param_groups
-from ncreg.pretrained import load_weights
 from ncreg.theory import collapse_certificate
 from ncreg.tpt import TPTScheduler
 
 if TYPE_CHECKING:
-    from ncreg import robustness, transferability
+    from ncreg import metrics, robustness, transferability
+    from ncreg.checkpoint import load_checkpoint, load_classifier, save_checkpoint
+    from ncreg.metrics import LayerwiseCollapse, NearestClassCenter, NeuralCollapse
+    from ncreg.models import Classifier, ClassifierOutput, Normalize, fold, swap_head
+    from ncreg.optim import param_groups
+    from ncreg.pretrained import load_weights
 
 __version__ = "0.1.0"
 
@@ -102,10 +102,24 @@ __all__ = [
 ]
 
 
+_MODULES = ("checkpoint", "metrics", "models", "optim", "pretrained", "robustness", "transferability")
+_HOME = {
+    "checkpoint": ("load_checkpoint", "load_classifier", "save_checkpoint"),
+    "metrics": ("LayerwiseCollapse", "NearestClassCenter", "NeuralCollapse"),
+    "models": ("Classifier", "ClassifierOutput", "Normalize", "fold", "swap_head"),
+    "optim": ("param_groups",),
+    "pretrained": ("load_weights",),
+}
+
+
 def __getattr__(name: str) -> Any:
-    """`ncreg.robustness` and `ncreg.transferability`, imported at their first use: most programs need neither."""
-    if name in ("robustness", "transferability"):
+    """What needs timm or torchmetrics, seconds to import, comes with its first use: many programs need one of them."""
+    if name in _MODULES:
         return import_module(f"ncreg.{name}")
+    for home, names in _HOME.items():
+        if name in names:
+            value = globals()[name] = getattr(import_module(f"ncreg.{home}"), name)
+            return value
     raise AttributeError(f"module 'ncreg' has no attribute {name!r}")
 
 

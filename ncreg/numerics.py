@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import functools
+import sys
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ncreg._checks import check_seed
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 
 @functools.cache
@@ -45,7 +49,9 @@ def seeded(seed: int) -> torch.Generator:
 @torch.no_grad()
 def fill(tensor: Tensor, values: Tensor) -> None:
     """Write values into a parameter or buffer, on whatever device, in whatever dtype, sharded or whole."""
-    if isinstance(tensor, DTensor):
+    if is_dtensor(tensor):
+        from torch.distributed.tensor import distribute_tensor  # half a second, for sharded models alone
+
         values = values.to(tensor.device, tensor.dtype)
         values = distribute_tensor(values, tensor.device_mesh, tensor.placements)
     tensor.copy_(values)
@@ -53,7 +59,13 @@ def fill(tensor: Tensor, values: Tensor) -> None:
 
 def whole(tensor: Tensor) -> Tensor:
     """The tensor itself, or all of one that is spread over ranks, every one of which must then call."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_dtensor(tensor) else tensor
+
+
+def is_dtensor(tensor: Tensor | None) -> TypeGuard[DTensor]:
+    """Whether a tensor is spread over ranks; none is where torch.distributed.tensor has not been imported."""
+    kinds = sys.modules.get("torch.distributed.tensor")
+    return kinds is not None and isinstance(tensor, kinds.DTensor)
 
 
 def as_float(dtype: torch.dtype | None) -> torch.dtype | None:

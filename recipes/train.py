@@ -24,13 +24,16 @@ if __name__ == "__main__":
     from recipes.core.extras import require_recipes
 
     require_recipes()
+    if {"-h", "--help"} & set(sys.argv):  # before the imports below, which take seconds
+        from recipes.core.cli import parse_command
+        from recipes.training.names import existing_names
+
+        parse_command(sys.argv[1:], existing_names())
 
 import torch
 from timm.utils.model_ema import ModelEmaV3
 
 from ncreg.checkpoint import classifier_header
-from ncreg.heads import HEADS
-from ncreg.norms import NORMS
 from ncreg.numerics import in_float64
 from recipes.core.cli import parse_command
 from recipes.core.config import TrainConfig, as_yaml
@@ -42,16 +45,16 @@ from recipes.core.own_code import own_names, texts
 from recipes.data.augment import batches, epoch_order
 from recipes.data.lazy_images import report_lost_workers
 from recipes.data.left_out import check_readable
-from recipes.data.load import SOURCES, Dataset, load
-from recipes.data.own_sets import IN_PYTHON
+from recipes.data.load import Dataset, load
+from recipes.data.names import IN_PYTHON
 from recipes.data.split import Split, stratified
 from recipes.training import build
 from recipes.training.adversarial import Adversary
 from recipes.training.longer import record_bounds, under_new_bounds
-from recipes.training.loss_terms import build_terms, loss_names, try_terms
+from recipes.training.loss_terms import build_terms, try_terms
 from recipes.training.metrics import cosine_gaps, measure, measure_all
+from recipes.training.names import existing_names
 from recipes.training.plan import plan_table, plans
-from recipes.training.plots import plot_plan, plot_run
 from recipes.training.records import epoch_record, run_summary
 from recipes.training.reporting import (
     EpochHook,
@@ -339,6 +342,8 @@ def measure_onset(state: TrainState, data: Dataset, run: RunDir, header: dict[st
 
 def finish(run: RunDir, state: TrainState, summary: dict[str, Any], *, images: int) -> None:
     """Figures, timing.json, summary.json and the closing lines."""
+    from recipes.training.plots import plot_run  # with matplotlib, for which the first epoch need not wait
+
     with run.writing():
         plot_run(run.path / "figures", state.history, state.scheduler.onset_epoch, title=run.path.name)
     seconds = state.clock.seconds
@@ -351,6 +356,8 @@ def finish(run: RunDir, state: TrainState, summary: dict[str, Any], *, images: i
 
 def show_plan(config: TrainConfig) -> None:
     """Print the learning rates for assumed epochs of zero error, and plot them into the folder of runs."""
+    from recipes.training.plots import plot_plan
+
     planned = plans(config.tpt, config.optim)
     path = config.out / f"plan-{config.recipe}.png"
     try:
@@ -359,16 +366,6 @@ def show_plan(config: TrainConfig) -> None:
     except OSError as error:
         raise UserError(f"out={config.out} cannot be written to: {error}; --out FOLDER names another") from None
     print(f"{plan_table(planned)}\nfigure: {path}")
-
-
-def existing_names() -> dict[str, Sequence[str]]:
-    """What --help lists beside the recipes, by its title."""
-    return {
-        "heads": list(HEADS),
-        "norms": list(NORMS),
-        "losses": loss_names(),
-        "data sets": [*SOURCES, "torchvision.NAME"],
-    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:

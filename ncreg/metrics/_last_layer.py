@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from ncreg._checks import described
 from ncreg.metrics._geometry import LARGEST
 from ncreg.metrics._inputs import check_not_meta
-from ncreg.numerics import whole
+from ncreg.numerics import is_dtensor, whole
 
 
 class LastLayer:
@@ -73,7 +72,7 @@ class LastLayer:
             ValueError: the weight or the bias is a DTensor.
         """
         for name, value in zip(("weight", "bias"), self._checked_tensors(), strict=True):
-            if isinstance(value, DTensor):
+            if is_dtensor(value):
                 raise ValueError(
                     f"classifier.{name} is spread over the ranks (DTensor), and a rank without samples would not join "
                     "in gathering it: pass whole copies that every rank made before, such as "

@@ -14,9 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor
-from torchvision.datasets import FashionMNIST
 
 from recipes.core.config import DataConfig
 from recipes.core.errors import UserError
@@ -28,7 +26,8 @@ from recipes.data.image_folder import image_folder
 from recipes.data.lazy_images import LazyImages
 from recipes.data.left_out import of_classes, still_there, without_unreadable
 from recipes.data.map_style import Size
-from recipes.data.own_sets import IN_PYTHON, given_set, no_set, own_set
+from recipes.data.names import IN_PYTHON
+from recipes.data.own_sets import given_set, no_set, own_set
 from recipes.data.split import Source, Split, divide, resized, stratified
 from recipes.data.timm_sets import PREFIX, timm_set
 from recipes.data.torchvision_sets import torchvision_set
@@ -251,6 +250,8 @@ def with_label_noise(split: Split, fraction: float, num_classes: int, *, seed: i
 
 
 def _digits(config: DataConfig, image_size: Size) -> Source:
+    from sklearn.datasets import load_digits  # with scikit-learn, which no other set needs
+
     bunch = load_digits()  # levels 0 ... 16
     images = torch.from_numpy(np.rint(bunch.images * (255 / 16)).astype(np.uint8)).unsqueeze(1)
     target = torch.from_numpy(bunch.target).long()
@@ -289,6 +290,8 @@ def fashion_mnist_folder(root: Path) -> Path | None:
 
 
 def _fashion_mnist(config: DataConfig, image_size: Size) -> Source:
+    from torchvision.datasets import FashionMNIST
+
     place = fashion_mnist_folder(config.root)
     if place is None:
         try:

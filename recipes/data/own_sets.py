@@ -10,10 +10,8 @@ from recipes.core.config import DataConfig
 from recipes.core.errors import UserError
 from recipes.core.own_code import in_a_line, load_own
 from recipes.data.map_style import Size, source_of
+from recipes.data.names import IN_PYTHON
 from recipes.data.split import SPLIT_NAMES, Source
-
-IN_PYTHON = "python"
-"""data.name of a run whose data were given to train(config, data=…)."""
 
 
 def own_set(config: DataConfig, image_size: Size) -> Source:

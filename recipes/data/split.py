@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import center_crop, resize
@@ -200,6 +199,8 @@ def _draw(target: Tensor, size: int, *, seed: int, spare: int) -> Tensor:
     room = (counts - spare).clamp_min(0)
     few = len(target) - size < int((counts > 0).sum())  # left out: fewer than one of each class, so no shares to keep
     if few or int(counts[counts > 0].min()) > 1:
+        from sklearn.model_selection import train_test_split  # half a second, which train.py --help can do without
+
         whole, labels = np.arange(len(target)), None if few else target.numpy()
         _, rows = train_test_split(whole, test_size=size, random_state=seed % 2**32, stratify=labels)
         taken = torch.from_numpy(np.sort(rows))

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from ncreg.models import Classifier
 from ncreg.numerics import at_least_float32
-from ncreg.robustness.adversarial.steps import perturb
 from recipes.core.config import AdversarialConfig
 from recipes.core.distributed import Ranks
 from recipes.data.augment import Batch
@@ -61,6 +60,7 @@ def attacked(model: Classifier, batch: Batch, start: Tensor, config: Adversarial
 
     `start` is the first change of each image in units of epsilon.
     """
+    from ncreg.robustness.adversarial.steps import perturb  # with torchmetrics, for adversarial training alone
 
     def loss(images: Tensor) -> Tensor:
         return F.cross_entropy(at_least_float32(model(images)), batch.target, reduction="sum")

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +15,14 @@ from torch import Tensor, nn
 from ncreg import losses
 from ncreg.distributed import gather_batch
 from ncreg.functional import class_weights
-from ncreg.models import Classifier
 from recipes.core.config import TermConfig
 from recipes.core.errors import UserError
 from recipes.core.own_code import in_a_line, is_own, load_own, raised
 from recipes.core.suggestions import did_you_mean
 from recipes.training.own_parts import given_what_it_takes
+
+if TYPE_CHECKING:
+    from ncreg.models import Classifier
 
 AVAILABLE = ("features", "logits", "target", "weight", "encoder")
 """What a loss can read: a batch's features (B, d), logits (B, C) and classes, the head's class vectors (C, d), and the

@@ -6,19 +6,21 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ncreg.metrics import NeuralCollapse
 from ncreg.models import Classifier
 from ncreg.numerics import float64_device, in_float64
 from ncreg.theory import collapse_certificate
 from recipes.core.distributed import Ranks
 from recipes.data.load import Dataset
 from recipes.data.split import Split, of_rank
+
+if TYPE_CHECKING:
+    from ncreg.metrics import NeuralCollapse
 
 BATCH = 512
 """Images of a forward pass."""
@@ -55,7 +57,7 @@ def measure(
     """
     clock = clock or Clock()
     device = split.target.device
-    metric = NeuralCollapse(model.num_classes, model.head_hidden_size, classifier=model.head).to(device)
+    metric = collapse_metric(model.num_classes, model.head_hidden_size, model.head).to(device)
     training = model.training
     model.eval()
     sums = torch.zeros(2, dtype=torch.float64, device=float64_device(device))  # correct, loss
@@ -86,9 +88,16 @@ def cosine_gaps(measures: Mapping[str, float], num_classes: int) -> dict[str, fl
     }
 
 
+def collapse_metric(num_classes: int, num_features: int, head: torch.nn.Module) -> NeuralCollapse:
+    """The metric of a head; the first one brings torchmetrics, which takes a second and no run needs before."""
+    from ncreg.metrics import NeuralCollapse
+
+    return NeuralCollapse(num_classes, num_features, classifier=head)
+
+
 def measure_names() -> tuple[str, ...]:
     """Names of the measures of an epoch: those of `measure`, then those of `cosine_gaps`."""
-    metric = NeuralCollapse(2, 2, classifier=torch.nn.Linear(2, 2))
+    metric = collapse_metric(2, 2, torch.nn.Linear(2, 2))
     metric.update(torch.eye(2), torch.arange(2))
     measures = metric.compute()
     return ("accuracy", "loss", *measures, *cosine_gaps({name: float("nan") for name in measures}, 2))

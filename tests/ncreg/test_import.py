@@ -1,17 +1,20 @@
-"""`import ncreg` is light: what it adds to timm and torchmetrics, and what it leaves for later."""
+"""`import ncreg` is light: what it adds to torch, and what it leaves for later."""
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import ncreg
 
+ROOT = Path(__file__).resolve().parents[2]
 ADDED = """
-import sys, timm, torchmetrics
+import sys, torch
 before = set(sys.modules)
 import ncreg
 print(*sorted({name.partition(".")[0] for name in set(sys.modules) - before}))
+ncreg.NeuralCollapse, ncreg.swap_head, ncreg.param_groups, ncreg.load_checkpoint, ncreg.load_weights
 print("ncreg.robustness" in sys.modules, "robustness" in dir(ncreg), ncreg.robustness.pgd.__name__)
 """
 
@@ -19,8 +22,23 @@ print("ncreg.robustness" in sys.modules, "robustness" in dir(ncreg), ncreg.robus
 def test_import_adds_little_and_robustness_comes_with_its_first_use():
     done = subprocess.run([sys.executable, "-c", ADDED], capture_output=True, text=True, check=True)
     added, robustness = done.stdout.splitlines()
-    assert set(added.split()) <= {"ncreg", "einops", "jaxtyping", "wadler_lindig"} | set(sys.stdlib_module_names)
+    assert set(added.split()) <= {"ncreg", "einops", "jaxtyping", "numpy", "wadler_lindig"} | set(sys.stdlib_module_names)
     assert robustness == "False True pgd"
+
+
+def test_help_of_train_loads_neither_timm_nor_torchmetrics():
+    command = [sys.executable, "-X", "importtime", "recipes/train.py", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "Names that exist:" in done.stdout and "torch" in loaded
+    assert not loaded & {"timm", "torchvision", "torchmetrics", "sklearn", "scipy", "matplotlib", "torch._dynamo"}
+
+
+def test_names_that_come_late_are_those_of_their_modules():
+    late = {name: home for home, names in ncreg._HOME.items() for name in names}
+    assert {*late, *ncreg._MODULES} - {*ncreg.__all__} == {"checkpoint", "models", "optim", "pretrained"}
+    for name, home in late.items():
+        assert getattr(ncreg, name) is getattr(getattr(ncreg, home), name)
 
 
 def test_every_public_name_is_there_and_no_other():

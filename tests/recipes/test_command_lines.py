@@ -328,11 +328,13 @@ def test_help_of_train_names_all_that_exists(capsys):
     from ncreg.heads import HEADS
     from ncreg.norms import NORMS
     from recipes.data.load import SOURCES
+    from recipes.data.names import SOURCE_NAMES
     from recipes.training.loss_terms import loss_names
 
     text = help_of(train_script.main, capsys)
     lists = text.partition("Names that exist:")[2]
     words = set(re.findall(r"[\w.]+", lists))
+    assert set(SOURCE_NAMES) == set(SOURCES)
     assert words >= {*HEADS, *NORMS, *SOURCES, *loss_names(), "torchvision.NAME"}
     assert all(re.search(rf"^  {name} ", text, re.MULTILINE) for name in recipes())
     for key, kind in keys().items():
