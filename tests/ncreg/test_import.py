@@ -22,7 +22,9 @@ print("ncreg.robustness" in sys.modules, "robustness" in dir(ncreg), ncreg.robus
 def test_import_adds_little_and_robustness_comes_with_its_first_use():
     done = subprocess.run([sys.executable, "-c", ADDED], capture_output=True, text=True, check=True)
     added, robustness = done.stdout.splitlines()
-    assert set(added.split()) <= {"ncreg", "einops", "jaxtyping", "numpy", "wadler_lindig"} | set(sys.stdlib_module_names)
+    assert set(added.split()) <= {"ncreg", "einops", "jaxtyping", "numpy", "wadler_lindig"} | set(
+        sys.stdlib_module_names
+    )
     assert robustness == "False True pgd"
 
 
