@@ -1,6 +1,7 @@
 """Every example runs in seconds, prints numbers, leaves a figure, and shows what it says it shows."""
 
 import importlib.util
+import math
 import re
 import sys
 from pathlib import Path
@@ -69,3 +70,17 @@ def test_the_pull_of_a_large_scale_is_gone_before_collapse():
     # at cosine c to its class vector a feature is c/(C−1) on the far side of every other
     expected = [float(example.torch.tensor(1 + 9 * 2.718281828459045 ** (-3 * c * 10 / 9)).log()) for c in (0, 0.9)]
     assert losses.tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_wide_networks_collapse_on_a_mixture_whose_test_points_they_get_wrong():
+    example = load("gaussian_mixture")
+    narrow, wide = (example.trained(width, 500) for width in (4, 128))
+    best = example.best_error()
+    low, high = 0, -1  # signals
+    assert wide.nc1[low] < 0.15 and wide.nc1[high] < 0.15 and wide.nc1[low] < 0.3 * narrow.nc1[low]
+    assert wide.train_error[low] == wide.train_error[high] == 0
+    assert wide.test_error[low] > 0.55 > 0.05 > wide.test_error[high]
+    for signal, error in zip(example.SIGNALS, best, strict=True):
+        confused = 0.5 * math.erfc(signal / 2 / 2**0.5)  # with one of the two others; the union bound is twice that
+        assert 0.95 * confused - 2e-3 <= error <= 2 * 1.05 * confused + 2e-3
+    assert all(error >= least - 0.01 for error, least in zip(wide.test_error, best, strict=True))
