@@ -3,8 +3,8 @@
 Three Gaussian classes of unit variance, 30 training points each in 20 dimensions, their means at the corners of an
 equilateral triangle whose side is the signal. Networks with two hidden layers of several widths are trained on each by
 cross-entropy with decay. Left: NC1 of the last hidden features on training data, which falls with the width. Right:
-test error beside that of the best rule there is. Where the signal is low, wide networks collapse all the same, with a test
-error near chance (the question of Hong & Ling 2024, arXiv 2409.01832).
+test error beside that of the best rule there is. Where the signal is low, wide networks collapse all the same, and
+their test error is near chance (the question of Hong & Ling 2024, arXiv 2409.01832).
 
     python examples/gaussian_mixture.py [--out FOLDER] [--quick]
 """
