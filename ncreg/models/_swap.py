@@ -45,8 +45,8 @@ def swap_head(
     """Replace a model's classifier by projection → last norm → head.
 
     Args:
-        model: a timm name (also hf-hub:… and local-dir:…), torchvision:NAME, or a module, which is copied and never
-            changed.
+        model: a timm name (timm:NAME, hf-hub:… and local-dir:… too), torchvision:NAME, or a module, which is copied
+            and never changed.
         head: a name of `ncreg.heads.HEADS`, a module of one's own (copied) from features to logits, or "keep" for the
             model's own classifier: the logits stay the model's, and nothing is drawn.
         num_classes: C; None takes the model's own number.
@@ -104,6 +104,8 @@ def swap_head(
         raise TypeError(f"weights must be a dict of tensors by name, not {weights!r}: ncreg.load_weights reads a file")
     if not (classifier is None or isinstance(classifier, str)):
         raise TypeError(f"classifier={classifier!r} must be the path of a submodule, such as 'fc', or None")
+    if isinstance(model, str):
+        model = model.removeprefix("timm:")
     if num_classes is not None:
         named = isinstance(head, str) and not keeps  # another head may have a single logit
         num_classes = check_num_classes(num_classes) if named else check_integer("num_classes", num_classes, 1)

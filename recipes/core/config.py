@@ -280,6 +280,11 @@ def check(config: TrainConfig) -> None:
     data, optim, augment, model = config.data, config.optim, config.augment, config.model
     attack = config.adversarial
     rules = {
+        "model.backbone": (
+            model.backbone,
+            not model.backbone.startswith("timm:"),
+            f"timm's name alone: --model.backbone {model.backbone.removeprefix('timm:')}",
+        ),
         "tpt.max_epochs": (config.tpt.max_epochs, config.tpt.max_epochs >= 1, "at least 1"),
         "data.batch_size": (data.batch_size, data.batch_size >= 2, "at least 2: BatchNorm has no variance of one"),
         "data.val_share": (data.val_share, 0 < data.val_share < 1, "a fraction in (0, 1)"),

@@ -54,8 +54,8 @@ def source_of(splits: Mapping[str, Any], config: DataConfig, image_size: Size, *
     names = class_names(train, count=int(labels.max()) + 1)
     if int(labels.min()) < 0 or int(labels.max()) >= len(names):
         raise UserError(
-            f"{what}: labels run from {int(labels.min())} to {int(labels.max())}, but must be numbers of its "
-            f"{len(names)} classes, 0 to {len(names) - 1}"
+            f"{what}: labels run from {int(labels.min())} to {int(labels.max())}, but must be the numbers of "
+            f"{len(names)} classes, which count from 0 (0 to {len(names) - 1})"
         )
     return Source(names, parts["train"], parts.get("test"), parts.get("val"))
 
@@ -106,7 +106,9 @@ def pixels_of(image: Any, channels: int | None) -> Tensor:
     if image.shape[0] not in (1, 3):
         raise ValueError(f"{_described(image)} has {image.shape[0]} channels: 1 (gray) or 3 (RGB) come first")
     if image.is_floating_point():
-        if not bool(((image >= 0) & (image <= 1)).all()):  # NaN too
+        if bool(image.isnan().any()):
+            raise ValueError("some of its values are NaN")
+        if not bool(((image >= 0) & (image <= 1)).all()):
             raise ValueError("its values leave [0, 1]: take Normalize out, the classifier normalises by itself")
         image = image.mul(255).round().to(torch.uint8)
     if image.dtype != torch.uint8:

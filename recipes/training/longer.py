@@ -59,8 +59,12 @@ def under_new_bounds(
         UserError: the new bounds end the run before what it has trained, or add no epoch to a run that has ended.
     """
     saved = found["scheduler"]
-    changed = moved({key: saved[key.removeprefix("tpt.")] for key in BOUNDS}, bounds(config.tpt))
-    if not changed:
+    then, now = {key: saved[key.removeprefix("tpt.")] for key in BOUNDS}, bounds(config.tpt)
+    kept = min(config.tpt.min_terminal, saved["max_epochs"])  # a schedule holds no more
+    if then["tpt.min_terminal"] == kept:
+        then["tpt.min_terminal"] = config.tpt.min_terminal
+    changed = moved(then, now)
+    if not changed and not run.finished:
         return found
     history, begun = found["history"], any(found["taken"])
     rates = replay(scheduler, history, config.tpt)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,12 @@ if TYPE_CHECKING:
 AVAILABLE = ("features", "logits", "target", "weight", "encoder")
 """What a loss can read: a batch's features (B, d), logits (B, C) and classes, the head's class vectors (C, d), and the
 backbone's own features (B, width)."""
+
+BY_POSITION_OR_NAME = (
+    inspect.Parameter.POSITIONAL_ONLY,
+    inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    inspect.Parameter.KEYWORD_ONLY,
+)
 
 WEIGHABLE = ("cross_entropy", "dot_regression", "ntce", "nonl", "mse_one_hot", "spectral_decoupling", "logit_adjusted")
 """Losses that take a weight for each class."""
@@ -117,7 +123,11 @@ def build_terms(
             raise UserError(f"loss.{name} is unknown: one of {', '.join(known)}, or FILE.py:NAME{near}")
         else:
             loss = _built(name, known[name], term.args | class_weight_args(name, term, class_counts)).to(device)
-        terms.append(Term(name, loss, _read(name, term, _consumed(loss)), term.weight, term.phase))
+        try:
+            consumed = _consumed(loss)
+        except ValueError as error:
+            raise UserError(f"loss.{name}: {error}") from None
+        terms.append(Term(name, loss, _read(name, term, consumed), term.weight, term.phase))
     return terms
 
 
@@ -134,10 +144,9 @@ def _own(name: str, term: TermConfig, class_counts: Tensor, num_features: int) -
     """A loss of the user's: a class, or a function that is the loss itself if it has no other arguments."""
     class_weight_args(name, term, class_counts)  # refuses them
     factory = load_own(name, "loss")
-    if not isinstance(factory, type):
-        factory = partial(_Function, factory)
     offered = {"num_classes": len(class_counts), "num_features": num_features, "class_counts": class_counts}
-    loss = _built(name, factory, given_what_it_takes(factory, offered) | term.args)
+    args = given_what_it_takes(factory, offered) | term.args
+    loss = _built(name, factory if isinstance(factory, type) else partial(_Function, factory), args)
     if not isinstance(loss, nn.Module):
         raise UserError(f"loss.{name} is a {type(loss).__name__}, not an nn.Module or a function")
     if learned := [key for key, value in loss.named_parameters() if value.requires_grad]:
@@ -154,10 +163,12 @@ class _Function(nn.Module):
     def __init__(self, function: Callable[..., Tensor], **args: Any) -> None:
         super().__init__()
         self.function, self.args = function, args
-        self.consumes = _consumed_by(function)
+        self.consumes = _consumed_by(function, given=args)
 
     def forward(self, *tensors: Tensor) -> Tensor:
         """The loss of the batch."""
+        if all(name in inspect.signature(self.function).parameters for name in self.consumes):
+            return self.function(**dict(zip(self.consumes, tensors, strict=True)), **self.args)
         return self.function(*tensors, **self.args)
 
 
@@ -166,9 +177,23 @@ def _consumed(loss: nn.Module) -> tuple[str, ...]:
     return tuple(getattr(loss, "consumes", None) or _consumed_by(loss.forward))
 
 
-def _consumed_by(function: Callable[..., Any]) -> tuple[str, ...]:
-    named = tuple(name for name in inspect.signature(function).parameters if name in AVAILABLE)
-    return named if "target" in named else ("logits", "target")
+def _consumed_by(function: Callable[..., Any], given: Collection[str] = ()) -> tuple[str, ...]:
+    """The parts of a batch that a function's parameters name; logits and target for two parameters, as torch's losses.
+
+    Raises:
+        ValueError: a parameter without a default that is no part of a batch.
+    """
+    taken = [item for item in inspect.signature(function).parameters.values() if item.name not in given]
+    named = tuple(item.name for item in taken if item.name in AVAILABLE)
+    required = [item.name for item in taken if item.default is item.empty and item.kind in BY_POSITION_OR_NAME]
+    other = [name for name in required if name not in AVAILABLE]
+    if named and not other:
+        return named
+    any_number = any(item.kind is inspect.Parameter.VAR_POSITIONAL for item in taken)
+    if (len(required) == 2 and set(named) <= {"target"}) or (any_number and not required):
+        return ("logits", "target")
+    said = f"its arguments are {', '.join(required)}" if required else "it has no arguments"
+    raise ValueError(f"{said}: a loss names what it reads, of {', '.join(AVAILABLE)}; others need a value in args")
 
 
 def class_weight_args(name: str, term: TermConfig, class_counts: Tensor) -> dict[str, Any]:
@@ -191,13 +216,14 @@ def try_terms(terms: Sequence[Term], model: Classifier, *, soft: bool) -> None:
     like: dict[str, Any] = {"device": next(model.parameters()).device, "dtype": next(model.parameters()).dtype}
     classes, width = model.num_classes, model.head_hidden_size
     labels = torch.arange(4, device=like["device"]) % 2
-    tried = {
+    rows = {
         "features": torch.eye(4, width, **like),
         "logits": torch.zeros(4, classes, **like),
-        "target": torch.full((4, classes), 1 / classes, **like) if soft else labels,
         "weight": torch.eye(classes, width, **like),
         "encoder": torch.eye(4, model.backbone_width, **like),
     }
+    tried = {name: made.requires_grad_().clone() for name, made in rows.items()}  # a clone may be changed in place
+    tried["target"] = torch.full((4, classes), 1 / classes, **like) if soft else labels
     for term in terms:
         with_soft = " with augment.mixup, cutmix or smoothing" if soft else ""
         try:
@@ -208,8 +234,12 @@ def try_terms(terms: Sequence[Term], model: Classifier, *, soft: bool) -> None:
         if not isinstance(value, Tensor):
             raise UserError(f"loss.{term.name} gives a {type(value).__name__}, not a tensor")
         if value.ndim:
+            way = "args.reduction must be mean or sum" if "reduction" in vars(term.loss) else "return their mean"
+            raise UserError(f"loss.{term.name} gives {value.numel()} numbers for 4 images: {way}")
+        if not value.requires_grad:
             raise UserError(
-                f"loss.{term.name} gives {value.numel()} numbers for 4 images: args.reduction must be mean or sum"
+                f"loss.{term.name} has no gradient: it would change nothing, because it does not depend on what it "
+                "reads, or detaches it"
             )
 
 

@@ -30,6 +30,7 @@ class TrainState:
         losses: of the steps taken in the current epoch; their number is the position in its batch order.
         history: one record for each finished epoch.
         at_onset: what was measured at zero error; None before.
+        latest: the loss terms of the last step by name; no checkpoint holds them.
     """
 
     model: Classifier
@@ -43,6 +44,7 @@ class TrainState:
     losses: list[Tensor] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
     at_onset: dict[str, Any] | None = None
+    latest: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def epoch(self) -> int:

@@ -53,6 +53,7 @@ def forward_backward(
             if reads_weight:
                 available["weight"] = class_vectors(state.model)
             losses = {term.name: term(available) for term in state.terms if weights[term.name]}
+            state.latest = {name: value.detach() for name, value in losses.items()}
             loss = torch.stack([weights[name] * value for name, value in losses.items()]).sum() / chunks
             if unused_head:
                 loss = loss + 0 * available["logits"].sum()
@@ -88,7 +89,10 @@ def check_losses(state: TrainState, steps_per_epoch: int, checkpoint: Path, *, l
         return
     first = len(state.losses) - len(finite) + int((~finite).nonzero()[0]) + 1
     value, of_run = state.losses[first - 1].item(), (state.epoch - 1) * steps_per_epoch + first
+    named = [name for name, term in state.latest.items() if not bool(term.isfinite())]
+    source = f", from {' and '.join(named)}" if named and len(state.latest) > 1 else ""
+    way = "lower --optim.lr" if of_run > 1 else "no rate has acted yet: look at this loss and at the images"
     raise UserError(
-        f"the loss is {value} at step {first} of epoch {state.epoch} (step {of_run} of the run); the last good "
-        f"checkpoint is {checkpoint}; lower --optim.lr"
+        f"the loss is {value}{source} at step {first} of epoch {state.epoch} (step {of_run} of the run); the last good "
+        f"checkpoint is {checkpoint}; {way}"
     )

@@ -19,11 +19,12 @@ from recipes import compare, evaluate
 from recipes import train as train_script
 from recipes.core import own_code
 from recipes.core.cli import parse
-from recipes.core.config import DataConfig
+from recipes.core.config import DataConfig, TermConfig
 from recipes.core.errors import UserError
 from recipes.data.load import load
 from recipes.study.trials import config_hash, dotted_config
 from recipes.train import main, train
+from recipes.training.loss_terms import build_terms
 from recipes.training.run_dir import RunDir
 
 PAGE = (Path(__file__).parents[2] / "docs" / "your_model_your_data.md").read_text()
@@ -244,6 +245,12 @@ BAD = {
     "--loss={my_loss.py:UnitLength: {args: {powr: 1}}}": "powr",
     "--loss={raising.py:loss: {}}": "loss.raising.py:loss: KeyError: 'target'",
     "--loss={raising.py:Learned: {}}": "has parameters to learn (scale)",
+    "--loss={raising.py:unknown: {}}": "its arguments are rows: a loss names what it reads, of features, logits",
+    "--loss={raising.py:nothing: {}}": "it has no arguments",
+    "--loss={raising.py:rows: {}}": "gives 4 numbers for 4 images: return their mean",
+    "--loss={raising.py:detached: {}}": "loss.raising.py:detached has no gradient",
+    "--loss={cross_entropy: {}, raising.py:not_a_number: {}}": "nan, from raising.py:not_a_number at step 1",
+    "--model.backbone=timm:test_resnet": "timm's name alone: --model.backbone test_resnet",
     "--model.head=raising.py:Head": "the measures of collapse read its .weight, a tensor (10, 96)",
     "--model.norm=raising.py:Norm": "raising.py:Norm: TypeError",
 }
@@ -258,6 +265,11 @@ def test_own_code_that_does_not_work_is_one_line(here, capsys, word, said):
         "import torch\n"
         "def load(): raise KeyError('lost')\n"
         "def loss(logits, target): raise KeyError('target')\n"
+        "def unknown(rows): return rows.mean()\n"
+        "def nothing(): return torch.zeros(())\n"
+        "def rows(logits): return logits.mean(1)\n"
+        "def detached(logits): return logits.detach().mean()\n"
+        "def not_a_number(logits): return logits.mean() * float('nan')\n"
         "class Learned(torch.nn.Module):\n"
         "    def __init__(self):\n"
         "        super().__init__()\n"
@@ -274,7 +286,7 @@ def test_own_code_that_does_not_work_is_one_line(here, capsys, word, said):
     assert main(["baseline", word, *root, "--quiet", "--tpt.max_epochs=1"]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and error.startswith("error: ") and said in error
-    assert not Path("runs").exists()
+    assert Path("runs").exists() == ("not_a_number" in word)
 
 
 def test_own_code_is_part_of_a_runs_identity(here, capsys, monkeypatch):
@@ -309,6 +321,45 @@ def test_an_own_loss_gives_the_run_of_the_same_loss_of_ours(here):
     ours = train(parse(args))
     own = train(parse([*args, "--loss={same.py:loss: {args: {factor: 1.0}}}"]))
     assert (ours / "history.jsonl").read_text() == (own / "history.jsonl").read_text()
+
+
+PARTS = """
+import torch
+def energy(features): return features.square().mean()
+def confidence(logits, *, power=2.0): return logits.square().mean() ** (power / 2)
+def reversed_order(target, num_classes, logits): return torch.nn.functional.cross_entropy(logits, target) * num_classes
+def unnamed(x, y): return torch.nn.functional.cross_entropy(x, y)
+class Anything(torch.nn.CrossEntropyLoss):
+    def forward(self, *args): return super().forward(*args)
+class Margin(torch.nn.MultiMarginLoss): pass
+class Energy(torch.nn.Module):
+    def forward(self, features): return features.square().mean()
+"""
+
+
+def test_a_loss_reads_what_its_arguments_name(here):
+    """Each against its formula; two unnamed arguments, as torch's own input and target, are logits and classes."""
+    Path("parts.py").write_text(PARTS)
+    torch.manual_seed(0)
+    logits, features, target = torch.randn(6, 3), torch.randn(6, 4), torch.tensor([0, 1, 2, 0, 1, 2])
+    made_up = {"logits": logits, "features": features, "target": target}
+    log_p = logits.double().log_softmax(1)
+    mean_nll = -float(log_p[range(6), target].mean())
+    margins = (1 - logits.gather(1, target[:, None]) + logits).clamp_min(0)
+    margins[range(6), target] = 0
+    wanted = {
+        "energy": float(features.square().mean()),
+        "Energy": float(features.square().mean()),
+        "confidence": float(logits.square().mean()),
+        "reversed_order": 3 * mean_nll,
+        "unnamed": mean_nll,
+        "Anything": mean_nll,
+        "Margin": float(margins.sum() / 18),
+    }
+    config = {f"parts.py:{name}": TermConfig() for name in wanted}
+    terms = build_terms(config, class_counts=torch.tensor([2, 2, 2]), num_features=4)
+    got = {term.name.removeprefix("parts.py:"): float(term(made_up)) for term in terms}
+    assert got == pytest.approx(wanted, abs=1e-6)
 
 
 def test_a_study_compares_a_recipe_file_that_lies_anywhere(here, capsys):
