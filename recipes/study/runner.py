@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -186,8 +187,7 @@ def _run_in_processes(
     report: Report,
     stop: StopRequest,
 ) -> bool:
-    processes = Processes.on(settings.gpus)
-    with ThreadPoolExecutor(settings.workers) as pool:
+    with Processes.on(settings.gpus) as processes, ThreadPoolExecutor(settings.workers) as pool:
         waiting = {}
         for trial in trials:
             wanted = None if trial.searching else evaluations
@@ -235,5 +235,8 @@ def run_on_ray(
     return True
 
 
+_processes_on_worker = cache(Processes)  # Ray gives a worker one trial after the other
+
+
 def _run_on_worker(trial: Trial, runs: Path, evaluations: Evaluations | None) -> Outcome:
-    return run_trial(trial, runs, evaluations, Processes())
+    return run_trial(trial, runs, evaluations, _processes_on_worker())
