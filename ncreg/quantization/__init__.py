@@ -4,7 +4,15 @@ The weights come back as ordinary floating-point tensors that take few values: w
 calibration and collapse is measured with the same tools as before. Nothing here runs faster.
 """
 
-from ncreg.quantization.rounding import RoundedFrame, round_frame, round_weight, round_weights
+from ncreg.quantization.rounding import RoundedFrame, round_frame, round_weight, round_weights, rounded_names
 from ncreg.quantization.ternary import TernaryHead, ternary_head
 
-__all__ = ["RoundedFrame", "TernaryHead", "round_frame", "round_weight", "round_weights", "ternary_head"]
+__all__ = [
+    "RoundedFrame",
+    "TernaryHead",
+    "round_frame",
+    "round_weight",
+    "round_weights",
+    "rounded_names",
+    "ternary_head",
+]

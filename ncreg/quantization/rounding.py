@@ -89,29 +89,47 @@ def round_weights(model: nn.Module, bits: Bits) -> nn.Module:
         >>> round_weights(layer, 2).weight.tolist()
         [[1.0, -1.0]]
     """
+    _checked_bits(bits)
+    names = rounded_names(model)
+    if not names:
+        raise ValueError(f"{type(model).__name__} has no weight of two or more axes to round")
+    rounded = copy.deepcopy(model)
+    for name in names:
+        path, _, own = name.rpartition(".")
+        module = rounded.get_submodule(path)
+        channel = 1 if isinstance(module, nn.modules.conv._ConvTransposeNd) else 0
+        value = getattr(module, own)
+        try:
+            value.data.copy_(round_weight(value.data, bits, channel=channel))
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+    return rounded
+
+
+def rounded_names(model: nn.Module) -> tuple[str, ...]:
+    """Names of the parameters and buffers that `round_weights` rounds, as in the model's state dict; others stay.
+
+    Raises:
+        TypeError: no module.
+        ValueError: a weight that is computed from others.
+
+    Example:
+        >>> rounded_names(nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3)))
+        ('0.weight',)
+    """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a module, got {described(model)}")
-    _checked_bits(bits)
-    rounded = copy.deepcopy(model)
-    found = 0
-    for path, module in rounded.named_modules():
+    names = []
+    for path, module in model.named_modules():
         if parametrize.is_parametrized(module) or hasattr(module, "weight_v"):
             raise ValueError(
                 f"{path or type(module).__name__} computes its weight from others (weight norm, …), which "
                 "rounding would not hold: remove the parametrization first"
             )
-        channel = 1 if isinstance(module, nn.modules.conv._ConvTransposeNd) else 0
         for name, value in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
-            if not (name.endswith("weight") and value.ndim >= 2 and value.is_floating_point()):
-                continue
-            try:
-                value.data.copy_(round_weight(value.data, bits, channel=channel))
-            except ValueError as error:
-                raise ValueError(f"{path}.{name}".lstrip(".") + f": {error}") from None
-            found += 1
-    if not found:
-        raise ValueError(f"{type(model).__name__} has no weight of two or more axes to round")
-    return rounded
+            if name.endswith("weight") and value.ndim >= 2 and value.is_floating_point():
+                names.append(f"{path}.{name}".lstrip("."))
+    return tuple(names)
 
 
 def round_frame(weight: Float[Tensor, "classes dim"], bits: Bits) -> RoundedFrame:

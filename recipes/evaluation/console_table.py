@@ -139,6 +139,30 @@ def terminal_phase(numbers: Numbers, images: str) -> list[str]:
     ]
 
 
+def bits(numbers: Numbers, images: str) -> list[str]:
+    """A line for each number of bits, and what was rounded."""
+    counts = f"{numbers['images']} {images} images; NC1 and margins of {numbers['training_images']} training images"
+    lines = [f"weights of few bits, rounded channel by channel ({counts})"]
+    heads = ("accuracy", "change", "agreement", "ECE", "NC1", "margin/norms")
+    lines.append("  " + f"{'bits':<10}" + "".join(f"{head:>14}" for head in heads))
+    for level, found in numbers["levels"].items():
+        cells = [
+            f"{100 * found['accuracy']:.2f} %",
+            "" if level == "full" else f"{100 * found['change']:+.2f}",
+            "" if level == "full" else f"{100 * found['agreement']:.2f} %",
+            decimal(found["ece"]),
+            decimal(found["nc1"], ".3g"),
+            decimal(found["normalized_margin_mean"], ".3f"),
+        ]
+        lines.append(f"  {level:<10}" + "".join(f"{cell:>14}" for cell in cells))
+    total = numbers["numbers_rounded"] + numbers["numbers_left"]
+    share = f"{numbers['numbers_rounded']:,} of {total:,} numbers in {len(numbers['rounded'])} tensors"
+    lines.append(row("rounded", f"{share}; {len(numbers['left'])} tensors left (norms, biases)"))
+    if not numbers["head_rounded"]:
+        lines.append(row("class vectors", "the head holds no matrix: nothing of it was rounded"))
+    return lines
+
+
 def corruptions(numbers: Numbers, images: str) -> list[str]:
     """Mean accuracy of each type."""
     first, *_, last = numbers["severities"]
@@ -185,6 +209,7 @@ BLOCKS: dict[str, Callable[[Numbers, str], list[str]]] = {
     "long_tail": long_tail,
     "label_noise": label_noise,
     "terminal_phase": terminal_phase,
+    "bits": bits,
     "corruptions": corruptions,
     "adversarial": adversarial,
     "distances": distances,

@@ -11,6 +11,7 @@ from torch import Tensor
 from ncreg import robustness
 from recipes.core.extras import is_installed, pip_install
 from recipes.data.split import Split, stratified
+from recipes.evaluation.bits import bits
 from recipes.evaluation.label_evaluations import label_noise, long_tail, numbers
 from recipes.evaluation.presets import NotAvailable, Outcome, Settings, reduced
 from recipes.evaluation.run_under_test import RunUnderTest
@@ -276,6 +277,7 @@ EVALUATIONS: dict[str, Callable[[RunUnderTest, Settings], Outcome]] = {
     "long_tail": long_tail,
     "label_noise": label_noise,
     "terminal_phase": terminal_phase,
+    "bits": bits,
     "corruptions": corruptions,
     "distances": distances,
     "adversarial": adversarial,

@@ -131,10 +131,38 @@ def ood(numbers: Numbers) -> Figure:
     return figure
 
 
+def bits(numbers: Numbers) -> Figure:
+    """Accuracy and agreement, ECE, NC1 and margins against the bits of a weight."""
+    levels = numbers["levels"]
+    place = np.arange(len(levels))
+    figure, panels = plt.subplots(1, 4, figsize=(10.4, 2.9), layout="constrained")
+    for name, color, marker in (("accuracy", COLORS[0], "o"), ("agreement", COLORS[1], "s")):
+        values = 100 * np.array([found[name] for found in levels.values()])
+        key = "interval" if name == "accuracy" else "agreement_interval"
+        low, high = 100 * np.array([found[key] for found in levels.values()]).T
+        panels[0].fill_between(place, low, high, color=color, alpha=0.2, linewidth=0)
+        panels[0].plot(place, values, marker + "-", color=color, markersize=4, label=name)
+    panels[0].legend(frameon=False, fontsize=8)
+    panels[0].set_ylabel("% (95 % intervals)")
+    rows = (("ece", "ECE"), ("nc1", "NC1 (training images)"), ("normalized_margin_mean", "margin / norms (training)"))
+    for panel, (name, label) in zip(panels[1:], rows, strict=True):
+        panel.plot(
+            place, np.array([found[name] for found in levels.values()], float), "o-", color=COLORS[0], markersize=4
+        )
+        panel.set_ylabel(label)
+    panels[2].set_yscale("log")
+    for panel in panels:
+        panel.set_xticks(place, ["±s, 0" if level == "ternary" else level for level in levels], fontsize=8)
+        panel.set_xlabel("bits a weight")
+        panel.grid(alpha=0.25)
+    return figure
+
+
 FIGURES: dict[str, Callable[[Numbers], Figure]] = {
     "adversarial": adversarial,
     "adversarial-margins": margins,
     "corruptions": corruptions,
+    "bits": bits,
     "calibration": calibration,
     "ood": ood,
 }

@@ -16,6 +16,7 @@ EVALUATION_NAMES = (
     "long_tail",
     "label_noise",
     "terminal_phase",
+    "bits",
     "corruptions",
     "distances",
     "adversarial",
