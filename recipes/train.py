@@ -37,11 +37,12 @@ from ncreg.checkpoint import classifier_header
 from ncreg.numerics import in_float64
 from recipes.core.cli import parse_command
 from recipes.core.config import TrainConfig, as_yaml
+from recipes.core.costs import read_costs
 from recipes.core.distributed import Ranks, join_ranks, pick_device
 from recipes.core.errors import UserError
 from recipes.core.files import file_name
 from recipes.core.interrupt import EXIT_CODE, Stopped, StopRequest
-from recipes.core.own_code import own_names, texts
+from recipes.core.own_code import own_files, texts
 from recipes.data.augment import batches, epoch_order
 from recipes.data.lazy_images import report_lost_workers
 from recipes.data.left_out import check_readable
@@ -131,7 +132,13 @@ def run_epochs(
     header = checkpoint_header(config, data)
     wrapped = ranks.wrap(model, device, compiled=config.compile)
     adversary = Adversary(
-        config.adversarial, model, ranks, seed=config.seed, chunks=config.optim.accumulate, precision=config.precision
+        config.adversarial,
+        model,
+        ranks,
+        seed=config.seed,
+        chunks=config.optim.accumulate,
+        precision=config.precision,
+        cost=costs_of(config, data, device),
     )
     tensorboard = TensorBoardLog(
         run.path / "tensorboard", wanted=config.tensorboard and ranks.main, epochs_done=scheduler.epoch
@@ -245,13 +252,20 @@ def from_seed(config: TrainConfig) -> TrainConfig:
     return replace(config, model=replace(config.model, pretrained=False, weights=None, start_from=None))
 
 
+def costs_of(config: TrainConfig, data: Dataset, device: torch.device) -> torch.Tensor | None:
+    """What mistakes cost, in float32 (C, C); None where the configuration names no file of costs."""
+    path = config.data.cost
+    return None if path is None else read_costs(path, data.class_names, key="data.cost").to(device, torch.float32)
+
+
 def build_state(config: TrainConfig, data: Dataset, device: torch.device, ranks: Ranks) -> TrainState:
     """Model, loss terms, optimizer and schedule at the start of a run."""
     dtype = torch.float64 if config.precision == "float64" else torch.float32
     note = partial(print, "note:", file=sys.stderr) if ranks.main else lambda text: None
     model = build.build_model(config.model, data, seed=config.seed, dtype=dtype, note=note).to(device)
     widths = {"num_features": model.head_hidden_size, "num_encoder_features": model.backbone_width}
-    terms = build_terms(config.loss, class_counts=data.class_counts(), **widths, device=device)
+    cost = costs_of(config, data, device)
+    terms = build_terms(config.loss, class_counts=data.class_counts(), **widths, device=device, cost=cost)
     try_terms(terms, model, soft=config.augment.softens)
     optimizer = build.build_optimizer(config.optim, model)
     scheduler = build.build_scheduler(config.tpt, config.optim, optimizer)
@@ -273,7 +287,7 @@ def open_run(config: TrainConfig, command: Sequence[str], resume: RunDir | None,
                 config=as_yaml(config),
                 command=command,
                 images=config.data.root if config.data.name == "folder" else None,
-                code=texts(own_names(config)),
+                code=texts(own_files(config)),
             ).path
         return RunDir(Path(state.ranks.from_main(str(path))), writes=state.ranks.main)
     found, skipped = resume.load()

@@ -71,6 +71,8 @@ class DataConfig:
         memory_limit: GiB of images held on the device at most; a larger set is read from its files at every epoch.
         workers: processes that read such a set; null takes one a core, 8 at most, 0 reads in the training process.
         unreadable: refuse to begin with images that cannot be read, or skip them.
+        cost: file (.csv, .yaml) of what mistakes cost, by class names, for adversarial.loss=cost and the loss
+            expected_cost; null for none.
     """
 
     name: str = "digits"
@@ -85,6 +87,7 @@ class DataConfig:
     memory_limit: float = 8.0
     workers: int | None = None
     unreadable: Literal["refuse", "skip"] = "refuse"
+    cost: Path | None = None
 
 
 @dataclass
@@ -126,6 +129,7 @@ class AdversarialConfig:
         step_size: length of one; null for 2.5 epsilon / steps.
         norm: linf, the largest change of a pixel, or l2, the length of the change of an image.
         phase: always, or terminal: clean images until zero error.
+        loss: what the attack raises: cross_entropy, or cost, the expected cost of mistakes by the file data.cost.
     """
 
     epsilon: float = 0.0
@@ -133,6 +137,7 @@ class AdversarialConfig:
     step_size: float | None = None
     norm: Literal["linf", "l2"] = "linf"
     phase: Literal["always", "terminal"] = "always"
+    loss: Literal["cross_entropy", "cost"] = "cross_entropy"
 
 
 @dataclass
@@ -362,10 +367,27 @@ def check(config: TrainConfig) -> None:
     for name, term in config.loss.items():
         if not math.isfinite(term.weight):
             raise ValueError(f"loss.{name}.weight={term.weight}: must be finite")
+    _check_costs(config)
     acting = {term.phase for term in config.loss.values() if term.weight}
     for phase in ("fitting", "terminal"):
         if not acting & {"always", phase}:
             raise ValueError(f"loss={', '.join(config.loss)}: no term acts in the {phase} phase; add one there")
+
+
+def _check_costs(config: TrainConfig) -> None:
+    """Refuse costs that nothing uses, and what needs costs without them."""
+    attacks, term, file = config.adversarial.loss == "cost", config.loss.get("expected_cost"), config.data.cost
+    if attacks and file is None:
+        raise ValueError("adversarial.loss=cost: needs the costs of mistakes; --data.cost FILE names them")
+    if attacks and config.adversarial.epsilon == 0:
+        raise ValueError("adversarial.loss=cost: nothing is attacked at adversarial.epsilon=0; give a radius")
+    if file is not None and term is not None and "cost" in term.args:
+        raise ValueError(f"data.cost={file}: loss.expected_cost.args has a cost of its own; give one of them")
+    if file is not None and not attacks and term is None:
+        raise ValueError(
+            f"data.cost={file}: nothing uses it in training; --adversarial.loss cost or --loss.expected_cost.weight 1 "
+            "do (robustness.py and evaluate.py take --cost FILE)"
+        )
 
 
 def _refuse_null(group: Any, prefix: str = "") -> None:

@@ -26,6 +26,12 @@ def own_names(config: TrainConfig) -> dict[str, str]:
     return {key: name for key, name in (named | {f"loss.{term}": term for term in config.loss}).items() if is_own(name)}
 
 
+def own_files(config: TrainConfig) -> dict[str, str]:
+    """The user's own files that a configuration names, code and costs, by a key where each stands."""
+    files = {key: name.rpartition(":")[0] for key, name in own_names(config).items()}
+    return files if config.data.cost is None else files | {"data.cost": str(config.data.cost)}
+
+
 def is_own(name: object) -> bool:
     """Whether a value names code of the user's own.
 
@@ -69,20 +75,41 @@ def fingerprint(name: str, key: str) -> str:
     return f"{_digest(_file(path, f'{key}={name}'))}:{attribute}"
 
 
-def texts(names: Mapping[str, str]) -> dict[str, str]:
-    """The text of the files that names point to, by path.
+def texts(files: Mapping[str, str]) -> dict[str, str]:
+    """The text of files by path.
 
     Args:
-        names: the names by their keys.
+        files: their paths by their keys.
 
     Raises:
         UserError: one of them cannot be read.
     """
-    found = {}
-    for key, name in names.items():
-        path = name.rpartition(":")[0]
-        found[path] = _file(path, f"{key}={name}").read_text(encoding="utf-8")
-    return found
+    return {path: read_text(path, f"{key}={path}") for key, path in files.items()}
+
+
+def read_text(path: str | Path, what: str) -> str:
+    """The text of a file of the user's own, or of the copy that a run keeps of it.
+
+    Args:
+        path: as it was given.
+        what: how messages call it.
+
+    Raises:
+        UserError: it is not there, or is no text.
+    """
+    try:
+        return _file(str(path), what).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{what} cannot be read: {error}") from None
+
+
+def content_digest(path: str | Path, what: str) -> str:
+    """A hash of such a file: the same wherever it lies.
+
+    Raises:
+        UserError: it is not there.
+    """
+    return _digest(_file(str(path), what))
 
 
 def use_copies(copies: Mapping[str, Path]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from recipes.core.cli import parse, recipes
 from recipes.core.config import TermConfig, TrainConfig
 from recipes.core.errors import UserError
-from recipes.core.own_code import fingerprint, own_names
+from recipes.core.own_code import content_digest, fingerprint, own_names
 from recipes.data.fingerprint import contents, weights_contents
 from recipes.study.spec import Study
 
@@ -25,6 +25,8 @@ LATER_KEYS: dict[str, Any] = {
     "model.start_from": None,
     "data.unreadable": "refuse",
     "data.hold_out": [],
+    "data.cost": None,
+    "adversarial.loss": "cross_entropy",
 }
 """Keys that came after studies had been committed, with their defaults: at these they do not count in the hash."""
 
@@ -141,6 +143,8 @@ def dotted_config(config: TrainConfig) -> dict[str, Any]:
     own = {name: fingerprint(name, key) for key, name in own_names(config).items()}
     values |= {key: own[values[key]] for key in ("data.name", "model.head", "model.norm") if values[key] in own}
     values["loss"] = {own.get(name, name): _term_values(asdict(term)) for name, term in config.loss.items()}
+    cost = config.data.cost
+    values["data.cost"] = None if cost is None else content_digest(cost, f"data.cost={cost}")
     is_folder = config.data.name == "folder"
     values["data.root"] = _folder_fingerprint(Path(config.data.root).absolute()) if is_folder else ""
     for key, source in (("model.weights", config.model.weights), ("model.start_from", config.model.start_from)):

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ncreg.losses import expected_cost_loss
 from ncreg.models import Classifier
 from ncreg.numerics import at_least_float32
 from recipes.core.config import AdversarialConfig
@@ -31,6 +32,7 @@ class Adversary:
     seed: int = 0
     chunks: int = 1
     precision: str = "float32"
+    cost: Tensor | None = None
 
     def active(self, phase: str) -> bool:
         """Whether batches are attacked in this phase of training."""
@@ -48,22 +50,27 @@ class Adversary:
         try:
             with autocast(self.precision, device):
                 pairs = zip(batch.chunks(self.chunks), start.to(device).chunk(self.chunks), strict=True)
-                images = [attacked(model, chunk, first, self.config) for chunk, first in pairs]
+                images = [attacked(model, chunk, first, self.config, self.cost) for chunk, first in pairs]
         finally:
             for module in training:
                 module.training = True
         return replace(batch, images=torch.cat(images))
 
 
-def attacked(model: Classifier, batch: Batch, start: Tensor, config: AdversarialConfig) -> Tensor:
-    """Images (B, channels, H, W) with a higher cross-entropy, in the ball around the batch's.
+def attacked(
+    model: Classifier, batch: Batch, start: Tensor, config: AdversarialConfig, cost: Tensor | None = None
+) -> Tensor:
+    """Images (B, channels, H, W) with a higher loss of the attack, in the ball around the batch's.
 
-    `start` is the first change of each image in units of epsilon.
+    `start` is the first change of each image in units of epsilon, `cost` what mistakes cost (C, C), for loss=cost.
     """
     from ncreg.robustness.adversarial.steps import perturb  # with torchmetrics, for adversarial training alone
 
     def loss(images: Tensor) -> Tensor:
-        return F.cross_entropy(at_least_float32(model(images)), batch.target, reduction="sum")
+        logits = at_least_float32(model(images))
+        if config.loss == "cost" and cost is not None:
+            return expected_cost_loss(logits, batch.target, cost, reduction="sum")
+        return F.cross_entropy(logits, batch.target, reduction="sum")
 
     return perturb(
         loss,

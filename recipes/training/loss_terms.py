@@ -98,6 +98,7 @@ def build_terms(
     num_features: int,
     num_encoder_features: int | None = None,
     device: torch.device | None = None,
+    cost: Tensor | None = None,
 ) -> list[Term]:
     """The loss terms that a configuration names.
 
@@ -107,6 +108,7 @@ def build_terms(
         num_features: d, length of the features.
         num_encoder_features: length of those that leave the backbone; None for d as well.
         device: of the losses' buffers.
+        cost: what mistakes cost (C, C), of the loss expected_cost where its own arguments do not say it.
 
     Raises:
         UserError: an unknown loss, or arguments that it does not take.
@@ -122,7 +124,9 @@ def build_terms(
             near = did_you_mean(name, known)
             raise UserError(f"loss.{name} is unknown: one of {', '.join(known)}, or FILE.py:NAME{near}")
         else:
-            loss = _built(name, known[name], term.args | class_weight_args(name, term, class_counts)).to(device)
+            costs = {} if cost is None or name != "expected_cost" else {"cost": cost}
+            args = costs | term.args | class_weight_args(name, term, class_counts)
+            loss = _built(name, known[name], args).to(device)
         try:
             consumed = _consumed(loss)
         except ValueError as error:

@@ -17,7 +17,7 @@ from recipes.core.cli import BOUNDS, parse
 from recipes.core.config import DataConfig, TrainConfig, as_yaml
 from recipes.core.errors import UserError
 from recipes.core.files import environment, json_row, write_atomically, write_json
-from recipes.core.own_code import own_names
+from recipes.core.own_code import own_files
 from recipes.data.fingerprint import checksums, described
 from recipes.data.image_folder import image_files, split_folders
 from recipes.data.load import Dataset
@@ -198,12 +198,11 @@ class RunDir:
             UserError: names the file that has changed or is gone.
         """
         copies = self.code()
-        for key, name in own_names(config).items():
-            path = name.rpartition(":")[0]
+        for key, path in own_files(config).items():
             if path not in copies:
                 continue
             there = Path(path).expanduser()
-            if not there.is_file() or there.read_text(encoding="utf-8") != copies[path].read_text(encoding="utf-8"):
+            if not there.is_file() or there.read_text(encoding="utf-8-sig") != copies[path].read_text(encoding="utf-8"):
                 what = "has changed since it began" if there.is_file() else "is gone"
                 raise UserError(
                     f"run {self.path} cannot be resumed: {there} of {key} {what}; put back what it was, which is kept "
