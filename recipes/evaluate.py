@@ -50,6 +50,9 @@ def _parser() -> Parser:
     )
     parser.option("--checkpoint", metavar="NAME", help="last, onset, best or previous; default: the newest whole one")
     parser.option("--device", default="auto", metavar="NAME", help="cpu, cuda, ...; default: auto")
+    parser.option(
+        "--cost", type=Path, metavar="FILE", help="of what mistakes cost, by class names (.csv, .yaml): measures it too"
+    )
     parser.option("--layers", metavar="NAMES", help="inner layers to measure, with commas; all: the model's stages")
     parser.option(
         "--train-images",
@@ -87,6 +90,7 @@ def evaluate(argv: Sequence[str]) -> None:
         split=args.split,
         overrides=overrides,
         layers=[name.strip() for name in args.layers.split(",")] if args.layers else (),
+        cost=args.cost,
         train_images=TRAIN_IMAGES if args.train_images is None else args.train_images,
     )
     path = tested.home / file_name(found.result, tested)
@@ -103,7 +107,7 @@ def _evaluate_features(args: argparse.Namespace, options: ModelOptions, override
     """Evaluate features alone."""
     for word in overrides:
         raise UserError(f"{word.partition('=')[0]} with --features: the file holds the data")
-    taken = {name: getattr(args, name) for name in ("layers", "checkpoint", "train_images")} | options.given()
+    taken = {name: getattr(args, name) for name in ("layers", "checkpoint", "train_images", "cost")} | options.given()
     for name, value in taken.items():
         if value is not None and name != "class_names":
             raise UserError(f"--{name.replace('_', '-')} with --features: it needs a model")

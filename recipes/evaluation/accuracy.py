@@ -13,6 +13,7 @@ from typing import Any
 
 from recipes.core import files
 from recipes.core.config import DataConfig
+from recipes.core.costs import read_costs
 from recipes.core.errors import UserError
 from recipes.data.lazy_images import report_lost_workers
 from recipes.data.load import in_memory_if_small, split_source
@@ -40,6 +41,14 @@ MEASURES = (
     *((label, key, form) for label, split, key, form in ROWS if split == "train" and key != "accuracy"),
 )
 """What is printed: label, key in the result, format; the measures of collapse as at the end of a run."""
+
+COSTS = (
+    ("expected cost", "expected_cost", "{:.4f}"),
+    ("cost of the decisions", "decision_cost", "{:.4f}"),
+    ("cost of the cheapest decisions", "cheapest_decision_cost", "{:.4f}"),
+    ("accuracy of the cheapest decisions", "cheapest_decision_accuracy", "{:.2%}"),
+)
+"""What is printed besides where a file says what mistakes cost."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +82,7 @@ def evaluate_model(
     overrides: Sequence[str],
     layers: Sequence[str] = (),
     train_images: int = TRAIN_IMAGES,
+    cost: Path | None = None,
 ) -> Evaluation:
     """Everything that evaluate.py says of a model on a split.
 
@@ -82,9 +92,11 @@ def evaluate_model(
         overrides: `--data.KEY VALUE` words.
         layers: names of inner layers to measure, ("all",) for the model's stages.
         train_images: training images beside those of another split, at most; 0 for none.
+        cost: file of what mistakes cost, by class names.
 
     Raises:
-        UserError: a key without effect, data that does not fit the classifier, or images that cannot be measured.
+        UserError: a key without effect, data that does not fit the classifier, images that cannot be measured, or costs
+            that cannot be used.
     """
     model, side = tested.model, tested.side
     data, is_other = _data_config(tested.config.data, overrides, split, side, is_run=tested.is_run)
@@ -93,6 +105,7 @@ def evaluate_model(
         order = tested.check_fit(source)
         images, beside, notes = _images(source, data, split, seed=tested.config.seed, is_other=is_other)
         device, names = next(model.parameters()).device, order.names
+        costs = None if cost is None else read_costs(cost, names)
         wanted = {split: order.split(images).to(device)}
         if beside is not None and train_images and split != "train":
             count = min(len(beside), max(train_images, len(source.class_names)))
@@ -100,7 +113,7 @@ def evaluate_model(
             wanted = {"train": order.split(chosen).to(device)} | wanted
         measured: list[MeasuredSplit] = []
         for name, part in wanted.items():
-            seen = pass_over(model, part, stores.enter_context(FeatureStore()), layers=layers)
+            seen = pass_over(model, part, stores.enter_context(FeatureStore()), layers=layers, cost=costs)
             train = measured[0].collapse if measured else None
             measured.append(measure_split(name, seen, names, model.head, train=train))
         tell([*tested.notes, *tested.notes_on(source, order), *notes])
@@ -192,7 +205,8 @@ def file_name(result: dict[str, Any], tested: ModelUnderTest) -> str:
 def accuracy_table(result: dict[str, Any]) -> str:
     """The result as lines to print."""
     lines = [f"{result['images']} images, {result['data']} {result['part']}"]
-    lines += [f"{label:<38}{shown(result[key], form):>14}" for label, key, form in MEASURES]
+    rows = [*MEASURES, *(row for row in COSTS if row[1] in result)]
+    lines += [f"{label:<38}{shown(result[key], form):>14}" for label, key, form in rows]
     lines += ["", "accuracy of each class, lowest first, and what it is taken for most often:"]
     names = list(result["per_class"])
     for name, value in sorted(result["per_class"].items(), key=lambda item: 2 if item[1] is None else item[1]):

@@ -182,12 +182,25 @@ def adversarial(numbers: Numbers, images: str) -> list[str]:
     head = numbers["headline"]
     lines.append(row(f"ROBUST ACCURACY: {head['name']}", percent(head["accuracy"], (head["low"], head["high"]))))
     lines += [row("note", numbers["note"])] if numbers["note"] else []
+    lines += _costs(numbers["costs"]) if "costs" in numbers else []
     curve = numbers["curve"]
     cells = (f"{e:.3g}: {whole(100 * a)} %" for e, a in zip(curve["epsilons"], curve["accuracy"], strict=True))
     lines.append(row("margin-PGD over ε (an upper bound)", ", ".join(cells)))
     flags = {True: " !", False: ""}
     checks = (f"{check['name']} {check['value']:.3g}{flags[check['flagged']]}" for check in numbers["findings"])
     lines.append(row("checks (! is flagged)", ", ".join(checks)))
+    return lines
+
+
+def _costs(costs: Numbers) -> list[str]:
+    """What mistakes cost before and after the attacks on costs, and the dearest confusions."""
+    lines = [
+        row("expected cost, clean and attacked", f"{costs['expected_clean']:.4f}  {costs['expected']:.4f}"),
+        row("cost of the decisions, likewise", f"{costs['decided_clean']:.4f}  {costs['decided']:.4f}"),
+    ]
+    for pair in costs["pairs"]:
+        label = f"{pair['true']} not for {pair['predicted']} ({pair['cost']:g})"
+        lines.append(row(label[:37], percent(pair["robust"], pair["interval"])))
     return lines
 
 

@@ -22,11 +22,14 @@ class Decisions:
 
     Args:
         num_classes: outputs C.
+        cost: what taking class y for j costs, in row y and column j (C, C) float64; None where nothing says so.
     """
 
     num_classes: int
+    cost: Tensor | None = None
     confusion: Tensor = field(init=False)
     sums: dict[str, float] = field(default_factory=lambda: {"loss": 0.0, "brier": 0.0})
+    costs: dict[str, float] = field(default_factory=dict)
     _confidence: list[Tensor] = field(default_factory=list)
     _correct: list[Tensor] = field(default_factory=list)
     _margin: list[Tensor] = field(default_factory=list)
@@ -45,10 +48,25 @@ class Decisions:
         self.confusion += torch.bincount(pairs, minlength=self.num_classes**2).view_as(self.confusion)
         self.sums["loss"] -= float(own.sum())
         self.sums["brier"] += float(log_p.exp().square().sum() - 2 * own.exp().sum() + len(target))
+        if self.cost is not None:
+            self._add_costs(log_p.exp(), target, chosen)
         rival = z.masked_fill(F.one_hot(target, self.num_classes).bool(), -torch.inf).amax(1)
         self._confidence.append(confidence)
         self._correct.append(chosen == target)
         self._margin.append((z.gather(1, target[:, None]).squeeze(1) - rival).float())
+
+    def _add_costs(self, p: Tensor, target: Tensor, chosen: Tensor) -> None:
+        """Costs by probabilities, of the decisions, and of those for j with the least Σ_y p_y·M[y,j]."""
+        assert self.cost is not None
+        prices, cheapest = self.cost[target], (p @ self.cost).argmin(1)
+        found = {
+            "expected_cost": (prices * p).sum(),
+            "decision_cost": prices.gather(1, chosen[:, None]).sum(),
+            "cheapest_decision_cost": prices.gather(1, cheapest[:, None]).sum(),
+            "cheapest_decision_accuracy": (cheapest == target).sum(),
+        }
+        for name, value in found.items():
+            self.costs[name] = self.costs.get(name, 0.0) + float(value)
 
     @property
     def margins(self) -> Tensor:
@@ -56,7 +74,7 @@ class Decisions:
         return torch.cat(self._margin)
 
     def measures(self) -> dict[str, float]:
-        """Accuracy, cross-entropy in nats, and the calibration error, Brier score and mean confidence."""
+        """Accuracy, cross-entropy in nats, calibration error, Brier score, mean confidence; costs, if known."""
         correct, confidence = torch.cat(self._correct).double(), torch.cat(self._confidence)
         bins = self.reliability()
         gaps = [abs(row["accuracy"] - row["confidence"]) * row["count"] for row in bins if row["count"]]
@@ -67,7 +85,7 @@ class Decisions:
             "ece": sum(gaps) / count,
             "brier": self.sums["brier"] / count,
             "confidence": float(confidence.mean()),
-        }
+        } | {name: value / count for name, value in self.costs.items()}
 
     def reliability(self) -> list[dict[str, Any]]:
         """Images, mean confidence and accuracy of each of BINS bins of confidence, (low, high]; null without images."""

@@ -12,6 +12,7 @@ from ncreg import robustness
 from recipes.core.extras import is_installed, pip_install
 from recipes.data.split import Split, stratified
 from recipes.evaluation.bits import bits
+from recipes.evaluation.costs import costly_confusions, costs_of
 from recipes.evaluation.label_evaluations import label_noise, long_tail, numbers
 from recipes.evaluation.presets import NotAvailable, Outcome, Settings, reduced
 from recipes.evaluation.run_under_test import RunUnderTest
@@ -122,9 +123,16 @@ def adversarial(run: RunUnderTest, settings: Settings) -> Outcome:
     images, target = run.images(run.held_out(settings.attacked or settings.preset.attacked))
     options: dict[str, Any] = {"norm": settings.norm, "seed": settings.seed}
     kind: Any = settings.preset.name
-    with_autoattack = is_installed("pyautoattack")
+    with_autoattack, cost = is_installed("pyautoattack"), costs_of(run, settings)
     report = robustness.evaluate_adversarial(
-        run.model, images, target, epsilon=settings.epsilon, preset=kind, autoattack=with_autoattack, **options
+        run.model,
+        images,
+        target,
+        epsilon=settings.epsilon,
+        preset=kind,
+        autoattack=with_autoattack,
+        cost=cost,
+        **options,
     )
     few, classes = run.images(run.held_out(settings.preset.curve))
     radii = [settings.epsilon * factor for factor in (0.25, 0.5, 1.0, 2.0, 4.0)]
@@ -140,6 +148,8 @@ def adversarial(run: RunUnderTest, settings: Settings) -> Outcome:
         },
         "margins": _histogram_of(run, images, target),
     }
+    if cost is not None and report.costs is not None:
+        outcome["costs"]["pairs"] = costly_confusions(report.costs.confusion.cpu(), cost, run.data.class_names)
     warnings = [f"{finding.name}: {finding.explanation}" for finding in report.findings if finding.flagged]
     warnings += [] if with_autoattack else [f"AutoAttack needs pyautoattack: {pip_install('robust')}"]
     return outcome, warnings

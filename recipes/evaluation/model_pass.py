@@ -36,7 +36,9 @@ class Seen:
 
 
 @torch.no_grad()
-def pass_over(model: Classifier, split: Split, store: FeatureStore, *, layers: Sequence[str] = ()) -> Seen:
+def pass_over(
+    model: Classifier, split: Split, store: FeatureStore, *, layers: Sequence[str] = (), cost: Tensor | None = None
+) -> Seen:
     """One pass of a model over a split.
 
     Args:
@@ -44,11 +46,12 @@ def pass_over(model: Classifier, split: Split, store: FeatureStore, *, layers: S
         split: the images.
         store: takes the features.
         layers: names of inner layers to measure; ("all",) for the stages of the model.
+        cost: what mistakes cost (C, C); None where nothing says so.
 
     Raises:
         UserError: no such layer, or images that the model cannot take.
     """
-    seen = Seen(store, Decisions(model.num_classes))
+    seen = Seen(store, Decisions(model.num_classes, cost))
     assert seen.decisions is not None
     with _watched(model, layers) as watch:
         for images, target in split.in_batches(BATCH):

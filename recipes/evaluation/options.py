@@ -32,6 +32,8 @@ def parse_options(argv: Sequence[str], doc: str | None = None) -> argparse.Names
 
         for name in args.sets:
             check_set("--sets ", name)
+    if args.cost is not None and "adversarial" not in args.parts:
+        raise UserError(f"--cost {args.cost}: the part adversarial alone uses it, and --parts leaves it out")
     if args.out is not None:
         check_name(args.out)
     if args.quick:
@@ -53,6 +55,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
         sets=args.sets,
         root=args.root,
         attacked=args.attacked,
+        cost=args.cost,
     )
 
 
@@ -85,6 +88,13 @@ def _parser(doc: str | None) -> Parser:
     parser.option("--norm", choices=("linf", "l2"), default="linf", help="of the attacks; default: linf")
     parser.option(
         "--attacked", type=int, metavar="N", help="images that the attacks run on; default: the preset's number"
+    )
+    parser.option(
+        "--cost",
+        type=Path,
+        metavar="FILE",
+        help="of what mistakes cost, by class names (.csv, .yaml), for the part adversarial; default: the run's "
+        "data.cost, if it has one",
     )
     parser.option(
         "--sets",

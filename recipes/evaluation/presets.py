@@ -100,6 +100,7 @@ class Settings:
         sets: image sets for OOD and transfer; None for those that are available.
         root: folder of these sets.
         attacked: images that every attack is run on; None for the preset's number.
+        cost: file of what mistakes cost; None for the run's own, if it has one.
     """
 
     preset: Preset
@@ -109,6 +110,7 @@ class Settings:
     sets: tuple[str, ...] | None = None
     root: Path = Path("data")
     attacked: int | None = None
+    cost: Path | None = None
 
     @classmethod
     def create(cls, preset: Preset, *, norm: str, epsilon: float | None, **more: Any) -> Settings:

@@ -32,7 +32,7 @@ class Conditions:
 
     Fields with a default were added later: a file without them was made under the default. `image_share` is the
     fraction of the preset's numbers of images that was used, below 1 for large images (`Preset.for_images`);
-    `attacked` is the number of attacked images where it is not the preset's.
+    `attacked` is the number of attacked images where it is not the preset's, `cost` a hash of what mistakes cost.
     """
 
     run: str
@@ -50,6 +50,7 @@ class Conditions:
     split: str = "test"
     image_share: float = 1.0
     attacked: int | None = None
+    cost: str | None = None
 
 
 @dataclass

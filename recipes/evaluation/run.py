@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from recipes.core.errors import UserError
 from recipes.core.files import environment, locked
+from recipes.evaluation.costs import costs_of, digest_of
 from recipes.evaluation.evaluations import EVALUATIONS
 from recipes.evaluation.model_options import ModelOptions
 from recipes.evaluation.options import check_name, folder_name
@@ -184,6 +185,7 @@ def conditions_of(run: RunUnderTest, settings: Settings) -> Conditions:
         split=run.split,
         image_share=settings.preset.fraction,
         attacked=settings.attacked,
+        cost=digest_of(costs_of(run, settings)),
     )
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ncreg.losses import expected_cost_loss
+from ncreg.functional import expected_cost_loss
 from ncreg.models import Classifier
 from ncreg.numerics import at_least_float32
 from recipes.core.config import AdversarialConfig

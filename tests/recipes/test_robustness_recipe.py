@@ -75,8 +75,65 @@ def test_parts_agree_with_what_the_classifier_says(run, result):
     assert set(found.parts["transfer"]["tasks"]) == {"quarter_turns"}
     assert set(found.skipped) == {"long_tail", "label_noise"}
     assert {path.stem for path in (folder / "figures").glob("*.png")} == {
-        *("adversarial", "adversarial-margins", "calibration", "corruptions", "ood")
+        *("adversarial", "adversarial-margins", "bits", "calibration", "corruptions", "ood")
     }
+
+
+def fake_quantized(model, bits):
+    """Every kernel, matrix and class vector through torch's fake quantization, one scale a row."""
+    largest = 2 ** (bits - 1) - 1
+    names = {name for name, value in model.state_dict().items() if name.endswith("weight") and value.ndim > 1}
+    for name, value in model.state_dict().items():
+        if name in names:
+            scale = value.flatten(1).abs().amax(1).clamp_min(1e-30) / largest
+            zeros = torch.zeros(len(scale), dtype=torch.int32)
+            value.copy_(torch.fake_quantize_per_channel_affine(value.contiguous(), scale, zeros, 0, -largest, largest))
+    return names
+
+
+@pytest.mark.parametrize("bits", [8, 4, 3])
+def test_few_bits_are_torchs_fake_quantization_of_every_weight(run, result, bits):
+    found = result[0].parts["bits"]
+    tested = RunUnderTest.open(run, device="cpu")
+    before = {name: value.clone() for name, value in tested.model.state_dict().items()}
+    (images, target), (train, own) = tested.images(tested.held_out(150)), tested.images(tested.draw("train", 150))
+    with torch.no_grad():
+        full = tested.model(images).argmax(1)
+        names = fake_quantized(tested.model, bits)
+        logits, (_, features) = tested.model(images), tested.model(train, with_features=True)
+    assert set(found["rounded"]) == names and set(found["left"]) == {
+        name for name, value in before.items() if value.is_floating_point() and name not in names
+    }
+    assert "head.weight" in names and found["head_rounded"]
+    row, p = found["levels"][str(bits)], logits.double().softmax(1).numpy()
+    right = (logits.argmax(1) == target).numpy()
+    assert row["accuracy"] == right.mean() and row["agreement"] == (logits.argmax(1) == full).double().mean()
+    assert row["change"] == pytest.approx(right.mean() - (full == target).double().mean().item(), abs=1e-12)
+    place = np.ceil(p.max(1) * 15).astype(int)
+    gaps = [abs(right[place == b].mean() - p.max(1)[place == b].mean()) * (place == b).mean() for b in set(place)]
+    assert row["ece"] == pytest.approx(sum(gaps), abs=1e-6)
+    h, y = features.double().numpy(), own.numpy()
+    means = np.stack([h[y == c].mean(0) for c in range(10)])
+    within = (h - means[y]).T @ (h - means[y]) / len(h)
+    centred = means - means.mean(0)
+    between = np.linalg.pinv(centred.T @ centred / 10, rcond=1e-9)
+    assert row["nc1"] == pytest.approx(np.trace(within @ between) / 10, rel=1e-4)
+
+
+def test_few_bits_leave_the_model_and_say_what_they_cannot_round(run):
+    tested = RunUnderTest.open(run, device="cpu")
+    before = {name: value.clone() for name, value in tested.model.state_dict().items()}
+    found, _ = EVALUATIONS["bits"](tested, SETTINGS)
+    assert all(torch.equal(before[name], value) for name, value in tested.model.state_dict().items())
+    assert found["levels"]["full"]["change"] == 0 and found["levels"]["full"]["agreement"] == 1
+    assert found["numbers_rounded"] + found["numbers_left"] == sum(
+        value.numel() for value in before.values() if value.is_floating_point()
+    )
+    torch.nn.utils.parametrizations.weight_norm(
+        next(m for m in tested.model.modules() if isinstance(m, torch.nn.Conv2d))
+    )
+    with pytest.raises(NotAvailable, match="computes its weight from others"):
+        EVALUATIONS["bits"](tested, SETTINGS)
 
 
 def test_the_file_reads_back_and_the_table_shows_every_part(result):
