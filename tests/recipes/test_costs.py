@@ -1,6 +1,7 @@
 """Costs of mistakes: the file by class names, training with them, the expected cost in both reports."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,8 +12,13 @@ from recipes.core.config import AdversarialConfig, TermConfig
 from recipes.core.costs import read_costs
 from recipes.core.errors import UserError
 from recipes.data.augment import Batch
+from recipes.evaluate import main as evaluate
+from recipes.evaluation.console_table import table
 from recipes.evaluation.decisions import Decisions
 from recipes.evaluation.options import parse_options
+from recipes.evaluation.presets import Preset, Settings
+from recipes.evaluation.run import evaluate_run
+from recipes.evaluation.run_under_test import RunUnderTest
 from recipes.study.trials import config_hash, dotted_config
 from recipes.train import main, train
 from recipes.training.adversarial import attacked
@@ -190,3 +196,47 @@ def test_costs_of_decisions_by_numpy():
 def test_costs_go_with_the_part_that_uses_them(tmp_path):
     with pytest.raises(UserError, match="the part adversarial alone uses it"):
         parse_options(["RUN", "--parts", "calibration", "--cost", str(written(tmp_path, AS_YAML))], None)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    words = ["etf", *SHORT, "--data.image_size", "28", "--out", str(tmp_path_factory.mktemp("runs"))]
+    return train(parse(words))
+
+
+def test_the_report_says_what_attacked_mistakes_cost(run, tmp_path):
+    preset = Preset("quick", attacked=20, curve=10, distances=10, corrupted=10, features=50, outside=10, draws=1)
+    file = written(tmp_path, "default: 1\n3: {8: 20}\n4: {9: 30}\n")
+    settings = Settings(preset, epsilon=0.05, sets=(), cost=file)
+    found, folder = evaluate_run(run, settings, evaluations=["adversarial"], out="costs", quiet=True)
+    costs, cost = found.parts["adversarial"]["costs"], read_costs(file, tuple("0123456789"))
+    assert costs["expected"] >= costs["expected_clean"] and costs["decided"] >= costs["decided_clean"]
+    confusion = torch.tensor(costs["confusion"])
+    assert costs["decided"] == pytest.approx(float((confusion * cost).sum() / 20))
+    tested = RunUnderTest.open(run, device="cpu")
+    images, target = tested.images(tested.held_out(20))
+    with torch.no_grad():
+        p = tested.model(images).double().softmax(1)
+    assert costs["expected_clean"] == pytest.approx(float((p * cost[target]).sum(1).mean()), rel=1e-5)
+    for pair, (y, j) in zip(costs["pairs"], ((4, 9), (3, 8)), strict=True):
+        count = int((target == y).sum())
+        assert (pair["true"], pair["predicted"], pair["images"]) == (str(y), str(j), count)
+        assert pair["robust"] == pytest.approx(1 - float(confusion[y, j]) / count)
+    assert "4 not for 9 (30)" in table(found) and "expected cost, clean and attacked" in table(found)
+    with pytest.raises(UserError, match="was made with cost='.*', now it is None"):
+        evaluate_run(run, replace(settings, cost=None), evaluations=["adversarial"], out="costs", quiet=True)
+    with pytest.raises(UserError, match="unknown class cat"):
+        bad = written(tmp_path, "default: 1\ncat: {8: 20}\n", "bad.yaml")
+        evaluate_run(run, replace(settings, cost=bad), evaluations=["adversarial"], out="costs", quiet=True)
+
+
+def test_evaluate_says_what_mistakes_cost(run, tmp_path, capsys):
+    file = written(tmp_path, "default: 1\n3: {8: 20}\n")
+    assert evaluate([str(run), "--cost", str(file), "--train-images", "0", "--device", "cpu"]) == 0
+    said = capsys.readouterr().out
+    result = json.loads(next(run.glob("evaluation-*.json")).read_text())
+    cost = read_costs(file, tuple("0123456789")).numpy()
+    assert result["decision_cost"] == pytest.approx((np.array(result["confusion"]) * cost).sum() / result["images"])
+    assert f"{result['expected_cost']:.4f}" in said and "accuracy of the cheapest decisions" in said
+    assert evaluate([str(run), "--cost", str(tmp_path / "gone.csv"), "--device", "cpu"]) == 2
+    assert "there is no file" in capsys.readouterr().err
