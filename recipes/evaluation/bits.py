@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from ncreg import robustness
 from ncreg.metrics import NeuralCollapse
+from ncreg.models import Classifier
 from ncreg.quantization import round_weights, rounded_names
 from recipes.evaluation.collapse import measurable
 from recipes.evaluation.presets import NotAvailable, Outcome, Settings
@@ -42,7 +43,8 @@ def bits(run: RunUnderTest, settings: Settings) -> Outcome:
     levels: dict[str, dict[str, Any]] = {}
     before: Tensor | None = None
     for level in (FULL, *LEVELS):
-        copy = run if level == FULL else replace(run, model=round_weights(run.model, level), cache={})
+        model = run.model if level == FULL else cast(Classifier, round_weights(run.model, level))
+        copy = replace(run, model=model, cache={})
         tested = copy.outputs(held_out)
         guess = tested.logits.argmax(1)
         before = guess if before is None else before
