@@ -72,7 +72,7 @@ def _described(model: Any, own: str, args: Mapping[str, Any], *, pretrained: boo
     model.pretrained_cfg = model.default_cfg = {
         "architecture": f"{PREFIX}{own}",
         "num_classes": getattr(layer, "out_features", getattr(layer, "out_channels", None)),
-        "input_size": (channels, side, side),
+        "input_size": (channels, *(2 * [args.get("image_size", side)])),
         "fixed_input_size": sized,
         "interpolation": images.interpolation.value,
         "crop_pct": side / images.resize_size[0],

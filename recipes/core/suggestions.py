@@ -31,6 +31,7 @@ USUAL_NAMES = {
     "learning_rate": "optim.lr",
     "log_tensorboard": "tensorboard",
     "model": "model.backbone",
+    "model.args": "model.model_args",
     "model_ema": "optim.ema",
     "model_ema_decay": "optim.ema",
     "model_kwargs": "model.model_args",

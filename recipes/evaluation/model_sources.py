@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,14 @@ from recipes.core.errors import UserError
 from recipes.core.own_code import in_a_line, is_own, load_own, where
 from recipes.evaluation.model_images import first_channels
 from recipes.evaluation.model_options import OTHER_MODELS, ModelOptions
+from recipes.training.image_side import built_for, side_args, trained_side
 from recipes.training.start import read_weights
 
 NAMES_IN_FILES = ("class_names", "label_names", "classes", "class_to_idx")
 """Keys under which files of weights hold the names of their classes."""
 
 MOST_UNUSED = 4
-FAULTS = (ValueError, TypeError, KeyError, RuntimeError, OSError, AttributeError)
+FAULTS = (ValueError, TypeError, KeyError, RuntimeError, OSError, AttributeError, AssertionError)
 """What building a model from arguments or a file that do not fit raises."""
 
 
@@ -103,16 +104,35 @@ def _by_name(word: str, name: str, options: ModelOptions) -> FoundModel:
             raise UserError(f"MODEL {word} has no pretrained weights: --weights FILE")
         args["pretrained"] = True
     weights = read_weights(options.weights, f"--weights {options.weights}")
+    side = None if weights is None else _trained_side(name, weights)
+    from_file = side is not None and options.image_size is None
+    options = replace(options, image_size=side) if from_file else options
+    if side is not None and side == options.image_size:  # also where a model would resample its embedding each time
+        args |= built_for(name, side)
     classifier = keep(name, options, num_classes=options.num_classes, model_args=args, weights=weights)
     if weights is None:
         return FoundModel(classifier, _imagenet_names(classifier))
-    return FoundModel(classifier, names_in(weights), [f"--weights {options.weights}: {told(weights, classifier)}"])
+    notes = [f"--weights {options.weights}: {told(weights, classifier)}"]
+    if from_file:
+        notes.append(f"its position embedding is of images of {side} pixels: MODEL is built for them")
+    return FoundModel(classifier, names_in(weights), notes)
+
+
+def _trained_side(name: str, weights: Mapping[str, Any]) -> int | None:
+    """Side of the images of weights where it is not the model's usual one; None also for a name that is no model."""
+    try:
+        return trained_side(name, weights)
+    except FAULTS:
+        return None  # building the model says what is wrong
 
 
 def keep(model: str | nn.Module, options: ModelOptions, **more: Any) -> Classifier:
     """The model around its own classifier, in eval mode."""
     size = None
-    if options.image_size is not None and not isinstance(model, str):
+    if options.image_size is not None and isinstance(model, str):
+        args = more.get("model_args", {})
+        more["model_args"] = {**args, **side_args(model, options.image_size, args)}
+    elif options.image_size is not None:
         channels = options.channels or first_channels(model)
         size = (channels, options.image_size, options.image_size)
     with warnings.catch_warnings():
@@ -143,7 +163,17 @@ def told(weights: Mapping[str, Any], classifier: Classifier) -> str:
     under = f", from under {found.prefix.rstrip('.')}" if found.prefix else ""
     more = f" and {len(unused) - MOST_UNUSED} more" if len(unused) > MOST_UNUSED else ""
     left = f"; not used: {', '.join(unused[:MOST_UNUSED])}{more}" if unused else ""
-    return f"{taken}{under}{left}"
+    return f"{taken}{under}{left}{_fitted(found.misshapen)}"
+
+
+def _fitted(misshapen: Sequence[str]) -> str:
+    """What timm brought to the model's shape, in words; images of the size of training need no such thing."""
+    if not misshapen:
+        return ""
+    position = any("pos" in words.partition(" ")[0] for words in misshapen)
+    way = "; --image-size N, the side of the images that it was trained on, leaves it as it is" if position else ""
+    more = f" and {len(misshapen) - MOST_UNUSED} more" if len(misshapen) > MOST_UNUSED else ""
+    return f"; resampled to MODEL's shape: {', '.join(misshapen[:MOST_UNUSED])}{more}{way}"
 
 
 def _classifier_paths(classifier: Classifier) -> tuple[str, ...]:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch
+
 from ncreg.checkpoint import load_classifier
 from ncreg.models import Classifier
 from recipes.core.cli import parse
@@ -14,7 +16,7 @@ from recipes.core.config import DataConfig, TrainConfig
 from recipes.core.distributed import pick_device
 from recipes.core.errors import UserError
 from recipes.core.files import file_name
-from recipes.core.own_code import use_copies
+from recipes.core.own_code import in_a_line, use_copies
 from recipes.core.suggestions import did_you_mean
 from recipes.data.load import read_source
 from recipes.data.split import Source
@@ -156,11 +158,29 @@ def open_model(
         raise UserError(f"{source} {listed(names[0])} names for {classifier.num_classes} outputs: one for each")
     images = images_of(classifier, options)
     take_images(classifier, images)
+    check_takes(classifier, images.channels, int(images.side))
     home = options.out_dir or FOLDER / slug(str(word), options.weights)
     notes = [*found.notes, f"images: {images}"]
     config.model.backbone = str(word)
     config.data.batch_size = 2  # so that any number of images is enough
     return ModelUnderTest(str(word), classifier, config, home, False, names, notes)
+
+
+@torch.no_grad()
+def check_takes(classifier: Classifier, channels: int, side: int) -> None:
+    """Refuse a model that fails on images of the side that they are brought to, before any work is done.
+
+    Raises:
+        UserError: with the model's own words.
+    """
+    like = next(classifier.parameters())
+    try:
+        classifier(torch.zeros(1, channels, side, side, device=like.device, dtype=like.dtype))
+    except Exception as error:  # somebody's model may raise anything
+        raise UserError(
+            f"MODEL cannot take images of {channels} x {side} x {side} ({in_a_line(error)}): --image-size N says what "
+            "it takes, --channels N their channels"
+        ) from None
 
 
 def _with_side(options: ModelOptions, side: int | None) -> ModelOptions:

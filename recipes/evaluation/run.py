@@ -104,7 +104,7 @@ def add_evaluations(
             outcome, warnings = EVALUATIONS[name](run, settings)
         except NotAvailable as reason:
             result.skipped[name] = str(reason)
-        except (ValueError, TypeError, RuntimeError) as error:
+        except (ValueError, TypeError, RuntimeError, AssertionError) as error:
             failed.append(f"part {name}: {' '.join(str(error).split())}")
         else:
             result.parts[name], result.commits[name] = plain(outcome, name), origin["git_commit"]

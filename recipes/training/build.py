@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import timm
 import torch
-from timm.models import get_pretrained_cfg
 from timm.scheduler.cosine_lr import CosineLRScheduler
 from timm.scheduler.multistep_lr import MultiStepLRScheduler
 from timm.scheduler.scheduler import Scheduler
@@ -28,11 +25,10 @@ from recipes.core.errors import UserError
 from recipes.core.own_code import is_own, raised
 from recipes.core.suggestions import did_you_mean
 from recipes.data.load import SMALLEST, Dataset
+from recipes.training.image_side import local_config, native_size, side_args
 from recipes.training.metrics import measure_names
 from recipes.training.own_parts import check_own_head, register_own_parts
 from recipes.training.start import check_run, describe, keep_head, moments_beside, read_weights, start_of
-
-TORCHVISION = "torchvision:"
 
 
 def image_size(native: int | None, *, backbone: str, requested: int | None = None) -> int:
@@ -41,19 +37,6 @@ def image_size(native: int | None, *, backbone: str, requested: int | None = Non
         return requested
     expected, fixed = native_size(backbone)
     return expected if native is None or fixed else max(native, SMALLEST)
-
-
-def native_size(backbone: str) -> tuple[int, bool]:
-    """Side of the images that a backbone was made for (224 if unknown), and whether it takes no other."""
-    local = local_config(backbone)
-    if local is not None:  # timm writes img_size for a backbone built for one size, but no fixed_input_size
-        pretrained_cfg, args = local.get("pretrained_cfg", local), local["model_args"]
-        fixed = "img_size" in args and not args.get("dynamic_img_size")
-        return int(np.ravel(args.get("img_size", pretrained_cfg.get("input_size", 224)))[-1]), fixed
-    if backbone.startswith(TORCHVISION):  # its vision transformers alone take no other size
-        return 224, backbone.startswith(f"{TORCHVISION}vit_")
-    found = get_pretrained_cfg(backbone, allow_unregistered=True)
-    return (224, False) if found is None else (int(found.input_size[-1]), found.fixed_input_size)
 
 
 def build_model(
@@ -103,9 +86,9 @@ def build_model(
             classifier.eval()(sample.to(next(classifier.parameters()).device))
     except (RuntimeError, AssertionError) as error:
         reason, side = " ".join(str(error).split()), sample.shape[-1]
-        raise UserError(
-            f"{model.backbone} cannot take images of {side} pixels ({reason}): set --data.image_size"
-        ) from None
+        built_for = model.model_args.get("img_size", native_size(model.backbone)[0])
+        way = "set --data.image_size" if side == built_for else f"--data.image_size {built_for} fits"
+        raise UserError(f"{model.backbone} cannot take images of {side} pixels ({reason}): {way}") from None
     return classifier.to(dtype).to(memory_format=torch.channels_last)
 
 
@@ -136,27 +119,17 @@ def classifier_args(model: ModelConfig, data: Dataset, *, seed: int) -> dict[str
     local = local_config(model.backbone) or {"architecture": model.backbone, "model_args": {}}
     args = {key: value for key, value in local["model_args"].items() if key != "num_classes"}
     own = {key: value for key, value in model.model_args.items() if key != "checkpoint_path"}
+    images = data.train.images
+    fitting = side_args(model.backbone, images.shape[-1], {"in_chans": images.shape[1], **own})
     return {
         "model": local["architecture"],  # the folder of a local-dir: backbone may be gone by then
         "head": model.head,
         "num_classes": len(data.class_names),
         "norm": model.norm,
         "project": model.project,
-        "model_args": {**args, "in_chans": data.train.images.shape[1], **own},
+        "model_args": {**args, "in_chans": images.shape[1], **fitting, **own},
         "head_args": {"seed": seed, **model.head_args},
     }
-
-
-def local_config(backbone: str) -> dict[str, Any] | None:
-    """config.json of a backbone local-dir:FOLDER with model_args filled in; None for other names and bad files."""
-    kind, _, folder = backbone.partition(":")
-    if kind.lower() != "local-dir":
-        return None
-    try:
-        found = json.loads((Path(folder) / "config.json").read_text())
-        return found | {"model_args": found.get("model_args") or {}, "architecture": found["architecture"]}
-    except (OSError, ValueError, KeyError, AttributeError):
-        return None  # timm reports what is wrong with the file
 
 
 def check_backbone(name: str) -> None:

@@ -1,0 +1,140 @@
+"""Images of another side than a backbone was made for: whether it takes them, and what builds it for them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+import torchvision
+from timm.models import get_pretrained_cfg
+from torch import Tensor, nn
+
+from ncreg.models import match_weights
+
+TORCHVISION = "torchvision:"
+MOST_PREFIX_TOKENS = 8
+"""Tokens beside those of the image (class, distillation, registers) that a position embedding has at most."""
+
+
+def local_config(backbone: str) -> dict[str, Any] | None:
+    """config.json of a backbone local-dir:FOLDER with model_args filled in; None for other names and bad files."""
+    kind, _, folder = backbone.partition(":")
+    if kind.lower() != "local-dir":
+        return None
+    try:
+        found = json.loads((Path(folder) / "config.json").read_text())
+        return found | {"model_args": found.get("model_args") or {}, "architecture": found["architecture"]}
+    except (OSError, ValueError, KeyError, AttributeError):
+        return None  # timm reports what is wrong with the file
+
+
+def native_size(backbone: str) -> tuple[int, bool]:
+    """Side of the images that a backbone was made for (224 if unknown), and whether it takes no other."""
+    local = local_config(backbone)
+    if local is not None:  # timm writes img_size for a backbone built for one size, but no fixed_input_size
+        pretrained_cfg, args = local.get("pretrained_cfg", local), local["model_args"]
+        fixed = "img_size" in args and not args.get("dynamic_img_size")
+        return int(np.ravel(args.get("img_size", pretrained_cfg.get("input_size", 224)))[-1]), fixed
+    if backbone.startswith(TORCHVISION):  # its vision transformers alone take no other size
+        return 224, backbone.startswith(f"{TORCHVISION}vit_")
+    found = get_pretrained_cfg(backbone, allow_unregistered=True)
+    return (224, False) if found is None else (int(found.input_size[-1]), found.fixed_input_size)
+
+
+def built_for(backbone: str, side: int) -> dict[str, int]:
+    """The argument that builds a backbone for images of a side: `img_size` of timm's, `image_size` of torchvision's."""
+    return {"image_size" if backbone.startswith(TORCHVISION) else "img_size": side}
+
+
+def side_args(backbone: str, side: int, args: Mapping[str, Any]) -> dict[str, int]:
+    """What to add to `model_args` so that a backbone of fixed size takes images of a side; empty where it does so.
+
+    Args:
+        backbone: the name that `swap_head` takes.
+        side: in pixels.
+        args: the `model_args` given.
+
+    Returns:
+        `img_size` for a model of timm, `image_size` for one of torchvision; nothing where that does not help.
+
+    Example:
+        >>> side_args("vit_tiny_patch16_224", 32, {}), side_args("resnet18", 32, {})
+        ({'img_size': 32}, {})
+    """
+    native, fixed = native_size(backbone)
+    more = built_for(backbone, side)
+    may_be_fixed = fixed or local_config(backbone) is not None  # whose config.json need not say it
+    if not may_be_fixed or side == native or more.keys() & args.keys():
+        return {}
+    return more if not _takes(backbone, side, args) and _takes(backbone, side, {**args, **more}) else {}
+
+
+def trained_side(backbone: str, weights: Mapping[str, Any]) -> int | None:
+    """The side of the images that weights of a backbone of fixed size were trained on, from their position embedding.
+
+    None where it is the usual one, or cannot be told.
+    """
+    native, fixed = native_size(backbone)
+    if not fixed:
+        return None
+    with _on_meta():
+        plain = _built(backbone, {})
+    found, own = match_weights(weights, plain), plain.state_dict()
+    for name, value in found.tensors.items():
+        if "pos_embed" in name and name in own and value.ndim == own[name].ndim == 3:
+            for side in _sides(native, own[name].shape[1], value.shape[1]):
+                if _position_fits(backbone, side, name, value):
+                    return side
+    return None
+
+
+def _sides(native: int, own: int, theirs: int) -> Iterator[int]:
+    """Sides at which an embedding of `own` tokens at the native side would have `theirs`."""
+    for prefix in range(MOST_PREFIX_TOKENS + 1):
+        grids = [math.isqrt(max(0, count - prefix)) for count in (own, theirs)]
+        if own != theirs and all(grids) and [grid**2 + prefix for grid in grids] == [own, theirs]:
+            yield native * grids[1] // grids[0]
+
+
+def _position_fits(backbone: str, side: int, name: str, value: Tensor) -> bool:
+    try:
+        with _on_meta():
+            return bool(_built(backbone, built_for(backbone, side)).state_dict()[name].shape == value.shape)
+    except Exception:  # somebody's model may raise anything
+        return False
+
+
+def _takes(backbone: str, side: int, args: Mapping[str, Any]) -> bool:
+    try:
+        with _on_meta(), torch.no_grad():
+            _built(backbone, args).eval()(torch.zeros(1, args.get("in_chans", 3), side, side))
+    except Exception:  # somebody's model may raise anything
+        return False
+    return True
+
+
+@contextmanager
+def _on_meta() -> Iterator[None]:
+    """Tensors without memory, and random numbers that nobody misses."""
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        yield
+
+
+def _built(backbone: str, args: Mapping[str, Any]) -> nn.Module:
+    """The backbone with its usual classifier and random weights."""
+    left_out = {"pretrained", "checkpoint_path", "features_only"}
+    own = {key: value for key, value in args.items() if key not in left_out}
+    if backbone.startswith(TORCHVISION):
+        own.pop("in_chans", None)
+        model: nn.Module = torchvision.models.get_model(backbone.removeprefix(TORCHVISION), weights=None, **own)
+        return model
+    local = local_config(backbone)
+    name = backbone if local is None else local["architecture"]
+    return timm.create_model(name, pretrained=False, **({} if local is None else local["model_args"]) | own)
