@@ -132,7 +132,7 @@ def keep(model: str | nn.Module, options: ModelOptions, **more: Any) -> Classifi
     if options.image_size is not None and isinstance(model, str):
         args = more.get("model_args", {})
         more["model_args"] = {**args, **side_args(model, options.image_size, args)}
-    elif options.image_size is not None:
+    elif options.image_size is not None and not isinstance(model, str):
         channels = options.channels or first_channels(model)
         size = (channels, options.image_size, options.image_size)
     with warnings.catch_warnings():
