@@ -6,7 +6,10 @@
 MODEL is a run folder of recipes/train.py, or one of its checkpoint files; timm:NAME or
 torchvision:NAME, with --weights FILE or pretrained; a folder that fold, save_pretrained or timm
 wrote; FILE.py:FUNCTION, a function that returns a module. Files that are not readable images are
-named at the end, and the exit code is then 2; the others have their rows.
+named at the end, and the others have their rows.
+
+Exit code: 0; 3 where some images have their rows and others are not readable; 2 where nothing is
+written, because an argument is wrong or no image is readable.
 """
 
 from __future__ import annotations
@@ -40,8 +43,8 @@ def _parser() -> Parser:
     return parser
 
 
-def predict(argv: Sequence[str]) -> None:
-    """Classify, and write the rows."""
+def predict(argv: Sequence[str]) -> int:
+    """Classify, and write the rows; the exit code."""
     args = _parser().parse(argv)
     from recipes.evaluation import predictions  # seconds: torch is imported
     from recipes.evaluation.model_under_test import open_model, tell
@@ -54,11 +57,11 @@ def predict(argv: Sequence[str]) -> None:
     rows, unreadable = predictions.predict(tested.named(), files)
     if rows:
         predictions.write_predictions(rows, args.format, args.out)
-    predictions.check_all_read(unreadable, len(rows))
+    return predictions.check_all_read(unreadable, len(rows))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code: 0, or 2 with one line when the user has to change something, such as an unreadable image."""
+    """Exit code: 0, 3 where some images are not readable, or 2 when the user has to change something."""
     return run_script(predict, argv)
 
 

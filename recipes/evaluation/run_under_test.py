@@ -14,14 +14,16 @@ from torchvision.transforms.v2.functional import rgb_to_grayscale
 from ncreg.models import Classifier, FixedProjector
 from recipes.core.config import DataConfig, TrainConfig
 from recipes.core.extras import is_installed
+from recipes.data.gray_sets import fashion_mnist_folder
 from recipes.data.held_out import only_classes
-from recipes.data.load import Dataset, fashion_mnist_folder, load, read_source
+from recipes.data.load import Dataset, load, read_source
 from recipes.data.split import Source, Split, as_floats, stratified
 from recipes.evaluation.model_options import ModelOptions
 from recipes.evaluation.model_under_test import check_own, is_run, open_model, tell
 from recipes.evaluation.results import digest
 from recipes.training.metrics import BATCH
 from recipes.training.run_dir import RunDir
+from recipes.training.same_start import former_images
 
 SETS = ("digits", "mnist5k", "fashion_mnist")
 """Image sets that need no download if their package or files are installed."""
@@ -87,7 +89,7 @@ class RunUnderTest:
             check_own(word, options, overrides)
         tested = open_model(word, options, checkpoint=checkpoint, device=device, overrides=overrides)
         config = tested.config
-        former = RunDir(tested.home).former_images(config.data) if tested.is_run else ()
+        former = former_images(RunDir(tested.home), config.data) if tested.is_run else ()
         data = load(config.data, seed=config.seed, image_size=tested.image_size, former=former)
         if not tested.is_run:
             source = Source(data.class_names, data.train, data.test)

@@ -22,6 +22,7 @@ from recipes.evaluation.run_under_test import RunUnderTest
 from recipes.training.build import build_model, class_vectors, image_size
 from recipes.training.metrics import BATCH
 from recipes.training.run_dir import RunDir
+from recipes.training.same_start import former_images
 
 Array = np.ndarray
 
@@ -83,7 +84,7 @@ def snapshots_of_run(run: Path, *, split: str, images: int) -> tuple[Path, list[
     """
     config = run_config(run)
     side = partial(image_size, backbone=config.model.backbone, requested=config.data.image_size)
-    former = RunDir(run).former_images(config.data)
+    former = former_images(RunDir(run), config.data)
     data = load(config.data, seed=config.seed, image_size=side, former=former)
     times = checkpoints(run)
     if not times:

@@ -27,9 +27,9 @@ FORMER = "until-epoch-"
 """Folder of what told of a former end."""
 
 
-def bounds(tpt: TPTConfig) -> dict[str, Any]:
-    """The values that bound a run."""
-    return {key: getattr(tpt, key.removeprefix("tpt.")) for key in BOUNDS}
+def bounds(of: TPTConfig | TPTScheduler) -> dict[str, Any]:
+    """The values that bound a run, as configured, or as in force: a phase is no longer than the run."""
+    return {key: getattr(of, key.removeprefix("tpt.")) for key in BOUNDS}
 
 
 def moved(then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -59,12 +59,11 @@ def under_new_bounds(
         UserError: the new bounds end the run before what it has trained, or add no epoch to a run that has ended.
     """
     saved = found["scheduler"]
-    then, now = {key: saved[key.removeprefix("tpt.")] for key in BOUNDS}, bounds(config.tpt)
-    kept = min(config.tpt.min_terminal, saved["max_epochs"])  # a schedule holds no more
-    if then["tpt.min_terminal"] == kept:
-        then["tpt.min_terminal"] = config.tpt.min_terminal
-    changed = moved(then, now)
-    if not changed and not run.finished:
+    then = {key: saved[key.removeprefix("tpt.")] for key in BOUNDS}
+    then["tpt.min_terminal"] = min(then["tpt.min_terminal"], saved["max_epochs"])  # earlier runs noted what was asked
+    in_force = moved(then, bounds(scheduler))
+    changed = moved(bounds(run.begun_with().tpt), bounds(config.tpt)) or in_force  # or an extension that was killed
+    if not changed:
         return found
     history, begun = found["history"], any(found["taken"])
     rates = replay(scheduler, history, config.tpt)

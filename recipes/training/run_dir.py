@@ -14,13 +14,10 @@ import yaml
 
 from ncreg.checkpoint import load_checkpoint, save_checkpoint
 from recipes.core.cli import BOUNDS, parse
-from recipes.core.config import DataConfig, TrainConfig, as_yaml
+from recipes.core.config import TrainConfig, as_yaml
 from recipes.core.errors import UserError
 from recipes.core.files import environment, json_row, write_atomically, write_json
-from recipes.core.own_code import own_files
-from recipes.data.fingerprint import checksums, described
-from recipes.data.image_folder import image_files, split_folders
-from recipes.data.load import Dataset
+from recipes.data.fingerprint import checksums
 from recipes.data.unreadable import Unreadable
 
 CODE = "code.json"
@@ -31,9 +28,6 @@ UNREADABLE = "unreadable.json"
 
 EXTENSIONS = "extensions.json"
 """How the bounds of a run were moved."""
-
-DATA = "data.json"
-"""What the data are that a run began with, where they lie in no folder of images."""
 
 
 class RunDir:
@@ -150,34 +144,6 @@ class RunDir:
         if gone:
             self.write(UNREADABLE, {"images": gone})
 
-    def former_images(self, data: DataConfig) -> list[str]:
-        """Images that count in drawing the run's splits again, also those that it did without in the end.
-
-        Args:
-            data: what is read; other data than the run's own has no such images.
-
-        Raises:
-            UserError: images were added to those that the run divided, or taken from them.
-        """
-        noted = self.path / "images.json"
-        if data.name != "folder" or not noted.is_file():
-            return []
-        began, former = json.loads(noted.read_text()), self.unreadable()
-        root = Path(began["root"])
-        if data.root != root or not root.is_dir():
-            return []
-        divided = split_folders(root)["train"]
-        then = {path for path in (root / name for name in began["files"]) if path.is_relative_to(divided)}
-        now = set(image_files(divided))
-        for path in sorted((then ^ now) - set(map(Path, former))):
-            what = "is new" if path in now else "is gone"
-            raise UserError(
-                f"RUN {self.path}: image {path} {what} since the run divided its images; drawn again, the splits would "
-                "be others, with training images among those tested: put its images back as they were, or name another "
-                "folder with --data.name folder --data.root FOLDER --split all"
-            )
-        return former
-
     def _keep_code(self, code: Mapping[str, str]) -> None:
         for number, (path, text) in enumerate(code.items()):
             (self.path / "code").mkdir(exist_ok=True)
@@ -190,53 +156,6 @@ class RunDir:
         noted = self.path / CODE
         copies = json.loads(noted.read_text()) if noted.is_file() else {}
         return {path: self.path / "code" / name for path, name in copies.items()}
-
-    def check_code(self, config: TrainConfig) -> None:
-        """Refuse to go on with other code of the user's own than the run began with.
-
-        Raises:
-            UserError: names the file that has changed or is gone.
-        """
-        copies = self.code()
-        for key, path in own_files(config).items():
-            if path not in copies:
-                continue
-            there = Path(path).expanduser()
-            if not there.is_file() or there.read_text(encoding="utf-8-sig") != copies[path].read_text(encoding="utf-8"):
-                what = "has changed since it began" if there.is_file() else "is gone"
-                raise UserError(
-                    f"run {self.path} cannot be resumed: {there} of {key} {what}; put back what it was, which is kept "
-                    f"in {copies[path]}, or start a new run"
-                )
-
-    def check_data(self, data: Dataset, *, trained: bool) -> None:
-        """Refuse data that are not those that the run began with; a new run writes down what it has.
-
-        Args:
-            data: as they are now.
-            trained: whether the run only has to be measured, which needs no training images in their order.
-
-        Raises:
-            UserError: names what has changed.
-        """
-        if data.train_gone and not trained:
-            raise UserError(
-                f"run {self.path} cannot be resumed: of the images that are gone, {data.train_gone} are for training, "
-                "which is not done; put them back, or start a new run"
-            )
-        if (self.path / "images.json").is_file() or self.unreadable():
-            return  # `load` looks at the files themselves
-        now = described(data)
-        noted = self.path / DATA
-        then = json.loads(noted.read_text()) if noted.is_file() else None
-        if then is None and self.writes and not self.epochs:
-            self.write(DATA, now)
-        elif then is not None and then != now:
-            key = next(key for key in now if then.get(key) != now[key])
-            raise UserError(
-                f"run {self.path} cannot be resumed: its data are not those that it began with ({key} was "
-                f"{then.get(key)}, is {now[key]}); give them as they were, or start a new run"
-            )
 
     def write(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file, whole or not at all; numbers that are not finite become null."""
@@ -265,12 +184,13 @@ class RunDir:
             raise UserError(
                 f"resume={self.path} is no run folder: it has no config.yaml; name the folder of a run, or auto"
             )
-        if self.finished and not any(word.removeprefix("--").startswith(BOUNDS) for word in changes):
+        config = self.begun_with(changes)
+        if self.finished and config.tpt == self.begun_with().tpt:
             raise UserError(
                 f"run {self.path} is finished: its summary.json is there; nothing to resume. With a larger bound, such "
                 f"as --{BOUNDS[0]} N, it trains longer"
             )
-        return self.begun_with(changes)
+        return config
 
     def begun_with(self, changes: Sequence[str] = ()) -> TrainConfig:
         """The configuration in its config.yaml, whether it is finished or not."""
@@ -306,9 +226,8 @@ class RunDir:
         """The newest undamaged checkpoint, and a sentence about damaged ones that were skipped.
 
         Raises:
-            UserError: there is none, or an image of the run is missing, changed or new.
+            UserError: there is none.
         """
-        self._check_images()
         damaged: list[str] = []
         for path in self.checkpoints():
             try:
@@ -321,22 +240,6 @@ class RunDir:
             damaged.append(f"checkpoint {path} was not written by a training run")
         why = "; ".join(damaged) or "it has no checkpoint"
         raise UserError(f"run {self.path} cannot be resumed: {why}")
-
-    def _check_images(self) -> None:
-        """Refuse to resume on other images than the run began with."""
-        if not (self.path / "images.json").is_file():
-            return
-        began = json.loads((self.path / "images.json").read_text())
-        root, then = Path(began["root"]), began["files"]
-        now = checksums(root)
-        mended = set(self.unreadable())
-        for name in sorted(then.keys() | now.keys()):
-            if str(root / name) not in mended and then.get(name) != now.get(name):
-                what = "is gone" if name not in now else "is new" if name not in then else "has changed"
-                raise UserError(
-                    f"run {self.path} cannot be resumed: image {root / name} {what} since it began; "
-                    "put its images back as they were, or start a new run"
-                )
 
 
 def _with_defaults(config: str) -> Any:

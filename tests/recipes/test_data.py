@@ -4,6 +4,7 @@ import gzip
 import pickle
 import struct
 import zlib
+from pathlib import Path
 from urllib.error import URLError
 
 import numpy as np
@@ -187,7 +188,7 @@ def test_faulty_folders_are_refused_by_name(folder, change, words):
     ("config", "words"),
     [
         (DataConfig(name="cifar11"), "data.name='cifar11' is unknown: one of digits"),
-        (DataConfig(name="folder", root=data.Path("nowhere")), "data.root=nowhere is not a folder"),
+        (DataConfig(name="folder", root=Path("nowhere")), "data.root=nowhere is not a folder"),
         (DataConfig(train_size=5000), "data.train_size=5000: only 1293"),
         (DataConfig(train_size=3), "data.train_size=3 cannot be drawn from 10 classes: at least 10, an image of each"),
         (

@@ -154,15 +154,17 @@ def test_predict_gives_the_rows_it_can_and_names_the_files_it_cannot(run, expect
         Path(name).write_bytes(b"no picture")
     Image.fromarray(expected[0].images[0, 0].numpy()).save(names[1])
     asked = [str(run), *(names[number] for number in order), names[1]]
-    assert predict.main(asked) == 2
+    assert predict.main(asked) == 3
     said = capsys.readouterr()
     rows = list(csv.DictReader(said.out.splitlines()))
     assert [row["file"] for row in rows] == [names[1]] * 2
     assert all(float(row["p(3)"]) == pytest.approx(float(expected[1][0, 3]), abs=1e-5) for row in rows)
     assert said.err.count("\n") == 1 and "the other 2 images have their rows" in said.err
     assert all(f"{name} is not a readable image" in said.err for name in (names[0], names[2]))
-    assert predict.main([*asked, "--out", str(tmp_path / "p.csv")]) == 2
+    assert predict.main([*asked, "--out", str(tmp_path / "p.csv")]) == 3
     assert (tmp_path / "p.csv").read_text().count("\n") == 3
+    assert predict.main([str(run), names[0], names[2], "--out", str(tmp_path / "q.csv")]) == 2  # no row at all
+    assert not (tmp_path / "q.csv").exists()
 
 
 @pytest.mark.parametrize(
@@ -189,7 +191,7 @@ def test_bad_input_is_one_line(run, tmp_path, capsys, monkeypatch, command, args
     (tmp_path / "worse.png").write_bytes(b"none either")
     (tmp_path / "empty").mkdir()
     Image.new("L", (9, 5)).save(tmp_path / "good.png")
-    monkeypatch.setattr("recipes.data.load.DEBIAN", made_fashion(tmp_path / "fashion"))
+    monkeypatch.setattr("recipes.data.gray_sets.DEBIAN", made_fashion(tmp_path / "fashion"))
     named = {word: tmp_path / f"{word.lower()}.png" for word in ("BAD", "WORSE", "GOOD")}
     known = named | {"RUN": run, "EMPTY": tmp_path / "empty"}
     assert command.main([str(known.get(arg, arg)) for arg in args]) == 2

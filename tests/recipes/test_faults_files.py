@@ -13,7 +13,7 @@ from PIL import Image
 from test_data import fashion
 from test_faults import ARGS, Killed, same_end
 
-import recipes.data.load
+import recipes.data.gray_sets
 import recipes.training.run_dir
 from ncreg.checkpoint import load_checkpoint, load_classifier, save_checkpoint
 from ncreg.models import Normalize, swap_head
@@ -215,7 +215,7 @@ def test_images_that_stay_are_gone_on_with(images, tmp_path):
 def test_a_file_of_fashion_mnist_that_is_gone_is_named(tmp_path, monkeypatch, capsys):
     (tmp_path / "set").mkdir()
     fashion(tmp_path / "set", 60)
-    monkeypatch.setattr(recipes.data.load, "DEBIAN", tmp_path / "nowhere")
+    monkeypatch.setattr(recipes.data.gray_sets, "DEBIAN", tmp_path / "nowhere")
     args = ["tpt", "--data.name", "fashion_mnist", "--data.root", str(tmp_path / "set"), "--data.val_share", "0.25"]
     args += ["--data.batch_size", "8", "--tpt.max_epochs", "2", "--quiet", "true"]
     path = killed(args, tmp_path / "runs", 3)

@@ -212,6 +212,7 @@ def test_bounds_that_add_nothing_are_refused_and_leave_the_run_as_it_is(short, c
     for path, words, said in (
         (short, [], ["is finished", "--tpt.max_epochs N"]),
         (short, ["--device", "cpu"], ["is finished", "--tpt.max_epochs N"]),
+        (short, ["--tpt.max_epochs", "2"], ["is finished", "--tpt.max_epochs N"]),
         (short, ["--tpt.max_epochs", "1"], ["--tpt.max_epochs 1 ends the run at epoch 1", "trained epoch 2"]),
         (short, ["--tpt.max_epochs", "0"], ["tpt.max_epochs=0: must be at least 1"]),
         (short, ["--tpt.max_epochs", "many"], ['"tpt.max_epochs": expected int, got many']),
