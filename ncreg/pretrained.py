@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,6 +44,8 @@ def load_weights(source: str | Path) -> dict[str, Any]:
         True
     """
     path = _weights_file(Path(source))
+    if not path.stat().st_size:
+        raise ValueError(f"weights {path} cannot be read: the file is empty")
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
@@ -52,7 +55,12 @@ def load_weights(source: str | Path) -> dict[str, Any]:
         with torch.serialization.safe_globals([argparse.Namespace]):  # timm's own checkpoints hold their arguments
             found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes make torch raise errors of any class
-        reason = " ".join(str(error).split())[:200]
+        if (foreign := re.search(r"Unsupported global: GLOBAL ([\w.]+)", str(error))) is not None:
+            raise ValueError(
+                f"weights {path} hold objects of Python ({foreign[1]}), such as a whole model, not tensors by name "
+                "alone: torch.save(model.state_dict(), FILE) where it was made writes these"
+            ) from None
+        reason = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())[:200] or type(error).__name__
         raise ValueError(f"weights {path} cannot be read ({reason}): damaged, or more than tensors") from None
     if not isinstance(found, Mapping):
         raise ValueError(f"weights {path} hold a {type(found).__name__}, not tensors by name")
@@ -65,6 +73,11 @@ def _weights_file(source: Path) -> Path:
         if not files:
             raise FileNotFoundError(f"weights {source}: the folder holds neither checkpoints/ of a run nor {WEIGHTS}")
         return files[0]
+    if not source.exists():
+        raise FileNotFoundError(
+            f"{source} does not exist: weights are a file .pth, .pt, .bin or .safetensors, a run folder, or a folder "
+            f"with {WEIGHTS}"
+        )
     return newest_checkpoint(source)
 
 

@@ -29,7 +29,7 @@ if __name__ == "__main__":
     require_recipes()
 
 from recipes.core.errors import UserError
-from recipes.core.files import write_atomically, write_json
+from recipes.core.files import check_folder, write_atomically, write_json
 from recipes.core.script import Parser, run_script, take_keys
 from recipes.evaluation.model_options import MODEL_HELP, ModelOptions, add_model_options, model_options
 
@@ -85,6 +85,7 @@ def evaluate(argv: Sequence[str]) -> None:
     from recipes.evaluation.model_under_test import open_model
 
     tested = open_model(args.model, options, overrides=overrides, checkpoint=args.checkpoint, device=args.device)
+    check_folder(tested.home, "the folder of the results,")
     found = evaluate_model(
         tested,
         split=args.split,
@@ -114,6 +115,7 @@ def _evaluate_features(args: argparse.Namespace, options: ModelOptions, override
     from recipes.evaluation.features_alone import evaluate_features
 
     out = options.out_dir or Path("evaluations") / args.features.stem
+    check_folder(out, "the folder of the results,")
     found = evaluate_features(args.features, args.test_features, class_names=options.class_names)
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "features.json", found.result)

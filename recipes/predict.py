@@ -25,6 +25,7 @@ if __name__ == "__main__":
 
     require_recipes()
 
+from recipes.core.files import check_file
 from recipes.core.script import Parser, run_script
 from recipes.evaluation.model_options import MODEL_HELP, add_model_options, model_options
 
@@ -46,6 +47,8 @@ def _parser() -> Parser:
 def predict(argv: Sequence[str]) -> int:
     """Classify, and write the rows; the exit code."""
     args = _parser().parse(argv)
+    if args.out is not None:
+        check_file(args.out, "--out")
     from recipes.evaluation import predictions  # seconds: torch is imported
     from recipes.evaluation.model_under_test import open_model, tell
 

@@ -86,7 +86,7 @@ def load_matched(
     )
     if needed.missing or needed.misshapen or not found.matched:
         raise ValueError(_incomplete(needed, model, source, part="model"))
-    _check_numbers(found, source)
+    _check_numbers(found, model, source)
     model.load_state_dict({name: found.tensors[name] for name in found.matched}, strict=False)
     return found
 
@@ -166,7 +166,7 @@ def complete_loading(source: str, *, strict: bool) -> Iterator[None]:
         found = _compared(dict(state_dict), module)
         if found.misshapen or (found.missing and (strict or not found.matched)):
             raise ValueError(_incomplete(found, module, source))
-        _check_numbers(found, source)
+        _check_numbers(found, module, source)
         if found.missing or (strict and found.unused):
             what = f"lack {_some(found.missing)}" if found.missing else f"hold more, not used: {_some(found.unused)}"
             warnings.warn(f"{source} {what}", UserWarning, stacklevel=2)
@@ -176,9 +176,18 @@ def complete_loading(source: str, *, strict: bool) -> Iterator[None]:
         yield
 
 
-def _check_numbers(found: MatchedWeights, source: str) -> None:
-    if broken := [name for name in found.matched if found.tensors[name].isnan().any()]:
-        raise ValueError(f"{source} hold NaN: {_some(broken)}: they are of a diverged run, take earlier ones")
+def _check_numbers(found: MatchedWeights, model: nn.Module, source: str) -> None:
+    """NaN anywhere, or an infinite weight, makes every logit NaN; other buffers may be infinite, as masks are."""
+    essential = _essential_names(model)
+    for what, names in (
+        ("NaN", [name for name in found.matched if found.tensors[name].isnan().any()]),
+        (
+            "infinite values",
+            [name for name in found.matched if name in essential and found.tensors[name].isinf().any()],
+        ),
+    ):
+        if names:
+            raise ValueError(f"{source} hold {what}: {_some(names)}: they are of a diverged run, take earlier ones")
 
 
 def _incomplete(found: MatchedWeights, model: nn.Module, source: str, *, part: str = "backbone") -> str:
@@ -192,6 +201,12 @@ def _incomplete(found: MatchedWeights, model: nn.Module, source: str, *, part: s
             f"{message}; {named} have the right names without the prefix {better.prefix!r}: "
             "swap_head(…, weights=ncreg.load_weights(FILE)) takes it off, and so does --model.weights FILE of a recipe"
         )
+    if _lacks_classifier(found, model):
+        return (
+            f"{message}; only the classifier is missing, {_some(found.missing)}: they are of a backbone alone. Train a "
+            "head on it, swap_head(…, head=NAME, num_classes=C, weights=…) or recipes/train.py --model.weights FILE, "
+            "or take the file of the whole model"
+        )
     parts = [
         message,
         f"missing are {_some(found.missing)}" if found.missing else "",
@@ -199,6 +214,16 @@ def _incomplete(found: MatchedWeights, model: nn.Module, source: str, *, part: s
         f"the names there are {_some(list(found.tensors))}" if not found.matched else "",
     ]
     return "; ".join(part for part in parts if part) + ": are they of another architecture?"
+
+
+def _lacks_classifier(found: MatchedWeights, model: nn.Module) -> bool:
+    """Whether weights cover all of a model but its classifier, which they do not know at all."""
+    cfg: Any = getattr(model, "pretrained_cfg", None) or {}
+    paths = cfg.get("classifier") or list(model.state_dict())[-1].rpartition(".")[0]
+    heads = tuple(f"{path}." for path in ([paths] if isinstance(paths, str) else paths))
+    rest = [name for name in found.missing if not name.startswith(heads)]
+    known = any(name.startswith(heads) for name in found.matched)
+    return bool(found.matched and found.missing) and not (rest or known or found.misshapen)
 
 
 def _some(names: list[str]) -> str:

@@ -35,6 +35,34 @@ def file_name(text: str) -> str:
     return re.sub(r"[^\w.-]+", "-", text).strip("-")
 
 
+def check_folder(folder: Path, option: str) -> None:
+    """Refuse a folder for results that cannot be made or written to, before the work whose results it takes.
+
+    Raises:
+        UserError: names the option.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"{option} {folder} cannot be written to: {there} is a file, not a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{option} {folder} cannot be written to: no permission in {there}")
+
+
+def check_file(file: Path, option: str) -> None:
+    """Refuse a file for results that cannot be written, before the work whose results it takes.
+
+    Raises:
+        UserError: names the option.
+    """
+    if file.is_dir():
+        raise UserError(f"{option} {file} cannot be written: it is a folder")
+    if not file.absolute().parent.exists():
+        raise UserError(f"{option} {file} cannot be written: the folder {file.parent} does not exist")
+    check_folder(file.parent, option)
+    if file.exists() and not os.access(file, os.W_OK):
+        raise UserError(f"{option} {file} cannot be written: no permission")
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file, whole or not at all: a reader never sees half of it."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")

@@ -29,6 +29,7 @@ def image_folder(
     *,
     former: Collection[str] = (),
     class_names: tuple[str, ...] | None = None,
+    least: int = 2,
 ) -> Source:
     """Images in root/train/CLASS, with root/val or root/test or both beside it, or in root/CLASS alone.
 
@@ -40,18 +41,22 @@ def image_folder(
         image_size: maps None to the side to use.
         former: files that take their place among the others even if they are gone by now.
         class_names: of a classifier that is evaluated on the images; the folder may lack some of these classes.
+        least: number of classes: training needs two.
 
     Raises:
-        UserError: no folder, fewer than two classes, a class without images, splits that do not fit together, or split
-            folders where class folders belong.
+        UserError: no folder, fewer than `least` classes, a class without images, splits that do not fit together, or
+            split folders where class folders belong.
     """
     parts = split_folders(config.root)
     train = parts["train"]
     names = tuple(sorted(path.name for path in _folders(train)))
     if class_names is not None:
         names = _known(sorted({path.name for folder in parts.values() for path in _folders(folder)}), class_names)
-    elif len(names) < 2:
-        raise UserError(f"{train} has {len(names)} class folders: a classifier needs at least 2")
+    elif len(names) < least:
+        count = f"{len(names)} class folder{'s' * (len(names) != 1)}"
+        raise UserError(
+            f"{train} has {count}: {'a classifier needs' if least > 1 else 'there must be'} at least {least}"
+        )
     notes = [*_strange_classes(train), *_left_out(config.root, parts)]
     side, workers = image_size(None), worker_count(config.workers)
     whole = class_names is None

@@ -120,6 +120,7 @@ def read_source(
     given: Any = None,
     former: Collection[str] = (),
     class_names: tuple[str, ...] | None = None,
+    least: int = 2,
 ) -> Source:
     """The data set that `config` names as its source provides it, before any split is drawn.
 
@@ -129,6 +130,7 @@ def read_source(
         given: as of `load`.
         former: as of `load`.
         class_names: of a classifier that is evaluated on the set, which may then lack some of these classes.
+        least: classes that a folder must have.
 
     Raises:
         UserError: as `load`, or a class that is not among `class_names`.
@@ -136,7 +138,7 @@ def read_source(
     if given is not None:
         source = given_set(given, config, image_size)
     elif config.name == "folder":
-        source = image_folder(config, image_size, former=former, class_names=class_names)
+        source = image_folder(config, image_size, former=former, class_names=class_names, least=least)
     else:
         check_set("data.name=", config.name)
         source = _reader(config.name)(config, image_size)

@@ -18,6 +18,9 @@ from recipes.core.errors import UserError
 BLOCK_BYTES = 2**25
 """Bytes of features that are held at once."""
 
+MANY_CLASSES = 10_000
+"""Classes above which at least half of the numbers up to the largest label must be in use."""
+
 
 class Features(Protocol):
     """Features (N, d) and their classes (N,), read in blocks as often as they are asked for."""
@@ -93,21 +96,35 @@ class FeatureFile:
 
     def __init__(self, path: Path, *, option: str = "--features") -> None:
         self.path, self.option = path, option
+        self._columns: Any = None
         if not path.is_file():
             raise UserError(f"{option} {path} does not exist: an .npz file with arrays features and target")
-        shape, order, self._dtype = self._header("features")
-        if len(shape) != 2 or self._dtype.kind != "f" or 0 in shape:
+        shape, self._by_column, self._dtype = self._header("features")
+        if len(shape) != 2 or self._dtype.kind != "f":
             self._refuse(f"features must be numbers (N, d), floating point, not {self._dtype} {shape}")
-        if order:
-            self._refuse("features are stored column by column: numpy.ascontiguousarray before saving")
+        if 0 in shape:
+            self._refuse(f"features {shape} are empty: the file holds {shape[0]} rows of {shape[1]} numbers")
         self.count, self.width = shape
+        self.target = self._target()
+
+    def _target(self) -> Tensor:
+        """The classes (N,), int64."""
         target = self.array("target")
         if target is None or target.shape != (self.count,) or target.dtype.kind not in "iu":
             got = "missing" if target is None else f"{target.dtype} {target.shape}"
-            self._refuse(f"target must be {self.count} whole numbers, a class for each row of features; it is {got}")
-        self.target = torch.from_numpy(target.astype(np.int64))
-        if int(self.target.min()) < 0:
-            self._refuse(f"target holds {int(self.target.min())}: classes are counted from 0")
+            self._refuse(
+                f"target must be {self.count} whole numbers, shape ({self.count},), a class for each row of features; "
+                f"it is {got}"
+            )
+        lowest, highest = int(target.min()), int(target.max())
+        if lowest < 0:
+            self._refuse(f"target holds {lowest}: classes are counted from 0")
+        if highest >= max(MANY_CLASSES, 2 * (distinct := len(np.unique(target)))):
+            self._refuse(
+                f"target goes up to {highest} with {distinct} distinct values: classes are counted from "
+                "0; _, target = numpy.unique(target, return_inverse=True) numbers them"
+            )
+        return torch.from_numpy(target.astype(np.int64))
 
     def array(self, name: str) -> Any:
         """An array of the file; None where it has none of that name."""
@@ -121,13 +138,24 @@ class FeatureFile:
         return int(self.count)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for rows, target in self._by_rows() if not self._by_column else self._from_columns():
+            if not rows.isfinite().all():
+                self._refuse("features hold NaN or infinite values")
+            yield rows, target
+
+    def _from_columns(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Blocks of an array that is stored column by column, which has to be read whole."""
+        if self._columns is None:
+            self._columns = self.array("features")
+        rows = max(1, BLOCK_BYTES // (self.width * self._dtype.itemsize))
+        for start in range(0, self.count, rows):
+            yield _block(self._columns[start : start + rows]), self.target[start : start + rows]
+
+    def _by_rows(self) -> Iterator[tuple[Tensor, Tensor]]:
         try:
             with zipfile.ZipFile(self.path) as archive, archive.open("features.npy") as member:
                 _read_header(member)
-                for rows, target in _blocks(member, self.target, self.width, self._dtype):
-                    if not rows.isfinite().all():
-                        self._refuse("features hold NaN or infinite values")
-                    yield rows, target
+                yield from _blocks(member, self.target, self.width, self._dtype)
         except (OSError, zipfile.BadZipFile, EOFError) as error:
             raise self._error(f"features cannot be read ({error})") from None
 
@@ -165,6 +193,9 @@ def _blocks(file: Any, target: Tensor, width: int, dtype: np.dtype) -> Iterator[
         raw = file.read(wanted)
         if len(raw) != wanted:
             raise EOFError(f"the file ends after {start} of {len(target)} rows")
-        block = np.frombuffer(raw, dtype).reshape(len(labels), width)
-        kept = np.float64 if dtype.itemsize == 8 else np.float32
-        yield torch.from_numpy(block.astype(kept)), labels
+        yield _block(np.frombuffer(raw, dtype).reshape(len(labels), width)), labels
+
+
+def _block(rows: Any) -> Tensor:
+    """Rows as a tensor, half precision as float32."""
+    return torch.from_numpy(rows.astype(np.float64 if rows.dtype.itemsize == 8 else np.float32, order="C"))

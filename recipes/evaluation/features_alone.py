@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,9 @@ def evaluate_features(path: Path, test: Path | None, *, class_names: tuple[str, 
     facts = [f"{len(file)} {name} features of {file.width} dimensions from {file.path}" for name, file in files.items()]
     if head is None:
         facts.append("The file holds no array weight (C, d), so nothing is said of a last layer and its decisions.")
+    if head is None and 0 < (first := min(int(file.target.min()) for file in files.values())):
+        facts.append(f"No feature is of class {', '.join(map(str, range(min(first, 3))))}: labels begin at {first}.")
+        print(f"note: labels of --features begin at {first}: class 0 has no samples", file=sys.stderr)
     result = {name.name: name.record for name in measured}
     text = page(measured, names, head, title=path.name, facts=facts)
     return FeatureReport({"features": str(path), "report": result}, text, _table(measured))

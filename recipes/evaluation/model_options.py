@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.core.errors import UserError
+from recipes.core.files import check_folder
 from recipes.core.script import Parser
 
 OTHER_MODELS = (
@@ -78,7 +79,7 @@ def model_options(args: argparse.Namespace) -> ModelOptions:
     """The checked values of these options.
 
     Raises:
-        UserError: a value out of range.
+        UserError: a value out of range, or a folder that cannot take results.
     """
     values: Mapping[str, Any] = {item.name: getattr(args, item.name, None) for item in fields(ModelOptions)}
     for name, least in (("image_size", 1), ("channels", 1), ("num_classes", 1)):
@@ -92,6 +93,8 @@ def model_options(args: argparse.Namespace) -> ModelOptions:
             raise UserError(f"--{name} {values[name]}: must be finite numbers")
     if values["std"] is not None and min(values["std"]) <= 0:
         raise UserError(f"--std {values['std']}: must be positive")
+    if values["out_dir"] is not None:
+        check_folder(values["out_dir"], "--out-dir")
     return ModelOptions(**{**values, "class_names": read_names(values["class_names"])})
 
 

@@ -14,8 +14,10 @@ from ncreg.checkpoint import load_checkpoint
 from ncreg.models import Classifier
 from recipes.core.config import TrainConfig
 from recipes.core.errors import UserError
+from recipes.core.files import check_folder
 from recipes.data.load import Dataset, load
 from recipes.data.split import Split, concatenate, stratified
+from recipes.evaluation.class_order import listed
 from recipes.evaluation.model_options import ModelOptions
 from recipes.evaluation.model_under_test import check_own, is_run, read_classifier, run_config, run_dir_of
 from recipes.evaluation.run_under_test import RunUnderTest
@@ -71,6 +73,8 @@ def take_snapshots(
         check_own(run, options, overrides)
         return snapshots_of_run(run_dir_of(Path(run)), split=split, images=images)
     tested = RunUnderTest.open(run, options=options, overrides=overrides)
+    check_folder(tested.path, "the folder of the results,")
+    _check_classes(tested.data, split)
     chosen = _chosen(tested.data, split, images, seed=tested.seed)
     taken = snapshot(Path(tested.config.model.backbone).name, tested.model, chosen.to(tested.device))
     return tested.path, [taken], tested.data.class_names
@@ -99,6 +103,18 @@ def snapshots_of_run(run: Path, *, split: str, images: int) -> tuple[Path, list[
     computed = [snapshot(title, model, chosen) for title, model in models(config, data, times)]
     write_snapshots(path, computed)
     return run, computed, data.class_names
+
+
+def _check_classes(data: Dataset, split: str) -> None:
+    """Refuse data without images of some class of a model."""
+    parts = (data.train, data.val, data.test) if split == "all" else (getattr(data, split),)
+    seen = set(torch.cat([part.target for part in parts]).tolist())
+    absent = [name for label, name in enumerate(data.class_names) if label not in seen]
+    if absent:
+        raise UserError(
+            f"no {split} image of {listed(absent)}: the figure needs some of all {len(data.class_names)} outputs of "
+            "MODEL; recipes/evaluate.py takes data with some of the classes"
+        )
 
 
 def _chosen(data: Dataset, split: str, images: int, *, seed: int) -> Split:

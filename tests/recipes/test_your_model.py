@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -279,6 +280,18 @@ def test_features_without_a_last_layer_say_nothing_of_one(here, tmp_path):
         ({"features": np.ones((4, 2), int), "target": np.arange(4)}, "features must be numbers (N, d), floating point"),
         ({"features": np.full((4, 2), np.nan), "target": np.arange(4)}, "features hold NaN or infinite values"),
         ({"features": np.ones((4, 2)), "target": -np.arange(4)}, "target holds -3: classes are counted from 0"),
+        (
+            {"features": np.ones((0, 16)), "target": np.arange(0)},
+            "features (0, 16) are empty: the file holds 0 rows of 16",
+        ),
+        (
+            {"features": np.ones((4, 2)), "target": np.arange(4)[:, None]},
+            "target must be 4 whole numbers, shape (4,), a class for each row of features; it is int64 (4, 1)",
+        ),
+        (
+            {"features": np.ones((4, 2)), "target": np.arange(4) % 3 * 10**9},
+            "target goes up to 2000000000 with 3 distinct values: classes are counted from 0; _, target = numpy.unique",
+        ),
         ({"features": np.ones((4, 2)), "target": np.arange(4), "bias": np.ones(4)}, "has an array bias but no weight"),
         ({"features": np.ones((4, 2)), "target": np.arange(4), "weight": np.ones((3, 2))}, "weight has 3 rows, target"),
         ({"features": np.ones((4, 2)), "target": np.arange(4), "weight": np.ones((4, 5))}, "weight must be floating"),
@@ -289,6 +302,92 @@ def test_features_that_cannot_be_measured_are_one_line(arrays, line, tmp_path, c
     assert evaluate.main(["--features", str(tmp_path / "f.npz")]) == 2
     printed = capsys.readouterr().err
     assert printed.count("\n") == 1 and line in printed, printed
+
+
+def test_features_by_column_give_the_same_numbers(here, tmp_path, monkeypatch):
+    monkeypatch.setattr("recipes.evaluation.feature_store.BLOCK_BYTES", 240)  # several blocks
+    held = dict(np.load("train.npz"))
+    by_column = held | {"features": np.asfortranarray(held["features"])}
+    reports = []
+    for name, arrays in (("rows", held), ("columns", by_column)):
+        np.savez(tmp_path / f"{name}.npz", **arrays)
+        result, _ = result_of(["--features", str(tmp_path / f"{name}.npz")], here, tmp_path / name)
+        reports.append(result["report"])
+    assert reports[0] == reports[1]
+
+
+def test_labels_that_begin_at_one_are_said(tmp_path, capsys):
+    target = np.arange(40) % 3 + 1
+    features = np.eye(4)[target] + np.random.default_rng(0).normal(size=(40, 4))
+    np.savez(tmp_path / "f.npz", features=features, target=target)
+    assert evaluate.main(["--features", str(tmp_path / "f.npz"), "--out-dir", str(tmp_path / "out")]) == 0
+    assert "note: labels of --features begin at 1: class 0 has no samples" in capsys.readouterr().err
+
+
+def test_images_of_a_single_class_are_evaluated(here, tmp_path, capsys):
+    """The outputs are red, blue, green: what is counted is what the model says of the green images."""
+    alone = tmp_path / "alone" / "green"
+    shutil.copytree("my_images/train/green", alone)
+    data = ["--data.name", "folder", "--data.root", str(alone.parent), "--image-size", "32"]
+    out = ["--split", "all", "--out-dir", str(tmp_path / "out")]
+    assert evaluate.main(["my_model.py:named", *data, *out]) == 0, capsys.readouterr().err
+    (path,) = (tmp_path / "out").glob("*.json")
+    result = json.loads(path.read_text())
+    whole, _ = result_of(["my_model.py:named", *DATA, "--image-size", "32", "--split", "train"], here, tmp_path / "w")
+    assert [result["per_class"][name] for name in ("red", "blue")] == [None, None]
+    assert np.array(result["confusion"]).sum() == 10 and result["accuracy"] == result["per_class"]["green"]
+    assert result["nc1"] is None
+    assert plot_collapse.main(["my_model.py:named", *data]) == 2
+    assert train.main(["etf", *data[:4]]) == 2
+    assert "has 1 class folder: a classifier needs at least 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "line"),
+    [
+        (evaluate, ["my_model.py:build", *DATA, "--out-dir", "mine.pth"], "--out-dir mine.pth cannot be written to"),
+        (evaluate, ["--features", "train.npz", "--out-dir", "mine.pth/a"], "--out-dir mine.pth/a cannot be written to"),
+        (robustness, ["my_model.py:build", *DATA, "--out-dir", "mine.pth"], "mine.pth is a file, not a folder"),
+        (plot_collapse, ["my_model.py:build", *DATA, "--out-dir", "mine.pth"], "mine.pth is a file, not a folder"),
+        (
+            predict,
+            ["my_model.py:build", "my_images", "--out", "no/p.csv"],
+            "--out no/p.csv cannot be written: the folder",
+        ),
+        (
+            predict,
+            ["my_model.py:build", "my_images", "--out", "my_images"],
+            "--out my_images cannot be written: it is a",
+        ),
+    ],
+)
+def test_results_that_cannot_be_written_are_refused_before_any_work(script, words, line, here, capsys, monkeypatch):
+    monkeypatch.setattr("recipes.evaluation.model_under_test.find_model", None)  # not reached
+    assert script.main(words) == 2
+    printed = capsys.readouterr()
+    assert printed.err.count("\n") == 1 and line in printed.err, printed.err
+
+
+def test_weights_that_are_no_tensors_by_name(here, capsys):
+    model = timm.create_model("test_resnet", num_classes=3)
+    torch.save(model, "whole.pth")
+    Path("empty.pth").write_bytes(b"")
+    body = {name: value for name, value in model.state_dict().items() if not name.startswith("fc.")}
+    torch.save(body, "body.pth")
+    torch.save({**model.state_dict(), "fc.bias": torch.full((3,), torch.inf)}, "inf.pth")
+    for name, line in (
+        (
+            "whole",
+            "hold objects of Python (timm.models.resnet.ResNet), such as a whole model, not tensors by name alone",
+        ),
+        ("empty", "weights empty.pth cannot be read: the file is empty"),
+        ("body", "only the classifier is missing, fc.weight, fc.bias: they are of a backbone alone"),
+        ("inf", "hold infinite values: fc.bias"),
+        ("none", "none.pth does not exist: weights are a file .pth, .pt, .bin or .safetensors"),
+    ):
+        assert evaluate.main(["timm:test_resnet", "--weights", f"{name}.pth", *DATA]) == 2
+        printed = capsys.readouterr()
+        assert printed.err.count("\n") == 1 and line in printed.err and "\x1b" not in printed.err, printed.err
 
 
 def test_damaged_and_other_files_of_features_are_one_line(here, tmp_path, capsys):
