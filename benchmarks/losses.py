@@ -3,6 +3,9 @@
 Measured with d = 512, C = 100, one gradient to the features and, where it is learned, to the weight. Peak memory is
 what forward and backward allocate beyond their inputs, in units of one B × d plus one B × C float32 matrix.
 
+Each loss of ncreg also stands beside its floor, timed in the same rounds: moving the B × d numbers that forward and
+backward cannot do without (features read in both, gradient written: 3), and the products B · C · d that they need.
+
     python benchmarks/losses.py [--rounds 15] [--device cpu]
 """
 
@@ -10,6 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +31,17 @@ from ncreg import losses  # noqa: E402
 from ncreg.heads import CosineHead, ETFHead  # noqa: E402
 
 BATCHES, DIM, CLASSES, TAU = (256, 1024, 4096), 512, 100, 0.1
+
+# Of each loss: how many matrices B × d go through memory, and how many products B · C · d are made, at least.
+FLOORS = {
+    ("intra+inter", "ncreg"): (3, 0),
+    ("ntce", "ncreg"): (3, 3),
+    ("nonl", "ncreg"): (3, 3),
+    ("class vectors", "ncreg etf cross-entropy"): (3, 2),
+    ("class vectors", "ncreg dot regression"): (3, 0),
+    ("class vectors", "ncreg normface"): (3, 3),
+}
+FLOOR = "floor of "
 
 # What is promised: a group's entry against the group's baseline, at the largest batch.
 GOALS = {
@@ -114,6 +129,21 @@ def groups(batch: int, device: str) -> dict[str, dict[str, Callable[[], Any]]]:
     return {group: {name: step(loss) for name, loss in entries.items()} for group, entries in made.items()}
 
 
+def floors(group: str, batch: int, device: str) -> dict[str, Callable[[], None]]:
+    """For each loss of a group that has a floor, what takes this time: copies and products, into memory at hand."""
+    rows = torch.randn(2 * batch, DIM, device=device)
+    weight, logits = torch.randn(DIM, CLASSES, device=device), torch.empty(batch, CLASSES, device=device)
+    copied = torch.empty_like(rows)
+
+    def run(matrices: int, products: int) -> None:
+        moved = matrices * batch // 2  # a copy reads and writes
+        copied[:moved].copy_(rows[:moved])
+        for _ in range(products):
+            torch.mm(rows[:batch], weight, out=logits)
+
+    return {f"{FLOOR}{name}": partial(run, *least) for (of, name), least in FLOORS.items() if of == group}
+
+
 def peak_bytes(run: Callable[[], None], device: str) -> int:
     """The most that one forward and backward has allocated at a time."""
     if device.startswith("cuda"):
@@ -172,14 +202,18 @@ def main() -> None:
     for batch in BATCHES:
         for group, contenders in groups(batch, device).items():
             baseline = next(iter(contenders))
-            timed = race(contenders, baseline=baseline, rounds=arguments.rounds, warmup=1, device=device)
+            raced = contenders | floors(group, batch, device)
+            timed = race(raced, baseline=baseline, rounds=arguments.rounds, warmup=1, device=device)
             for name, run in contenders.items():
                 row = timed[name]
                 row["peak_bytes"] = peak_bytes(run, device)
                 row["peak_in_bd_plus_bc"] = row["peak_bytes"] / (4 * batch * (DIM + CLASSES))
+                if (floor := timed.get(f"{FLOOR}{name}")) is not None:
+                    row["over_floor"] = row["seconds"]["median"] / floor["seconds"]["median"]
                 print(
                     f"B={batch:5d}  {group:14s} {name:26s} {1e3 * row['seconds']['median']:9.2f} ms"
                     f"  ratio {row['ratio']['median']:7.4f}  peak {row['peak_in_bd_plus_bc']:7.2f} x (Bd+BC)"
+                    + (f"  {row['over_floor']:5.1f} x floor" if "over_floor" in row else "")
                 )
             settings.append({"batch": batch, "dim": DIM, "classes": CLASSES, "group": group, "results": timed})
     grown = growth(arguments.rounds, device)

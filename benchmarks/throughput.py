@@ -2,7 +2,8 @@
 
 Three ways through the same steps (forward in training mode, cross-entropy, backward, SGD; Fashion-MNIST, one backbone):
 
-- `recipes`: recipes/train.py itself, from its own count of seconds spent in training, measures and saves aside;
+- `recipes`: recipes/train.py itself, a process of its own (it sets up malloc, which would help the others as well),
+  from its own count of seconds spent in training, measures and saves aside;
 - `timm loader`: a loop written to the steps of timm's train.py in its default layout: its create_loader over a dataset
   of PIL images, with its transforms for training (no augmentation), SGD, accuracy left out;
 - `timm loader, channels_last`: the same with timm's --channels-last;
@@ -15,15 +16,15 @@ Every contender runs once a round in a shuffled order; ratios are taken within a
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import logging
+import os
 import random
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -42,8 +43,9 @@ from recipes.core.cli import parse
 from recipes.core.config import TrainConfig
 from recipes.data.load import Dataset, load
 from recipes.data.split import as_floats
-from recipes.train import train
 from recipes.training.build import build_model, build_optimizer
+
+ROOT = Path(__file__).resolve().parents[1]
 
 GOALS = [
     "recipes/train.py gives at least 1.3 times the images a second of a loop with timm's loader",
@@ -98,7 +100,7 @@ def timed(run: Callable[[], int]) -> float:
 
 
 def contenders(
-    config: TrainConfig, data: Dataset, device: torch.device, workers: int
+    words: Sequence[str], config: TrainConfig, data: Dataset, device: torch.device, workers: int
 ) -> dict[str, Callable[[], float]]:
     """Each gives images a second of one epoch."""
     size = config.data.batch_size
@@ -135,9 +137,11 @@ def contenders(
         return timed(lambda: steps(timm_model, timm_optimizer, moved, config, device))
 
     def recipes() -> float:
-        with contextlib.redirect_stdout(io.StringIO()):
-            run = train(config)
-        return json.loads((run / "timing.json").read_text())["train_images_per_second"]
+        command = [sys.executable, str(ROOT / "recipes" / "train.py"), *words]
+        threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=os.environ | threads)
+        newest = max(config.out.glob("*/timing.json"), key=lambda path: path.stat().st_mtime_ns)
+        return json.loads(newest.read_text())["train_images_per_second"]
 
     return {
         "recipes": recipes,
@@ -198,9 +202,10 @@ def main() -> None:
                 "quiet": "true",
                 "out": out,
             }
-            config = parse(["baseline", *(word for key, value in asked.items() for word in (f"--{key}", str(value)))])
+            words = ["baseline", *(word for key, value in asked.items() for word in (f"--{key}", str(value)))]
+            config = parse(words)
             data = load(config.data, seed=config.seed, image_size=lambda native: native or 28)
-            found = race(contenders(config, data, device, args.workers), args.rounds, warmup=1)
+            found = race(contenders(words, config, data, device, args.workers), args.rounds, warmup=1)
             for contender, row in found.items():
                 rate, ratio = row["images_per_second"], row["recipes_over_this"]
                 print(

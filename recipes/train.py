@@ -42,6 +42,7 @@ from recipes.core.distributed import Ranks, join_ranks, pick_device
 from recipes.core.errors import UserError
 from recipes.core.files import file_name
 from recipes.core.interrupt import EXIT_CODE, Stopped, StopRequest
+from recipes.core.memory import keep_freed_memory
 from recipes.core.own_code import own_files, texts
 from recipes.data.augment import batches, epoch_order
 from recipes.data.lazy_images import report_lost_workers
@@ -387,6 +388,7 @@ def show_plan(config: TrainConfig) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line: 0 when the run is done, 2 with one line when something is to be put right, 75 when stopped."""
     argv = sys.argv[1:] if argv is None else argv
+    keep_freed_memory()
     try:
         config, resume, plan, changes = parse_command(argv, existing_names())
         if plan:
