@@ -6,6 +6,7 @@ features (batch, dim), logits (batch, classes), target (batch,) class indices, w
 classes and refuse them.
 """
 
+from ncreg.losses.chunked import chunked_argmax, chunked_cross_entropy
 from ncreg.losses.contrastive import nonl_loss, ntce_loss, supcon_loss
 from ncreg.losses.cosine import (
     inter_class_cosine,
@@ -22,6 +23,8 @@ from ncreg.losses.spread import koleo_loss
 
 __all__ = [
     "center_loss",
+    "chunked_argmax",
+    "chunked_cross_entropy",
     "class_weights",
     "dot_regression_loss",
     "expected_cost_loss",

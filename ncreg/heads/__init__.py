@@ -12,12 +12,13 @@ from collections.abc import Callable
 
 from torch import nn
 
+from ncreg.heads._code import CodeHead
 from ncreg.heads._drawn import hypercube_head, orthoplex_head, softmax_code_head, tammes_head
 from ncreg.heads._fixed import ETFHead, FixedHead
 from ncreg.heads._learned import CosineHead, LinearHead
 from ncreg.heads._nearest import NearestETFHead
 
-__all__ = ["HEADS", "CosineHead", "ETFHead", "FixedHead", "LinearHead", "NearestETFHead"]
+__all__ = ["HEADS", "CodeHead", "CosineHead", "ETFHead", "FixedHead", "LinearHead", "NearestETFHead"]
 
 HEADS: dict[str, Callable[..., nn.Module]] = {
     "linear": LinearHead,
@@ -28,5 +29,6 @@ HEADS: dict[str, Callable[..., nn.Module]] = {
     "hypercube": hypercube_head,
     "tammes": tammes_head,
     "softmax_code": softmax_code_head,
+    "code": CodeHead,
 }
 """Heads that swap_head knows by name; each is called as head(in_features, num_classes, **head_args)."""

@@ -53,6 +53,7 @@ class FixedHead(nn.Module):
 
     weight: Tensor
     bias = None
+    chunks = "weight"
     _draw: Callable[[], Tensor] | None = None  # gives a frame that was drawn by name once more
     _scale_open = False
 
@@ -213,6 +214,11 @@ class ETFHead(PermutedHead):
             )
             fill(self.weight, frame if self._seats is None else frame[list(self._seats)])
         self._reset_permutation()
+
+    @property
+    def chunks(self) -> str:
+        """How `ncreg.losses.chunked` makes the logits of some classes: a structure makes all, no more than features."""
+        return "weight" if self.structure == "dense" else "logits"
 
     @property
     def weight(self) -> Tensor:

@@ -33,6 +33,7 @@ class LinearHead(nn.Linear):
 
     scale = 1.0
     normalize = False
+    chunks = "weight"  # how ncreg.losses.chunked makes the logits of some classes
 
     def __init__(
         self,
@@ -89,6 +90,7 @@ class CosineHead(nn.Module):
 
     bias = None
     normalize = True
+    chunks = "unit weight"
 
     def __init__(
         self,

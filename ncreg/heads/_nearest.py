@@ -81,6 +81,7 @@ class NearestETFHead(nn.Module):
     seen: Tensor
     updates: Tensor
     bias = None
+    chunks = "weight"
     _last: tuple[Tensor, int, Tensor] | None = None  # the buffer that was looked at, its version, its frame
 
     def __init__(

@@ -1,8 +1,9 @@
 """Losses as modules: the constructor takes hyperparameters, forward takes the batch.
 
 Every module names what its `forward` takes in `consumes`, in order, out of "features" (batch, dim), "logits"
-(batch, classes), "target" (batch,) and "weight" (classes, dim), the head's class vectors. A loop that has all four
-can hold any list of losses (torch's own take "logits", "target"):
+(batch, classes), "target" (batch,) and "weight" (classes, dim), the head's class vectors; one loss, which goes without
+logits, takes "head", the head itself. A loop that has all of them can hold any list of losses (torch's own take
+"logits", "target"):
 
     >>> import torch
     >>> available = {"features": torch.eye(2), "target": torch.tensor([0, 1]), "weight": torch.eye(2)}
@@ -19,6 +20,7 @@ Formula, source and arguments are at the function of the same name in `ncreg.fun
     memory   a ClassMeanMemory, one for each loss, which every batch updates in training mode, after the loss.
 """
 
+from ncreg.losses.chunked import ChunkedCrossEntropyLoss
 from ncreg.losses.contrastive import NONLLoss, NTCELoss, SupConLoss
 from ncreg.losses.cosine import InterClassCosineLoss, IntraClassCosineLoss
 from ncreg.losses.costs import ExpectedCostLoss
@@ -30,6 +32,7 @@ from ncreg.losses.spread import KoLeoLoss
 
 __all__ = [
     "CenterLoss",
+    "ChunkedCrossEntropyLoss",
     "ClassMeanMemory",
     "DotRegressionLoss",
     "ExpectedCostLoss",

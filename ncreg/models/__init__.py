@@ -1,6 +1,6 @@
 """Any timm or torchvision classifier with the head that neural collapse asks for."""
 
-from ncreg.models._classifier import Classifier, ClassifierOutput, EncoderOutput, Normalize
+from ncreg.models._classifier import Classifier, ClassifierOutput, EncoderOutput, FeaturesOutput, Normalize
 from ncreg.models._fold import fold
 from ncreg.models._projector import FixedProjector
 from ncreg.models._swap import swap_head
@@ -10,6 +10,7 @@ __all__ = [
     "Classifier",
     "ClassifierOutput",
     "EncoderOutput",
+    "FeaturesOutput",
     "FixedProjector",
     "MatchedWeights",
     "Normalize",

@@ -36,7 +36,14 @@ class EncoderOutput(NamedTuple):
     encoder: Float[Tensor, "batch width"]
 
 
-WithFeatures = bool | Literal["encoder"]
+class FeaturesOutput(NamedTuple):
+    """The features (B, d) that would enter the head, which is not called, and the backbone's own (B, width)."""
+
+    features: Float[Tensor, "batch dim"]
+    encoder: Float[Tensor, "batch width"]
+
+
+WithFeatures = bool | Literal["encoder", "alone"]
 
 
 class Normalize(nn.Module):
@@ -105,8 +112,10 @@ class Classifier(nn.Module):
 
     `forward(x)` gives logits; `forward(x, with_features=True)` gives `ClassifierOutput(logits, features)`
     from the same pass, so the hooks of DistributedDataParallel hold; `with_features="encoder"` gives
-    `EncoderOutput(logits, features, encoder)`, with what enters the projection. Over a timm backbone it keeps timm's
-    contract: num_features, forward_features, forward_head, forward_intermediates, group_matcher, ….
+    `EncoderOutput(logits, features, encoder)`, with what enters the projection; `with_features="alone"` gives
+    `FeaturesOutput(features, encoder)` without calling the head, for `ncreg.losses.ChunkedCrossEntropyLoss`, which
+    reads the head itself. Over a timm backbone it keeps timm's contract: num_features, forward_features, forward_head,
+    forward_intermediates, group_matcher, ….
 
     Args:
         backbone: images to pooled features (B, width); its own classifier is already taken out.
@@ -161,10 +170,12 @@ class Classifier(nn.Module):
 
     def forward(
         self, x: Float[Tensor, "batch ..."], with_features: WithFeatures = False
-    ) -> Float[Tensor, "batch classes"] | ClassifierOutput | EncoderOutput:
-        """Logits (B, C), `ClassifierOutput(logits, features)` with True, or with "encoder" `EncoderOutput`."""
+    ) -> Float[Tensor, "batch classes"] | ClassifierOutput | EncoderOutput | FeaturesOutput:
+        """Logits (B, C), or what `with_features` asks for: True, "encoder" or "alone"."""
         encoder = self.backbone(self.preprocess(x))
         features = self.norm(self.project(encoder))
+        if isinstance(with_features, str) and with_features == "alone":
+            return FeaturesOutput(features, encoder)
         return output_of(self.head(features), features, encoder, with_features)
 
     def forward_features(self, x: Tensor) -> Any:
@@ -313,7 +324,7 @@ def output_of(
             with_features = bool(with_features)
     if isinstance(with_features, str):
         if with_features != "encoder":
-            raise TypeError(f"with_features={with_features!r} must be True or False, or 'encoder'")
+            raise TypeError(f"with_features={with_features!r} must be True or False, 'encoder' or 'alone'")
         return EncoderOutput(logits, features, encoder)
     return ClassifierOutput(logits, features) if check_flag("with_features", with_features) else logits
 

@@ -64,6 +64,8 @@ class WholeModel(Classifier):
 
     def forward(self, x: Tensor, with_features: WithFeatures = False) -> Tensor | ClassifierOutput | EncoderOutput:
         """The model's own logits (B, C), with True also the features; those of the encoder are the same."""
+        if isinstance(with_features, str) and with_features == "alone":
+            raise TypeError("with_features='alone': the logits of this model are no function of its features and head")
         logits, features = self.backbone.with_logits(self.preprocess(x))
         return output_of(logits, features, features, with_features)
 

@@ -24,9 +24,9 @@ from recipes.training.own_parts import given_what_it_takes
 if TYPE_CHECKING:
     from ncreg.models import Classifier
 
-AVAILABLE = ("features", "logits", "target", "weight", "encoder")
-"""What a loss can read: a batch's features (B, d), logits (B, C) and classes, the head's class vectors (C, d), and the
-backbone's own features (B, width)."""
+AVAILABLE = ("features", "logits", "target", "weight", "encoder", "head")
+"""What a loss can read: a batch's features (B, d), logits (B, C) and classes, the head's class vectors (C, d), the
+backbone's own features (B, width), and the head, which then makes no logits unless another loss reads them."""
 
 BY_POSITION_OR_NAME = (
     inspect.Parameter.POSITIONAL_ONLY,
@@ -52,7 +52,7 @@ class Term:
         """Its weight when the terminal phase has faded in to `ramp`, in [0, 1]."""
         return self.factor * {"always": 1.0, "fitting": 1.0 - ramp, "terminal": ramp}[self.phase]
 
-    def __call__(self, available: Mapping[str, Tensor]) -> Tensor:
+    def __call__(self, available: Mapping[str, Any]) -> Tensor:
         """The loss of a batch, from its features, logits, target and the head's weight."""
         return self.loss(*(available[name] for name in self.consumes))
 
@@ -71,6 +71,7 @@ def _losses(class_counts: Tensor, num_features: int) -> dict[str, Callable[..., 
     num_classes = len(class_counts)
     return {
         "cross_entropy": CrossEntropyLoss,
+        "chunked_cross_entropy": losses.ChunkedCrossEntropyLoss,
         "dot_regression": losses.DotRegressionLoss,
         "ntce": losses.NTCELoss,
         "nonl": losses.NONLLoss,
@@ -220,14 +221,14 @@ def try_terms(terms: Sequence[Term], model: Classifier, *, soft: bool) -> None:
     like: dict[str, Any] = {"device": next(model.parameters()).device, "dtype": next(model.parameters()).dtype}
     classes, width = model.num_classes, model.head_hidden_size
     labels = torch.arange(4, device=like["device"]) % 2
-    rows = {
-        "features": torch.eye(4, width, **like),
-        "logits": torch.zeros(4, classes, **like),
-        "weight": torch.eye(classes, width, **like),
-        "encoder": torch.eye(4, model.backbone_width, **like),
-    }
-    tried = {name: made.requires_grad_().clone() for name, made in rows.items()}  # a clone may be changed in place
+    read = {part for term in terms for part in term.consumes}
+    sizes = {"features": (4, width), "weight": (classes, width), "encoder": (4, model.backbone_width)}
+    rows = {name: torch.eye(*size, **like) for name, size in sizes.items() if name in read}
+    if "logits" in read:
+        rows["logits"] = torch.zeros(4, classes, **like)
+    tried: dict[str, Any] = {name: made.requires_grad_().clone() for name, made in rows.items()}  # free to change
     tried["target"] = torch.full((4, classes), 1 / classes, **like) if soft else labels
+    tried["head"] = model.head
     for term in terms:
         with_soft = " with augment.mixup, cutmix or smoothing" if soft else ""
         try:

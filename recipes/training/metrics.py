@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ncreg.functional import chunked_argmax, chunked_cross_entropy
 from ncreg.models import Classifier
 from ncreg.numerics import float64_device, in_float64
 from ncreg.theory import collapse_certificate
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 BATCH = 512
 """Images of a forward pass."""
+
+CLASSES_AT_ONCE = 2**16
+"""Most classes whose logits are made for a whole batch."""
 
 ONE_PROCESS = Ranks()
 
@@ -64,9 +68,9 @@ def measure(
     sums = torch.zeros(2, dtype=torch.float64, device=float64_device(device))  # correct, loss
     now = time.perf_counter()
     for images, target in of_rank(split, ranks).in_batches(BATCH):
-        logits, features = model(images, with_features=True)
-        sums[0] += (logits.argmax(1) == target).sum().to(sums.device)
-        sums[1] += F.cross_entropy(in_float64(logits), target.to(sums.device), reduction="sum")
+        features, correct, loss = _decided(model, images, target)
+        sums[0] += correct.sum().to(sums.device)
+        sums[1] += loss.to(sums.device)
         now = clock.add("measure_forward", now)
         if collapse:
             metric.update(features, target)
@@ -80,6 +84,21 @@ def measure(
         clock.add("measure_collapse", now)
     model.train(training)
     return result
+
+
+def _decided(model: Classifier, images: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Features (B, d), whether each image is recognised (B,), and the summed cross-entropy in float64.
+
+    With very many classes the logits of a batch are too large to be made: both are taken in chunks of classes.
+    """
+    if model.num_classes > CLASSES_AT_ONCE and hasattr(model.head, "chunks"):
+        features = model(images, with_features="alone").features
+        loss = chunked_cross_entropy(features, model.head, target, reduction="sum")
+        return features, chunked_argmax(features, model.head) == target, in_float64(loss)
+    logits, features = model(images, with_features=True)
+    wide = in_float64(logits)
+    loss = F.cross_entropy(wide, target.to(wide.device), reduction="sum")
+    return features, logits.argmax(1) == target, loss
 
 
 def cosine_gaps(measures: Mapping[str, float], num_classes: int) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,19 +41,27 @@ def forward_backward(
     device = batch.images.device
     reads_weight = any("weight" in term.consumes for term in state.terms)
     reads_encoder = any("encoder" in term.consumes for term in state.terms)
+    read = {part for term in state.terms if weights[term.name] for part in term.consumes}
+    wanted: bool | str = "encoder" if reads_encoder else True
+    if "head" in read and "logits" not in read:
+        wanted = "alone"  # the losses read the head themselves: the logits of many classes are never made
     # DDP waits for the gradient of every parameter: a learned head whose logits no loss reads gets one of 0.
     learned_head = any(p.requires_grad for p in state.model.head.parameters())
-    unused_head = learned_head and not any("logits" in term.consumes for term in state.terms if weights[term.name])
+    unused_head = learned_head and not {"logits", "head"} & read
     total, seen = torch.zeros((), device=device), []
     for number, chunk in enumerate(batch.chunks(chunks), start=1):
         with state.ranks.no_sync_unless_last(wrapped, number == chunks):
             with autocast(precision, device):
-                outputs = wrapped(chunk.images, with_features="encoder" if reads_encoder else True)
-            available = {name: at_least_float32(rows) for name, rows in outputs._asdict().items()}
-            available["target"] = chunk.target
+                outputs = wrapped(chunk.images, with_features=wanted)
+            available: dict[str, Any] = {name: at_least_float32(rows) for name, rows in outputs._asdict().items()}
+            available |= {"target": chunk.target, "head": state.model.head}
             if reads_weight:
                 available["weight"] = class_vectors(state.model)
-            losses = {term.name: term(available) for term in state.terms if weights[term.name]}
+            losses = {}
+            for term in state.terms:
+                if weights[term.name]:
+                    with autocast(precision if "head" in term.consumes else "float32", device):
+                        losses[term.name] = term(available)
             state.latest = {name: value.detach() for name, value in losses.items()}
             loss = torch.stack([weights[name] * value for name, value in losses.items()]).sum() / chunks
             if unused_head:
