@@ -54,7 +54,7 @@ from recipes.training import build
 from recipes.training.adversarial import Adversary
 from recipes.training.longer import record_bounds, under_new_bounds
 from recipes.training.loss_terms import build_terms, try_terms
-from recipes.training.metrics import cosine_gaps, measure, measure_all
+from recipes.training.metrics import CLASSES_AT_ONCE, LEFT_OUT, cosine_gaps, measure, measure_all
 from recipes.training.names import existing_names
 from recipes.training.plan import plan_table, plans
 from recipes.training.records import epoch_record, run_summary
@@ -317,6 +317,7 @@ def announce(config: TrainConfig, data: Dataset, state: TrainState, steps: int) 
     """Print notes on the data and the opening line; the progress bar of the run."""
     main, scheduler = state.ranks.main, state.scheduler
     hints = [] if config.quiet else batch_notes(config.data.batch_size, len(data.train))
+    hints += [] if state.model.num_classes <= CLASSES_AT_ONCE else [LEFT_OUT]
     for note in [*data.notes, *hints] if main else ():
         print(f"note: {note}", file=sys.stderr)
     if main and not config.quiet:

@@ -68,7 +68,7 @@ def code_rows(
     state = _mixed(classes.long() ^ _mixed_number(seed + _GOLDEN))  # seed 0 and class 0 are no fixed point then
     bits = _mixed(_mixed(state[:, None] ^ keys))
     octets = (bits[:, :, None] >> torch.arange(0, 32, 8, device=bits.device)) & 0xFF
-    signs = _signs_of_octets(dtype, octets.device) * torch.tensor(dim**-0.5, dtype=torch.float64).to(dtype).item()
+    signs = _signs_of_octets(dtype, octets.device) * dim**-0.5
     return signs[octets].view(len(classes), -1)[:, :dim]
 
 

@@ -66,6 +66,7 @@ def fold(classifier: Classifier, *, normalize: Literal["drop", "keep"] | None = 
         classifier = cast(Classifier, whole_copy(classifier))
     if parameter_like(classifier).is_meta:
         raise ValueError("fold needs a classifier with real weights, this one is on the meta device")
+    getattr(classifier.head, "weight", None)  # a code too large for a matrix refuses here, before a layer is made
     plain, slots = _plain_model(classifier)
     with evaluating(classifier, plain):
         if normalize == "keep":

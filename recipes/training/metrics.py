@@ -28,7 +28,13 @@ BATCH = 512
 """Images of a forward pass."""
 
 CLASSES_AT_ONCE = 2**16
-"""Most classes whose logits are made for a whole batch."""
+"""Most classes whose logits are made for a whole batch, and whose pairs the measures of collapse go through."""
+
+LEFT_OUT = (
+    f"more than {CLASSES_AT_ONCE:,} classes: the measures of collapse, over all pairs of them, are left out (nan)"
+)
+
+UNKNOWN = {"intra_cosine": math.nan, "inter_cosine": math.nan}
 
 ONE_PROCESS = Ranks()
 
@@ -58,11 +64,16 @@ def measure(
 ) -> dict[str, float]:
     """Accuracy, cross-entropy and, with `collapse`, every measure of NeuralCollapse on a split, in eval mode.
 
-    All come from one forward pass. Each rank takes its part of the images; all ranks return the same numbers.
+    All come from one forward pass. Beyond 65,536 classes the measures of collapse, which go through all pairs of
+    classes, are left out: they are NaN. Each rank takes its part of the images; all ranks return the same numbers.
     """
     clock = clock or Clock()
     device = split.target.device
-    metric = collapse_metric(model.num_classes, model.head_hidden_size, model.head).to(device)
+    left_out = collapse and model.num_classes > CLASSES_AT_ONCE
+    collapse = collapse and not left_out
+    metric: Any = None
+    if collapse:
+        metric = collapse_metric(model.num_classes, model.head_hidden_size, model.head).to(device)
     training = model.training
     model.eval()
     sums = torch.zeros(2, dtype=torch.float64, device=float64_device(device))  # correct, loss
@@ -82,6 +93,8 @@ def measure(
             warnings.filterwarnings("ignore", message=".*classes have no samples")
             result |= {name: _scalar(value) for name, value in metric.compute().items()}
         clock.add("measure_collapse", now)
+    if left_out:
+        result |= {name: math.nan for name in measure_names() if name not in (*result, *cosine_gaps(UNKNOWN, 2))}
     model.train(training)
     return result
 
@@ -122,7 +135,7 @@ def measure_names() -> tuple[str, ...]:
     metric = collapse_metric(2, 2, torch.nn.Linear(2, 2))
     metric.update(torch.eye(2), torch.arange(2))
     measures = metric.compute()
-    return ("accuracy", "loss", *measures, *cosine_gaps({name: float("nan") for name in measures}, 2))
+    return ("accuracy", "loss", *measures, *cosine_gaps(UNKNOWN, 2))
 
 
 def measure_all(
@@ -181,6 +194,8 @@ def balanced(target: Tensor, num_classes: int, most: int) -> Tensor:
     """Indices of the first images of each class, equally many of each and at most `most` together."""
     counts = torch.bincount(target, minlength=num_classes)
     each = min(int(counts.min()), most // num_classes)
+    if each == 0:
+        return counts[:0]
     return torch.cat([(target == label).nonzero().flatten()[:each] for label in range(num_classes)])
 
 

@@ -15,7 +15,8 @@ from ncreg.frames import code_max_cosine, code_rows, expected_max_cosine, max_co
 from ncreg.functional import chunked_argmax, chunked_cross_entropy
 from ncreg.heads import CodeHead, CosineHead, ETFHead, FixedHead, LinearHead, NearestETFHead
 from ncreg.losses import ChunkedCrossEntropyLoss
-from ncreg.models import swap_head
+from ncreg.metrics import NeuralCollapse
+from ncreg.models import Classifier, fold, swap_head
 
 DIM, CLASSES = 24, 23
 
@@ -285,6 +286,26 @@ def test_code_head_makes_a_million_classes_from_nothing() -> None:
     assert size < 1_000_000
     with pytest.raises(RuntimeError, match=r"would take 2,048,000,000 bytes, more than the 1,073,741,824"):
         CodeHead(512, 1_000_000).weight  # noqa: B018
+
+
+def test_what_needs_the_matrix_of_a_code_is_refused_with_its_bytes() -> None:
+    model = swap_head("test_resnet", "code", num_classes=5_000_000, norm="none").eval()
+    size = 5_000_000 * model.head_hidden_size * 4
+    with pytest.raises(RuntimeError, match=f"would take {size:,} bytes"):
+        fold(model)
+    with pytest.raises(RuntimeError, match=f"would take {size:,} bytes"):
+        NeuralCollapse(5_000_000, model.head_hidden_size, classifier=model.head, cache=False, scatter=False)
+
+
+@pytest.mark.parametrize("through_folder", [False, True])
+def test_small_codes_fold_and_are_saved(tmp_path, through_folder: bool) -> None:  # type: ignore[no-untyped-def]
+    model, images = swap_head("test_resnet", "code", num_classes=50, norm="none").eval(), torch.rand(2, 3, 32, 32)
+    if through_folder:
+        model.save_pretrained(tmp_path)
+        again = Classifier.from_pretrained(tmp_path)
+        assert torch.equal(again(images), model(images)) and not again.head.state_dict()
+    else:
+        assert torch.equal(fold(model, normalize="drop")(images).argmax(1), model(images).argmax(1))
 
 
 def test_code_head_refuses_what_it_cannot_tell_apart() -> None:
