@@ -10,12 +10,12 @@ are not made again.
 
 Rules, written before any run had ended (the set was Fashion-MNIST at first, which took too long). The radius of `wpgd`
 is the one of 0.1, 0.15 whose accuracy on clean validation images is nearest to that of `pgd` (seed 540, the smaller of
-two equal ones). Seeds 541, 542, 543 then; 100 test images drawn anew with each seed and the same for both arms, attacked
-at 0.1 by both attacks on costs (20 steps) and by all others of evaluate_adversarial, APGD and targeted APGD last.
-Primary: expected cost under attack (worse of the two attacks, image by image). Family: this and the cost of the attacked
-decisions, two paired t tests, Holm, 5 %; "better" or "worse" where the adjusted p is below 0.05, else "not shown". The
-rest is described: clean accuracy, which has to agree within two points to call it equal, and robust accuracy under APGD,
-because attacks by PGD alone flatter.
+two equal ones). Seeds 541, 542, 543 then; 100 test images drawn anew with each seed and the same for both arms,
+attacked at 0.1 by both attacks on costs (20 steps) and by all others of evaluate_adversarial, APGD and targeted APGD
+last. Primary: expected cost under attack (worse of the two attacks, image by image). Family: this and the cost of the
+attacked decisions, two paired t tests, Holm, 5 %; "better" or "worse" where the adjusted p is below 0.05, else "not
+shown". The rest is described: clean accuracy, which has to agree within two points to call it equal, and robust
+accuracy under APGD, because attacks by PGD alone flatter.
 """
 
 from __future__ import annotations
