@@ -8,16 +8,16 @@ training. Another digit taken for an 8 costs ten times as much as any other mist
 cross-entropy on what the attack makes. Writes benchmarks/results/studies/cost_training-cpu.json; --write fills the
 table in docs/evidence.md too.
 
-Rules, written before the runs. (Two plans were dropped: Fashion-MNIST took too long, and costs of 10 for an 8 taken for
-any other digit gave both arms the same numbers, seeds 540 to 543: costs that hang on the true class alone only scale
-each image's gradient, and its sign is that of cross-entropy.) The radius of `wpgd` is the one of 0.1, 0.15, 0.2 whose accuracy on clean validation images is nearest to
-that of `pgd` (seed 550, the smaller of two equal ones). Seeds 551, 552, 553 then draw the split (1,000 training, 297
-validation, 500 test images), weights and batches, the same for both arms; 200 test images are attacked at 0.1 by both
-attacks on costs (20 steps) and by all others of evaluate_adversarial, APGD and targeted APGD last. Primary: expected
-cost under attack (worse of the two attacks, image by image). Family: this and the cost of the attacked decisions, two
-paired t tests, Holm, 5 %; "better" or "worse" where the adjusted p is below 0.05, else "not shown". The rest is
-described: clean accuracy, which has to agree within two points to call it equal, and robust accuracy under APGD,
-because attacks by PGD alone flatter.
+Rules, written before the runs. (Two plans were dropped: Fashion-MNIST took too long, and costs of 10 for an 8 taken
+for any other digit gave both arms the same numbers, seeds 540 to 543: costs that hang on the true class alone only
+scale each image's gradient, and its sign is that of cross-entropy.) The radius of `wpgd` is the one of 0.1, 0.15, 0.2
+whose accuracy on clean validation images is nearest to that of `pgd` (seed 550, the smaller of two equal ones). Seeds
+551, 552, 553 then draw the split (1,000 training, 297 validation, 500 test images), weights and batches, the same for
+both arms; 200 test images are attacked at 0.1 by both attacks on costs (20 steps) and by all others of
+evaluate_adversarial, APGD and targeted APGD last. Primary: expected cost under attack (worse of the two attacks,
+image by image). Family: this and the cost of the attacked decisions, two paired t tests, Holm, 5 %; "better" or
+"worse" where the adjusted p is below 0.05, else "not shown". The rest is described: clean accuracy, which has to
+agree within two points to call it equal, and robust accuracy under APGD, because attacks by PGD alone flatter.
 """
 
 from __future__ import annotations
