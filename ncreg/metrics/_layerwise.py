@@ -101,23 +101,33 @@ class LayerwiseCollapse:
             RuntimeError: outside of the `with` block.
             ValueError: the model has not run since, or not on as many samples as there are labels.
         """
-        if not self._handles:
-            raise RuntimeError("no hooks are set: call update() inside `with LayerwiseCollapse(...)`")
         if not isinstance(target, Tensor):
             raise TypeError(f"target must be a torch.Tensor of class labels, got {described(target)}")
-        seen = {name: torch.cat(parts) if parts else None for name, parts in self._seen.items()}
-        self._forget_activations()
+        seen = self.activations()
         for name, features in seen.items():
-            if features is None:
-                raise ValueError(f"layer {name!r} has not run since the last update: call the model first")
             if len(features) != len(target):
                 raise ValueError(
                     f"layer {name!r} gave {len(features)} samples since the last update, but target has {len(target)}: "
                     "call update(target) after each forward pass"
                 )
         for name, features in seen.items():
-            assert features is not None
             self._metric(name, features.shape[1]).update(features, target)
+
+    def activations(self) -> dict[str, Tensor]:
+        """Pooled activations (B, d) of each layer since the last update, handed out instead of being taken in.
+
+        Raises:
+            RuntimeError: outside of the `with` block.
+            ValueError: a layer has not run since.
+        """
+        if not self._handles:
+            raise RuntimeError("no hooks are set: call update() inside `with LayerwiseCollapse(...)`")
+        seen = {name: torch.cat(parts) for name, parts in self._seen.items() if parts}
+        self._forget_activations()
+        for name in self.modules:
+            if name not in seen:
+                raise ValueError(f"layer {name!r} has not run since the last update: call the model first")
+        return seen
 
     def compute(self) -> dict[str, dict[str, Tensor]]:
         """Measures by layer, over all ranks.

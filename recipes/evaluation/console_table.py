@@ -82,7 +82,20 @@ def ood(numbers: Numbers, images: str) -> list[str]:
         lines.append(row(score, text))
     lines.append(row("NC5, centred", "".join(f"{decimal(numbers['nc5_centred'][name]):>16}" for name in sets)))
     lines += [row(score, f"not done: {reason}") for score, reason in numbers["skipped"].items()]
-    return lines
+    return lines + ood_by_layer(numbers.get("by_layer"))  # results of earlier versions have none
+
+
+def ood_by_layer(numbers: Numbers | None) -> list[str]:
+    """NC1 and mean AUROC of each layer, and the advice."""
+    if numbers is None:
+        return []
+    lines = [row(f"by layer, AUROC over {', '.join(numbers['compared'])}", f"{'NC1':>9}{'kNN':>8}{'Mahal.':>8}")]
+    for name, layer in numbers["layers"].items():
+        cells = "".join(f"{100 * layer['mean_auroc'][score]:8.1f}" for score in ("knn", "mahalanobis"))
+        lines.append(row(name, f"{layer['nc1']:9.2e}{cells}"))
+    lines += [row(name, f"not done: {reason}") for name, reason in numbers["skipped"].items()]
+    lines += [row("inner layers", f"not done: {numbers['not_watched']}")] if numbers["not_watched"] else []
+    return lines + ([row("advice, for these images", numbers["advice"])] if numbers["advice"] else [])
 
 
 def transfer(numbers: Numbers, images: str) -> list[str]:

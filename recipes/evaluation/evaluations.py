@@ -14,8 +14,9 @@ from recipes.data.split import Split, stratified
 from recipes.evaluation.bits import bits
 from recipes.evaluation.costs import costly_confusions, costs_of
 from recipes.evaluation.label_evaluations import label_noise, long_tail, numbers
+from recipes.evaluation.ood_layers import InnerLayers, detection_by_layer
 from recipes.evaluation.presets import NotAvailable, Outcome, Settings, reduced
-from recipes.evaluation.run_under_test import RunUnderTest
+from recipes.evaluation.run_under_test import Outputs, RunUnderTest
 
 
 def calibration(run: RunUnderTest, settings: Settings) -> Outcome:
@@ -57,10 +58,13 @@ def ood(run: RunUnderTest, settings: Settings) -> Outcome:
     absent = int((run.data.class_counts() == 0).sum())
     if absent:
         raise NotAvailable(f"its scores need training images of every class; {absent} outputs of the model have none")
-    train = run.outputs_on("train", settings.preset.features)
-    test = run.outputs_on(run.split, settings.preset.outside)
-    near, far = _outputs_on_other_sets(run, settings), _outputs_on_noise(run, settings)
-    own = _outputs_on_held_out_classes(run, settings)
+    with InnerLayers(run) as layers:
+        train = run.outputs(run.draw("train", settings.preset.features))
+        test = run.outputs(run.held_out(settings.preset.outside))
+        own, near = _outputs_on_held_out_classes(run, settings), _outputs_on_other_sets(run, settings)
+        far = _outputs_on_noise(run, settings)
+        inner = layers.activations()
+    outside = own | near | far
     groups = dict.fromkeys(own, "held_out") | dict.fromkeys(near, "near") | dict.fromkeys(far, "far")
     head = run.model.head
     try:
@@ -69,7 +73,7 @@ def ood(run: RunUnderTest, settings: Settings) -> Outcome:
             train.target,
             test.features,
             test.logits,
-            own | near | far,
+            {name: (part.features, part.logits) for name, part in outside.items()},
             train_logits=train.logits,
             weight=numbers(getattr(head, "weight", None)),
             bias=numbers(getattr(head, "bias", None)),
@@ -85,35 +89,36 @@ def ood(run: RunUnderTest, settings: Settings) -> Outcome:
         "training_images": report.num_train,
         "mean_auroc": _means(report.detections, groups),
         "histograms": _score_histograms(report),
+        "by_layer": detection_by_layer(inner, train, test, outside, list(own | near) or list(far))
+        | {"not_watched": layers.reason},
     }
     return outcome, []
 
 
-def _outputs_on_held_out_classes(run: RunUnderTest, settings: Settings) -> dict[str, tuple[Tensor, Tensor]]:
-    """Features and logits on the classes that data.hold_out kept from the run; empty where it kept none."""
+def _outputs_on_held_out_classes(run: RunUnderTest, settings: Settings) -> dict[str, Outputs]:
+    """Outputs on the classes that data.hold_out kept from the run; empty where it kept none."""
     images, size = run.unseen_classes(), settings.preset.outside
     if images is None:
         return {}
-    row = run.outputs(images if size is None or size >= len(images) else _evenly_spaced(images, size))
-    return {"held_out": (row.features, row.logits)}
+    return {"held_out": run.outputs(images if size is None or size >= len(images) else _evenly_spaced(images, size))}
 
 
-def _outputs_on_other_sets(run: RunUnderTest, settings: Settings) -> dict[str, tuple[Tensor, Tensor]]:
-    """Features and logits on each available set that shares no class with the run."""
+def _outputs_on_other_sets(run: RunUnderTest, settings: Settings) -> dict[str, Outputs]:
+    """Outputs on each available set that shares no class with the run."""
     size, outputs = settings.preset.outside, {}
     for name, data in run.other_sets(settings.sets, settings.root).items():
         if not set(data.class_names) & set(run.data.class_names):
             images: Split = getattr(data, run.split)
-            row = run.outputs(images if size is None or size >= len(images) else _evenly_spaced(images, size))
-            outputs[name] = (row.features, row.logits)
+            few = images if size is None or size >= len(images) else _evenly_spaced(images, size)
+            outputs[name] = run.outputs(few)
     return outputs
 
 
-def _outputs_on_noise(run: RunUnderTest, settings: Settings) -> dict[str, tuple[Tensor, Tensor]]:
-    """Features and logits on each kind of noise."""
-    images, _ = run.images(run.held_out(settings.preset.outside))
+def _outputs_on_noise(run: RunUnderTest, settings: Settings) -> dict[str, Outputs]:
+    """Outputs on each kind of noise."""
+    images, target = run.images(run.held_out(settings.preset.outside))
     return {
-        kind: run.outputs_of_images(robustness.noise_images(images, kind, seed=settings.seed))
+        kind: Outputs(*run.outputs_of_images(robustness.noise_images(images, kind, seed=settings.seed)), target.cpu())
         for kind in ("uniform", "gaussian", "shuffle")
     }
 

@@ -53,7 +53,7 @@ def pass_over(
     """
     seen = Seen(store, Decisions(model.num_classes, cost))
     assert seen.decisions is not None
-    with _watched(model, layers) as watch:
+    with watched(model, layers) as watch:
         for images, target in split.in_batches(BATCH):
             logits, features = _outputs(model, images)
             seen.decisions.add(logits, target)
@@ -82,7 +82,12 @@ def _outputs(model: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @contextmanager
-def _watched(model: Classifier, layers: Sequence[str]) -> Iterator[LayerwiseCollapse | None]:
+def watched(model: Classifier, layers: Sequence[str]) -> Iterator[LayerwiseCollapse | None]:
+    """Watch the named layers, all stages of the model by ("all",); None without a name.
+
+    Raises:
+        UserError: no such layer.
+    """
     if not layers:
         yield None
         return
