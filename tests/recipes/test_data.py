@@ -17,6 +17,7 @@ from sklearn.datasets import load_digits
 import recipes.data.load as data
 from recipes.core.config import DataConfig
 from recipes.core.errors import UserError
+from recipes.data import gray_sets
 from recipes.data.load import load, long_tailed
 from recipes.data.split import Source, Split, stratified
 
@@ -150,8 +151,8 @@ def test_missing_and_damaged_fashion_mnist_name_a_way_out(tmp_path, monkeypatch)
     def offline(*args, **kwargs):
         raise RuntimeError("Error downloading")
 
-    monkeypatch.setattr(data, "DEBIAN", tmp_path / "nowhere")
-    monkeypatch.setattr(data, "FashionMNIST", offline)
+    monkeypatch.setattr(gray_sets, "DEBIAN", tmp_path / "nowhere")
+    monkeypatch.setattr(torchvision.datasets, "FashionMNIST", offline)
     config = DataConfig(name="fashion_mnist", root=tmp_path)
     with pytest.raises(UserError, match="dataset-fashion-mnist"):
         load(config, seed=0, image_size=native(28))
