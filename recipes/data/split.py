@@ -163,6 +163,10 @@ def stratified(split: Split, size: int | None, *, seed: int, what: str) -> Split
     return split[_draw(split.target.cpu(), size, seed=seed, spare=0)]
 
 
+TOO_FEW = "too few for one of each class"
+"""What an error says of a set that cannot be divided."""
+
+
 def divide(
     split: Split, fraction: float, class_names: tuple[str, ...], *, seed: int, key: str | None = None
 ) -> tuple[Split, Split]:
@@ -181,7 +185,7 @@ def divide(
         low, high = math.ceil(1e4 * least / len(split)) / 1e4, math.floor(1e4 * most / len(split)) / 1e4
         raise UserError(
             f"{f'{key}={fraction}' if key else f'the test part, a drawn share of {fraction},'} takes {size} of "
-            f"{len(split)} images and leaves {len(split) - size}, too few for one of each class ({names}): "
+            f"{len(split)} images and leaves {len(split) - size}, {TOO_FEW} ({names}): "
             + (f"{low:g} to {high:g} would do" if key and low <= high else "add images")
         )
     taken = _draw(target, size, seed=seed, spare=1)

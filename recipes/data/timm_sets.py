@@ -132,6 +132,7 @@ def _split_names(name: str, root: Path) -> list[str]:
     if kind in ("hfds", "hfids"):
         import datasets
 
+        datasets.disable_progress_bars()  # they would stand among the notes
         return list(datasets.get_dataset_split_names(rest))
     if kind == "wds":
         if not is_installed("webdataset"):

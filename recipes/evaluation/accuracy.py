@@ -17,7 +17,7 @@ from recipes.core.costs import read_costs
 from recipes.core.errors import UserError
 from recipes.data.lazy_images import report_lost_workers
 from recipes.data.load import in_memory_if_small, split_source
-from recipes.data.split import Source, Split, concatenate, stratified
+from recipes.data.split import TOO_FEW, Source, Split, concatenate, stratified
 from recipes.evaluation.collapse_page import page
 from recipes.evaluation.collapse_report import MeasuredSplit, measure_split
 from recipes.evaluation.feature_store import FeatureStore
@@ -172,7 +172,12 @@ def _images(
     if is_other and split == "all":
         splits = [images for images in (source.train, source.val, source.test) if images is not None]
         return concatenate(in_memory_if_small(splits, config.memory_limit)), None, list(source.notes)
-    data = split_source(source, config, seed=seed)
+    try:
+        data = split_source(source, config, seed=seed)
+    except UserError as error:
+        if is_other and TOO_FEW in str(error):
+            raise UserError(f"{error}; --split all evaluates every image, none is drawn") from None
+        raise
     notes = list(data.notes)
     if is_other and split == "test" and data.test_drawn:
         notes.append("this data has no test part: a fifth was drawn; --split all takes every image")

@@ -66,9 +66,9 @@ def class_order(known: Sequence[Sequence[str]], data: Sequence[str], outputs: in
             "the outputs of a model are"
         )
     if len(data) > outputs:
-        raise UserError(
-            f"{model} has {outputs} outputs, the data {len(data)} classes, {listed(data)}: it needs an output for each"
-        )
+        count = f"{outputs} output{'s' * (outputs != 1)}"
+        some = listed(data).partition(" ")[2]
+        raise UserError(f"{model} has {count}, the data {len(data)} classes {some}: it needs an output for each")
     names = tuple(data) + tuple(f"output {index}" for index in range(len(data), outputs))
     rest = "" if len(data) == outputs else f", and the other {outputs - len(data)} outputs stand for no class of it"
     note = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -93,6 +94,12 @@ def find_model(word: str, options: ModelOptions) -> FoundModel:
         reason = " ".join(str(error).split())
         for argument, option in OPTION_OF.items():
             reason = reason.replace(argument, option)
+        if "forward returns a " in reason and "not logits" in reason:
+            what = reason.partition("forward returns a ")[2].partition(",")[0]
+            reason = (
+                f"forward returns a {what}: wrap it in a module that returns logits (batch, classes), alone or under "
+            )
+            reason += "the name logits"
         raise UserError(f"MODEL {word}: {reason}") from None
 
 
@@ -230,12 +237,18 @@ def _of_function(word: str, options: ModelOptions) -> FoundModel:
     """What a function in a file returns."""
     _refuse(word, options, "num_classes")
     module = _called(word, load_own(word, "MODEL"))
+    module.register_forward_hook(_logits_of_mapping)
     notes, names, weights = [], _own_names(module), read_weights(options.weights, f"--weights {options.weights}")
     if weights is not None:
         found = load_matched(module, weights, source=f"--weights {options.weights}")
         notes = [f"--weights {options.weights}: {len(found.matched)} tensors taken"]
         names = names or names_in(weights)
     return FoundModel(keep(module, options), names, notes)
+
+
+def _logits_of_mapping(module: nn.Module, inputs: Any, output: Any) -> Any:
+    """Hook after `forward`: of a mapping with logits, such as an output of Hugging Face's models, the logits."""
+    return output["logits"] if isinstance(output, Mapping) and "logits" in output else output
 
 
 def _called(word: str, build: Callable[[], Any]) -> nn.Module:
@@ -257,6 +270,8 @@ def _own_names(module: nn.Module) -> list[tuple[str, ...]]:
     held: Any = getattr(module, "class_names", None) or cfg.get("label_names")
     if not held and isinstance(labels, Mapping):
         held = [labels[key] for key in sorted(labels)]
+        if all(re.fullmatch(r"LABEL_\d+", str(name)) for name in held):  # transformers' stand-ins for names
+            return []
     return [tuple(map(str, held))] if isinstance(held, Sequence) and held else []
 
 

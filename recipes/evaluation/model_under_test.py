@@ -31,6 +31,12 @@ from recipes.training.same_start import former_images
 FOLDER = Path("evaluations")
 """Where the results of models without a run folder go, in the current folder."""
 
+NO_AFFINE_HEAD = (
+    "MODEL's logits are no affine map of its pooled features (a ReLU or a pooling stands behind its last layer): "
+    "accuracy is that of its own decisions; NC3, NC4 and classifier_accuracy are of the last layer on those features"
+)
+"""A note on models such as torchvision's squeezenet."""
+
 UNNAMED = "output {}"
 
 
@@ -162,6 +168,8 @@ def open_model(
     check_takes(classifier, images.channels, int(images.side))
     home = options.out_dir or FOLDER / slug(str(word), options.weights)
     notes = [*found.notes, f"images: {images}"]
+    if hasattr(classifier.backbone, "with_logits"):
+        notes.append(NO_AFFINE_HEAD)
     config.model.backbone = str(word)
     config.data.batch_size = 2  # so that any number of images is enough
     return ModelUnderTest(str(word), classifier, config, home, False, names, notes)

@@ -57,6 +57,33 @@ def number(): return 3
 """
 
 
+BY_NAME = """
+import torch
+from torch import nn
+from transformers import ViTConfig, ViTForImageClassification
+
+def vit():
+    torch.manual_seed(0)
+    sizes = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
+    return ViTForImageClassification(ViTConfig(**sizes, image_size=32, patch_size=8, num_labels=3))
+
+class Plain(nn.Module):
+    def __init__(self, name=None):
+        super().__init__()
+        torch.manual_seed(0)
+        self.name, self.fc = name, nn.Linear(8, 3)
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+    def forward(self, x):
+        logits = self.fc(self.body(x))
+        return logits if self.name is None else {self.name: logits, "aux": None}
+
+def plain(): return Plain()
+def mapping(): return Plain("logits")
+def other(): return Plain("out")
+"""
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A folder with images of three colours, weights, a file of one's own, a folded model and features."""
@@ -187,7 +214,7 @@ def test_a_head_without_bias_and_gray_images(here, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["my_model.py:two", *DATA], "MODEL has 2 outputs, the data 3 classes, 3 (blue, green, red)"),
+        (["my_model.py:two", *DATA], "MODEL has 2 outputs, the data 3 classes (blue, green, red): it needs"),
         (["my_model.py:strangers", *DATA], "classes differ: MODEL knows 3 (cat, dog, owl), the data has 3 (blue,"),
         (["my_model.py:broken", *DATA], "MODEL my_model.py:broken: calling it fails at line 22: ZeroDivisionError"),
         (["my_model.py:number", *DATA], "MODEL my_model.py:number returns a int, not a torch.nn.Module"),
@@ -388,6 +415,39 @@ def test_weights_that_are_no_tensors_by_name(here, capsys):
         assert evaluate.main(["timm:test_resnet", "--weights", f"{name}.pth", *DATA]) == 2
         printed = capsys.readouterr()
         assert printed.err.count("\n") == 1 and line in printed.err and "\x1b" not in printed.err, printed.err
+
+
+def test_models_that_return_logits_by_name(here, tmp_path, capsys):
+    """A model of Hugging Face and one that returns a dict: the accuracy is that of their own logits."""
+    pytest.importorskip("transformers")
+    (tmp_path / "hf.py").write_text(BY_NAME)
+    size = ["--image-size", "32", "--crop-pct", "1", *DATA]
+    for name in ("vit", "mapping"):
+        result, _ = result_of([f"{tmp_path}/hf.py:{name}", *size], here, tmp_path / name)
+        assert result["images"] == 15 and result["classifier_accuracy"] == pytest.approx(result["accuracy"])
+    plain, _ = result_of([f"{tmp_path}/hf.py:plain", *size], here, tmp_path / "plain")
+    assert plain["loss"] == json.loads(next((tmp_path / "mapping").glob("*.json")).read_text())["loss"]
+    capsys.readouterr()
+    assert evaluate.main([f"{tmp_path}/hf.py:other", *size]) == 2
+    assert "forward returns a dict: wrap it in a module that returns logits" in capsys.readouterr().err
+
+
+def test_a_relu_behind_the_last_layer_is_said(here, tmp_path, capsys):
+    torch.manual_seed(0)
+    torch.save(torchvision.models.squeezenet1_1(num_classes=3).state_dict(), "squeeze.pth")
+    words = ["torchvision:squeezenet1_1", "--weights", "squeeze.pth", "--image-size", "32", *DATA]
+    result_of(words, here, tmp_path / "out")
+    assert "note: MODEL's logits are no affine map of its pooled features" in capsys.readouterr().err
+
+
+def test_one_image_of_each_class_points_to_all(here, tmp_path, capsys):
+    for name, colour in COLOURS.items():
+        (tmp_path / "few" / name).mkdir(parents=True)
+        Image.new("RGB", (32, 32), colour).save(tmp_path / "few" / name / "0.png")
+    words = ["my_model.py:build", "--image-size", "32", "--data.name", "folder", "--data.root", str(tmp_path / "few")]
+    assert evaluate.main(words) == 2
+    assert "--split all evaluates every image" in capsys.readouterr().err
+    assert evaluate.main([*words, "--split", "all", "--out-dir", str(tmp_path / "out")]) == 0
 
 
 def test_damaged_and_other_files_of_features_are_one_line(here, tmp_path, capsys):
