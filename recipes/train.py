@@ -39,7 +39,7 @@ from recipes.core.cli import parse_command
 from recipes.core.config import TrainConfig, as_yaml
 from recipes.core.costs import read_costs
 from recipes.core.distributed import Ranks, join_ranks, pick_device
-from recipes.core.errors import UserError
+from recipes.core.errors import RankError, UserError
 from recipes.core.files import file_name
 from recipes.core.interrupt import EXIT_CODE, Stopped, StopRequest
 from recipes.core.memory import keep_freed_memory
@@ -121,7 +121,8 @@ def run_epochs(
     began = time.perf_counter()
     if resume is not None:
         check_code(resume, config)
-    data = load_data(config, device, given, former=() if resume is None else resume.unreadable())
+    former = () if resume is None else resume.unreadable()
+    data = ranks.together(lambda: load_data(config, device, given, former))
     check_readable((data.train, data.val, data.test), ranks)
     measured = measured_images(config, data)
     state = build_state(config if resume is None else from_seed(config), data, device, ranks)
@@ -407,7 +408,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             run = RunDir.unfinished(config.out, as_yaml(config), unreadable=True)
         train(config, ["recipes/train.py", *argv], resume=run)
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":
+        if os.environ.get("RANK", "0") == "0" or isinstance(error, RankError):
             print(f"error: {error}", file=sys.stderr)
         return 2
     except Stopped as stopped:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -14,6 +14,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from recipes.core.errors import UserError
+
+Made = TypeVar("Made")
+
+LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
+"""What gloo and NCCL say where another rank is gone."""
 
 
 def pick_device(name: str) -> torch.device:
@@ -96,16 +101,38 @@ class Ranks:
         dist.all_gather_object(values, value)
         return values
 
+    def together(self, make: Callable[[], Made]) -> Made:
+        """What `make` gives on each rank; where it fails on one, such as a node without the data, all ranks end alike.
+
+        Raises:
+            UserError: on all ranks, the first rank's that has one.
+        """
+        made: Made | None = None
+        error: UserError | None = None
+        try:
+            made = make()
+        except UserError as found:
+            error = found
+        first = next((found for found in self.gather(error) if found is not None), None)
+        if first is not None:
+            raise first
+        return made  # type: ignore[return-value]
+
     def from_main(self, value: Any) -> Any:
         """The main rank's value, on all ranks."""
         return self.gather(value)[0]
+
+
+def joined_ranks() -> Ranks:
+    """The ranks that have been joined; alone, rank 0 of 1."""
+    return Ranks(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else Ranks()
 
 
 @contextmanager
 def join_ranks(device: torch.device) -> Iterator[Ranks]:
     """Join the ranks that torchrun started, if it did: NCCL for GPUs, gloo for CPUs."""
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ or dist.is_initialized():
-        yield Ranks(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else Ranks()
+        yield joined_ranks()
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)  # NCCL sends plain values over the current device: GPU 0 on all ranks otherwise
@@ -115,5 +142,9 @@ def join_ranks(device: torch.device) -> Iterator[Ranks]:
         raise UserError(f"the ranks cannot be joined: {' '.join(str(error).split())}; start with torchrun") from None
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size())
+    except RuntimeError as error:
+        if not any(word in str(error) for word in LOST):
+            raise
+        raise UserError("another rank has ended, and so does this one; its own message says why") from None
     finally:
         dist.destroy_process_group()

@@ -5,3 +5,7 @@ from __future__ import annotations
 
 class UserError(Exception):
     """Something that the user can put right; shown as one line, without a traceback."""
+
+
+class RankError(UserError):
+    """An error of one process of a run under torchrun, which the others do not know of: it is shown by that process."""

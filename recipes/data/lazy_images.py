@@ -15,7 +15,7 @@ from timm.data.loader import PrefetchLoader, fast_collate
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from recipes.core.errors import UserError
+from recipes.core.errors import RankError, UserError
 from recipes.data.unreadable import Unreadable
 
 CPU = torch.device("cpu")
@@ -214,7 +214,7 @@ def report_lost_workers() -> Iterator[None]:
         if "DataLoader worker" not in str(error):
             raise
         reason = " ".join(str(error).split())
-        raise UserError(
+        raise RankError(
             f"a process that reads images was lost ({reason}); with too little memory, or shared memory, "
             "lower --data.workers"
         ) from None

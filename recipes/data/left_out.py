@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recipes.core.distributed import Ranks
+from recipes.core.distributed import Ranks, joined_ranks
 from recipes.core.errors import UserError
 from recipes.data.lazy_images import LazyImages
 from recipes.data.split import Source, Split, of_rank
@@ -34,11 +34,21 @@ def of_classes(source: Source, class_names: tuple[str, ...]) -> Source:
 
 
 def without_unreadable(source: Source) -> Source:
-    """A source without the images that cannot be read, each of which is tried out; a note counts them."""
+    """A source without the images that cannot be read, each of which is tried out; a note counts them.
+
+    Under torchrun each rank tries its share, and all leave out the same.
+    """
+    ranks = joined_ranks()
     kept: dict[str, Any] = {}
     sentences: list[str] = []
     for part, split in source.splits().items():
-        found = split.images.unreadable(headers=False) if isinstance(split.images, LazyImages) else {}
+        found: dict[int, Unreadable] = {}
+        if isinstance(split.images, LazyImages):
+            share = torch.arange(ranks.rank, len(split), ranks.size)
+            mine = split.images[share].unreadable(headers=False)
+            for part_found in ranks.gather({int(share[place]): error for place, error in mine.items()}):
+                found |= part_found
+        found = dict(sorted(found.items()))
         sentences += [str(error) for error in found.values()]
         rest = torch.ones(len(split), dtype=torch.bool)
         rest[list(found)] = False

@@ -15,7 +15,7 @@ import yaml
 from ncreg.checkpoint import load_checkpoint, save_checkpoint
 from recipes.core.cli import BOUNDS, parse
 from recipes.core.config import TrainConfig, as_yaml
-from recipes.core.errors import UserError
+from recipes.core.errors import RankError, UserError
 from recipes.core.files import environment, json_row, write_atomically, write_json
 from recipes.data.fingerprint import checksums
 from recipes.data.unreadable import Unreadable
@@ -120,14 +120,14 @@ class RunDir:
         """Note images that turn out to be unreadable: the run can go on once they are mended or gone.
 
         Raises:
-            UserError: from within the block, in place of `Unreadable`: says how to go on.
+            RankError: from within the block, in place of `Unreadable`: says how to go on.
         """
         try:
             yield
         except Unreadable as error:
             with self.writing():
                 write_json(self.path / UNREADABLE, {"images": sorted({*self.unreadable(), *error.images})})
-            raise UserError(
+            raise RankError(
                 f"{error}; nothing of {self.path} is lost: mend or remove what is unreadable, and the same command "
                 "goes on with it"
             ) from None

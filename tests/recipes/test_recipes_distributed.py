@@ -166,3 +166,62 @@ def test_a_rank_takes_its_own_gpu_before_it_joins(monkeypatch):
 def test_a_rank_gets_two_images_of_a_batch_at_least():
     with pytest.raises(UserError, match="data.batch_size=8 leaves each of the 4 ranks one image.*at least 16"):
         Ranks(0, 4).images_per_rank(8, 2)
+
+
+OWN_DATA = """
+import os
+import torch
+
+
+class Images(torch.utils.data.Dataset):
+    targets = [number % 4 for number in range(120)]
+
+    def __init__(self):
+        self.reads = 0
+
+    def __len__(self):
+        return 120
+
+    def __getitem__(self, number):
+        self.reads += 1
+        if os.environ.get("RANK", "1") == "1" and (FAULT):
+            raise OSError("the disk of this node is gone")
+        image = torch.full((1, 28, 28), 0.1)
+        image[0, :, 7 * self.targets[number] :] = 0.9
+        return image, self.targets[number]
+
+
+def images():
+    return Images()
+"""
+
+
+@pytest.mark.parametrize(
+    ("fault", "more", "words"),
+    [
+        ("self.reads > 260", (), "mend or remove what is unreadable"),
+        ("number == 9", ("--data.memory_limit", "8"), "the disk of this node is gone"),
+    ],
+)
+def test_what_one_rank_cannot_read_is_said_and_ends_all(tmp_path, fault, more, words):
+    """Late, when the other rank waits for it in a step; and at the start, when that rank has read everything."""
+    (tmp_path / "own.py").write_text(OWN_DATA.replace("FAULT", fault))
+    own = ("--data.name", f"{tmp_path}/own.py:images", "--data.train_size", "null", "--data.batch_size", "16")
+    began = time.monotonic()
+    done = launch(tmp_path / "runs", 2, *own, "--data.memory_limit", "0", "--data.workers", "0", *more)
+    assert done.returncode != 0 and time.monotonic() - began < 300
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert sum(words in line for line in errors) == 1 and "the disk of this node is gone" in done.stderr, done.stderr
+    assert "Error: [" not in done.stderr  # no traceback of gloo
+
+
+def test_all_ranks_skip_what_one_cannot_read(tmp_path):
+    (tmp_path / "own.py").write_text(OWN_DATA.replace("FAULT", "number == 9"))
+    own = ("--data.name", f"{tmp_path}/own.py:images", "--data.train_size", "null", "--data.batch_size", "16")
+    counts = []
+    for ranks in (1, 2):
+        done = launch(tmp_path / str(ranks), ranks, *own, "--data.unreadable", "skip", "--tpt.max_epochs", "1")
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("left out as data.unreadable=skip says: 1 unreadable images") == 1
+        counts.append(ending(tmp_path / str(ranks))[2]["class_counts"])
+    assert counts[0] == counts[1] and sum(counts[0]) < 120
