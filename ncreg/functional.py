@@ -19,6 +19,7 @@ from ncreg.losses.imbalance import class_weights, logit_adjusted_cross_entropy
 from ncreg.losses.logits import mse_one_hot_loss, smooth_labels, spectral_decoupling_loss
 from ncreg.losses.memory import update_class_means
 from ncreg.losses.prototypes import center_loss, dot_regression_loss, update_centers
+from ncreg.losses.sampled import sampled_cross_entropy
 from ncreg.losses.spread import koleo_loss
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "mse_one_hot_loss",
     "nonl_loss",
     "ntce_loss",
+    "sampled_cross_entropy",
     "smooth_labels",
     "spectral_decoupling_loss",
     "supcon_loss",

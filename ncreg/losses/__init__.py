@@ -1,8 +1,8 @@
 """Losses as modules: the constructor takes hyperparameters, forward takes the batch.
 
 Every module names what its `forward` takes in `consumes`, in order, out of "features" (batch, dim), "logits"
-(batch, classes), "target" (batch,) and "weight" (classes, dim), the head's class vectors; one loss, which goes without
-logits, takes "head", the head itself. A loop that has all of them can hold any list of losses (torch's own take
+(batch, classes), "target" (batch,) and "weight" (classes, dim), the head's class vectors; two losses, which go without
+logits, take "head", the head itself. A loop that has all of them can hold any list of losses (torch's own take
 "logits", "target"):
 
     >>> import torch
@@ -28,6 +28,7 @@ from ncreg.losses.imbalance import LogitAdjustedLoss
 from ncreg.losses.logits import OneHotMSELoss, SpectralDecouplingLoss
 from ncreg.losses.memory import ClassMeanMemory
 from ncreg.losses.prototypes import CenterLoss, DotRegressionLoss
+from ncreg.losses.sampled import SampledCrossEntropyLoss
 from ncreg.losses.spread import KoLeoLoss
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "NONLLoss",
     "NTCELoss",
     "OneHotMSELoss",
+    "SampledCrossEntropyLoss",
     "SpectralDecouplingLoss",
     "SupConLoss",
 ]

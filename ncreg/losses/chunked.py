@@ -156,7 +156,7 @@ def chunked_argmax(features: Features, head: nn.Module, *, chunk: int | None = N
     check_rows("features", features)
     if _kind(head) == "logits":
         return head(features).argmax(1)
-    factors = _factors(features, head, chunk)
+    factors = taken_apart(features, head, chunk)
     best = best_class = None
     for part in factors.parts():
         top = factors.logits(*part).max(1)
@@ -191,11 +191,11 @@ def class_sums(
         logits = logits if logits.dtype == torch.float64 else logits.float()
         total = torch.zeros_like(logits[:, 0]) if spread is None else logits @ spread.to(logits)
         return ClassSums(logits.logsumexp(1), logits.gather(1, labels[:, None])[:, 0], total)
-    factors = _factors(features, head, chunk)
+    factors = taken_apart(features, head, chunk)
     return ClassSums(*_ClassSums.apply(factors.inputs, factors.weight, factors.bias, labels, spread, factors))
 
 
-class _Factors(NamedTuple):
+class Factors(NamedTuple):
     """Logits of any range of classes: inputs @ rowsᵀ + bias, the rows of `weight` or computed ones."""
 
     inputs: Tensor
@@ -223,6 +223,13 @@ class _Factors(NamedTuple):
             rows = rows / _row_lengths(rows)
         return rows if self.low is None else rows.to(self.low)
 
+    def live_rows(self, classes: Tensor, sparse: bool) -> Tensor:
+        """Rows of these classes with their gradient, a sparse one where that is wanted."""
+        if self.weight is None:
+            return self.of_classes(classes)
+        rows = F.embedding(classes, self.weight, sparse=sparse)
+        return rows / _row_lengths(rows) if self.unit else rows
+
     def products(self, inputs: Tensor, rows: Tensor, first: int) -> Tensor:
         """Logits of the rows' classes, in at least float32."""
         logits = F.linear(inputs if self.low is None else inputs.to(self.low), rows)
@@ -249,7 +256,7 @@ class _ClassSums(torch.autograd.Function):
         bias: Tensor | None,
         labels: Tensor,
         spread: Tensor | None,
-        factors: _Factors,
+        factors: Factors,
     ) -> tuple[Tensor, Tensor, Tensor]:
         with torch.autocast(inputs.device.type, enabled=False):
             factors = factors._replace(inputs=inputs.detach())
@@ -270,7 +277,7 @@ class _ClassSums(torch.autograd.Function):
 
 
 def _forward(
-    ctx: Any, labels: Tensor, spread: Tensor | None, factors: _Factors, pulls: bool
+    ctx: Any, labels: Tensor, spread: Tensor | None, factors: Factors, pulls: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     wide = torch.float64 if factors.inputs.dtype == torch.float64 else torch.float32
     rows, dim = factors.inputs.shape
@@ -329,7 +336,7 @@ def _from_pulls(ctx: Any, upstream: tuple[Tensor, ...]) -> Tensor:
 def _by_chunks(ctx: Any, upstream: tuple[Tensor, ...]) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients in inputs, weight and bias, each chunk's logits computed again."""
     lse, labels, spread, _ = ctx.saved_tensors
-    factors: _Factors = ctx.factors
+    factors: Factors = ctx.factors
     by_lse, by_own, by_spread = upstream
     inputs, weight, bias = factors.inputs, factors.weight, factors.bias
     by_inputs = torch.zeros_like(inputs, dtype=lse.dtype) if ctx.needs_input_grad[0] else None
@@ -391,8 +398,11 @@ def _kind(head: Any) -> str:
     return str(kind)
 
 
-def _factors(features: Tensor, head: Any, chunk: int | None) -> _Factors:
+def taken_apart(features: Tensor, head: Any, chunk: int | None) -> Factors:
+    """The factors of a head's logits; a structured simplex has none."""
     kind = _kind(head)
+    if kind == "logits":
+        raise TypeError(f"head={head} holds no class vectors: F.cross_entropy(head(features), target) costs less")
     if features.shape[1] != head.in_features:
         raise ValueError(f"features have {features.shape[1]} columns where head takes {head.in_features}")
     weight = None if kind == "class_rows" else head.weight
@@ -407,7 +417,7 @@ def _factors(features: Tensor, head: Any, chunk: int | None) -> _Factors:
     inputs = unit_rows(features).to(features.dtype) if getattr(head, "normalize", False) else features
     chunk = max(1, ENTRIES // len(features)) if chunk is None else check_integer("chunk", chunk, 1)
     inputs = inputs if scale == 1 else inputs * scale
-    return _Factors(inputs, weight, head.bias, head, kind == "unit weight", low, chunk)
+    return Factors(inputs, weight, head.bias, head, kind == "unit weight", low, chunk)
 
 
 def _check_hard(target: Any, classes: int) -> None:
