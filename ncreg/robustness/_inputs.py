@@ -12,6 +12,7 @@ from ncreg.numerics import at_least_float32, float64_device
 
 # Images in [0, 1] (B, channels, H, W) to logits (B, C): a plain function, an nn.Module, a Classifier.
 Model = Callable[[Tensor], Tensor]
+"""What the evaluations take for a model: images (B, channels, height, width) in [0, 1] → logits (B, C)."""
 
 
 def check_images(images: Tensor) -> Tensor:

@@ -24,7 +24,10 @@ CORRUPTION_GROUPS: dict[str, tuple[str, ...]] = {
     "digital": ("contrast", "elastic_transform", "pixelate", "jpeg_compression"),
     "extra": ("speckle_noise", "gaussian_blur", "saturate"),  # held out for validation in the paper
 }
+"""Group (noise, blur, weather, digital, extra) → the corruptions in it."""
+
 CORRUPTIONS: tuple[str, ...] = tuple(name for names in CORRUPTION_GROUPS.values() for name in names)
+"""The names of all corruptions, group by group."""
 
 _FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "gaussian_noise": _noise.gaussian_noise,
