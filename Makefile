@@ -2,16 +2,19 @@
 # make test  : set up and run lint, types, doctests and the test suite
 # make lint  : ruff, mypy, and the contracts on which package may import which
 # make slow  : the tests that take minutes
+# make docs  : the documentation site, into build/site; no network once its tools are installed
+# make release-check: sdist and wheel, checked, installed into a clean environment and tried there
 # make oldest: the test suite with the oldest versions that pyproject.toml allows, in an environment of its own
 # VENV=/some/where puts the virtual environment elsewhere; ARGS="..." is handed to recipes/train.py
 
 VENV ?= .venv
 OLDEST ?= .venv-oldest
+CLEAN ?= build/release-venv
 PYTHON ?= python3
 ARGS ?= etf
 PY = $(VENV)/bin/python
 
-.PHONY: train test lint slow oldest clean
+.PHONY: train test lint slow docs release-check oldest clean
 
 train: export OMP_NUM_THREADS ?= 1
 train: $(VENV)/.train
@@ -31,6 +34,18 @@ slow: export OMP_NUM_THREADS = 1
 slow: $(VENV)/.dev
 	$(PY) -m pytest -m slow -q
 
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: $(VENV)/.docs
+	$(PY) -m mkdocs build --strict
+
+release-check: $(VENV)/.release
+	rm -rf build/dist $(CLEAN)
+	$(PY) -m build --outdir build/dist
+	$(PY) -m twine check --strict build/dist/*
+	$(PYTHON) -m venv $(CLEAN)
+	$(CLEAN)/bin/python -m pip install --quiet build/dist/*.whl
+	$(CLEAN)/bin/python -I .ci/smoke.py $$(sed -n 's/^__version__ = "\(.*\)"/\1/p' ncreg/__init__.py)
+
 # Old matplotlib and torch call what has been deprecated since: pyparsing's names, vmap in gradcheck, SequentialLR's epoch.
 oldest: export OMP_NUM_THREADS = 1
 oldest: $(OLDEST)/.oldest
@@ -46,7 +61,15 @@ $(VENV)/.train: pyproject.toml | $(PY)
 	touch $@
 
 $(VENV)/.dev: pyproject.toml | $(PY)
-	$(PY) -m pip install --quiet -e ".[recipes,robust,data,export,lightning,hf,dev]"
+	$(PY) -m pip install --quiet -e ".[recipes,robust,data,export,lightning,hf,docs,dev]"
+	touch $@
+
+$(VENV)/.docs: pyproject.toml | $(PY)
+	$(PY) -m pip install --quiet -e ".[docs]"
+	touch $@
+
+$(VENV)/.release: pyproject.toml | $(PY)
+	$(PY) -m pip install --quiet -e ".[release]"
 	touch $@
 
 $(OLDEST)/.oldest: pyproject.toml .ci/oldest.txt
@@ -55,4 +78,4 @@ $(OLDEST)/.oldest: pyproject.toml .ci/oldest.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(OLDEST) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(OLDEST) build .mypy_cache .ruff_cache .pytest_cache .hypothesis

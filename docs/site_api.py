@@ -63,15 +63,26 @@ def package() -> griffe.Module:
     return griffe.load("ncreg", search_paths=[str(ROOT)], docstring_parser="google", resolve_aliases=True)
 
 
+def module_at(dotted: str) -> griffe.Module:
+    """A module by its name."""
+    return package() if dotted == "ncreg" else package()[dotted.removeprefix("ncreg.")]
+
+
 def members_of(module: griffe.Module) -> dict[str, griffe.Object | griffe.Alias]:
     """The public names of a module and what they stand for, without its submodules."""
     if module.exports is None:
         own = {name: member for name, member in module.members.items() if not (name[0] == "_" or member.is_alias)}
         return {name: found for name, found in own.items() if found.is_class or found.is_function or found.docstring}
-    named = {str(name): module[str(name)] for name in module.exports}
-    # A function hides the submodule that it is written in where both have one name; for griffe the submodule hides it.
-    named = {name: found[name] if found.is_module and name in found.members else found for name, found in named.items()}
+    named = {str(name): member_at(f"{module.path}.{name}") for name in module.exports}
     return {name: found for name, found in named.items() if not found.is_module}
+
+
+def member_at(path: str) -> griffe.Object | griffe.Alias:
+    """What Python finds under a path. Where a submodule and an imported function have one name, it is the function."""
+    parent, _, name = path.rpartition(".")
+    module = module_at(parent)
+    source = module.imports.get(name, path)
+    return member_at(source) if module[name].is_module and source != path else module[name]
 
 
 @functools.cache
@@ -80,12 +91,12 @@ def public_names() -> dict[str, list[PublicName]]:
     homes: dict[str, str] = {}
     found: dict[str, list[PublicName]] = {}
     for dotted in MODULES:
-        module = package() if dotted == "ncreg" else package()[dotted.removeprefix("ncreg.")]
-        found[dotted] = []
+        module, found[dotted] = module_at(dotted), []
         for name, member in members_of(module).items():
+            is_here = member.canonical_path not in homes
             home = homes.setdefault(member.canonical_path, member.path)
             text = member.docstring.value.partition("\n\n")[0].replace("\n", " ") if member.docstring else ""
-            found[dotted].append(PublicName(f"{dotted}.{name}", home, home == member.path, text))
+            found[dotted].append(PublicName(f"{dotted}.{name}", home, is_here, text))
     return found
 
 

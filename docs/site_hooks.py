@@ -23,7 +23,15 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).resolve().parents[1]
 FENCE = re.compile(r"^( *)(```|~~~).*?^\1\2 *$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"(!?\[(?:[^\[\]]|\[[^\[\]]*\])*\]\()([^)#\s]+)?(#[^)\s]*)?\)")
-SHOWN = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".json": "json", ".toml": "toml", ".txt": "text", ".cff": "yaml"}
+SHOWN = {
+    ".py": "python",
+    ".yaml": "yaml",
+    ".yml": "yaml",
+    ".json": "json",
+    ".toml": "toml",
+    ".txt": "text",
+    ".cff": "yaml",
+}
 LONGEST = 200_000  # characters of a file that are shown
 WITHOUT_TOC = ("index.md",)
 

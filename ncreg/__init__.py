@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from ncreg.optim import param_groups
     from ncreg.pretrained import load_weights
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "CenterLoss",

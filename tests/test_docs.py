@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+    ROOT / "examples" / "digits_classifier" / "README.md",
+]
 CARDS = sorted((ROOT / "recipes" / "configs").glob("*.yaml"))
 TIMM = "device-modules opt weight-decay sched epochs naflex-loader mixup cutmix no-resume-opt eval-metric"
 TIMM += " val-split val-interval start-epoch min-lr head-init-bias model-ema amp model-dtype sched-on-updates"
@@ -27,6 +31,7 @@ def blocks(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_python_blocks_run(page, tmp_path, monkeypatch):
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "page"}  # one namespace a page: later blocks go on with earlier ones
     for number, block in enumerate(blocks(page)):

@@ -12,9 +12,12 @@ import editables
 import pytest
 from hatchling import build
 
+import ncreg
+
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 IMPORT_NAMES = {"pyyaml": "yaml", "scikit-learn": "sklearn"}
+TOOLS = ("dev", "docs", "release")  # extras that hold programs, which nothing has to import
 IMPORTED_BY_OTHERS = {"docstring-parser", "onnx"}  # by jsonargparse, which shows docstrings as help; by onnxscript
 
 
@@ -28,7 +31,21 @@ def built(tmp_path, monkeypatch):
 def test_wheel_holds_the_package_alone(built):
     names = zipfile.ZipFile(built("wheel")).namelist()
     assert "ncreg/__init__.py" in names and "ncreg/py.typed" in names
-    assert {name.split("/")[0] for name in names} == {"ncreg", f"ncreg-{PROJECT['version']}.dist-info"}
+    assert {name.split("/")[0] for name in names} == {"ncreg", f"ncreg-{ncreg.__version__}.dist-info"}
+
+
+def test_metadata_has_the_version_of_the_package_and_a_readme_without_dead_links(built):
+    path = built("wheel")
+    text = zipfile.ZipFile(path).read(f"ncreg-{ncreg.__version__}.dist-info/METADATA").decode()
+    fields, _, readme = text.partition("\n\n")
+    assert f"Version: {ncreg.__version__}\n" in fields and "Description-Content-Type: text/markdown" in fields
+    assert readme.lstrip().startswith("# ncreg") and "swap_head" in readme
+    assert len(re.findall(r"\]\(https?:", readme)) >= 1 and not re.findall(r"\]\((?!https?:)", readme)
+
+
+def test_one_version_everywhere():
+    assert "version" not in PROJECT and f"version: {ncreg.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\n## {ncreg.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 
 def test_sdist_is_small(built):
@@ -64,7 +81,7 @@ def test_editable_install_finds_the_package_alone(built, tmp_path):
 def test_every_optional_package_is_imported_somewhere():
     sources = [path.read_text() for folder in ("ncreg", "recipes", "benchmarks", "tests") for path in files(folder)]
     extras = PROJECT["optional-dependencies"]
-    wanted = {line.split(">")[0] for extra, lines in extras.items() if extra != "dev" for line in lines}
+    wanted = {line.split(">")[0] for extra, lines in extras.items() if extra not in TOOLS for line in lines}
     unread = {
         name
         for name in wanted - IMPORTED_BY_OTHERS
