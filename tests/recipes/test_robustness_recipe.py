@@ -229,7 +229,7 @@ def test_only_the_parts_asked_for_are_shown_and_drawn(run, result, capsys):
     text = table(found, ["ood", "long_tail", "adversarial"])
     assert "out of distribution" in text and "corruptions (" not in text and "transfer of" not in text
     assert "long_tail: the training classes" in text and "label_noise:" not in text
-    assert "kept from before, not shown: calibration, transfer, terminal_phase, corruptions, distances" in text
+    assert "kept from before, not shown: calibration, transfer, terminal_phase, bits, corruptions, distances" in text
     drawn = {path.stem: path.stat().st_mtime_ns for path in (folder / "figures").glob("*.png")}
     (folder / "figures" / "ood.png").unlink()
     evaluate_run(run, SETTINGS, evaluations=["ood"], quiet=True)
