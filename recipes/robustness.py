@@ -1,4 +1,4 @@
-"""Evaluate classifiers: attacks, corruptions, OOD, calibration, bits, transfer, long tail, label noise.
+"""Evaluate classifiers: attacks, corruptions, OOD, calibration, bits, transfer, long tails, noise.
 
     python recipes/robustness.py --quick                    # the newest finished run under runs/
     python recipes/robustness.py RUN RUN --parts adversarial,calibration --split val
