@@ -38,6 +38,7 @@ class ModelOptions:
         num_classes: its outputs.
         class_names: of its outputs, in their order.
         classifier: path of its last layer.
+        untrained: seed of random weights in place of pretrained ones.
         out_dir: folder of the results.
     """
 
@@ -51,6 +52,7 @@ class ModelOptions:
     num_classes: int | None = None
     class_names: tuple[str, ...] | None = None
     classifier: str | None = None
+    untrained: int | None = None
     out_dir: Path | None = None
 
     def given(self) -> dict[str, Any]:

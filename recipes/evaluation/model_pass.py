@@ -55,7 +55,7 @@ def pass_over(
     assert seen.decisions is not None
     with watched(model, layers) as watch:
         for images, target in split.in_batches(BATCH):
-            logits, features = _outputs(model, images)
+            logits, features = model_outputs(model, images)
             seen.decisions.add(logits, target)
             store.append(features, target)
             if watch is not None:
@@ -67,7 +67,12 @@ def pass_over(
     return seen
 
 
-def _outputs(model: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
+def model_outputs(model: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits and features of images in [0, 1].
+
+    Raises:
+        UserError: the model cannot take images of this size.
+    """
     try:
         logits, features = model(images.to(next(model.parameters()).dtype), with_features=True)
     except (RuntimeError, AssertionError, ValueError) as error:
@@ -122,7 +127,7 @@ def nc5_of(model: Classifier, split: Split, train: Collapse) -> float | None:
     chosen = split[torch.linspace(0, len(split) - 1, count, dtype=torch.float64).round().long()]
     rows = []
     for images, _ in chosen.in_batches(BATCH):
-        _, features = _outputs(model, noise_images(images, "shuffle", seed=0))
+        _, features = model_outputs(model, noise_images(images, "shuffle", seed=0))
         rows.append(features.cpu().double())
     means = train.means[train.counts > 0].cpu()
     try:

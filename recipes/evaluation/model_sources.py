@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from timm.data.imagenet_info import ImageNetInfo
 from torch import nn
 
@@ -106,7 +108,7 @@ def find_model(word: str, options: ModelOptions) -> FoundModel:
 def _by_name(word: str, name: str, options: ModelOptions) -> FoundModel:
     """A model of timm or torchvision, with the weights of a file or pretrained."""
     args: dict[str, Any] = {} if options.channels is None else {"in_chans": options.channels}
-    if options.weights is None:
+    if options.weights is None and options.untrained is None:
         if name == word.removeprefix("timm:") and timm.is_model(name) and not _has_weights(name):
             raise UserError(f"MODEL {word} has no pretrained weights: --weights FILE")
         args["pretrained"] = True
@@ -116,7 +118,10 @@ def _by_name(word: str, name: str, options: ModelOptions) -> FoundModel:
     options = replace(options, image_size=side) if from_file else options
     if side is not None and side == options.image_size:  # also where a model would resample its embedding each time
         args |= built_for(name, side)
-    classifier = keep(name, options, num_classes=options.num_classes, model_args=args, weights=weights)
+    with drawn(options.untrained):
+        classifier = keep(name, options, num_classes=options.num_classes, model_args=args, weights=weights)
+    if options.untrained is not None:
+        return FoundModel(classifier)
     if weights is None:
         return FoundModel(classifier, _imagenet_names(classifier))
     notes = [f"--weights {options.weights}: {told(weights, classifier)}"]
@@ -146,6 +151,17 @@ def keep(model: str | nn.Module, options: ModelOptions, **more: Any) -> Classifi
         warnings.filterwarnings("ignore", message="dropout of rate")  # the model runs in eval mode
         kept = swap_head(model, "keep", classifier=options.classifier, input_size=size, **more)
     return kept.eval()
+
+
+@contextmanager
+def drawn(seed: int | None) -> Iterator[None]:
+    """Random weights are drawn with this seed inside the block; None changes nothing."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
 
 def names_in(weights: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -206,7 +222,7 @@ def _imagenet_names(classifier: Classifier) -> list[tuple[str, ...]]:
 
 
 def _of_hub(word: str, repository: str, options: ModelOptions) -> FoundModel:
-    _refuse(word, options, "weights", "num_classes")
+    _refuse(word, options, "weights", "num_classes", "untrained")
     try:
         return _as_classifier(Classifier.from_pretrained(repository))
     except ValueError as error:
@@ -217,7 +233,7 @@ def _of_hub(word: str, repository: str, options: ModelOptions) -> FoundModel:
 
 def _of_folder(word: str, folder: Path, options: ModelOptions) -> FoundModel:
     """A folder that `Classifier.save_pretrained`, or timm of a folded model, wrote."""
-    _refuse(word, options, "weights", "num_classes")
+    _refuse(word, options, "weights", "num_classes", "untrained")
     architecture = json.loads((folder / "config.json").read_text()).get("architecture", "")
     if architecture == "ncreg.Classifier":
         return _as_classifier(Classifier.from_pretrained(folder))
@@ -236,7 +252,8 @@ def _written_by_timm(classifier: Classifier) -> FoundModel:
 def _of_function(word: str, options: ModelOptions) -> FoundModel:
     """What a function in a file returns."""
     _refuse(word, options, "num_classes")
-    module = _called(word, load_own(word, "MODEL"))
+    with drawn(options.untrained):
+        module = _called(word, load_own(word, "MODEL"))
     module.register_forward_hook(_logits_of_mapping)
     notes, names, weights = [], _own_names(module), read_weights(options.weights, f"--weights {options.weights}")
     if weights is not None:

