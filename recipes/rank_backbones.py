@@ -1,7 +1,7 @@
 """Which backbone for my images: candidates beside each other, scored by one pass of features, nothing trained.
 
-    python recipes/rank_backbones.py timm:resnet18 timm:efficientnet_b0 --data.name folder --data.root my_images
-    python recipes/rank_backbones.py timm:resnet18=mine.pth torchvision:resnet18 RUN candidates.yaml --data.name digits
+    python recipes/rank_backbones.py timm:resnet18 timm:resnet50=mine.pth RUN --data.name mnist5k
+    python recipes/rank_backbones.py candidates.yaml --data.name folder --data.root my_images
 
 MODELS are what evaluate.py takes: run folders or their checkpoint files; timm:NAME or
 torchvision:NAME, pretrained, NAME=FILE with the weights of a file, NAME=untrained with random ones;
@@ -9,7 +9,7 @@ folders that fold, save_pretrained or timm wrote; FILE.py:FUNCTION; a YAML list 
 entry can also say image_size, mean, std and the like. --data.KEY VALUE names the images, by the
 keys of recipes/train.py, with its rules for splits. Prints a table and writes rank_backbones.json,
 .png and .svg. A candidate that fails is named; the others are scored all the same, and the exit
-code is then 2. docs/robustness.md explains the scores, docs/evidence.md what they were worth.
+code is then 2. docs/robustness.md explains the scores.
 """
 
 from __future__ import annotations

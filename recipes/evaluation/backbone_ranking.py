@@ -330,9 +330,13 @@ def _reason(error: Exception, candidate: Candidate) -> str:
     line = " ".join(str(error).split()) or type(error).__name__
     if not isinstance(error, UserError | ValueError | OSError | RuntimeError):
         line = f"{type(error).__name__}: {line}"
-    line = line.replace(
-        "has no pretrained weights: --weights FILE", f"has no pretrained weights: {candidate.word}=FILE or =untrained"
-    )
-    return line.replace("--weights FILE takes", f"{candidate.word}=FILE takes").removeprefix(
-        f"MODEL {candidate.word}: "
-    )
+    word = candidate.word
+    for former, now in (
+        ("has no pretrained weights: --weights FILE", f"has no pretrained weights: {word}=FILE or =untrained"),
+        ("--weights FILE takes", f"{word}=FILE takes"),
+        (f"--weights {candidate.options.weights}", f"{candidate.options.weights}"),
+        (f"MODEL {word}: ", ""),
+        (f"MODEL {word} ", "it "),
+    ):
+        line = line.replace(former, now)
+    return line

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from recipes import compare, evaluate, plot_collapse, predict, robustness
+from recipes import compare, evaluate, plot_collapse, predict, rank_backbones, robustness
 from recipes import train as train_script
 from recipes.core.cli import keys, parse, parse_command, recipes, with_flag_values
 from recipes.core.errors import UserError
@@ -26,6 +26,7 @@ SCRIPTS = {
     "robustness": robustness,
     "compare": compare,
     "plot_collapse": plot_collapse,
+    "rank_backbones": rank_backbones,
 }
 
 
@@ -344,7 +345,7 @@ def test_help_of_train_names_all_that_exists(capsys):
     assert re.search(r"--optim.lr X +peak learning rate \(default: 0.1\)", text)
 
 
-@pytest.mark.parametrize("name", ["evaluate", "predict", "robustness", "plot_collapse"])
+@pytest.mark.parametrize("name", ["evaluate", "predict", "robustness", "plot_collapse", "rank_backbones"])
 def test_help_and_errors_do_not_wait_for_torch(name):
     code = f"import sys, recipes.{name} as script\ntry: script.main(['--help'])\nexcept SystemExit: pass\n"
     done = python("-c", code + "assert script.main(['--strange']) == 2\nassert 'torch' not in sys.modules")

@@ -179,8 +179,7 @@ def test_a_candidate_that_fails_is_named_and_the_others_keep_their_scores(here, 
 
 
 def test_runs_weights_and_own_functions_stand_beside_each_other_on_any_images(here, tmp_path):
-    """A run on gray images of ten classes scores colours of three: it sees them in gray, and its classes do not count."""
-    (here / "both.yaml").write_text("- RUN\n- candidates.yaml\n")
+    """A run on gray images of ten classes scores colours of three: it sees gray, and its classes do not count."""
     words = ["RUN", "candidates.yaml", "--data.name", "folder", "--data.root", "my_images"]
     found, rows = ranked(words, tmp_path)
     assert set(rows) == {"RUN", "my_model.py:small=untrained", "ours"} and found["classes"] == 3
@@ -218,8 +217,10 @@ def test_what_cannot_be_done_is_said_in_a_line(words, message, here, tmp_path, c
     assert not (tmp_path / "out").exists()
 
 
-def test_a_model_without_pretrained_weights_is_told_both_ways_out(tmp_path, capsys):
-    found, _ = ranked(["timm:resnet10t_not", "timm:resnet50c", "timm:test_resnet=untrained", *DIGITS], tmp_path, code=2)
+def test_a_model_without_pretrained_weights_is_told_both_ways_out(tmp_path):
+    words = ["timm:darknet17", "timm:test_resnet=untrained", *DIGITS, "--images", "100"]
+    found, _ = ranked(words, tmp_path, code=2)
+    assert found["failed"] == {"timm:darknet17": "it has no pretrained weights: timm:darknet17=FILE or =untrained"}
 
 
 def test_weights_behind_an_equals_sign_are_told_from_one_in_a_path():
