@@ -9,7 +9,7 @@ folders that fold, save_pretrained or timm wrote; FILE.py:FUNCTION; a YAML list 
 entry can also say image_size, mean, std and the like. --data.KEY VALUE names the images, by the
 keys of recipes/train.py, with its rules for splits. Prints a table and writes rank_backbones.json,
 .png and .svg. A candidate that fails is named; the others are scored all the same, and the exit
-code is then 2. docs/robustness.md explains the scores.
+code is then 3. docs/robustness.md explains the scores.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ if __name__ == "__main__":
 
     require_recipes()
 
-from recipes.core.errors import UserError
-from recipes.core.files import environment, file_name, write_json
+from recipes.core.errors import PARTIAL, UserError
+from recipes.core.files import check_folder, environment, file_name, write_json
 from recipes.core.script import Parser, run_script, take_keys
 from recipes.evaluation.candidates import CANDIDATE_HELP, read_candidates
 
@@ -49,10 +49,12 @@ def _parser() -> Parser:
     return parser
 
 
-def rank(argv: Sequence[str]) -> None:
-    """Score, write, print."""
+def rank(argv: Sequence[str]) -> int:
+    """Score, write, print; the exit code."""
     overrides, rest = take_keys(argv, "data")
     args = _parser().parse(rest)
+    if args.out_dir is not None:
+        check_folder(args.out_dir, "--out-dir")
     if args.images < 1:
         raise UserError(f"--images {args.images}: must be at least 1")
     if not 0 <= args.seed < 2**32:
@@ -78,13 +80,15 @@ def rank(argv: Sequence[str]) -> None:
     for note in ranking.notes:
         print(f"note: {note}", file=sys.stderr)
     print(f"{ranking_table(ranking)}\n\nall numbers: {path}; figure: {figure} and .svg")
-    if ranking.failed:
-        count = len(candidates)
-        raise UserError(f"{len(ranking.failed)} of {count} candidates could not be scored: {', '.join(ranking.failed)}")
+    if not ranking.failed:
+        return 0
+    failed = f"{len(ranking.failed)} of {len(candidates)} candidates could not be scored"
+    print(f"error: {failed}: {', '.join(ranking.failed)}", file=sys.stderr)
+    return PARTIAL
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code: 0, or 2 with one line when the user has to change something, such as a candidate that failed."""
+    """Exit code: 0, 3 where some candidates failed, or 2 when the user has to change something."""
     return run_script(rank, argv)
 
 

@@ -9,3 +9,7 @@ class UserError(Exception):
 
 class RankError(UserError):
     """An error of one process of a run under torchrun, which the others do not know of: it is shown by that process."""
+
+
+PARTIAL = 3
+"""Exit code of a command that gave results for a part of what it was given, and named the rest."""

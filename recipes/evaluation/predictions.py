@@ -14,15 +14,12 @@ import torch
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ncreg.models import Classifier
-from recipes.core.errors import UserError
+from recipes.core.errors import PARTIAL, UserError
 from recipes.data.image_folder import hidden_images, image_files, read_image
 from recipes.training.metrics import BATCH
 
 MOST_NAMED = 10
 """Files that an error names at most."""
-
-PARTIAL = 3
-"""Exit code where some images have their rows and others are not readable."""
 
 BYTES = "surrogateescape"
 """How names that are not UTF-8 are written: as the bytes that they are."""

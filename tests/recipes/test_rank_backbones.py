@@ -164,7 +164,7 @@ def test_a_candidate_that_fails_is_named_and_the_others_keep_their_scores(here, 
         "timm:resnet18d_not=untrained",
     ]
     words = ["my_model.py:small=untrained", *failing, "--data.name", "folder", "--data.root", "my_images"]
-    found, rows = ranked([*words, "--data.image_size", "32"], tmp_path, code=2)
+    found, rows = ranked([*words, "--data.image_size", "32"], tmp_path, code=3)
     assert list(rows) == ["my_model.py:small=untrained"] and list(found["failed"]) == failing
     assert rows["my_model.py:small=untrained"]["ncti"] is None  # ranks need a second candidate
     out, err = capsys.readouterr()
@@ -219,7 +219,7 @@ def test_what_cannot_be_done_is_said_in_a_line(words, message, here, tmp_path, c
 
 def test_a_model_without_pretrained_weights_is_told_both_ways_out(tmp_path):
     words = ["timm:darknet17", "timm:test_resnet=untrained", *DIGITS, "--images", "100"]
-    found, _ = ranked(words, tmp_path, code=2)
+    found, _ = ranked(words, tmp_path, code=3)
     assert found["failed"] == {"timm:darknet17": "it has no pretrained weights: timm:darknet17=FILE or =untrained"}
 
 
