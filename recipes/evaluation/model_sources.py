@@ -149,6 +149,8 @@ def keep(model: str | nn.Module, options: ModelOptions, **more: Any) -> Classifi
         size = (channels, options.image_size, options.image_size)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="dropout of rate")  # the model runs in eval mode
+        if options.untrained is not None:  # asked for
+            warnings.filterwarnings("ignore", message="head='keep' on random weights")
         kept = swap_head(model, "keep", classifier=options.classifier, input_size=size, **more)
     return kept.eval()
 
