@@ -33,7 +33,7 @@ def main(version: str) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0], losses
     collapse = ncreg.NeuralCollapse(3, model.head.in_features, classifier=model.head)
     with torch.no_grad():

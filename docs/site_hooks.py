@@ -96,7 +96,7 @@ def place_of(uri: str) -> str:
 def site_path(target: str) -> str:
     """Where the site has a file or folder of the repository."""
     if target.startswith("docs/"):
-        return target.removeprefix("docs/")
+        return target.removeprefix("docs/").replace(".ipynb", ".md")
     if target.endswith((".png", ".svg")):
         return f"source/{target}"
     return f"source/{target}.page.md"

@@ -114,6 +114,7 @@ def test_names_of_the_pages_are_those_of_all():
     [
         ("heads.md", "[a](models.md#fold)", "[a](models.md#fold)"),
         ("heads.md", "![a](figures/frames.png)", "![a](figures/frames.png)"),
+        ("index.md", "[a](notebooks/b.ipynb)", "[a](notebooks/b.md)"),
         ("heads.md", "[a](../README.md)", "[a](source/README.md.page.md)"),
         ("tutorials/long_tail.md", "[a](../recipes.md#etf)", "[a](../methods/etf.md)"),
         ("recipes.md", "[a](#etf) [b](#recipes)", "[a](methods/etf.md) [b](recipes.md#recipes)"),
