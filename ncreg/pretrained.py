@@ -37,6 +37,7 @@ def load_weights(source: str | Path) -> dict[str, Any]:
         ValueError: a file that cannot be read, or that holds no tensors by name.
 
     Example:
+        >>> from ncreg import swap_head
         >>> source, path = swap_head("test_resnet", num_classes=10), getfixture("tmp_path") / "mine.pth"
         >>> torch.save({"state_dict": {f"module.{name}": value for name, value in source.state_dict().items()}}, path)
         >>> start = swap_head("test_resnet", num_classes=5, weights=load_weights(path))

@@ -1,4 +1,4 @@
-"""Which backbone for my images: candidates beside each other, scored by one pass of features, nothing trained.
+"""Which backbone for my images: candidates scored by one pass of features, nothing trained.
 
     python recipes/rank_backbones.py timm:resnet18 timm:resnet50=mine.pth RUN --data.name mnist5k
     python recipes/rank_backbones.py candidates.yaml --data.name folder --data.root my_images

@@ -83,7 +83,8 @@ def test_a_page_begins_with_a_short_paragraph(page):
     assert len(first.splitlines()) <= 5 and max(map(len, first.splitlines())) <= 120
 
 
-SCRIPTS = ("train", "evaluate", "predict", "robustness", "compare", "plot_collapse")
+SCRIPTS = ("train", "evaluate", "predict", "robustness", "compare", "plot_collapse", "rank_backbones")
+DATA_TAKERS = ("compare", "evaluate", "robustness", "plot_collapse", "rank_backbones")
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +96,7 @@ def options():
             importlib.import_module(f"recipes.{name}").main(["--help"])
         shown[name] = set(re.findall(r"--[a-z][\w.-]*\w", text.getvalue()))
     keys = shown["train"]
-    return shown | {name: shown[name] | keys for name in ("compare", "evaluate", "robustness", "plot_collapse")}
+    return shown | {name: shown[name] | keys for name in DATA_TAKERS}
 
 
 def is_known(option, known):

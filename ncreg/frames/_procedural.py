@@ -69,7 +69,7 @@ def code_rows(
     bits = _mixed(_mixed(state[:, None] ^ keys))
     octets = (bits[:, :, None] >> torch.arange(0, 32, 8, device=bits.device)) & 0xFF
     signs = _signs_of_octets(dtype, octets.device) * dim**-0.5
-    return signs[octets].view(len(classes), -1)[:, :dim]
+    return signs[octets].view(classes.shape[0], -1)[:, :dim]
 
 
 def _signs_of_octets(dtype: torch.dtype, device: torch.device) -> Float[Tensor, "256 8"]:

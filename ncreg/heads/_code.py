@@ -150,7 +150,7 @@ class _Transposed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gradient: Tensor, head: CodeHead) -> Tensor:
         ctx.head = head
-        found = gradient.new_zeros(len(gradient), head.in_features)
+        found = gradient.new_zeros(gradient.shape[0], head.in_features)
         for part, columns in zip(_chunks(head, gradient.device), gradient.split(CLASSES, dim=1), strict=True):
             found.addmm_(columns, head.class_rows(part, gradient.dtype))
         return found

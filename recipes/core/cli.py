@@ -216,7 +216,9 @@ def _one_line(message: str, *, recipe_given: bool) -> str:
 def _in_plain_words(line: str) -> str:
     if found := re.match(r'("[^"]+"): Does not validate .*Subtypes: \[(.*?)\] Errors:.*Given value: (.*)', line):
         key, types, value = found.groups()
-        words = re.sub(r"<class '(\w+)'>", r"\1", types).replace("NoneType", "null").split(", ")
+        words = (
+            re.sub(r"<class '(\w+)'>|typing.Literal\[(.*?)\]", r"\1\2", types).replace("NoneType", "null").split(", ")
+        )
         return f"{key}: expected one of {', '.join(sorted(words, key='null'.__eq__))}, got {value}"
     if found := re.match(r"(.*): Expected a typing.Literal\[(.*?)\]. Got value: (.*)", line):
         key, choices, value = found.groups()

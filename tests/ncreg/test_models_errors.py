@@ -50,7 +50,9 @@ BAD = {
     "project='etf' must be a width .an integer of at least 1., 'fixed' or None": dict(project="etf"),
     "num_classes=0 must be at least 2": dict(num_classes=0),
     "head_args..sead..=3 is unknown; known: structure, normalize, .*seed": dict(head_args={"sead": 3}),
-    "head_args..scal..=3.0 is unknown; known: seed, normalize, scale$": dict(head="orthoplex", head_args={"scal": 3.0}),
+    "head_args..scal..=3.0 is unknown; known: seed, normalize, scale, permutation, similarity$": dict(
+        head="orthoplex", head_args={"scal": 3.0}
+    ),
     "model='test_resnet': model_args..width..=4 is unknown; ResNet takes block, layers, .*in_chans, .*drop_rate": dict(
         model_args={"width": 4}
     ),

@@ -80,7 +80,7 @@ def test_one_pass_gives_logits_features_and_what_enters_the_projector():
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("flag", ["backbone", ""])
 def test_another_word_is_refused(flag):
-    with pytest.raises(TypeError, match="with_features=.* must be True or False, or 'encoder'"):
+    with pytest.raises(TypeError, match="with_features=.* must be True or False, 'encoder' or 'alone'"):
         swap_head("test_resnet", num_classes=5).eval()(IMAGES, with_features=flag)
 
 

@@ -274,7 +274,7 @@ REFUSED = {
     "unknown key": (["etf", "--model.hed", "etf"], r"--model\.hed.*--help"),
     "abbreviated key": (["etf", "--see", "3"], "--see"),
     "wrong type": (["etf", "--seed", "one"], r"\"seed\".*int.*one"),
-    "wrong type in a union": (["etf", "--model.project", "3.5"], r"model.project.*one of int, null, got 3.5"),
+    "wrong type in a union": (["etf", "--model.project", "3.5"], r"model.project.*one of int, 'fixed', null, got 3.5"),
     "wrong choice": (["etf", "--optim.name", "lion"], "optim.name.*'sgd', 'adamw'"),
     "missing file": (["--config", "none.yaml"], "none.yaml"),
     "unknown backbone": (
