@@ -216,9 +216,8 @@ def _one_line(message: str, *, recipe_given: bool) -> str:
 def _in_plain_words(line: str) -> str:
     if found := re.match(r'("[^"]+"): Does not validate .*Subtypes: \[(.*?)\] Errors:.*Given value: (.*)', line):
         key, types, value = found.groups()
-        words = (
-            re.sub(r"<class '(\w+)'>|typing.Literal\[(.*?)\]", r"\1\2", types).replace("NoneType", "null").split(", ")
-        )
+        plain = re.sub(r"<class '(\w+)'>|typing.Literal\[(.*?)\]", r"\1\2", types)
+        words = plain.replace("NoneType", "null").split(", ")
         return f"{key}: expected one of {', '.join(sorted(words, key='null'.__eq__))}, got {value}"
     if found := re.match(r"(.*): Expected a typing.Literal\[(.*?)\]. Got value: (.*)", line):
         key, choices, value = found.groups()
