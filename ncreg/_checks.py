@@ -13,6 +13,9 @@ from math import isfinite
 from numbers import Integral, Real
 from typing import Any
 
+import torch
+from torch import Tensor
+
 Number = int | float
 
 
@@ -144,3 +147,27 @@ def _items(name: str, values: Any) -> list[Any]:
     if isinstance(values, str) or not isinstance(values, Iterable) or getattr(values, "ndim", 1) != 1:
         raise TypeError(f"{name}={values!r} must be a sequence of numbers, not {type(values).__name__}")
     return values.tolist() if hasattr(values, "tolist") else list(values)
+
+
+def check_indices(classes: Tensor, num_classes: int | None = None) -> None:
+    """Refuse what are no indices of classes; values are looked at where that costs no wait and no trace is made.
+
+    Raises:
+        TypeError: not integers.
+        ValueError: another shape than (rows,), or an index below 0 or beyond the last class.
+    """
+    if not isinstance(classes, Tensor) or classes.is_floating_point() or classes.dtype == torch.bool:
+        raise TypeError(f"classes must be a tensor of integers, indices of classes, not {described(classes)}")
+    if classes.ndim != 1:
+        raise ValueError(f"classes of shape {tuple(classes.shape)}: indices stand in one row, (rows,)")
+    if (
+        classes.device.type != "cpu"
+        or not classes.shape[0]
+        or torch.jit._trace.is_tracing()
+        or torch.compiler.is_compiling()
+    ):
+        return
+    lowest, highest = int(classes.min()), int(classes.max())
+    if lowest < 0 or (num_classes is not None and highest >= num_classes):
+        bound = "not negative" if num_classes is None else f"in 0 to {num_classes - 1}"
+        raise ValueError(f"classes go from {lowest} to {highest}: indices must be {bound}")

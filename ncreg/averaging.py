@@ -57,9 +57,10 @@ def update_bn(loader: Iterable[Any], model: nn.Module, device: torch.device | st
     if first is None:
         raise ValueError("loader gave no batch: the running statistics stay as they were")
     modes = {module: module.training for module in model.modules()}
-    pools = [_Pool(norm) for norm in norms]
+    pools: list[_Pool] = []
     try:
         model.train()
+        pools += [_Pool(norm) for norm in norms if norm.training]  # the model's own train() may keep some frozen
         for batch in chain([first], batches):
             model(_images(batch) if device is None else _images(batch).to(device))
         for pool in pools:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from ncreg._checks import check_integer, check_num_classes, check_seed
+from ncreg._checks import check_indices, check_integer, check_num_classes, check_seed
 from ncreg.numerics import as_float
 
 ROWS = 4096  # of a Gram matrix at a time
@@ -50,18 +50,21 @@ def procedural_code(
 
 
 def code_rows(
-    classes: Integer[Tensor, " rows"], dim: int, *, seed: int = 0, dtype: torch.dtype | None = None
+    classes: Tensor, dim: int, *, seed: int = 0, dtype: torch.dtype | None = None
 ) -> Float[Tensor, "rows dim"]:
     """The vectors of `procedural_code` for these class indices, on their device.
 
     Raises:
-        ValueError: no dimension, a seed of more than 64 bits.
+        TypeError: classes are no integers.
+        ValueError: no dimension, a seed of more than 64 bits, classes that are no list, or negative ones (on the CPU,
+            where looking costs no wait).
 
     Example:
         >>> torch.equal(code_rows(torch.tensor([7, 2]), 64), procedural_code(8, 64)[[7, 2]])
         True
     """
     dim, seed = check_integer("dim", dim, 1), check_seed(seed)
+    check_indices(classes)
     dtype = as_float(dtype) or torch.get_default_dtype()
     words = torch.arange((dim + 31) // 32, device=classes.device)
     keys = _mixed((words * _GOLDEN + _mixed_number(seed >> 32)) & _LOW)
@@ -69,7 +72,7 @@ def code_rows(
     bits = _mixed(_mixed(state[:, None] ^ keys))
     octets = (bits[:, :, None] >> torch.arange(0, 32, 8, device=bits.device)) & 0xFF
     signs = _signs_of_octets(dtype, octets.device) * dim**-0.5
-    return signs[octets].view(classes.shape[0], -1)[:, :dim]
+    return signs[octets].view(classes.shape[0], 32 * words.shape[0])[:, :dim]
 
 
 def _signs_of_octets(dtype: torch.dtype, device: torch.device) -> Float[Tensor, "256 8"]:

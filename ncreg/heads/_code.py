@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ncreg._checks import check_flag, check_integer, check_num_classes, check_seed
+from ncreg._checks import check_flag, check_indices, check_integer, check_num_classes, check_seed
 from ncreg._transforms import fx_leaf, own_backward_pays
 from ncreg.frames import code_rows
 from ncreg.heads._cosine import DEFAULT_LOSS, autocast_on, check_features, checked_scale, over_length
@@ -82,6 +82,7 @@ class CodeHead(nn.Module):
 
     def class_rows(self, classes: Tensor, dtype: torch.dtype | None = None) -> Float[Tensor, "rows in_features"]:
         """The vectors of some classes, given by their indices, on the indices' device."""
+        check_indices(classes, self.num_classes)
         return code_rows(classes, self.in_features, seed=self.seed, dtype=dtype or self._place.dtype)
 
     @property

@@ -295,8 +295,9 @@ def _forward(
             if spread_rows is not None:
                 spread_rows += (spread[first:last].to(vectors) @ vectors).to(wide)
         higher = torch.maximum(peak, logits.amax(1, keepdim=True))
-        kept = (peak - higher).exp_()
-        powers = logits.sub_(higher).exp_()
+        taken = higher.masked_fill(higher == -torch.inf, 0.0)  # so far all logits are -inf: their powers are 0
+        kept = (peak - taken).exp_()
+        powers = logits.sub_(taken).exp_()
         total.mul_(kept).add_(powers.sum(1, keepdim=True))
         if pulled is not None:
             _add_product(pulled.mul_(kept), powers, vectors)

@@ -163,6 +163,6 @@ def in_a_line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:300].rstrip(": ")
 
 
-def raised(name: str, *usual: type[Exception]) -> tuple[type[Exception], ...]:
+def raised(name: str, *usual: type[Exception]) -> tuple[type[BaseException], ...]:
     """What building or calling a part may raise: the usual errors, or any if the code is the user's own."""
-    return (Exception,) if is_own(name) else usual
+    return (Exception, SystemExit) if is_own(name) else usual

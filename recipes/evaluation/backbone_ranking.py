@@ -209,9 +209,10 @@ def rank_backbones(
                 failed[candidate.name] = _reason(error, candidate)
                 tell(f"  failed: {failed[candidate.name]}")
         if about is None:
-            first = next(iter(failed.values()))
-            same = len(set(failed.values())) == 1
-            raise UserError(first if same else "; ".join(f"{name}: {reason}" for name, reason in failed.items()))
+            reasons = set(failed.values())
+            if len(reasons) == 1:
+                raise UserError(f"{', '.join(failed)}: {reasons.pop()}")
+            raise UserError("; ".join(f"{name}: {reason}" for name, reason in failed.items()))
         ranks = ncti(_StoredFeatures(stores), target) if len(stores) > 1 else {}
     found = [_with_ncti(item, ranks.get(name)) for name, item in scores.items()]
     found.sort(key=lambda item: (-item.linear_probe, -item.nearest_center))

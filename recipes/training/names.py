@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ncreg.heads import HEADS
 from ncreg.norms import NORMS
-from recipes.data.names import SOURCE_NAMES
+from recipes.data.names import IN_PYTHON, SOURCE_NAMES
 from recipes.training.loss_terms import loss_names
 
 
@@ -16,5 +16,6 @@ def existing_names() -> dict[str, Sequence[str]]:
         "heads": list(HEADS),
         "norms": list(NORMS),
         "losses": loss_names(),
-        "data sets": [*SOURCE_NAMES, "torchvision.NAME"],
+        "data sets": [name for name in SOURCE_NAMES if name != IN_PYTHON]
+        + ["torchvision.NAME", "timm:NAME", "FILE.py:NAME"],
     }

@@ -45,7 +45,7 @@ def _maker(factory: Callable[..., nn.Module], name: str) -> Callable[..., nn.Mod
         drawn = {} if seed is None else {"seed": seed}
         try:
             part = factory(*sizes, **given_what_it_takes(factory, drawn), **args)
-        except Exception as error:  # the user's code may raise anything
+        except (Exception, SystemExit) as error:  # the user's code may raise anything
             raise ValueError(f"{name}: {in_a_line(error)}") from None
         if not isinstance(part, nn.Module):
             raise ValueError(f"{name} gives a {type(part).__name__}, not an nn.Module")

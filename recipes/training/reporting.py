@@ -172,7 +172,7 @@ class EpochHook:
     def _guarded(self, call: Callable[..., Any], *args: Any, saved: Path | None = None) -> Any:
         try:
             return call(*args)
-        except Exception as error:  # the user's code may raise anything
+        except (Exception, SystemExit) as error:  # the user's code may raise anything
             on = "" if saved is None else f"; the run is saved: mend it and go on with --resume {saved}"
             raise UserError(f"{self._name} failed: {in_a_line(error)}{on}") from None
 

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from timm.utils import ModelEmaV2, ModelEmaV3
@@ -283,3 +284,29 @@ def test_averaged_weights_have_their_own_statistics_after_update_bn():
     assert average.eval()(rows).mean(0).abs().max() > 0.3
     update_bn(batches(), average)
     assert average.eval()(rows).mean(0).abs().max() < 1e-5
+
+
+def test_update_bn_reads_a_frozen_norm_as_it_is():
+    """What stands behind it sees what it gives: (x − 5)/2, by numpy."""
+
+    class HalfFrozen(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.BatchNorm1d(3, eps=0), nn.BatchNorm1d(3)
+
+        def train(self, mode=True):
+            super().train(mode)
+            self.first.eval()
+            return self
+
+        def forward(self, x):
+            return self.second(self.first(x))
+
+    model = HalfFrozen().double()
+    model.first.running_mean.fill_(5.0), model.first.running_var.fill_(4.0)
+    x = torch.randn(70, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 2 + 5
+    update_bn(x.split(16), model)
+    behind = (x.numpy() - 5) / 2
+    np.testing.assert_allclose(model.second.running_mean.numpy(), behind.mean(0), atol=1e-12)
+    np.testing.assert_allclose(model.second.running_var.numpy(), behind.var(0, ddof=1), atol=1e-12)
+    assert model.first.running_mean.eq(5).all() and model.first.running_var.eq(4).all()

@@ -314,3 +314,37 @@ def test_code_head_refuses_what_it_cannot_tell_apart() -> None:
     assert CodeHead(40, 1_000_000).scale > 18
     with pytest.raises(ValueError, match=r"num_classes=2147483649 must be at most 2\*\*31"):
         CodeHead(64, 2**31 + 1)
+
+
+def test_classes_that_a_bias_rules_out_are_no_trouble_in_any_chunk():
+    head = torch.nn.Linear(4, 5).double()
+    with torch.no_grad():
+        head.bias[:2] = -torch.inf
+    features = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    target = torch.tensor([2, 3, 4, 2, 3, 4])
+    wanted = torch.nn.functional.cross_entropy(head(features), target)
+    (gradient,) = torch.autograd.grad(wanted, features)
+    for chunk in (1, 2, 3, 5):
+        found = chunked_cross_entropy(features, head, target, chunk=chunk)
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
+        torch.testing.assert_close(torch.autograd.grad(found, features)[0], gradient, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("classes", "kind", "said"),
+    [
+        (torch.tensor([-1, 2]), ValueError, "classes go from -1 to 2: indices must be"),
+        (torch.tensor([1.5]), TypeError, "a tensor of integers"),
+        (torch.tensor([[1, 2]]), ValueError, r"shape \(1, 2\)"),
+    ],
+)
+def test_what_is_no_index_of_a_class_is_refused(classes, kind, said):
+    for rows in (lambda: code_rows(classes, 8), lambda: CodeHead(64, 100).class_rows(classes)):
+        with pytest.raises(kind, match=said):
+            rows()
+
+
+def test_an_index_beyond_the_last_class_is_refused_and_none_gives_no_rows():
+    with pytest.raises(ValueError, match="in 0 to 99"):
+        CodeHead(64, 100).class_rows(torch.tensor([100]))
+    assert code_rows(torch.tensor([], dtype=torch.long), 40).shape == (0, 40)

@@ -336,7 +336,8 @@ def test_help_of_train_names_all_that_exists(capsys):
     lists = text.partition("Names that exist:")[2]
     words = set(re.findall(r"[\w.]+", lists))
     assert set(SOURCE_NAMES) == set(SOURCES)
-    assert words >= {*HEADS, *NORMS, *SOURCES, *loss_names(), "torchvision.NAME"}
+    assert words >= {*HEADS, *NORMS, *(set(SOURCES) - {"python"}), *loss_names(), "torchvision.NAME"}
+    assert "timm:NAME, FILE.py:NAME" in " ".join(lists.split()) and "python," not in lists
     assert all(re.search(rf"^  {name} ", text, re.MULTILINE) for name in recipes())
     for key, kind in keys().items():
         if f"{key}." not in "".join(f"{other} " for other in keys()):

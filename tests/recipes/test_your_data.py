@@ -252,6 +252,7 @@ BAD = {
     "--loss={cross_entropy: {}, raising.py:not_a_number: {}}": "nan, from raising.py:not_a_number at step 1",
     "--model.backbone=timm:test_resnet": "timm's name alone: --model.backbone test_resnet",
     "--model.head=raising.py:Head": "the measures of collapse read its .weight, a tensor (10, 96)",
+    "--loss={raising.py:leaving: {}}": "loss.raising.py:leaving: SystemExit: 0",
     "--model.norm=raising.py:Norm": "raising.py:Norm: TypeError",
 }
 
@@ -270,6 +271,7 @@ def test_own_code_that_does_not_work_is_one_line(here, capsys, word, said):
         "def rows(logits): return logits.mean(1)\n"
         "def detached(logits): return logits.detach().mean()\n"
         "def not_a_number(logits): return logits.mean() * float('nan')\n"
+        "def leaving(logits): raise SystemExit(0)\n"
         "class Learned(torch.nn.Module):\n"
         "    def __init__(self):\n"
         "        super().__init__()\n"
