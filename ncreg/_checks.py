@@ -160,12 +160,9 @@ def check_indices(classes: Tensor, num_classes: int | None = None) -> None:
         raise TypeError(f"classes must be a tensor of integers, indices of classes, not {described(classes)}")
     if classes.ndim != 1:
         raise ValueError(f"classes of shape {tuple(classes.shape)}: indices stand in one row, (rows,)")
-    if (
-        classes.device.type != "cpu"
-        or not classes.shape[0]
-        or torch.jit._trace.is_tracing()
-        or torch.compiler.is_compiling()
-    ):
+    if torch.jit._trace.is_tracing() or torch.compiler.is_compiling():
+        return
+    if classes.device.type != "cpu" or not classes.shape[0]:
         return
     lowest, highest = int(classes.min()), int(classes.max())
     if lowest < 0 or (num_classes is not None and highest >= num_classes):
