@@ -52,7 +52,10 @@ def test_a_pretrained_backbone_gives_the_same_numbers_all_the_way_to_onnx(tmp_pa
         warnings.simplefilter("ignore")  # that the normalisation stays outside
         plain = fold(classifier).eval()
         folded = plain(images).softmax(1).numpy()
-    program = torch.onnx.export(plain, (images[:2],), dynamo=True, dynamic_shapes=({0: "batch"},), verbose=False)
+    batch = {0: "batch"}
+    program = torch.onnx.export(
+        plain, (images[:2],), dynamo=True, optimize=False, dynamic_shapes=(batch,), verbose=False
+    )
     program.save(tmp_path / "model.onnx")
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
     (logits,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
@@ -63,5 +66,9 @@ def test_a_pretrained_backbone_gives_the_same_numbers_all_the_way_to_onnx(tmp_pa
         f"onnx {from_onnx.max():.1e} at most, {np.median(from_onnx):.1e} in the median"
     )
     assert from_fold.max() <= 1e-5 and (onnx.argmax(1) == predicted.argmax(1)).all()
-    # other float32 kernels, and batch norms fused into convolutions: a few probabilities differ by more than 1e-5
-    assert np.median(from_onnx) <= 1e-5 and from_onnx.max() <= 1e-4
+    with torch.inference_mode():
+        exact = plain.double()(images.double()).softmax(1).numpy()
+    of_torch, of_onnx = np.abs(folded - exact).max(), np.abs(onnx - exact).max()
+    print(f"largest error against float64: torch {of_torch:.1e}, onnxruntime {of_onnx:.1e}")
+    # float32 itself is about 1e-5 from float64 in this network; onnxruntime, which sums in another order, is no worse
+    assert np.median(from_onnx) <= 1e-6 and of_onnx <= max(1e-5, 2 * of_torch) and from_onnx.max() <= 5e-5
