@@ -29,7 +29,7 @@ def image_folder(
     *,
     former: Collection[str] = (),
     class_names: tuple[str, ...] | None = None,
-    least: int = 2,
+    partial: bool = False,
 ) -> Source:
     """Images in root/train/CLASS, with root/val or root/test or both beside it, or in root/CLASS alone.
 
@@ -41,25 +41,24 @@ def image_folder(
         image_size: maps None to the side to use.
         former: files that take their place among the others even if they are gone by now.
         class_names: of a classifier that is evaluated on the images; the folder may lack some of these classes.
-        least: number of classes: training needs two.
+        partial: whether the images are only evaluated on: one class is enough, and a split may lack some.
 
     Raises:
-        UserError: no folder, fewer than `least` classes, a class without images, splits that do not fit together, or
+        UserError: no folder, too few classes, a class without images, splits that do not fit together, or
             split folders where class folders belong.
     """
     parts = split_folders(config.root)
     train = parts["train"]
-    names = tuple(sorted(path.name for path in _folders(train)))
+    trained = tuple(sorted(path.name for path in _folders(train)))
+    found = tuple(sorted({path.name for folder in parts.values() for path in _folders(folder)}))
     if class_names is not None:
-        names = _known(sorted({path.name for folder in parts.values() for path in _folders(folder)}), class_names)
-    elif len(names) < least:
-        count = f"{len(names)} class folder{'s' * (len(names) != 1)}"
-        raise UserError(
-            f"{train} has {count}: {'a classifier needs' if least > 1 else 'there must be'} at least {least}"
-        )
+        names = _known(found, class_names)
+    else:
+        names = found if partial else trained
+        _check_number(train, len(names), least=1 if partial else 2)
     notes = [*_strange_classes(train), *_left_out(config.root, parts)]
     side, workers = image_size(None), worker_count(config.workers)
-    whole = class_names is None
+    whole = class_names is None and not partial
     splits = {part: _split(folder, names, train, side, workers, former, whole) for part, folder in parts.items()}
     if "test" not in splits and "val" in splits:
         splits["test"] = splits.pop("val")
@@ -69,10 +68,17 @@ def image_folder(
     return Source(names, splits["train"], splits.get("test"), splits.get("val"), tuple(notes), gone=gone)
 
 
-def _known(found: list[str], class_names: tuple[str, ...]) -> tuple[str, ...]:
+def _check_number(train: Path, classes: int, *, least: int) -> None:
+    if classes < least:
+        count = f"{classes} class folder{'s' * (classes != 1)}"
+        needs = "a classifier needs" if least > 1 else "there must be"
+        raise UserError(f"{train} has {count}: {needs} at least {least}")
+
+
+def _known(found: tuple[str, ...], class_names: tuple[str, ...]) -> tuple[str, ...]:
     """The classes of a classifier, if those found are among them."""
     if not found or set(found) - set(class_names):
-        raise UserError(f"classes differ: the run knows {class_names}, the data has {tuple(found)}")
+        raise UserError(f"classes differ: the run knows {class_names}, the data has {found}")
     return class_names
 
 

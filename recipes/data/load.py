@@ -120,7 +120,7 @@ def read_source(
     given: Any = None,
     former: Collection[str] = (),
     class_names: tuple[str, ...] | None = None,
-    least: int = 2,
+    partial: bool = False,
 ) -> Source:
     """The data set that `config` names as its source provides it, before any split is drawn.
 
@@ -130,7 +130,7 @@ def read_source(
         given: as of `load`.
         former: as of `load`.
         class_names: of a classifier that is evaluated on the set, which may then lack some of these classes.
-        least: classes that a folder must have.
+        partial: whether the set is only evaluated on, so that one class is enough and a split may lack some.
 
     Raises:
         UserError: as `load`, or a class that is not among `class_names`.
@@ -138,12 +138,14 @@ def read_source(
     if given is not None:
         source = given_set(given, config, image_size)
     elif config.name == "folder":
-        source = image_folder(config, image_size, former=former, class_names=class_names, least=least)
+        source = image_folder(config, image_size, former=former, class_names=class_names, partial=partial)
     else:
         check_set("data.name=", config.name)
         source = _reader(config.name)(config, image_size)
     if class_names is not None:
         source = of_classes(source, class_names)
+    if partial:
+        source = replace(source, partial=True)
     return source if config.unreadable == "refuse" else without_unreadable(source)
 
 

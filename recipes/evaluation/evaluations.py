@@ -36,6 +36,8 @@ def calibration(run: RunUnderTest, settings: Settings) -> Outcome:
     test, val = run.outputs_on(run.split), run.outputs_on("val")
     source = "validation images"
     if run.split == "val":
+        if len(val.target) < 2:
+            raise NotAvailable("one half of the validation images fits T, the other is measured: there is one image")
         (fitted, measured), source = halves(val.target, run.seed), "the other half of the validation images"
         test, val = val[measured], val[fitted]
     report = robustness.evaluate_calibration(test.logits, test.target, val.logits, val.target)

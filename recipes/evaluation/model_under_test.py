@@ -90,7 +90,7 @@ class ModelUnderTest:
         if self.is_run:
             former = former_images(RunDir(self.home), data)
             return read_source(data, self.image_size, former=former, class_names=self.model.class_names)
-        return replace(read_source(data, self.image_size, least=1), partial=True)
+        return read_source(data, self.image_size, partial=True)
 
     def check_fit(self, source: Source) -> ClassOrder:
         """Refuse data with other classes or channels than the model's; the order of its outputs.

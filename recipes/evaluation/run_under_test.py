@@ -16,8 +16,8 @@ from recipes.core.config import DataConfig, TrainConfig
 from recipes.core.extras import is_installed
 from recipes.data.gray_sets import fashion_mnist_folder
 from recipes.data.held_out import only_classes
-from recipes.data.load import Dataset, load, read_source
-from recipes.data.split import Source, Split, as_floats, stratified
+from recipes.data.load import Dataset, load, read_source, split_source
+from recipes.data.split import Split, as_floats, stratified
 from recipes.evaluation.model_options import ModelOptions
 from recipes.evaluation.model_under_test import check_own, is_run, open_model, tell
 from recipes.evaluation.results import digest
@@ -89,10 +89,12 @@ class RunUnderTest:
             check_own(word, options, overrides)
         tested = open_model(word, options, checkpoint=checkpoint, device=device, overrides=overrides)
         config = tested.config
-        former = former_images(RunDir(tested.home), config.data) if tested.is_run else ()
-        data = load(config.data, seed=config.seed, image_size=tested.image_size, former=former)
-        if not tested.is_run:
-            source = Source(data.class_names, data.train, data.test)
+        if tested.is_run:
+            former = former_images(RunDir(tested.home), config.data)
+            data = load(config.data, seed=config.seed, image_size=tested.image_size, former=former)
+        else:
+            source = tested.read(config.data)
+            data = split_source(source, config.data, seed=config.seed)
             order = tested.check_fit(source)
             tell([*tested.notes, *tested.notes_on(source, order)])
             data = order.data_set(data)

@@ -4,6 +4,7 @@ For C classes the view is y = P·W(h − μ_G)/(a²·r): W the simplex nearest t
 2024), P the plane in which its vertices form a regular polygon, P[:, k] = (cos 2πk/C, sin 2πk/C), a² = C/(C−1), and
 r the mean length of the centred class means. A collapsed class is one point on its corner. For C = 3 the plane is all
 there is, and the triangle exact; for more classes the polygon spreads them evenly, and the rest of the space is unseen.
+One class alone has no simplex: its images are shown about their mean, in units of the mean's length.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ OUTLINE = (0, (2, 2))
 class View:
     """The plane's coordinates: samples (N, 2), class means (C, 2), class vectors (C, 2); collapsed corners at length 1.
 
-    `title` and `target` are the snapshot's; `share` is the part of the between-class variance that lies in the plane.
+    `title` and `target` are the snapshot's; `share` is the part of the between-class variance that lies in the plane,
+    None for one class alone, which has none.
     """
 
     title: str
@@ -46,12 +48,13 @@ class View:
     samples: Array
     means: Array
     vectors: Array
-    share: float
+    share: float | None
 
     def plain(self) -> dict[str, Any]:
         """As JSON holds it, to three digits: a point on a page has no more."""
         rounded = {name: getattr(self, name).round(3).tolist() for name in ("samples", "means", "vectors")}
-        return {"title": self.title, "target": self.target.tolist(), "share": round(self.share, 3), **rounded}
+        share = None if self.share is None else round(self.share, 3)
+        return {"title": self.title, "target": self.target.tolist(), "share": share, **rounded}
 
     @classmethod
     def read(cls, content: Mapping[str, Any]) -> View:
@@ -111,6 +114,8 @@ def project(snapshot: Snapshot) -> View:
     if absent:
         raise UserError(f"no image of class {absent[0]} among the {len(target)} shown: raise --images")
     means = np.stack([features[target == label].mean(0) for label in range(classes)])
+    if classes == 1:
+        return _one_class(snapshot, features - means[0], float(np.linalg.norm(means[0])))
     centre = means.mean(0)
     means, features = means - centre, features - centre
     simplex = nearest_simplex_etf(torch.from_numpy(means)).numpy()
@@ -125,6 +130,14 @@ def project(snapshot: Snapshot) -> View:
     share = float((means @ unit.T).var(0).sum() / max(means.var(0).sum(), 1e-300))
     places = (features @ plane.T / length, means @ plane.T / length, vectors @ plane.T / own)
     return View(snapshot.title, target, *places, share)
+
+
+def _one_class(snapshot: Snapshot, residuals: Array, length: float) -> View:
+    """Images of one class about their mean, in the two directions in which they vary most."""
+    directions = np.linalg.svd(residuals, full_matrices=False)[2][:2]
+    samples = np.zeros((len(residuals), 2))
+    samples[:, : len(directions)] = residuals @ directions.T / (length or 1.0)
+    return View(snapshot.title, snapshot.target, samples, np.zeros((1, 2)), np.zeros((1, 2)), None)
 
 
 def _across(residuals: Array, line: Array) -> Array:
@@ -162,13 +175,21 @@ def draw(views: Sequence[View], class_names: Sequence[str], *, title: str = "") 
         )
         if title:
             figure.suptitle(title, fontsize=10)
+    return figure, _in_words(views, class_names)
+
+
+def _in_words(views: Sequence[View], class_names: Sequence[str]) -> str:
+    """What the panels show."""
     ideal, said = corners(len(class_names)), []
     for view in views:
         far = np.linalg.norm(view.means - ideal, axis=1).mean()
         near = np.linalg.norm(view.samples - view.means[view.target], axis=1).mean()
-        said.append(f"{view.title}: class means {far:.2f} from their corners, samples {near:.2f} from their mean")
+        corner = "" if view.share is None else f"class means {far:.2f} from their corners, "
+        said.append(f"{view.title}: {corner}samples {near:.2f} from their mean")
     what = f"Features of {len(class_names)} classes in the plane of the nearest simplex, mean distances."
-    return figure, f"{what} {'; '.join(said)}."
+    if len(class_names) == 1:
+        what = f"Features of one class ({class_names[0]}), which has no simplex, in units of their mean's length."
+    return f"{what} {'; '.join(said)}."
 
 
 def _legend() -> list[Line2D]:
@@ -192,7 +213,8 @@ def _legend() -> list[Line2D]:
 def _panel(panel: Axes, view: View, class_names: Sequence[str]) -> None:
     outline = corners(len(class_names))
     closed = np.concatenate([outline, outline[:1]])
-    panel.plot(*closed.T, color=GRAY, linewidth=0.8, linestyle=OUTLINE, zorder=1)
+    if view.share is not None:
+        panel.plot(*closed.T, color=GRAY, linewidth=0.8, linestyle=OUTLINE, zorder=1)
     for label, name in enumerate(class_names):
         color, marker = COLORS[label % len(COLORS)], MARKERS[label % len(MARKERS)]
         own = view.samples[view.target == label]
@@ -203,6 +225,7 @@ def _panel(panel: Axes, view: View, class_names: Sequence[str]) -> None:
             box = {"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 1}
             panel.annotate(name, 1.5 * outline[label], ha="center", va="center", fontsize=7, bbox=box, zorder=5)
     panel.set(xlim=(-1.85, 1.85), ylim=(-1.75, 1.75), aspect="equal", xticks=[], yticks=[])
-    panel.set_title(f"{view.title}\n{100 * view.share:.0f} % of the means' variance", fontsize=9)
+    share = "one class: no simplex" if view.share is None else f"{100 * view.share:.0f} % of the means' variance"
+    panel.set_title(f"{view.title}\n{share}", fontsize=9)
     for spine in panel.spines.values():
         spine.set_visible(False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from recipes.data.load import Dataset, load
 from recipes.data.split import Split, concatenate, stratified
 from recipes.evaluation.class_order import listed
 from recipes.evaluation.model_options import ModelOptions
-from recipes.evaluation.model_under_test import check_own, is_run, read_classifier, run_config, run_dir_of
+from recipes.evaluation.model_under_test import check_own, is_run, read_classifier, run_config, run_dir_of, tell
 from recipes.evaluation.run_under_test import RunUnderTest
 from recipes.training.build import build_model, class_vectors, image_size
 from recipes.training.metrics import BATCH
@@ -74,10 +74,10 @@ def take_snapshots(
         return snapshots_of_run(run_dir_of(Path(run)), split=split, images=images)
     tested = RunUnderTest.open(run, options=options, overrides=overrides)
     check_folder(tested.path, "the folder of the results,")
-    _check_classes(tested.data, split)
     chosen = _chosen(tested.data, split, images, seed=tested.seed)
     taken = snapshot(Path(tested.config.model.backbone).name, tested.model, chosen.to(tested.device))
-    return tested.path, [taken], tested.data.class_names
+    shown, names = _classes_with_images(taken, tested.data.class_names)
+    return tested.path, [shown], names
 
 
 def snapshots_of_run(run: Path, *, split: str, images: int) -> tuple[Path, list[Snapshot], tuple[str, ...]]:
@@ -105,16 +105,13 @@ def snapshots_of_run(run: Path, *, split: str, images: int) -> tuple[Path, list[
     return run, computed, data.class_names
 
 
-def _check_classes(data: Dataset, split: str) -> None:
-    """Refuse data without images of some class of a model."""
-    parts = (data.train, data.val, data.test) if split == "all" else (getattr(data, split),)
-    seen = set(torch.cat([part.target for part in parts]).tolist())
-    absent = [name for label, name in enumerate(data.class_names) if label not in seen]
-    if absent:
-        raise UserError(
-            f"no {split} image of {listed(absent)}: the figure needs some of all {len(data.class_names)} outputs of "
-            "MODEL; recipes/evaluate.py takes data with some of the classes"
-        )
+def _classes_with_images(snapshot: Snapshot, class_names: tuple[str, ...]) -> tuple[Snapshot, tuple[str, ...]]:
+    """The snapshot with those outputs alone that stand for classes with images, and their names; others are said."""
+    present, target = np.unique(snapshot.target, return_inverse=True)
+    names = tuple(class_names[label] for label in present)
+    if absent := [name for name in class_names if name not in names]:
+        tell([f"no image of {listed(absent)} among those shown: the figure is of {listed(names)}"])
+    return replace(snapshot, target=target, weight=snapshot.weight[present]), names
 
 
 def _chosen(data: Dataset, split: str, images: int, *, seed: int) -> Split:

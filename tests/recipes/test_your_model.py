@@ -364,7 +364,24 @@ def test_images_of_a_single_class_are_evaluated(here, tmp_path, capsys):
     assert [result["per_class"][name] for name in ("red", "blue")] == [None, None]
     assert np.array(result["confusion"]).sum() == 10 and result["accuracy"] == result["per_class"]["green"]
     assert result["nc1"] is None
-    assert plot_collapse.main(["my_model.py:named", *data]) == 2
+    assert (
+        plot_collapse.main(["my_model.py:named", *data, "--out-dir", str(tmp_path / "figure"), "--split", "all"]) == 0
+    )
+    printed = capsys.readouterr()
+    assert "no image of 2 (red, blue) among those shown: the figure is of 1 (green)" in printed.err
+    (view,) = json.loads((tmp_path / "figure/collapse/view-all.json").read_text())["views"]
+    assert view["share"] is None and view["means"] == [[0, 0]] and np.mean(view["samples"], 0) == pytest.approx(0)
+    results = tmp_path / "robustness"
+    parts = ["--parts", "calibration,ood,long_tail,bits", "--quick", "--split", "val"]
+    assert robustness.main(["my_model.py:named", *data, *parts, "--out-dir", str(results)]) == 0
+    assert "not done\n  calibration: one half of the validation images fits T" in capsys.readouterr().out
+    assert robustness.main(["my_model.py:named", *data, *parts[:3], "--out-dir", str(results)]) == 0
+    found = json.loads((results / "robustness/results.json").read_text())
+    assert found["parts"]["calibration"]["samples"] == 2 and found["parts"]["bits"]["levels"]["full"]["nc1"] is None
+    assert found["skipped"] == {
+        "ood": "its scores need training images of every class; 2 outputs of the model have none",
+        "long_tail": "2 of the 3 classes have no training image",
+    }
     assert train.main(["etf", *data[:4]]) == 2
     assert "has 1 class folder: a classifier needs at least 2" in capsys.readouterr().err
 

@@ -56,7 +56,8 @@ class FewShotResult:
     Attributes:
         shots: samples a class.
         accuracy: mean test accuracy over the draws.
-        interval: 95 % t-interval of that mean over draws of the labelled samples, for these test samples.
+        interval: 95 % t-interval of that mean over draws of the labelled samples, for these test samples; within
+            [0, 1].
         draws: test accuracy of each draw.
     """
 
@@ -204,7 +205,7 @@ def few_shot(
         found.append(_accuracy(probe(test).argmax(1), wanted))
     values = torch.tensor(found, dtype=torch.float64, device="cpu")
     mean, half = float(values.mean()), t_quantile(draws - 1) * float(values.std()) / sqrt(draws)
-    return FewShotResult(shots, mean, (mean - half, mean + half), tuple(found))
+    return FewShotResult(shots, mean, (max(mean - half, 0.0), min(mean + half, 1.0)), tuple(found))
 
 
 def stratified_split(target: Integer[Tensor, " samples"], val_share: float, *, seed: int) -> tuple[Tensor, Tensor]:
