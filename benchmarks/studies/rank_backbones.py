@@ -10,7 +10,7 @@ The rules, fixed before the first run:
   500): for digits test_resnet, test_vit and test_efficientnet from MNIST-5k and test_resnet from Fashion-MNIST; for
   MNIST-5k those three from Fashion-MNIST and test_resnet from digits (1,000 images). Six ReLU networks start untrained:
   test_resnet, resnet10t, dla46_c, and torchvision's squeezenet1_1, mnasnet0_5 and shufflenet_v2_x0_5. All see images
-  of 32 pixels. (dla46_c took the place of regnetx_002 before any network was fine-tuned: the untrained regnetx_002 gives
+  of 32 pixels. (dla46_c took the place of regnetx_002 before any network was fine-tuned: untrained, regnetx_002 gives
   the same features for every image, of both targets and all three seeds, and the command refuses it.)
 - Targets: digits with 300 training images, then MNIST-5k with 300. A target is reported only when it is complete.
 - Fine-tuning: all weights and a new linear head, cross-entropy, AdamW with a peak rate of 1e-3 for everyone, weight
