@@ -4,7 +4,8 @@
     python docs/build_recipes.py --check    # exit code 1 where the page is not what the cards say
 
 A card begins with one line that says what the recipe is. Fields follow, each one a paragraph `# Name: text`, whose next
-lines are indented. The table shows the first line, the first sentence of "When to use it", and "Published".
+lines are indented. The table shows the first line, the first sentence of "When to use it", and "Published". What
+we measured stays as it is: `python benchmarks/studies/digest.py` fills it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "recipes.md"
-FIELDS = ("What it does", "Source", "When to use it", "Published", "What it costs")
+FIELDS = ("What it does", "Formula", "When to use it", "What it costs", "Published", "Source")
+MEASURED = re.compile(r"<!-- method: (\w+) -->\n(.*?)<!-- end of method -->", re.DOTALL)
 BLOCK = re.compile(r"(<!-- recipes -->\n).*?(<!-- end of recipes -->)", re.DOTALL)
 SHOWN_AS = {"Published": "What the literature measured"}
 LINKS = (
@@ -62,10 +64,14 @@ def table(cards: dict[str, dict[str, str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def section(name: str, card: dict[str, str]) -> str:
-    """What a recipe's card says, field by field."""
+def section(name: str, card: dict[str, str], measured: str) -> str:
+    """What a recipe's card says, field by field; then the table of what we measured ("" for one to be filled)."""
     items = [f"- **{SHOWN_AS.get(field, field)}:** {linked(card[field])}" for field in FIELDS if field in card]
-    return "\n".join([f"### {name}", "", f"[{card['title']}](../recipes/configs/{name}.yaml)", "", *items])
+    head = [f"### {name}", "", f"[{card['title']}](../recipes/configs/{name}.yaml)", "", *items]
+    if name == "baseline":  # what the others are compared with
+        return "\n".join(head)
+    block = f"<!-- method: {name} -->\n{measured}<!-- end of method -->"
+    return "\n".join([*head, "", "**What we measured**", "", block])
 
 
 def linked(text: str) -> str:
@@ -78,7 +84,9 @@ def linked(text: str) -> str:
 def filled(text: str, folder: Path = ROOT / "recipes" / "configs") -> str:
     """The page's text with table and sections made new."""
     cards = {path.stem: read_card(path) for path in sorted(folder.glob("*.yaml"))}
-    content = "\n\n".join([table(cards), "## Recipe by recipe", *(section(*item) for item in cards.items())])
+    measured = dict(MEASURED.findall(text))
+    sections = (section(name, card, measured.get(name, "")) for name, card in cards.items())
+    content = "\n\n".join([table(cards), "## Recipe by recipe", *sections])
     return BLOCK.sub(lambda found: f"{found[1]}\n{content}\n\n{found[2]}", text)
 
 

@@ -1,7 +1,7 @@
 """What `make docs` adds to the Markdown files of docs/: pages that are made anew, and links that lead out of docs/.
 
-- API pages from `site_api.py`; a page for each recipe from its comment card, by `build_recipes.py`; pages of notebooks
-  from `site_notebooks.py`.
+- API pages from `site_api.py`; a page for each recipe, which is its section of recipes.md; pages of notebooks from
+  `site_notebooks.py`.
 - A link to a file of the repository outside docs/ (a recipe, a study's report, an example) leads to a page under
   `source/` that shows the file, so that the same link works on a code host and on the site.
 - Python-Markdown wants an empty line before a list and reads `>>>` as Python; code hosts need neither.
@@ -13,7 +13,6 @@ import posixpath
 import re
 from pathlib import Path
 
-import build_recipes
 import site_api
 import site_notebooks
 from mkdocs.config.defaults import MkDocsConfig
@@ -80,10 +79,10 @@ def recipe_names() -> list[str]:
 
 
 def method_page(name: str) -> str:
-    """A recipe's card as a page of its own, with links as in docs/recipes.md."""
-    card = build_recipes.read_card(ROOT / "recipes" / "configs" / f"{name}.yaml")
-    title, *rest = build_recipes.section(name, card).split("\n")
-    return "\n".join([title.replace("###", "#"), *rest])
+    """A recipe's section of docs/recipes.md as a page of its own, with links as there."""
+    text = (ROOT / "docs" / "recipes.md").read_text()
+    section = text.partition(f"\n### {name}\n")[2].partition("\n### ")[0].partition("\n<!-- end of recipes -->")[0]
+    return f"# {name}\n{section}"
 
 
 def place_of(uri: str) -> str:

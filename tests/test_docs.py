@@ -161,17 +161,21 @@ def test_another_card_makes_another_page(build_recipes, tmp_path):
     assert page.startswith("a\n<!-- recipes -->\n\n| recipe |") and page.endswith("b\n") and "stale" not in page
 
 
+OTHERS = ("When to use it", "Published", "What it costs")
+
+
 @pytest.mark.parametrize(
     "lines",
     [
-        ["# What it does: a", "# When to use it: b", "# Published: c", "# What it costs: d"],
-        ["# title", "# What it does: a", "# When to use it: b", "# What it costs: d"],
-        ["# title", "# What it does: a", "# When to use it: b", "# Published:", "# What it costs: d"],
-        ["# title", "# What it does: a", "# When to use it: b", "# Published: c", "# What it costs: d", "# Price: e"],
+        ["# What it does: a", "# Formula: f", "# When to use it: b", "# Published: c", "# What it costs: d"],
+        ["# title", "# What it does: a", "# Formula: f", "# When to use it: b", "# What it costs: d"],
+        ["# title", "# What it does: a", "# Formula: f", "# When to use it: b", "# Published:", "# What it costs: d"],
+        ["# title", "# What it does: a", "# When to use it: b", "# Published: c", "# What it costs: d"],
+        ["# title", *(f"# {name}: a" for name in ("What it does", "Formula", *OTHERS)), "# Price: e"],
     ],
 )
 def test_a_card_without_its_fields_is_refused(lines, build_recipes, tmp_path):
     path = tmp_path / "odd.yaml"
     path.write_text("\n".join([*lines, "recipe: odd"]))
-    with pytest.raises(ValueError, match="odd.yaml: a card has a title and What it does, Source"):
+    with pytest.raises(ValueError, match="odd.yaml: a card has a title and What it does, Formula"):
         build_recipes.read_card(path)

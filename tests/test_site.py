@@ -81,6 +81,8 @@ def test_the_site(tmp_path):
     site = (tmp_path / "site").resolve()
     pages = {path: References(path) for path in site.rglob("*.html") if path.name not in ("404.html", "report.html")}
     assert len(pages) > 80 and list(dead_links(pages)) == []
+    method = (site / "methods" / "etf.html").read_text()
+    assert all(part in method for part in ("Formula:", "What we measured", "second_model</a>", "Source:"))
     from_elsewhere = {link for page in pages.values() for link in page.loaded if urlsplit(link).netloc}
     assert from_elsewhere == set()
     shown = inventory(site)

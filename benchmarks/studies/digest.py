@@ -14,6 +14,8 @@ arms. A second kind of table lists all studies with their runs and the time that
 
     <!-- all studies -->
     <!-- end of studies -->
+
+A third kind, `<!-- method: etf -->`, shows what all studies found about one recipe (`method_tables.py`).
 """
 
 from __future__ import annotations
@@ -30,19 +32,20 @@ from typing import Any
 if __package__ in (None, ""):  # run as a script: import from the project's root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
+from benchmarks.studies import cells, method_tables
 from recipes.core.errors import UserError
 from recipes.study import results
 from recipes.study.load import read_study
 from recipes.study.measures import image_count
 from recipes.study.power import spread_of, verdict_from
 from recipes.study.spec import Measure
-from recipes.study.tables import format_difference, format_interval, format_mean_and_sd, format_rounded, heading
+from recipes.study.tables import format_mean_and_sd, format_rounded, heading
 
 ROOT = Path(__file__).resolve().parents[2]
 KEYS = {"study", "data", "measures", "arms", "differences", "rows"}
 BLOCK = re.compile(r"(<!-- study: (?P<request>[^>]*?) -->\n).*?(<!-- end of study -->)", re.DOTALL)
 LIST = re.compile(r"(<!-- all studies -->\n).*?(<!-- end of studies -->)", re.DOTALL)
-SIGNS = {"better": " ▲", "worse": " ▼", "higher": " ↑", "lower": " ↓", "equivalent": " =", "not worse": " ≥"}
+METHOD = re.compile(r"(<!-- method: (?P<recipe>\w+) -->\n).*?(<!-- end of method -->)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,7 @@ def filled(text: str, folder: Path, *, up: str = "") -> str:
         UserError: a comment names a study, data setting, measure or arm that does not exist.
     """
     text = BLOCK.sub(lambda found: f"{found[1]}{_markdown(_requested(found['request'], folder), up)}{found[3]}", text)
+    text = METHOD.sub(lambda found: f"{found[1]}{method_tables.markdown(found['recipe'], folder, up)}{found[3]}", text)
     return LIST.sub(lambda found: f"{found[1]}{_list_of_studies(folder, up)}{found[2]}", text)
 
 
@@ -99,7 +103,7 @@ def _list_of_studies(folder: Path, up: str) -> str:
         rows.append(row)
         all_seconds = seconds | all_seconds  # a run that two studies share counts once in the sum
     rows.append(["", "all of them", "", "", f"{sum(all_seconds.values()) / 3600:.1f}"])
-    return "\n".join(["", *_lines(rows), "", ""])
+    return "\n".join(["", *cells.lines(rows), "", ""])
 
 
 def _study_row(path: Path, up: str) -> tuple[list[str], dict[str, float]]:
@@ -114,10 +118,6 @@ def _study_row(path: Path, up: str) -> tuple[list[str], dict[str, float]]:
     seconds = {key: run["train_seconds"] + run["evaluation_seconds"] for key, run in timing.items()}
     runs = f"{done}" if done == len(content["cells"]) else f"{done} of {len(content['cells'])}"
     return [link, study.question, runs, f"{searched or ''}", f"{sum(seconds.values()) / 3600:.1f}"], seconds
-
-
-def _lines(rows: Sequence[Sequence[str]]) -> list[str]:
-    return ["| " + " | ".join(row) + " |" for row in rows]
 
 
 def _requested(words: str, folder: Path) -> Table:
@@ -165,7 +165,7 @@ def _markdown(table: Table, up: str) -> str:
     titles = [heading(measure, image_count(table.content, table.data, measure)) for measure in table.measures]
     head = ["contrast" if table.contrasts else "arm", *titles]
     rows = _contrast_rows(table) if table.contrasts else _arm_rows(table)
-    return "\n".join(["", *_lines([head, ["---"] * len(head), *rows]), "", _caption(table, up), ""])
+    return "\n".join(["", *cells.lines([head, ["---"] * len(head), *rows]), "", _caption(table, up), ""])
 
 
 def _arm_rows(table: Table) -> list[list[str]]:
@@ -178,7 +178,7 @@ def _arm_rows(table: Table) -> list[list[str]]:
 def _level(column: Mapping[str, Any], arm: str, measure: Measure) -> str:
     """Mean ± sd, and the verdict's sign."""
     entry = next(entry for entry in column["arms"] if entry["arm"] == arm)
-    return f"{_mean(column, entry, measure)}{SIGNS.get(entry['verdict'], '')}"
+    return f"{_mean(column, entry, measure)}{cells.SIGNS.get(entry['verdict'], '')}"
 
 
 def _level_and_difference(column: Mapping[str, Any], arm: str, measure: Measure) -> str:
@@ -187,7 +187,7 @@ def _level_and_difference(column: Mapping[str, Any], arm: str, measure: Measure)
     text = _mean(column, entry, measure)
     if not entry["n"] or entry["verdict"] == "baseline" or entry["difference_low"] is None:
         return text
-    return f"{text}; {_difference(entry, measure)}"
+    return f"{text}; {cells.difference(entry, measure)}"
 
 
 def _mean(column: Mapping[str, Any], entry: Mapping[str, Any], measure: Measure) -> str:
@@ -196,20 +196,13 @@ def _mean(column: Mapping[str, Any], entry: Mapping[str, Any], measure: Measure)
     return format_mean_and_sd(entry, measure) + few
 
 
-def _difference(entry: Mapping[str, Any], measure: Measure) -> str:
-    """A paired difference, its interval and the verdict's sign."""
-    text = f"{format_difference(entry, measure)} {format_interval(entry, measure, 'difference')}"
-    return f"{text}{SIGNS.get(entry['verdict'], '')}"
-
-
 def _contrast_rows(table: Table) -> list[list[str]]:
-    """A row for each contrast: the paired difference in each measure; a dash where it has no interval."""
+    """A row for each contrast: the paired difference in each measure."""
     rows = []
     for entries in zip(*(column.get("contrasts", []) for column in table.statistics), strict=True):
         name = f"{table.labels[entries[0]['arm']]} − {table.labels[entries[0]['against']]}"
         columns = zip(entries, table.measures, strict=True)
-        cells = ("–" if e["difference_low"] is None else _difference(e, measure) for e, measure in columns)
-        rows.append([name, *cells])
+        rows.append([name, *(cells.difference(entry, measure) for entry, measure in columns)])
     return rows
 
 

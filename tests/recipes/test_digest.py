@@ -171,3 +171,40 @@ def test_levels_told_in_words_are_those_of_the_runs(study, arm, measure, factor,
     (values,) = (entry["by_seed"].values() for entry in table["arms"] if entry["arm"] == arm)
     for name in documents:
         assert f"{factor * statistics.mean(values):.{digits}f}" in (digest.ROOT / name).read_text(), name
+
+
+def method_table(recipe):
+    text = digest.filled(f"<!-- method: {recipe} -->\n<!-- end of method -->", STUDIES, up="../")
+    return [line for line in text.splitlines() if line.startswith("| [")]
+
+
+def test_a_recipe_is_compared_with_cross_entropy_in_every_study_that_has_both():
+    rows = method_table("etf")
+    content = json.loads((STUDIES / "second_model" / "results.json").read_text())
+    nc1 = {
+        (cell["arm"], cell["seed"]): content["runs"][cell["key"]]["summary"]["at_end"]["train"]["nc1"]
+        for cell in content["cells"]
+        if cell["arm"] in ("baseline", "etf")
+    }
+    difference = statistics.mean(nc1["etf", seed] - nc1["baseline", seed] for seed in range(5))
+    (row,) = [row for row in rows if "second_model" in row]
+    assert row.startswith("| [second_model](../benchmarks/studies/second_model/report.md), `etf`, n = 5 | +0.56 [")
+    assert f"| {difference:.4f} [".replace("-", "−") in row
+    with_both = {
+        path.parent.name
+        for path in STUDIES.glob("*/results.json")
+        for study in [json.loads(path.read_text())["study"]]
+        if study["arms"].get("etf", {}).get("recipe") == "etf"
+        and study["arms"][study["baseline"] or next(iter(study["arms"]))]["recipe"] == "baseline"
+    }
+    assert {row.partition("]")[0].removeprefix("| [") for row in rows} == with_both
+
+
+def test_a_contrast_counts_where_the_recipe_is_all_that_differs():
+    rows = [row for row in method_table("bn_wd") if "last_bn" in row]
+    assert len(rows) == 6 and "`bn_1e-2` − `plain_1e-2`, n = 3 | +0.82 [−0.23, +1.87] |" in rows[-1]
+
+
+def test_without_a_study_there_is_a_sentence():
+    text = digest.filled("<!-- method: orthoplex -->\n<!-- end of method -->", STUDIES)
+    assert "No finished study of ours compares it with plain cross-entropy." in text

@@ -1,0 +1,110 @@
+"""What all committed studies found about one recipe against plain cross-entropy, the losses beside the wins.
+
+A comment in a document asks for the table, and `digest.py` fills it:
+
+    <!-- method: etf -->
+    <!-- end of method -->
+
+Rows are chosen by a rule, not by hand: in each study whose baseline is the recipe `baseline`, the arms with the
+recipe's name, and the contrasts of an arm of this recipe with an arm of `baseline` that changes the same keys in the
+same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.studies import cells
+from recipes.study import results
+from recipes.study.spec import Measure
+
+COLUMNS = {
+    "accuracy (points)": ("at_end.test.accuracy", "at_end.val.accuracy"),
+    "cross-entropy": ("at_end.test.loss", "at_end.val.loss"),
+    "cross-entropy after a temperature": ("robustness.calibration.after.nll",),
+    "NC1": ("at_end.train.nc1",),
+    "AutoAttack (points)": ("robustness.adversarial.headline.accuracy",),
+    "transfer (points)": ("robustness.transfer.mean.linear",),
+}
+ALSO = {"default": ("default", "logit_adjusted", "smoothing"), "tpt": ("tpt_step",)}
+"""Arms that are made from other recipes, or have other names, and show a recipe or one of its parts."""
+
+Statistics = Mapping[tuple[str, str], Mapping[str, Any]]
+
+
+def markdown(recipe: str, folder: Path, up: str) -> str:
+    """The table of a recipe, or the sentence that there is none.
+
+    Args:
+        recipe: its name.
+        folder: of the studies.
+        up: leads from the document to the project's root.
+    """
+    found = [row for path in sorted(folder.glob("*/results.json")) for row in _rows(results.read(path), recipe, up)]
+    titles = [title for title in COLUMNS if any(title in row for _, row in found)]
+    if not titles:
+        return "\nNo finished study of ours compares it with plain cross-entropy.\n"
+    head = ["study, data, arm", *titles]
+    body = [[label, *(row.get(title, "") for title in titles)] for label, row in found]
+    return "\n".join(["", *cells.lines([head, ["---"] * len(head), *body]), "", _caption(up), ""])
+
+
+def _caption(up: str) -> str:
+    return (
+        "Paired difference to plain cross-entropy, with its 95 % t interval "
+        f"([signs and verdicts]({up}docs/compare.md#the-verdicts)); a lower cross-entropy is better, a lower NC1 more "
+        "collapsed."
+    )
+
+
+def _rows(content: Mapping[str, Any], recipe: str, up: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """The label and the cells, by column, of every row that a study has to show about a recipe."""
+    study = content["study"]
+    arms, base = study["arms"], study["baseline"] or next(iter(study["arms"]))
+    statistics = {(table["data"], table["measure"]): table for table in content["statistics"]}
+    measures = {measure.name: measure for measure in (Measure(**item) for item in study["measures"])}
+    settings = list(dict.fromkeys(data for data, _ in statistics))
+    named = [name for name, arm in arms.items() if name in ALSO.get(recipe, ()) or name == recipe == arm["recipe"]]
+    pairs = [(name, base) for name in named if name != base and arms[base]["recipe"] == "baseline"]
+    pairs += [pair for pair in _contrasts(study) if pair not in pairs and _alike(arms, recipe, *pair)]
+    for data in settings:
+        for arm, against in pairs:
+            row, n = _cells(statistics, measures, data, arm, against, base)
+            if row:
+                where = [f"[{content['name']}]({up}benchmarks/studies/{content['name']}/report.md)"]
+                where += [data] * (len(settings) > 1) + ["validation images"] * ("at_end.val.accuracy" in measures)
+                where += [f"`{arm}`" if against == base else f"`{arm}` − `{against}`", f"n = {n}"]
+                yield ", ".join(where), row
+
+
+def _contrasts(study: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(item["arm"], item["against"]) for item in study.get("contrasts", [])]
+
+
+def _alike(arms: Mapping[str, Mapping[str, Any]], recipe: str, arm: str, against: str) -> bool:
+    """Whether two arms differ in this: one is the recipe, the other is `baseline`."""
+    of = (arms[arm]["recipe"], arms[against]["recipe"])
+    return of == (recipe, "baseline") and arms[arm]["overrides"] == arms[against]["overrides"]
+
+
+def _cells(
+    statistics: Statistics, measures: Mapping[str, Measure], data: str, arm: str, against: str, base: str
+) -> tuple[dict[str, str], int]:
+    """The cells of a row by column, and from how many pairs they come."""
+    row, pairs = {}, 0
+    for title, names in COLUMNS.items():
+        for name in names:
+            entry = _entry(statistics.get((data, name), {}), arm, against, base)
+            if entry:
+                row[title] = cells.difference(entry, measures[name])
+                pairs = max(pairs, entry["pairs"])
+    return row, pairs
+
+
+def _entry(table: Mapping[str, Any], arm: str, against: str, base: str) -> Mapping[str, Any] | None:
+    """What a table of a study says about one arm against another."""
+    kind = "arms" if against == base else "contrasts"
+    found = (item for item in table.get(kind, []) if item["arm"] == arm and item.get("against", base) == against)
+    return next(found, None)
