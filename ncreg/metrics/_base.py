@@ -41,15 +41,33 @@ class Float64Metric(Metric):
 
         @functools.wraps(compute)
         def quiet(*args: Any, **kwargs: Any) -> Any:
+            synced = self._is_synced
             # A rank with an empty shard has nothing to update; without any sample at all compute() raises.
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="The ``compute`` method of metric", category=UserWarning)
-                return wrapped(*args, **kwargs)
+                try:
+                    return wrapped(*args, **kwargs)
+                except BaseException:
+                    if self._is_synced and not synced:  # torchmetrics would leave the metric synced, of no more use
+                        self.unsync()
+                    raise
 
         return quiet
 
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Update, and return the measures of this batch alone; a batch that is refused leaves the metric as it was."""
+        before = dict(vars(self)) | self._copy_state_dict()  # torchmetrics resets the metric on the way
+        try:
+            return super().forward(*args, **kwargs)
+        except BaseException:
+            vars(self).update(before)
+            raise
+
     def reset(self) -> None:
         """Forget all samples; the classifier is read again when it is next needed."""
+        for name, default in self._defaults.items():
+            if isinstance(default, list):  # torchmetrics empties the lists that its Running wrapper keeps
+                setattr(self, name, [])
         super().reset()
         self._tables = self._gathered = None
 

@@ -268,7 +268,7 @@ class NeuralCollapse(Float64Metric):
         return lists | tensors
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Update, and return the measures of this batch alone."""
+        """Update, and return the measures of this batch alone; a batch that is refused leaves the metric as it was."""
         if not self.cache and self.reference:
             raise RuntimeError("forward() measures one batch alone: use update() in the second pass")
         warned, self._warned = self._warned, True  # a batch seldom holds every class

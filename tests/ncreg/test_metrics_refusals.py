@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torchmetrics.wrappers import Running
 
 from ncreg.frames import simplex_etf
 from ncreg.metrics import LayerwiseCollapse, NearestClassCenter, NeuralCollapse
@@ -32,6 +33,62 @@ def test_a_diverged_classifier_is_refused(part, value, cache):
         metric.compute()
     with pytest.raises(ValueError, match=rf"classifier\.{part} holds NaN"):
         nearest.update(features, TARGET)
+
+
+@pytest.mark.parametrize("kind", ["cached", "streamed", "nearest"])
+def test_a_batch_that_forward_refuses_costs_no_other_batch(kind):
+    features, means = sample()
+
+    def metric():  # as on several ranks, so that a compute() afterwards must still sum over them
+        settings = {"dist_sync_fn": lambda tensor, group: [tensor, tensor], "distributed_available_fn": lambda: True}
+        if kind == "nearest":
+            return NearestClassCenter(means, **settings)
+        return NeuralCollapse(4, 6, cache=kind == "cached", **settings)
+
+    failed, plain = metric(), metric()
+    for rows, target in ((features[:30], TARGET[:30]), (features[30:], TARGET[30:])):
+        for each in (failed, plain):
+            each(rows, target)
+        with pytest.raises(ValueError, match="NaN"):
+            failed(rows * math.nan, target)
+        with pytest.raises(ValueError, match="no samples seen"):
+            failed(rows[:0], target[:0])
+    assert failed.update_count == plain.update_count == 2
+    wanted = plain.compute()
+    assert failed.compute() == wanted and len(wanted) > 0
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_a_compute_that_fails_over_ranks_leaves_the_ranks_own_samples(cache):
+    features, _ = sample()
+    head = nn.Linear(6, 4, dtype=torch.float64)
+    settings = {"dist_sync_fn": lambda tensor, group: [tensor, tensor], "distributed_available_fn": lambda: True}
+    metric = NeuralCollapse(4, 6, head, cache=cache, **settings)
+    metric.update(features[:30], TARGET[:30])
+    right = head.bias.detach().clone()
+    torch.nn.init.constant_(head.bias, math.nan)
+    with pytest.raises(ValueError, match="bias holds NaN"):
+        metric.compute()
+    head.bias.data.copy_(right)
+    metric.update(features[30:], TARGET[30:])
+    again = NeuralCollapse(4, 6, head, cache=cache)
+    again.update(features.repeat(2, 1), TARGET.repeat(2))  # both ranks' samples
+    wanted = again.compute()
+    for name, value in metric.compute().items():
+        torch.testing.assert_close(value, wanted[name], rtol=1e-5, atol=1e-9, equal_nan=True, msg=name)
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_torchmetrics_running_window_holds_its_batches(cache):
+    features, _ = sample()
+    running = Running(NeuralCollapse(4, 6, cache=cache), window=2)
+    for rows, target in zip(features.split(20), TARGET.split(20), strict=True):
+        running(rows, target)
+    last = NeuralCollapse(4, 6, cache=cache)
+    last.update(features[20:], TARGET[20:])
+    wanted = last.compute()
+    for name, value in running.compute().items():
+        torch.testing.assert_close(value, wanted[name], rtol=1e-5, atol=1e-9, equal_nan=True, msg=name)
 
 
 def test_set_dtype_leaves_cached_labels_and_counts_integers():
