@@ -77,7 +77,7 @@ def chunked_cross_entropy(
     check_fraction("label_smoothing", label_smoothing)
     _check_hard(target, classes)
     ignored = target == check_integer("ignore_index", ignore_index)
-    labels = check_labels(target.masked_fill(ignored, 0), features, classes)
+    labels = check_labels(torch.where(ignored, 0, target), features, classes)
     if class_weight is not None and class_weight.shape != (classes,):
         raise ValueError(f"class_weight has shape {tuple(class_weight.shape)}: it needs ({classes},), one a class")
     spread = None

@@ -56,6 +56,7 @@ class InnerSchedule:
             raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {described(optimizer)}")
         self.optimizer, self.schedule, self.interval, self.steps = optimizer, schedule, interval, 0
         self.driven = len(optimizer.param_groups)
+        self.updated = False  # not kept: whether step_update has been called
         self._check(schedule, optimizer)
         if schedule is None or isinstance(schedule, LRScheduler):
             self._scale()
@@ -74,6 +75,21 @@ class InnerSchedule:
         if isinstance(plateau, ReduceLROnPlateau) and plateau.mode != "max":
             name = type(schedule).__name__
             raise ValueError(f"schedule={name}(mode='min'): it sees the training accuracy; use mode='max'")
+        if isinstance(schedule, ReduceLROnPlateau) and self.interval == "update":
+            raise ValueError(
+                "schedule=ReduceLROnPlateau with interval='update' would never be stepped: it judges the training "
+                "accuracy, which comes once an epoch; use interval='epoch'"
+            )
+
+    @property
+    def waits_for_updates(self) -> bool:
+        """Whether the schedule moves with updates alone, of which none has been told."""
+        by_update = self.interval == "update" if isinstance(self.schedule, LRScheduler) else self._timm_by_update
+        return by_update and not self.updated
+
+    @property
+    def _timm_by_update(self) -> bool:
+        return getattr(self.schedule, "t_in_epochs", True) is False
 
     def step(self, epoch: int, metric: float | None) -> None:
         """At the end of an epoch."""
@@ -86,6 +102,7 @@ class InnerSchedule:
 
     def step_update(self, num_updates: int, metric: float | None) -> None:
         """After an optimizer step."""
+        self.updated = True
         if isinstance(self.schedule, LRScheduler):
             if self.interval == "update":
                 self._step_torch(self.schedule, None)

@@ -220,6 +220,7 @@ class TPTScheduler:
         self._judge(metric)
         self._watch(watch)
         if self._schedule_drives:
+            self._warn_without_updates()
             self._inner.step(epoch, metric)
         else:
             self._set_terminal_rates()
@@ -339,6 +340,18 @@ class TPTScheduler:
                 f"the schedule has come to rate 0 after epoch {self.epoch} of at most {self.max_epochs}, before "
                 f"accuracy {self.threshold:g} of the training set: nothing is learned any more; let the schedule end "
                 "above 0 (eta_min, lr_min, timm's --min-lr) or later, or lower the threshold",
+                UserWarning,
+                stacklevel=3,
+            )
+
+    def _warn_without_updates(self) -> None:
+        """Say once that a schedule that counts updates is told of none."""
+        if self._inner.waits_for_updates:
+            self._inner.updated = True
+            warnings.warn(
+                f"the inner schedule {type(self._inner.schedule).__name__} counts updates, but epoch {self.epoch} ended "
+                "without a step_update(): the learning rate stays where it is; call step_update(num_updates) after "
+                "each optimizer step, or let the schedule count epochs (interval='epoch', timm's t_in_epochs=True)",
                 UserWarning,
                 stacklevel=3,
             )

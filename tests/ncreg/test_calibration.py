@@ -109,6 +109,15 @@ def test_reliability_bins_hold_every_sample_and_edges_belong_below():
     assert cal.reliability_bins(edge, torch.zeros(3, dtype=torch.int64), bins=4).count.tolist() == [0, 1, 1, 1]
 
 
+@pytest.mark.parametrize("bins", [10, 15, 20, 100])
+def test_every_edge_is_the_nearest_number_to_its_fraction(bins):
+    edges = np.array([m / bins for m in range(bins + 1)])
+    on_edges = torch.from_numpy(np.stack([edges, 1 - edges], 1)[bins // 2 + 1 :])
+    found = cal.reliability_bins(on_edges, torch.zeros(len(on_edges), dtype=torch.int64), bins=bins)
+    assert found.edges.tolist() == edges.tolist()
+    assert found.count.tolist() == [0] * (bins // 2) + [1] * (bins - bins // 2)
+
+
 def test_adaptive_error_by_sorting_and_with_ties_by_every_order():
     z, y = sample(60, classes=3)
     p = z.softmax(1)

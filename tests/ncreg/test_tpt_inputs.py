@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from timm.scheduler.cosine_lr import CosineLRScheduler
 from timm.scheduler.plateau_lr import PlateauLRScheduler
 from torch.optim import SGD
 from torch.optim import lr_scheduler as torch_schedules
@@ -80,6 +81,35 @@ def test_plateau_schedules_that_wait_for_a_fall_are_refused():
     for schedule in schedules:
         with pytest.raises(ValueError, match=rf"{type(schedule).__name__}\(mode='min'\)"):
             TPTScheduler(own, schedule, max_epochs=9)
+
+
+def test_a_plateau_schedule_stepped_by_updates_is_refused():
+    own = optimizer()
+    with pytest.raises(ValueError, match="interval='update' would never be stepped"):
+        TPTScheduler(own, torch_schedules.ReduceLROnPlateau(own, mode="max"), max_epochs=9, interval="update")
+
+
+@pytest.mark.parametrize(
+    "make, interval",
+    [
+        (lambda own: torch_schedules.LinearLR(own, 0.1, 1.0, 4), "update"),
+        (lambda own: CosineLRScheduler(own, t_initial=100, t_in_epochs=False), "epoch"),
+    ],
+)
+def test_a_schedule_of_updates_that_is_told_of_none_is_warned_of_once(make, interval):
+    own, other = optimizer(), optimizer()
+    silent = TPTScheduler(own, make(own), max_epochs=9, interval=interval)
+    own.step()
+    with pytest.warns(UserWarning, match="counts updates, but epoch 1 ended without a step_update"):
+        silent.step(1, 0.5)
+    before = silent.get_last_lr()
+    silent.step(2, 0.5)  # warnings are errors: said once
+    assert silent.get_last_lr() == before
+    told = TPTScheduler(other, make(other), max_epochs=9, interval=interval)
+    other.step()
+    told.step_update(1)
+    told.step(1, 0.5)
+    assert told.get_last_lr() != before
 
 
 def test_the_state_of_another_kind_of_schedule_is_refused():

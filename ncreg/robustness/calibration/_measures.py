@@ -173,7 +173,7 @@ def top_class(p: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 def binned(confidence: Tensor, correct: Tensor, bins: int) -> ReliabilityBins:
     """`reliability_bins` of checked input."""
-    edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64, device="cpu")
+    edges = torch.arange(bins + 1, dtype=torch.float64, device="cpu") / bins  # m/M as it rounds; linspace may be off
     index = torch.bucketize(confidence, edges[1:-1])  # a confidence on an edge belongs below it
     count = torch.bincount(index, minlength=bins)
     total = confidence.new_zeros(2, bins).index_add(1, index, torch.stack([confidence, correct]))
