@@ -28,6 +28,8 @@ def decoded(image: Image.Image, channels: int) -> Tensor:
 
 def _of_bytes(image: Image.Image) -> Image.Image:
     """The image with 8 bits a channel; Pillow's own conversion would clip wide gray at 255."""
+    if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
+        return image.convert("RGBA")  # the same colours, and no warning of Pillow's for every such file
     wide = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PPM", "PNG"))  # never 32 bits
     if image.mode in ("I", "F") and not wide:
         raise ValueError(f"pixels of 32 bits, mode {image.mode}, have no known range; 8 or 16 bits do")

@@ -208,6 +208,17 @@ def test_alpha_and_orientation_change_no_pixel(tmp_path):
         np.testing.assert_array_equal(read_image(tmp_path / name, 28).permute(1, 2, 0), pixels[..., :3])
 
 
+@pytest.mark.parametrize("transparency", [None, 3, bytes([0, 128, *[255] * 14])])
+def test_a_palette_gives_its_colours_whatever_is_transparent(tmp_path, transparency):
+    pixels = np.random.default_rng(0).integers(0, 256, (28, 28, 3), dtype=np.uint8)
+    few = Image.fromarray(pixels).quantize(16)
+    few.save(tmp_path / "few.png", **({} if transparency is None else {"transparency": transparency}))
+    colours = np.array(few.getpalette(), dtype=np.uint8).reshape(-1, 3)[np.asarray(few)]
+    np.testing.assert_array_equal(read_image(tmp_path / "few.png", 28).permute(1, 2, 0), colours)
+    gray = np.rint(colours @ [0.299, 0.587, 0.114])
+    assert np.abs(read_image(tmp_path / "few.png", 28, 1)[0].numpy() - gray).max() <= 1
+
+
 def tiff(path, levels, *, bits, white_is_zero=False, order="<"):
     """A gray TIFF written by hand: header, one strip, eight tags; 12 bits are packed, two pixels in three bytes."""
     height, width = levels.shape
