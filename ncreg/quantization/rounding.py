@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 from ncreg._checks import check_choice, check_integer, described
 from ncreg._readable import readable
 from ncreg.frames import max_cosine
+from ncreg.numerics import at_least_float32
 
 Bits = int | Literal["ternary"]
 THRESHOLD = 0.7  # of a channel's mean |w|: below it a ternary weight is 0
@@ -63,9 +64,9 @@ def round_weight(weight: Float[Tensor, ...], bits: Bits, *, channel: int = 0) ->
     if not bool(weight.isfinite().all()):
         raise ValueError("weight must be finite")
     rows = weight.movedim(check_integer("channel", channel, -weight.ndim, weight.ndim - 1), 0)
-    flat = rows.reshape(len(rows), -1)
+    flat = at_least_float32(rows.reshape(len(rows), -1))  # a scale is too small a number for float16
     rounded = _ternary(flat) if _checked_bits(bits) == "ternary" else _uniform(flat, int(bits))
-    return rounded.reshape(rows.shape).movedim(0, channel).contiguous()
+    return rounded.to(weight.dtype).reshape(rows.shape).movedim(0, channel).contiguous()
 
 
 def round_weights(model: nn.Module, bits: Bits) -> nn.Module:

@@ -288,10 +288,15 @@ def _own_names(module: nn.Module) -> list[tuple[str, ...]]:
     labels: Any = getattr(getattr(module, "config", None), "id2label", None)
     held: Any = getattr(module, "class_names", None) or cfg.get("label_names")
     if not held and isinstance(labels, Mapping):
-        held = [labels[key] for key in sorted(labels)]
+        held = [labels[key] for key in sorted(labels, key=_class_number)]
         if all(re.fullmatch(r"LABEL_\d+", str(name)) for name in held):  # transformers' stand-ins for names
             return []
     return [tuple(map(str, held))] if isinstance(held, Sequence) and held else []
+
+
+def _class_number(key: Any) -> tuple[int, str]:
+    """Where a key of id2label stands: config.json holds the numbers as strings, and "10" comes after "9"."""
+    return (int(key), "") if str(key).isdecimal() else (0, str(key))
 
 
 def _refuse(word: str, options: ModelOptions, *names: str) -> None:

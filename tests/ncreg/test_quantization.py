@@ -53,6 +53,18 @@ def test_rounding_again_and_zeros_change_nothing(bits):
     assert not once[1].any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("size", [1.0, 1e-2, 1e-5])
+@pytest.mark.parametrize("bits", [16, 8, 4, "ternary"])
+def test_weights_in_half_precision_are_rounded_in_full(bits, size, dtype):
+    weight = (size * gaussian(4, 30, seed=4)).to(dtype)
+    wanted = round_weight(weight.double(), bits).to(dtype)
+    found = round_weight(weight, bits)
+    assert found.dtype == dtype
+    unit = torch.maximum(wanted.abs().double() * torch.finfo(dtype).eps, torch.tensor(2.0**-24))
+    assert bool(((found.double() - wanted.double()).abs() <= unit).all())
+
+
 def test_more_bits_are_nearer():
     weight = gaussian(8, 100, seed=3)
     gaps = [float((round_weight(weight, bits) - weight).norm()) for bits in (2, 3, 4, 6, 8, 12)]

@@ -48,6 +48,10 @@ def named():
     model = build()
     model.class_names = ["red", "blue", "green"]
     return model
+def numbered():  # as config.json holds them
+    model = build(12)
+    model.config = type("Config", (), {"id2label": {str(number): f"class {number}" for number in range(12)}})()
+    return model
 def strangers():
     model = build()
     model.class_names = ["cat", "dog", "owl"]
@@ -488,6 +492,11 @@ def test_the_order_of_classes():
     assert order.names == ("cat", "dog") and order.output.tolist() == [1] and not order.note
     with pytest.raises(UserError, match=r"classes differ: MODEL knows 2 \(n01, n02\), the data has 1 \(owl\)"):
         class_order([("n01", "n02"), ("cat", "dog")], ("owl",), 2, model="MODEL")
+
+
+def test_names_under_numbers_as_strings_are_in_the_order_of_the_numbers(here):
+    tested = open_model("my_model.py:numbered", ModelOptions(image_size=32), needs_data=False)
+    assert tested.names == [tuple(f"class {n}" for n in range(12))]
 
 
 def test_names_come_from_the_file_of_weights(here, tmp_path):
