@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ncreg._checks import check_choice, check_flag, check_fraction, check_integer, check_keywords, check_positive
 from ncreg._features import check_pooled
-from ncreg._transforms import batched, fx_leaf, jit_tracing, wrapped
+from ncreg._transforms import batched, fx_leaf, jit_tracing, recorded, wrapped
 from ncreg.distributed import all_reduce_sum, world_size
 
 
@@ -109,12 +109,28 @@ class LastBatchNorm(nn.Module):
             return self._all_ranks(features, weight)
         if not jit_tracing():
             _require_two(features.shape[0])
-        return F.batch_norm(features, *running, weight, bias, True, self._count_batch(), self.eps)
+        share = self._count_batch()
+        if isinstance(share, float):
+            return F.batch_norm(features, *running, weight, bias, True, share, self.eps)
+        batch = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
+        normed = F.batch_norm(features, *batch, weight, bias, True, 1.0, self.eps)
+        self._take_in(*batch, share)
+        return normed
 
-    def _count_batch(self) -> float:
-        """Count this batch and return its weight in the running statistics."""
+    def _count_batch(self) -> float | Tensor:
+        """Count this batch and return its weight in the running statistics; a tensor where no count can be read."""
         self.num_batches_tracked.add_(1)
-        return 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        if self.momentum is not None:
+            return self.momentum
+        if recorded(self.num_batches_tracked):
+            return self.num_batches_tracked.to(self.running_mean.dtype).reciprocal()
+        return 1 / float(self.num_batches_tracked)
+
+    @torch.no_grad()
+    def _take_in(self, mean: Tensor, variance: Tensor, share: float | Tensor) -> None:
+        """Move the running statistics towards a batch's."""
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
+        self.running_var.lerp_(variance.to(self.running_var.dtype), share)
 
     def _all_ranks(self, features: Tensor, weight: Tensor | None) -> Tensor:
         """Two-pass statistics over all ranks: the mean first, then the squared deviations from it."""
@@ -126,10 +142,7 @@ class LastBatchNorm(nn.Module):
             _require_two(int(count), " over all ranks")
         deviation = wide - mean
         scatter = all_reduce_sum(deviation.square().sum(0))
-        momentum = self._count_batch()
-        with torch.no_grad():
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
-            self.running_var.lerp_((scatter / (count - 1)).to(self.running_var.dtype), momentum)
+        self._take_in(mean, scatter / (count - 1), self._count_batch())
         scaled = deviation * torch.rsqrt(scatter / count + self.eps)
         scaled = scaled if weight is None else scaled * weight
         scaled = scaled if self.bias is None else scaled + self.bias

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from timm.data.distributed_sampler import OrderedDistributedSampler
 from torch import Tensor, nn
 from torch.utils.data import DistributedSampler
 
@@ -49,9 +50,9 @@ def measure_training_set(
     """Accuracy in [0, 1] and the measures of `NeuralCollapse` in eval mode; training goes on as if nothing had been.
 
     Modes of all submodules and the random generators come back, so that a run with measurements has the same batches
-    and weights as one without. In a distributed run each process takes every n-th batch (all of its own batches
-    where the loader has a DistributedSampler), the buffers are those of rank 0, which is what checkpoints hold, and
-    all processes get the same numbers.
+    and weights as one without. In a distributed run each process takes every n-th batch (its own images where the
+    loader has a DistributedSampler, those left out that it repeats to give all processes equally many), the buffers are
+    those of rank 0, which is what checkpoints hold, and all processes get the same numbers.
 
     Args:
         classifier: not wrapped in DistributedDataParallel.
@@ -59,7 +60,7 @@ def measure_training_set(
         keep_features: for the measures that need two passes, N·d numbers; without them these are left out.
 
     Raises:
-        ValueError: no images, or a batch of another form.
+        ValueError: no images, a batch of another form, or a loader that Accelerate divided over processes.
     """
     head = classifier.head
     readable = hasattr(head, "weight") or hasattr(head, "class_vectors")
@@ -86,11 +87,42 @@ def measure_training_set(
 
 
 def _share(batches: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
-    """This process's batches as pairs."""
-    divided = isinstance(getattr(batches, "sampler", None), DistributedSampler)
-    ranks = 1 if divided else world_size()
-    rank = dist.get_rank() if ranks > 1 else 0
-    return (_pair(batch) for batch in islice(batches, rank, None, ranks))
+    """This process's batches as pairs, so that all processes together have each image once.
+
+    Raises:
+        ValueError: Accelerate has divided them: it repeats images to fill the last batches.
+    """
+    if world_size() == 1:
+        return map(_pair, batches)
+    sampler, of_batches = getattr(batches, "sampler", None), getattr(batches, "batch_sampler", None)
+    if any(getattr(part, "num_processes", 1) > 1 for part in (of_batches, getattr(batches, "dataset", None))):
+        raise ValueError(
+            "the loader of clean training images is divided by Accelerate, which repeats images so that processes have "
+            "equally many: hand in the loader as it was before prepare()"
+        )
+    for divided in (sampler, getattr(of_batches, "sampler", None)):
+        if getattr(divided, "num_replicas", 1) > 1:
+            return _first(map(_pair, batches), _own_images(divided))
+    return map(_pair, islice(batches, dist.get_rank(), None, world_size()))
+
+
+def _own_images(sampler: Any) -> int | None:
+    """How many images of a process are its own: a sampler that gives all equally many appends others' images.
+
+    None: as many as it gives.
+    """
+    if not isinstance(sampler, DistributedSampler | OrderedDistributedSampler):
+        return None
+    own = range(sampler.rank, min(sampler.total_size, len(sampler.dataset)), sampler.num_replicas)  # type: ignore[arg-type]
+    return len(own)
+
+
+def _first(pairs: Iterable[tuple[Tensor, Tensor]], count: int | None) -> Iterator[tuple[Tensor, Tensor]]:
+    """The first `count` images."""
+    for images, target in pairs:
+        yield images[:count], target[:count]
+        if count is not None and (count := count - len(target)) <= 0:
+            return
 
 
 def _pair(batch: Any) -> tuple[Tensor, Tensor]:

@@ -1,11 +1,14 @@
 """Measuring between epochs: the numbers are right, the training does not notice, two processes agree with one."""
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from timm.data.distributed_sampler import OrderedDistributedSampler
 from torch import nn
-from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, TensorDataset
 
 from ncreg import NeuralCollapse, TPTScheduler, swap_head
 from ncreg.integrations import EpochCloser, find_classifier, measure_training_set
@@ -97,8 +100,19 @@ def _measure_on(rank, world, port, queue):
             buffer.add_(1)
     own = [buffer.clone() for buffer in model.buffers()]
     whole = measure_training_set(model, DataLoader(data(), 5))
-    sampler = DistributedSampler(data(24), num_replicas=world, rank=rank, shuffle=False)
-    shared = measure_training_set(model, DataLoader(data(24), 5, sampler=sampler))
+    place = {"num_replicas": world, "rank": rank}
+    shared = []
+    for rows in (24, 23):  # of 23 images one process would see one twice
+        samplers = DistributedSampler(data(rows), **place), OrderedDistributedSampler(data(rows), **place)
+        loaders = [DataLoader(data(rows), 4, sampler=sampler) for sampler in samplers]
+        loaders.append(DataLoader(data(rows), batch_sampler=BatchSampler(samplers[0], 5, drop_last=False)))
+        shared += [(rows, measure_training_set(model, loader)) for loader in loaders]
+    if find_spec("accelerate"):
+        from accelerate.data_loader import BatchSamplerShard
+
+        divided = BatchSamplerShard(BatchSampler(range(23), 5, drop_last=False), world, rank)
+        with pytest.raises(ValueError, match="divided by Accelerate.*before prepare"):
+            measure_training_set(model, DataLoader(data(), batch_sampler=divided))
     kept = all(torch.equal(buffer, before) for buffer, before in zip(model.buffers(), own, strict=True))
     queue.put((rank, whole, shared, kept))
     dist.barrier()
@@ -116,5 +130,6 @@ def test_two_processes_agree_with_one(free_port):
         process.join(60)
     for _, whole, shared, kept in answers:
         assert whole == pytest.approx(by_hand(classifier(), data()), rel=1e-5, abs=1e-9)
-        assert shared == pytest.approx(by_hand(classifier(), data(24)), rel=1e-5, abs=1e-9)
+        for rows, measures in shared:
+            assert measures == pytest.approx(by_hand(classifier(), data(rows)), rel=1e-5, abs=1e-9)
         assert kept

@@ -25,6 +25,18 @@ def test_is_batch_norm_without_beta(momentum):
     assert torch.allclose(ours(features), theirs(features), atol=1e-13)
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_the_plain_average_of_batches_is_kept_in_one_graph_too():
+    """torch's BatchNorm1d(momentum=None) breaks the graph: its count is read."""
+    ours, theirs = LastBatchNorm(6, momentum=None), nn.BatchNorm1d(6, momentum=None)
+    compiled = torch.compile(ours, fullgraph=True, backend="aot_eager")
+    for seed in range(3):
+        features = torch.randn(8, 6, generator=torch.Generator().manual_seed(seed))
+        torch.testing.assert_close(compiled(features), theirs(features))
+    for name, value in theirs.named_buffers():
+        torch.testing.assert_close(ours.get_buffer(name), value, msg=name)
+
+
 @pytest.mark.parametrize("gamma, size", [("vector", 6), ("scalar", 1), ("none", 0)])
 @pytest.mark.parametrize("bias", [True, False])
 def test_gamma_is_the_features_length(gamma, size, bias):
