@@ -134,6 +134,20 @@ def check_numbers(name: str, values: Any) -> list[float]:
     return [check_number(f"{name}[{place}]", value) for place, value in enumerate(_items(name, values))]
 
 
+def plain_values(value: Any) -> Any:
+    """A nested value with Python's own numbers, strings and lists in place of numpy's and torch's, as files hold them.
+
+    Example:
+        >>> plain_values({"scale": torch.tensor(2.5), "permutation": torch.tensor([1, 0])})
+        {'scale': 2.5, 'permutation': [1, 0]}
+    """
+    if isinstance(value, Mapping):
+        return {key: plain_values(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return (list if isinstance(value, list) else tuple)(map(plain_values, value))
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
 def _scalar(value: Any) -> Any:
     """The number that a numpy scalar or a tensor of one element holds; any other value as it is."""
     if hasattr(value, "item"):

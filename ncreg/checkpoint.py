@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from ncreg._checks import check_flag, check_integer, described
+from ncreg._checks import check_flag, check_integer, described, plain_values
 from ncreg.models import Classifier, Normalize, swap_head
 
 FORMAT = 1
@@ -128,10 +128,10 @@ def classifier_header(
         ('cat', 'dog')
     """
     return {
-        "build": dict(build),
-        "class_names": list(_checked_names(class_names)),
+        "build": dict(plain_values(build)),
+        "class_names": list(checked_names(class_names)),
         "image_shape": list(_checked_shape(image_shape)),
-        **({} if data_config is None else {"data_config": dict(data_config)}),
+        **({} if data_config is None else {"data_config": dict(plain_values(data_config))}),
     }
 
 
@@ -204,10 +204,7 @@ def rebuild_classifier(header: Mapping[str, Any], weights: Mapping[str, Any]) ->
     name, _ = next(classifier.named_parameters())
     classifier.to(weights[name].dtype).load_state_dict(weights)
     if header["class_names"] is not None:
-        classifier.class_names = _checked_names(header["class_names"])
-        if len(classifier.class_names) != classifier.num_classes:
-            count = len(classifier.class_names)
-            raise ValueError(f"{count} class_names for a classifier of {classifier.num_classes} classes")
+        classifier.class_names = checked_names(header["class_names"], classifier.num_classes)
     if header["image_shape"] is not None:
         classifier.image_shape = _checked_shape(header["image_shape"])
     classifier.data_config = header.get("data_config")
@@ -228,10 +225,18 @@ def _checked_shape(image_shape: Sequence[int]) -> tuple[int, ...]:
     return sizes
 
 
-def _checked_names(class_names: Sequence[str]) -> tuple[str, ...]:
+def checked_names(class_names: Sequence[str], num_classes: int | None = None) -> tuple[str, ...]:
+    """Class names as Python's own strings.
+
+    Raises:
+        TypeError: no list of strings.
+        ValueError: not one for each of `num_classes`.
+    """
     if isinstance(class_names, str) or not all(isinstance(name, str) for name in class_names):
         raise TypeError(f"class_names={class_names!r} must be a list of names")
-    return tuple(class_names)
+    if num_classes not in (None, len(class_names)):
+        raise ValueError(f"{len(class_names)} class_names for a classifier of {num_classes} classes")
+    return tuple(map(str, class_names))
 
 
 def _check_finite(classifier: Classifier, path: Path) -> None:

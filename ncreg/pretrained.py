@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from timm.models import get_model_args
 from torch import nn
 
+from ncreg._checks import plain_values
 from ncreg._hub import hub_file
-from ncreg.checkpoint import archive_damage, newest_checkpoint, rebuild_classifier, rebuilt
+from ncreg.checkpoint import archive_damage, checked_names, newest_checkpoint, rebuild_classifier, rebuilt
 from ncreg.models import Classifier, Normalize
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -90,10 +91,13 @@ def save_pretrained(classifier: Classifier, folder: str | Path) -> None:
         folder: where the two files go; `huggingface_hub.upload_folder` takes it to the hub.
 
     Raises:
-        ValueError: a part that was given as a module or changed since, which no file can describe.
+        ValueError: a part that was given as a module or changed since, which no file can describe; class names that
+            are not one for each class.
+        TypeError: class names that are no list of strings.
     """
     build = _build_arguments(classifier)
     _check_rebuilds(build, classifier)
+    names: Any = classifier.class_names
     cfg = {
         key: value for key, value in classifier.pretrained_cfg.items() if key not in ("state_dict", "file", "source")
     }
@@ -102,12 +106,12 @@ def save_pretrained(classifier: Classifier, folder: str | Path) -> None:
         "architecture": ARCHITECTURE,
         "num_classes": classifier.num_classes,
         "build": build,
-        "class_names": classifier.class_names,
+        "class_names": None if names is None else list(checked_names(names, classifier.num_classes)),
         "image_shape": classifier.image_shape,
         "data_config": None if classifier.data_config is None else dict(classifier.data_config),
         "pretrained_cfg": cfg,
     }
-    text = json.dumps(config, indent=2)
+    text = json.dumps(plain_values(config), indent=2)
     tensors = {name: value.detach().cpu().clone().contiguous() for name, value in classifier.state_dict().items()}
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -176,7 +180,7 @@ def _build_arguments(classifier: Classifier) -> dict[str, Any]:
     model_args.pop("num_classes", None)
     build = {"model": architecture, "model_args": model_args, "num_classes": classifier.num_classes}
     try:
-        return dict(json.loads(json.dumps(build | classifier.built_by)))
+        return dict(json.loads(json.dumps(plain_values(build | classifier.built_by))))
     except TypeError as error:
         raise ValueError(
             f"save_pretrained writes arguments as JSON: {error}; among {build | classifier.built_by}"

@@ -350,8 +350,8 @@ class TPTScheduler:
             self._inner.updated = True
             warnings.warn(
                 f"the inner schedule {type(self._inner.schedule).__name__} counts updates, but epoch {self.epoch} "
-                "ended without a step_update(): the learning rate stays where it is; call step_update(num_updates) after "
-                "each optimizer step, or let the schedule count epochs (interval='epoch', timm's t_in_epochs=True)",
+                "ended without a step_update(): the rate stays where it is; call step_update(num_updates) after each "
+                "optimizer step, or let the schedule count epochs (interval='epoch', timm's t_in_epochs=True)",
                 UserWarning,
                 stacklevel=3,
             )

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -12,7 +13,8 @@ from timm.data import resolve_model_data_config
 from timm.models import save_for_hf
 from timm.models._features import FeatureGetterNet
 
-from ncreg import Classifier, Normalize, fold, load_weights, swap_head
+from ncreg import Classifier, Normalize, fold, load_classifier, load_weights, save_checkpoint, swap_head
+from ncreg.checkpoint import classifier_header
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 X = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -89,6 +91,38 @@ def test_what_no_file_can_describe_is_refused(tmp_path):
     args = swap_head("test_resnet", num_classes=3, model_args={"act_layer": torch.nn.ReLU6})
     with pytest.raises(ValueError, match="writes arguments as JSON"):
         args.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+NUMBERS = {  # as np.arange, a sweep or torch.randperm hand them over
+    "numpy": (np.int64(6), {"scale": np.float32(3.3), "permutation": np.array([2, 0, 1]), "seed": np.int32(5)}),
+    "torch": (torch.tensor(6), {"scale": torch.tensor(3.3), "permutation": torch.tensor([2, 0, 1])}),
+}
+
+
+@pytest.mark.parametrize("kind", NUMBERS)
+def test_numbers_of_other_libraries_come_back(kind, tmp_path):
+    project, head_args = NUMBERS[kind]
+    classifier = swap_head("test_resnet", num_classes=3, project=project, head_args=head_args).eval()
+    classifier.class_names = np.array(["cat", "dog", "owl"])
+    classifier.save_pretrained(tmp_path)
+    again = Classifier.from_pretrained(tmp_path)
+    assert torch.equal(again(X), classifier(X)) and again.class_names == ("cat", "dog", "owl")
+    build = {"model": "test_resnet", "num_classes": np.int64(3), "project": project, "head_args": head_args}
+    header = classifier_header(build=build, class_names=classifier.class_names, image_shape=np.array([3, 32, 32]))
+    save_checkpoint(tmp_path / "last.pt", header | {"model": classifier.state_dict()})
+    assert torch.equal(load_classifier(tmp_path / "last.pt")(X), classifier(X))
+
+
+@pytest.mark.parametrize(
+    ("names", "error", "words"),
+    [(["cat", "dog"], ValueError, "2 class_names for a classifier of 3"), ([0, 1, 2], TypeError, "list of names")],
+)
+def test_names_that_could_not_be_read_again_are_not_written(names, error, words, tmp_path):
+    classifier = swap_head("test_resnet", num_classes=3)
+    classifier.class_names = names
+    with pytest.raises(error, match=words):
+        classifier.save_pretrained(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
