@@ -19,6 +19,9 @@ from recipes.core.suggestions import did_you_mean
 _copies: dict[str, Path] = {}
 """Files that run folders keep, which take the place of those that names point to, by the path in the name."""
 
+_loaded: dict[str, tuple[Path, bytes]] = {}
+"""File and text of every module of the user's own that this process has imported, by the module's name."""
+
 
 def own_names(config: TrainConfig) -> dict[str, str]:
     """The names in a configuration that point to code of the user's own, by a key where they stand."""
@@ -117,6 +120,24 @@ def use_copies(copies: Mapping[str, Path]) -> None:
     _copies.update(copies)
 
 
+class LoadedCode:
+    """The own code that this process has loaded; another process that unpickles this has loaded it then too.
+
+    In a pickle it stands before the objects whose classes lie in such code. The text travels, not the path: a file
+    that is edited in the meantime changes nothing.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _load_again, (dict(_loaded),)
+
+
+def _load_again(loaded: Mapping[str, tuple[Path, bytes]]) -> LoadedCode:
+    for module_name, (file, text) in loaded.items():
+        if module_name not in sys.modules:
+            _executed(module_name, file, text, str(file))
+    return LoadedCode()
+
+
 def _file(path: str, what: str) -> Path:
     file = _copies.get(path, Path(path).expanduser())
     if not file.is_file():
@@ -125,13 +146,23 @@ def _file(path: str, what: str) -> Path:
 
 
 def _digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    return _hash(file.read_bytes())
+
+
+def _hash(text: bytes) -> str:
+    return hashlib.sha256(text).hexdigest()[:16]
 
 
 def _imported(file: Path, what: str) -> ModuleType:
-    module_name = f"own_{re.sub(r'[^A-Za-z0-9]', '_', file.stem)}_{_digest(file)}"
+    text = file.read_bytes()
+    module_name = f"own_{re.sub(r'[^A-Za-z0-9]', '_', file.stem)}_{_hash(text)}"
     if module_name in sys.modules:
         return sys.modules[module_name]
+    return _executed(module_name, file, text, what)
+
+
+def _executed(module_name: str, file: Path, text: bytes, what: str) -> ModuleType:
+    """The module of a file's text, which is not read again."""
     spec = importlib.util.spec_from_file_location(module_name, file)
     if spec is None or spec.loader is None:
         raise UserError(f"{what}: {file} cannot be imported")
@@ -141,10 +172,11 @@ def _imported(file: Path, what: str) -> ModuleType:
     if beside not in sys.path:
         sys.path.append(beside)  # last: it hides no installed package
     try:
-        spec.loader.exec_module(module)
+        exec(compile(text, str(file), "exec"), vars(module))  # noqa: S102  (it is the user's own code)
     except (Exception, SystemExit) as error:  # the user's code may raise anything
         del sys.modules[module_name]
         raise UserError(f"{what}: importing {file} fails{where(error, file)}: {in_a_line(error)}") from None
+    _loaded[module_name] = (file.absolute(), text)
     return module
 
 

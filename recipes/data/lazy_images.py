@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from recipes.core.errors import RankError, UserError
+from recipes.core.own_code import LoadedCode, in_a_line
 from recipes.data.unreadable import Unreadable
 
 CPU = torch.device("cpu")
@@ -143,8 +146,20 @@ class _Concatenated:
         raise IndexError(number)
 
 
+class _ForWorker(Dataset):
+    """A dataset that may hold objects of the user's own code, also where workers start without what was loaded."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        state: Any = self
+        return _for_worker, (LoadedCode(), type(self), *(getattr(self, item.name) for item in fields(state)))
+
+
+def _for_worker(code: LoadedCode, kind: type[_ForWorker], *values: Any) -> _ForWorker:
+    return kind(*values)
+
+
 @dataclass(frozen=True)
-class _Numbered(Dataset):
+class _Numbered(_ForWorker):
     """What a worker reads from: an image and its position, or the error that reading it raised."""
 
     read: Callable[[int], Tensor]
@@ -158,7 +173,7 @@ class _Numbered(Dataset):
 
 
 @dataclass(frozen=True)
-class _Checked(Dataset):
+class _Checked(_ForWorker):
     """What a worker checks: nothing, or an image's position and the error that it raised."""
 
     check: Callable[[int], Any]
@@ -189,10 +204,10 @@ def _collate(items: list[Any]) -> Any:
     return next((item for item in items if isinstance(item, UserError)), None) or fast_collate(items)
 
 
-def _checked_batches(loader: Iterable[Any]) -> Any:
+def _checked_batches(loader: DataLoader[Any]) -> Any:
     """The loader's batches; raises the error of an image, and tells when a worker died while it sent a batch."""
     with _signals_blocked():
-        batches = iter(loader)
+        batches = _started(loader)
     while True:
         try:
             batch = next(batches)
@@ -203,6 +218,26 @@ def _checked_batches(loader: Iterable[Any]) -> Any:
         if isinstance(batch, UserError):
             raise batch
         yield batch
+
+
+def _started(loader: DataLoader[Any]) -> Iterator[Any]:
+    """The loader at work.
+
+    Raises:
+        UserError: the data cannot be sent to workers, as those that are no forks need.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Got pickle error")  # what follows says it in a line
+            return iter(loader)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        start = loader.multiprocessing_context or torch.multiprocessing
+        if not loader.num_workers or start.get_start_method() == "fork":
+            raise
+        raise UserError(
+            f"the data cannot be sent to the processes that read images ({in_a_line(error)}): pickle takes functions "
+            "and classes of a module's top level, no lambda; or --data.workers 0"
+        ) from None
 
 
 @contextmanager

@@ -5,6 +5,7 @@ import json
 import re
 import shlex
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -426,3 +427,46 @@ def test_a_log_that_fails_costs_nothing(here, capsys):
     assert (path / "history.jsonl").read_bytes() == (whole / "history.jsonl").read_bytes()
     with pytest.raises(UserError, match="on_epoch: 3 cannot be called"):
         train(parse(args), on_epoch=3)
+
+
+OWN_SET = """
+import torch
+from beside import LEVEL
+
+class Squares:
+    def __init__(self, transform=None):
+        self.transform = transform
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, number):
+        image = torch.full((3, 28, 28), LEVEL + number, dtype=torch.uint8)
+        return (self.transform(image) if self.transform else image), number % 3
+
+def load():
+    return {"train": Squares(), "test": Squares()}
+
+def inverted():
+    return {"train": Squares(transform=lambda image: 255 - image)}
+"""
+
+
+def test_own_data_in_workers_that_start_anew(here, monkeypatch):
+    """As on macOS and Windows, where a worker has nothing of what this process has loaded; seconds, to import torch."""
+    Path("beside.py").write_text("LEVEL = 40\n")
+    Path("squares.py").write_text(OWN_SET)
+    monkeypatch.setattr("recipes.data.lazy_images._start_method", lambda workers: "spawn" if workers else None)
+    config = DataConfig(name="squares.py:load", workers=1, memory_limit=0.0, batch_size=2, val_share=0.25)
+    train_split = load(config, seed=0, image_size=lambda side: side).train
+    assert not isinstance(train_split.images, torch.Tensor)
+    Path("squares.py").write_text("this is no Python any more")  # a run goes on with the text that it began with
+    images, targets = zip(*train_split.in_batches(4), strict=True)
+    levels = (torch.cat(images)[:, 0, 0, 0] * 255).round().long()
+    assert levels.tolist() == [40 + number for number in train_split.images.numbers.tolist()] and len(levels) == 9
+    assert torch.equal((levels - 40) % 3, torch.cat(targets))
+
+    Path("squares.py").write_text(OWN_SET)
+    inverted = load(replace(config, name="squares.py:inverted"), seed=0, image_size=lambda side: side).train
+    with pytest.raises(UserError, match=r"cannot be sent to the processes .*lambda.*--data.workers 0"):
+        next(inverted.in_batches(2))
