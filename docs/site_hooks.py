@@ -32,7 +32,7 @@ SHOWN = {
     ".cff": "yaml",
 }
 LONGEST = 200_000  # characters of a file that are shown
-WITHOUT_TOC = ("index.md",)
+FIRST = "index.md"
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -64,8 +64,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """A page's text as the site needs it."""
     place = page.file.src_uri
-    if place in WITHOUT_TOC:
+    if place == FIRST:
         page.meta["hide"] = ["toc", "navigation"]
+    elif "\n## " not in markdown and not place.startswith("api/"):
+        page.meta["hide"] = ["toc"]  # a page without sections has the whole width
     if place == "recipes.md":
         markdown = markdown.partition("## Recipe by recipe")[0]
     return outside_fences(markdown, lambda text: rewritten(spaced(text), place)).replace(
