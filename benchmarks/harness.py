@@ -38,14 +38,15 @@ def parser(description: str, *, rounds: int = 30) -> argparse.ArgumentParser:
     return made
 
 
-def _clock(run: Callable[[], Any], device: str) -> float:
+def _clock(run: Callable[[], Any], device: str, processor_time: bool = False) -> float:
     if device.startswith("cuda"):
         torch.cuda.synchronize()
-    start = time.perf_counter()
+    clock = time.process_time if processor_time and not device.startswith("cuda") else time.perf_counter
+    start = clock()
     run()
     if device.startswith("cuda"):
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -62,8 +63,13 @@ def race(
     warmup: int = 3,
     device: str = "cpu",
     seed: int = 0,
+    processor_time: bool = False,
 ) -> dict[str, dict[str, Any]]:
-    """Time all contenders round by round; report seconds and the ratio to `baseline` of the same round."""
+    """Time all contenders round by round; report seconds and the ratio to `baseline` of the same round.
+
+    `processor_time` counts what this process computes, on a CPU: contenders of very different length on a busy
+    machine, where the wall clock charges the longer one for the turns of other processes.
+    """
     if rounds < 2:
         raise ValueError(f"rounds={rounds}: a spread needs at least 2")
     order, shuffle = list(contenders), random.Random(seed)
@@ -74,7 +80,7 @@ def race(
     for _ in range(rounds):
         shuffle.shuffle(order)
         for name in order:
-            times[name].append(_clock(contenders[name], device))
+            times[name].append(_clock(contenders[name], device, processor_time))
     return {
         name: {
             "seconds": spread(taken),

@@ -1,6 +1,6 @@
 """The shapes of a batch, and what every loss does with its matrices: check, widen, scale to unit length, average."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Integer
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ncreg._checks import check_choice, described
 from ncreg._transforms import jit_tracing, own_backward_pays, recorded, wrapped
+from ncreg.losses._row_blocks import UnitRowDots, UnitRows, blocks_pay, lengths
 from ncreg.numerics import at_least_float32
 
 Features = Float[Tensor, "batch dim"]
@@ -49,38 +50,13 @@ def unit_rows(rows: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows dim"]:
     The divisor is at least 1e-6, in float16 1e-3: its inverse is a zero row's gradient, which must not overflow.
     Shorter rows thus come out shorter than 1; rows whose squares overflow come out as NaN.
     """
-    eps, rows = 1e-3 if rows.dtype == torch.float16 else 1e-6, at_least_float32(rows)
-    return _UnitRows.apply(rows, eps) if own_backward_pays(rows) else rows / _lengths(rows, eps)
+    eps, rows = least_length(rows), at_least_float32(rows)
+    return UnitRows.apply(rows, eps) if own_backward_pays(rows) else rows / lengths(rows, eps)
 
 
-class _UnitRows(torch.autograd.Function):
-    """F.normalize with a backward of its own, a third of the time: half a loss's cost is there.
-
-    d(h/‖h‖) = (g − (g·u)u)/‖h‖, from differentiable operations on h, so that second derivatives hold too.
-    """
-
-    @staticmethod
-    def forward(rows: Tensor, eps: float) -> Tensor:
-        return rows / _lengths(rows, eps)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
-        rows, ctx.eps = inputs
-        ctx.save_for_backward(rows)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (rows,) = ctx.saved_tensors
-        length = _lengths(rows, ctx.eps)
-        along = torch.linalg.vecdot(grad, rows).unsqueeze(1) / length.square()
-        along = along * (length > ctx.eps)  # below eps the divisor is constant
-        return torch.addcmul(grad, rows, along, value=-1).div_(length), None
-
-
-def _lengths(rows: Tensor, eps: float) -> Float[Tensor, "rows 1"]:
-    """Lengths, at least eps; NaN where the squares overflow (float32: beyond 1.8e19), or h/inf would pass as 0."""
-    length = torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(eps)
-    return length.masked_fill(length == torch.inf, torch.nan)
+def least_length(rows: Tensor) -> float:
+    """What a row's length is at least taken for."""
+    return 1e-3 if rows.dtype == torch.float16 else 1e-6
 
 
 def dot_products(left: Float[Tensor, "m dim"], right: Float[Tensor, "n dim"]) -> Float[Tensor, "m n"]:
@@ -88,6 +64,23 @@ def dot_products(left: Float[Tensor, "m dim"], right: Float[Tensor, "n dim"]) ->
     dtype = torch.promote_types(left.dtype, right.dtype)
     with torch.autocast(left.device.type, enabled=False):
         return left.to(dtype) @ right.to(dtype).T
+
+
+def unit_row_dots(
+    rows: Float[Tensor, "batch dim"], table: ClassVectors, label: Integer[Tensor, " batch"]
+) -> Float[Tensor, " batch"]:
+    """Cosine of each row with the row of a table that its label names."""
+    wide = at_least_float32(rows)
+    if table.requires_grad or table.dtype != wide.dtype or not blocks_pay(wide):
+        return (unit_rows(rows) * unit_rows(table.index_select(0, label))).sum(1)
+    return UnitRowDots.apply(wide, unit_rows(table), label, least_length(rows))
+
+
+def row_dots(
+    rows: Float[Tensor, "batch dim"], table: ClassVectors, label: Integer[Tensor, " batch"]
+) -> Float[Tensor, " batch"]:
+    """Dot product of each row with the row of a table that its label names."""
+    return (at_least_float32(rows) * at_least_float32(table.index_select(0, label))).sum(1)
 
 
 def without_diagonal(scores: Float[Tensor, "m m"]) -> Float[Tensor, "m m"]:

@@ -142,9 +142,14 @@ def class_sums(
     rows: Float[Tensor, "batch dim"], label: Integer[Tensor, " batch"], slots: int
 ) -> tuple[Float[Tensor, "slots dim"], Float[Tensor, " slots"]]:
     """Sum of each label's rows, and their number."""
-    sums = rows.new_zeros(slots, rows.shape[1]).index_add(0, label, rows)
-    counts = rows.new_zeros(slots).index_add(0, label, rows.new_ones(rows.shape[0]))
-    return sums, counts
+    return rows.new_zeros(slots, rows.shape[1]).index_add(0, label, rows), class_counts(rows, label, slots)
+
+
+def class_counts(
+    rows: Float[Tensor, "batch dim"], label: Integer[Tensor, " batch"], slots: int
+) -> Float[Tensor, " slots"]:
+    """Number of each label's rows, in their precision."""
+    return rows.new_zeros(slots).index_add(0, label, rows.new_ones(rows.shape[0]))
 
 
 def class_means(

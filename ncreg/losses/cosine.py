@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ncreg._checks import check_flag, check_num_classes, described
 from ncreg._transforms import fx_leaf
 from ncreg.distributed import gather_batch
-from ncreg.losses._directions import Center, check_center, directions, exact_unit_rows
+from ncreg.losses._directions import Center, check_center, directions, exact_unit_rows, mean_directions
 from ncreg.losses._inputs import ClassVectors, Features, Labels, Loss, check_rows, dot_products, show_hyperparameters
 from ncreg.losses._targets import check_labels, class_means, class_of_slot, compact
 from ncreg.losses.memory import ClassMeanMemory, memory_size
@@ -108,7 +108,7 @@ def intra_class_cosine_loss(
     check_rows("features", features)
     target = check_labels(target, features, memory_size(memory, features))
     label, slots = compact(target)
-    means, counts = class_means(directions(features, center), label, slots)
+    means, counts = mean_directions(features, center, label, slots)
     if memory is None:
         counted = counts > 0
         cosines = means.square().sum(1)
@@ -181,7 +181,7 @@ def inter_class_cosine_loss(
         raise ValueError(f"memory holds {memory_size(memory, features)} classes, num_classes is {num_classes}")
     target = check_labels(target, features, num_classes)
     label, slots = compact(target, num_classes)
-    means, counts = class_means(directions(features, center), label, slots)
+    means, counts = mean_directions(features, center, label, slots)
     present = counts > 0
     if memory is None:
         others, met = means, present

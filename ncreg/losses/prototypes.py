@@ -20,7 +20,9 @@ from ncreg.losses._inputs import (
     check_reduction,
     check_rows,
     dot_products,
+    row_dots,
     show_hyperparameters,
+    unit_row_dots,
     unit_rows,
 )
 from ncreg.losses._targets import Target, check_labels, check_target, class_sums, is_soft, weighed
@@ -67,14 +69,13 @@ def dot_regression_loss(
     check_positive("length", length)
     check_flag("normalize", normalize)
     scale = unit_rows if normalize else at_least_float32
-    rows = scale(features)
     aim = 1.0 if normalize else length
     target, sample_weight = weighed(check_target(target, features, row_count(weight)), class_weight, row_count(weight))
     if is_soft(target):
-        gaps = ((dot_products(rows, scale(weight)) - aim).square() * target).sum(1)
+        gaps = ((dot_products(scale(features), scale(weight)) - aim).square() * target).sum(1)
     else:
-        own = scale(weight.index_select(0, target))
-        gaps = ((rows * own).sum(1) - aim).square()
+        dots = unit_row_dots if normalize else row_dots
+        gaps = (dots(features, weight, target) - aim).square()
     factor = length / 2 if normalize else 0.5 / length
     return average(factor * gaps, reduction, sample_weight)
 
