@@ -217,7 +217,7 @@ class ETFHead(PermutedHead):
 
     @property
     def chunks(self) -> str:
-        """How `ncreg.losses.chunked` makes the logits of some classes: a structure makes all, no more than features."""
+        """How the losses in chunks make the logits of some classes: a structure makes all, no more than features."""
         return "weight" if self.structure == "dense" else "logits"
 
     @property

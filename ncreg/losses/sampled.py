@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ncreg._checks import check_flag, check_integer
 from ncreg._transforms import fx_leaf
+from ncreg.losses._factors import classes_of, taken_apart
 from ncreg.losses._inputs import (
     ClassWeight,
     Features,
@@ -22,7 +23,6 @@ from ncreg.losses._inputs import (
     show_hyperparameters,
 )
 from ncreg.losses._targets import check_labels
-from ncreg.losses.chunked import classes_of, taken_apart
 
 
 def sampled_cross_entropy(
