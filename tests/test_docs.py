@@ -4,6 +4,7 @@ import contextlib
 import doctest
 import importlib.util
 import io
+import json
 import re
 from pathlib import Path
 
@@ -179,3 +180,23 @@ def test_a_card_without_its_fields_is_refused(lines, build_recipes, tmp_path):
     path.write_text("\n".join([*lines, "recipe: odd"]))
     with pytest.raises(ValueError, match="odd.yaml: a card has a title and What it does, Formula"):
         build_recipes.read_card(path)
+
+
+def test_the_figure_for_a_paper_is_drawn_as_the_tutorial_says(tmp_path, monkeypatch):
+    plt = pytest.importorskip("matplotlib.pyplot")
+    page = (ROOT / "docs" / "tutorials" / "a_figure_for_a_paper.md").read_text()
+    (script,) = re.findall(r"^```py\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    measures = [{"nc1": 2.0**-n, "nc2_equiangularity": 3.0**-n, "nc3": 1.5**-n} for n in range(4)]
+    history = [{"epoch": n + 1, "measures": values} for n, values in enumerate(measures)]
+    (tmp_path / "RUN").mkdir()
+    (tmp_path / "RUN" / "history.jsonl").write_text("\n".join(map(json.dumps, history)))
+    (tmp_path / "RUN" / "summary.json").write_text(json.dumps({"onset_epoch": 2}))
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    with plt.rc_context():
+        exec(compile(script, "paper_figure.py", "exec"), names)
+    curves = {line.get_label(): list(line.get_ydata()) for line in names["axis"].get_lines()}
+    assert curves["NC3"] == [values["nc3"] for values in measures] and len(curves) == 4
+    plt.close(names["figure"])
+    written = (tmp_path / "collapse.pdf").read_bytes()
+    assert b"/FontFile2" in written and b"/Type3" not in written

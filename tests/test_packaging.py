@@ -1,5 +1,6 @@
 """What an install puts on a machine: the package ncreg and nothing else of this folder."""
 
+import os
 import re
 import subprocess
 import sys
@@ -59,8 +60,22 @@ def test_sdist_is_small(built):
         "ncreg/py.typed",
         "recipes/train.py",
         "tests/conftest.py",
+        "tests/ncreg/test_heads.py",
     } <= names
-    assert not [name for name in names if name.endswith((".png", ".html", ".pt", "results.json"))]
+    assert not [name for name in names if name.endswith((".png", ".html", ".pt", ".safetensors", "results.json"))]
+
+
+@pytest.mark.slow  # half a minute: it imports all tests of the library once more
+def test_tests_in_the_sdist_find_what_they_need(built, tmp_path):
+    tarfile.open(built("sdist")).extractall(tmp_path, filter="data")
+    folder = tmp_path / f"ncreg-{ncreg.__version__}"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", ""]
+    environment = os.environ | {"PYTHONPATH": str(folder)}
+    collect = subprocess.run([*command, "--collect-only"], cwd=folder, env=environment, capture_output=True, text=True)
+    assert collect.returncode == 0 and int(re.findall(r"(\d+) tests collected", collect.stdout)[0]) > 3000, collect.stdout
+    reading = ["tests/ncreg/test_theory.py", "tests/ncreg/test_checkpoint.py", "ncreg/heads"]
+    done = subprocess.run([*command, *reading], cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
 
 
 def test_editable_install_finds_the_package_alone(built, tmp_path):

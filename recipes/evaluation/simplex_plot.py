@@ -81,8 +81,9 @@ def plot_run(
     figure, words = draw(views, class_names, title=home.name)
     folder = home / "collapse"
     folder.mkdir(parents=True, exist_ok=True)
-    for kind in ("png", "svg"):
-        figure.savefig(folder / f"simplex-{split}.{kind}", dpi=130)
+    for kind in ("png", "svg", "pdf"):
+        with plt.rc_context({"pdf.fonttype": 42}):  # TrueType: publishers refuse matplotlib's own kind of fonts
+            figure.savefig(folder / f"simplex-{split}.{kind}", dpi=130)
     plt.close(figure)
     content = {"class_names": class_names, "views": [view.plain() for view in views]}
     write_json(folder / f"view-{split}.json", content)

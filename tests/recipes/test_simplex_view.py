@@ -119,6 +119,8 @@ def test_a_run_is_drawn_from_its_first_to_its_last_epoch(tmp_path, capsys, monke
     said = capsys.readouterr().out
     assert "epoch 0:" in said and "epoch 1 (zero error)" in said and "epoch 3 (end)" in said
     figure = run / "collapse" / "simplex-train.png"
+    page = figure.with_suffix(".pdf").read_bytes()
+    assert b"/FontFile2" in page and b"/Type3" not in page  # a TrueType font comes with it
     figure.unlink()
     assert len(json.loads((run / "collapse" / "view-train.json").read_text())["views"]) >= 3
     monkeypatch.setattr("recipes.evaluation.snapshots.read_classifier", None)  # stored features are enough
