@@ -8,7 +8,10 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -200,3 +203,21 @@ def test_the_figure_for_a_paper_is_drawn_as_the_tutorial_says(tmp_path, monkeypa
     plt.close(names["figure"])
     written = (tmp_path / "collapse.pdf").read_bytes()
     assert b"/FontFile2" in written and b"/Type3" not in written
+
+
+def test_own_images_in_an_own_loop_as_the_page_says(tmp_path, monkeypatch, capsys):
+    page = (ROOT / "docs" / "integrations.md").read_text()
+    (script,) = [block for block in re.findall(r"^```py\n(.*?)^```", page, re.DOTALL | re.MULTILINE) if "own_" in block]
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 16), ("val", 4)):
+        for channel, name in enumerate(("cat", "dog", "owl")):
+            (tmp_path / "my_images" / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = generator.integers(0, 120, (40, 50, 3), dtype=np.uint8)
+                pixels[..., channel] += 100
+                Image.fromarray(pixels).save(tmp_path / "my_images" / split / name / f"{number}.png")
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    exec(compile(script, "own_images.py", "exec"), {"__name__": "own_images"})
+    said = capsys.readouterr().out
+    assert "finished 1.000" in said and "12 of 12 validation images" in said

@@ -72,7 +72,8 @@ def test_tests_in_the_sdist_find_what_they_need(built, tmp_path):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", ""]
     environment = os.environ | {"PYTHONPATH": str(folder)}
     collect = subprocess.run([*command, "--collect-only"], cwd=folder, env=environment, capture_output=True, text=True)
-    assert collect.returncode == 0 and int(re.findall(r"(\d+) tests collected", collect.stdout)[0]) > 3000, collect.stdout
+    assert collect.returncode == 0, collect.stdout
+    assert int(re.findall(r"(\d+)(?:/\d+)? tests collected", collect.stdout)[0]) > 3000
     reading = ["tests/ncreg/test_theory.py", "tests/ncreg/test_checkpoint.py", "ncreg/heads"]
     done = subprocess.run([*command, *reading], cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout

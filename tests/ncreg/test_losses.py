@@ -34,6 +34,11 @@ MODULES = {
 }
 
 
+def test_the_table_has_every_loss():
+    every = {getattr(losses, name) for name in losses.__all__} - {losses.ClassMeanMemory}
+    assert {type(make()) for make in MODULES.values()} == {loss for loss in every if "head" not in loss.consumes}
+
+
 def batch(samples=12, classes=CLASSES, dim=DIM, dtype=torch.float32, seed=0):
     """All that a training loop has at hand."""
     g = torch.Generator().manual_seed(seed)

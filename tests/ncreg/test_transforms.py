@@ -220,6 +220,12 @@ LOSS_CASES = {
 STATEFUL = ["intra, memory", "inter, memory", "centre"]
 
 
+def test_the_table_has_every_loss():
+    every = {getattr(losses, name) for name in losses.__all__} - {losses.ClassMeanMemory}
+    tried = {type(getattr(loss, "loss", loss)) for loss in (make() for make in LOSS_CASES.values())}
+    assert tried == {loss for loss in every if "head" not in loss.consumes}
+
+
 def loss_and_batch(name, samples=12):
     """A loss whose memory or centres have met a batch, now in eval mode, and what it consumes."""
     target = torch.arange(samples) % CLASSES
