@@ -20,6 +20,7 @@ from ncreg.losses.logits import mse_one_hot_loss, smooth_labels, spectral_decoup
 from ncreg.losses.memory import update_class_means
 from ncreg.losses.prototypes import center_loss, dot_regression_loss, update_centers
 from ncreg.losses.sampled import sampled_cross_entropy
+from ncreg.losses.sharded import sharded_argmax, sharded_cross_entropy
 from ncreg.losses.spread import koleo_loss
 
 __all__ = [
@@ -39,6 +40,8 @@ __all__ = [
     "nonl_loss",
     "ntce_loss",
     "sampled_cross_entropy",
+    "sharded_argmax",
+    "sharded_cross_entropy",
     "smooth_labels",
     "spectral_decoupling_loss",
     "supcon_loss",

@@ -17,8 +17,20 @@ from ncreg.heads._drawn import hypercube_head, orthoplex_head, softmax_code_head
 from ncreg.heads._fixed import ETFHead, FixedHead
 from ncreg.heads._learned import CosineHead, LinearHead
 from ncreg.heads._nearest import NearestETFHead
+from ncreg.heads._sharded import class_shard, gather_head, shard_head
 
-__all__ = ["HEADS", "CodeHead", "CosineHead", "ETFHead", "FixedHead", "LinearHead", "NearestETFHead"]
+__all__ = [
+    "HEADS",
+    "CodeHead",
+    "CosineHead",
+    "ETFHead",
+    "FixedHead",
+    "LinearHead",
+    "NearestETFHead",
+    "class_shard",
+    "gather_head",
+    "shard_head",
+]
 
 HEADS: dict[str, Callable[..., nn.Module]] = {
     "linear": LinearHead,

@@ -1,9 +1,9 @@
 """Losses as modules: the constructor takes hyperparameters, forward takes the batch.
 
 Every module names what its `forward` takes in `consumes`, in order, out of "features" (batch, dim), "logits"
-(batch, classes), "target" (batch,) and "weight" (classes, dim), the head's class vectors; two losses, which go without
-logits, take "head", the head itself. A loop that has all of them can hold any list of losses (torch's own take
-"logits", "target"):
+(batch, classes), "target" (batch,) and "weight" (classes, dim), the head's class vectors; three losses, which go
+without logits, take "head", the head itself. A loop that has all of them can hold any list of losses (torch's own
+take "logits", "target"):
 
     >>> import torch
     >>> available = {"features": torch.eye(2), "target": torch.tensor([0, 1]), "weight": torch.eye(2)}
@@ -29,6 +29,7 @@ from ncreg.losses.logits import OneHotMSELoss, SpectralDecouplingLoss
 from ncreg.losses.memory import ClassMeanMemory
 from ncreg.losses.prototypes import CenterLoss, DotRegressionLoss
 from ncreg.losses.sampled import SampledCrossEntropyLoss
+from ncreg.losses.sharded import ShardedCrossEntropyLoss
 from ncreg.losses.spread import KoLeoLoss
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "NTCELoss",
     "OneHotMSELoss",
     "SampledCrossEntropyLoss",
+    "ShardedCrossEntropyLoss",
     "SpectralDecouplingLoss",
     "SupConLoss",
 ]

@@ -99,7 +99,8 @@ def _forward(
     ctx.factors, ctx.pulls, ctx.has_spread = factors, pulls, spread is not None
     lse = (peak + total.log())[:, 0]
     if pulled is not None and spread_rows is not None:
-        ctx.save_for_backward(pulled.div_(total), factors.of_classes(labels), spread_rows)
+        place, inside = _within(labels, 0, factors.parts()[-1][1])  # labels of other ranks' classes lie outside
+        ctx.save_for_backward(pulled.div_(total), factors.of_classes(place[:, 0]) * inside[:, None], spread_rows)
     else:
         ctx.save_for_backward(lse, labels, spread, factors.weight)  # the weight, so that a change of it is noticed
     return lse, own, even

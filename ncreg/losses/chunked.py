@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from ncreg._checks import check_fraction, check_integer
 from ncreg._transforms import fx_leaf
-from ncreg.losses._class_sums import class_sums
+from ncreg.losses._class_sums import ClassSums, class_sums
 from ncreg.losses._factors import classes_of, kind_of, taken_apart
 from ncreg.losses._inputs import (
     ClassWeight,
@@ -68,7 +69,34 @@ def chunked_cross_entropy(
         True
     """
     check_rows("features", features)
-    classes = classes_of(head)
+
+    def sums_of(labels: Tensor, spread: Tensor | None) -> ClassSums:
+        return class_sums(features, head, labels, spread=spread, chunk=chunk)
+
+    return cross_entropy_of(
+        sums_of,
+        features,
+        target,
+        classes_of(head),
+        class_weight,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        reduction=reduction,
+    )
+
+
+def cross_entropy_of(
+    sums_of: Callable[[Tensor, Tensor | None], ClassSums],
+    features: Features,
+    target: Labels,
+    classes: int,
+    class_weight: ClassWeight | None,
+    *,
+    ignore_index: int,
+    label_smoothing: float,
+    reduction: Reduction,
+) -> Losses:
+    """Cross-entropy from the three sums over classes that `sums_of` makes for labels and weights of the smoothing."""
     check_reduction(reduction)
     check_fraction("label_smoothing", label_smoothing)
     _check_hard(target, classes)
@@ -79,7 +107,7 @@ def chunked_cross_entropy(
     spread = None
     if label_smoothing:
         spread = features.new_ones(classes) if class_weight is None else class_weight
-    sums = class_sums(features, head, labels, spread=spread, chunk=chunk)
+    sums = sums_of(labels, spread)
     of_label = torch.ones_like(sums.lse) if class_weight is None else class_weight.to(sums.lse)[labels]
     of_label = of_label.masked_fill(ignored, 0)
     losses = (1 - label_smoothing) * of_label * (sums.lse - sums.own)
@@ -150,9 +178,15 @@ def chunked_argmax(features: Features, head: nn.Module, *, chunk: int | None = N
         >>> torch.equal(chunked_argmax(features, head, chunk=100), head(features).argmax(1))
         True
     """
+    return chunked_max(features, head, chunk)[1]
+
+
+def chunked_max(features: Features, head: nn.Module, chunk: int | None = None) -> tuple[Tensor, Labels]:
+    """The largest logit of each row and its class, the first of several; NaN counts as the largest."""
     check_rows("features", features)
     if kind_of(head) == "logits":
-        return head(features).argmax(1)
+        top = head(features).max(1)
+        return top.values, top.indices
     factors = taken_apart(features, head, chunk)
     best = best_class = None
     for part in factors.parts():
@@ -163,8 +197,8 @@ def chunked_argmax(features: Features, head: nn.Module, *, chunk: int | None = N
         higher = (top.values > best) | (top.values.isnan() & ~best.isnan())
         best = torch.where(higher, top.values, best)
         best_class = torch.where(higher, top.indices + part[0], best_class)
-    assert best_class is not None
-    return best_class
+    assert best is not None and best_class is not None
+    return best, best_class
 
 
 def _check_hard(target: Any, classes: int) -> None:
