@@ -4,16 +4,17 @@
 
 With `data.name: benchmarks/studies/glyphs.py:glyphs` and `data.root: data/glyphs.npz` a run reads them. Letters and
 digits of Latin, Greek and Cyrillic, 32 by 32 pixels, at one size on one base line. Of characters that many fonts draw
-alike (Latin and Cyrillic a) the first is kept. Packages of one designer, or after one model (Arimo, Liberation Sans), are in
-one part, so no font for the test is a relative of a font for training. The file holds the names of its fonts.
+alike (Latin and Cyrillic a) the first is kept. Packages of one designer, or after one model (Arimo, Liberation Sans),
+are in one part, so no font for the test is a relative of a font for training. The file holds the names of its fonts.
 
 The study drew from these packages of Debian 12 (apt-get install fonts-NAME); others in the folder take part as well:
     arundina b612 beteckna cantarell clear-sans cmu comic-neue courier-prime crosextra-caladea crosextra-carlito
     croscore dejavu dosis dustin ebgaramond ecolier-court fanwood fantasque-sans femkeklaver firacode freefont-ttf
-    gfs-didot gfs-neohellenic go hack inconsolata inter jetbrains-mono junicode jura karla kristi lato league-spartan liberation
-    linex linuxlibertine lmodern lobstertwo monofur mononoki mplus nanum noto-core oldstandard open-sans paratype play
-    quicksand roboto-slab roboto-unhinted rufscript sil-andika sil-charis sil-doulos sil-gentium-basic sora spleen stix
-    symbola terminus-otb texgyre tuffy ubuntu-title unifont urw-base35 vollkorn yanone-kaffeesatz
+    gfs-didot gfs-neohellenic go hack inconsolata inter jetbrains-mono junicode jura karla kristi lato league-
+    spartan liberation linex linuxlibertine lmodern lobstertwo monofur mononoki mplus nanum noto-core oldstandard
+    open-sans paratype play quicksand roboto-slab roboto-unhinted rufscript sil-andika sil-charis sil-doulos sil-
+    gentium-basic sora spleen stix symbola terminus-otb texgyre tuffy ubuntu-title unifont urw-base35 vollkorn
+    yanone-kaffeesatz
 """
 
 from __future__ import annotations
