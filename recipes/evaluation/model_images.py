@@ -67,7 +67,8 @@ class ToChannels(nn.Module):
 def images_of(classifier: Classifier, options: ModelOptions) -> ModelImages:
     """What a model says of its images, as timm's loaders read it, and what the options say instead.
 
-    A model that says nothing takes timm's usual images: 224 pixels, bicubic, ImageNet's mean and deviation.
+    A model without such a configuration takes timm's usual images: 224 pixels, or those that its `config.image_size`
+    names, bicubic, ImageNet's mean and deviation.
 
     Raises:
         UserError: images that are not square, or numbers of mean and std that do not fit the channels.
@@ -75,7 +76,7 @@ def images_of(classifier: Classifier, options: ModelOptions) -> ModelImages:
     cfg: Mapping[str, Any] = {}
     if hasattr(classifier.backbone, "pretrained_cfg") or classifier.image_shape is not None:
         cfg = resolve_model_data_config(classifier)
-    size = cfg.get("input_size", (first_channels(classifier), 224, 224))
+    size = cfg.get("input_size", (first_channels(classifier), *(stated_sides(classifier.backbone) or (224, 224))))
     if options.image_size is None and size[1] != size[2]:
         raise UserError(f"MODEL takes images of {size[1]} x {size[2]} pixels; here they are square: --image-size N")
     side = options.image_size or int(size[1])
@@ -102,6 +103,14 @@ def normalised_by(classifier: Classifier) -> tuple[tuple[float, ...], tuple[floa
     if not isinstance(classifier.preprocess, Normalize):
         return None
     return tuple(classifier.preprocess.mean.flatten().tolist()), tuple(classifier.preprocess.std.flatten().tolist())
+
+
+def stated_sides(module: Any) -> tuple[int, int] | None:
+    """Height and width that a model's `config.image_size` names, as Hugging Face's models have it."""
+    inner = getattr(module, "model", module)  # of a model taken as a whole
+    size = getattr(getattr(inner, "config", None), "image_size", None)
+    sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
+    return sides if len(sides) == 2 and all(isinstance(side, int) and side > 0 for side in sides) else None
 
 
 def first_channels(module: nn.Module) -> int:

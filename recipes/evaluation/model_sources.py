@@ -20,9 +20,9 @@ from torch import nn
 from ncreg.models import Classifier, load_matched, match_weights, swap_head
 from recipes.core.errors import UserError
 from recipes.core.own_code import in_a_line, is_own, load_own, where
-from recipes.evaluation.model_images import first_channels
+from recipes.evaluation.model_images import first_channels, stated_sides
 from recipes.evaluation.model_options import OTHER_MODELS, ModelOptions
-from recipes.training.image_side import built_for, side_args, trained_side
+from recipes.training.image_side import TrainedSide, built_for, native_size, side_args, trained_side
 from recipes.training.start import read_weights
 
 NAMES_IN_FILES = ("class_names", "label_names", "classes", "class_to_idx")
@@ -113,25 +113,37 @@ def _by_name(word: str, name: str, options: ModelOptions) -> FoundModel:
             raise UserError(f"MODEL {word} has no pretrained weights: --weights FILE")
         args["pretrained"] = True
     weights = read_weights(options.weights, f"--weights {options.weights}")
-    side = None if weights is None else _trained_side(name, weights)
-    from_file = side is not None and options.image_size is None
-    options = replace(options, image_size=side) if from_file else options
-    if side is not None and side == options.image_size:  # also where a model would resample its embedding each time
-        args |= built_for(name, side)
+    notes = []
+    if weights is not None:
+        trained, (native, fixed) = _trained_side(name, weights), native_size(name)
+        if options.image_size is None:
+            notes = _told_side(trained, native)
+            options = replace(options, image_size=trained.pixels if trained and trained.pixels != native else None)
+        if fixed and trained and native != trained.pixels == options.image_size:
+            args |= built_for(name, trained.pixels)  # also where a model would resample its embedding each time
     with drawn(options.untrained):
         classifier = keep(name, options, num_classes=options.num_classes, model_args=args, weights=weights)
     if options.untrained is not None:
         return FoundModel(classifier)
     if weights is None:
         return FoundModel(classifier, _imagenet_names(classifier))
-    notes = [f"--weights {options.weights}: {told(weights, classifier)}"]
-    if from_file:
-        notes.append(f"its position embedding is of images of {side} pixels: MODEL is built for them")
-    return FoundModel(classifier, names_in(weights), notes)
+    return FoundModel(
+        classifier, names_in(weights), [f"--weights {options.weights}: {told(weights, classifier)}", *notes]
+    )
 
 
-def _trained_side(name: str, weights: Mapping[str, Any]) -> int | None:
-    """Side of the images of weights where it is not the model's usual one; None also for a name that is no model."""
+def _told_side(trained: TrainedSide | None, native: int) -> list[str]:
+    """A sentence on the side of the images that weights were trained on, unless it is the model's usual one."""
+    if trained is None:
+        return [
+            f"the file does not tell the side of the images that it was trained on: {native} pixels, the usual of "
+            "MODEL, are taken; --image-size N says another"
+        ]
+    return [] if trained.pixels == native else [f"{trained.told_by} of {trained.pixels} pixels, which are taken"]
+
+
+def _trained_side(name: str, weights: Mapping[str, Any]) -> TrainedSide | None:
+    """The side of the images of weights; None also for a name that is no model."""
     try:
         return trained_side(name, weights)
     except FAULTS:
@@ -144,9 +156,9 @@ def keep(model: str | nn.Module, options: ModelOptions, **more: Any) -> Classifi
     if options.image_size is not None and isinstance(model, str):
         args = more.get("model_args", {})
         more["model_args"] = {**args, **side_args(model, options.image_size, args)}
-    elif options.image_size is not None and not isinstance(model, str):
-        channels = options.channels or first_channels(model)
-        size = (channels, options.image_size, options.image_size)
+    elif not isinstance(model, str):
+        stated = stated_sides(model) if options.image_size is None else (options.image_size,) * 2
+        size = None if stated is None else (options.channels or first_channels(model), *stated)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="dropout of rate")  # the model runs in eval mode
         if options.untrained is not None:  # asked for

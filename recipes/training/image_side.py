@@ -7,20 +7,26 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import timm
 import torch
 import torchvision
 from timm.models import get_pretrained_cfg
-from torch import Tensor, nn
+from torch import nn
 
 from ncreg.models import match_weights
 
 TORCHVISION = "torchvision:"
 MOST_PREFIX_TOKENS = 8
 """Tokens beside those of the image (class, distillation, registers) that a position embedding has at most."""
+
+USUAL_SIDES = (224, 32, 64, 96, 128, 160, 192, 256, 288, 320, 384, 448, 512, 28, 48, 56, 80, 112, 144, 176, 240, 336)
+"""Sides that are tried where tensors are of another one than the backbone's own."""
+
+SIDE_ARGUMENTS = ("input_size", "img_size", "val_crop_size")
+"""Under which timm's and torchvision's training scripts keep the side of the images they evaluate on."""
 
 
 def local_config(backbone: str) -> dict[str, Any] | None:
@@ -76,23 +82,64 @@ def side_args(backbone: str, side: int, args: Mapping[str, Any]) -> dict[str, in
     return more if not _takes(backbone, side, args) and _takes(backbone, side, {**args, **more}) else {}
 
 
-def trained_side(backbone: str, weights: Mapping[str, Any]) -> int | None:
-    """The side of the images that weights of a backbone of fixed size were trained on, from their position embedding.
+class TrainedSide(NamedTuple):
+    """The side of the images that weights were trained on, and what tells it, as the beginning of a sentence."""
 
-    None where it is the usual one, or cannot be told.
+    pixels: int
+    told_by: str
+
+
+def trained_side(backbone: str, weights: Mapping[str, Any]) -> TrainedSide | None:
+    """The side of the images that weights were trained on; None where it cannot be told.
+
+    What stands beside the tensors says it (a checkpoint of ours, the arguments of timm's or torchvision's scripts), or
+    tensors whose shape depends on the side, such as a position embedding or the windows of a Swin.
+
+    Args:
+        backbone: the name that `swap_head` takes.
+        weights: name → tensor, in any container.
     """
-    native, fixed = native_size(backbone)
+    stated, (native, fixed) = _stated_side(weights), native_size(backbone)
+    if stated is not None:
+        return TrainedSide(stated, "the file says that it was trained on images")
     if not fixed:
         return None
     with _on_meta():
-        plain = _built(backbone, {})
-    found, own = match_weights(weights, plain), plain.state_dict()
-    for name, value in found.tensors.items():
-        if "pos_embed" in name and name in own and value.ndim == own[name].ndim == 3:
-            for side in _sides(native, own[name].shape[1], value.shape[1]):
-                if _position_fits(backbone, side, name, value):
-                    return side
+        held = {name: value.shape for name, value in match_weights(weights, _built(backbone, {})).tensors.items()}
+    own = _shapes(backbone, native)
+    seen = own.items() ^ _shapes(backbone, 2 * native).items()
+    for side in _candidates(native, own, held):
+        theirs = own if side == native else _shapes(backbone, side)
+        if not theirs or (side != native and theirs == own):
+            continue  # it cannot be built, or no tensor tells it from the usual side
+        seen |= own.items() ^ theirs.items()
+        depend = {name for name, _ in seen if name in held}
+        if depend and all(held[name] == theirs.get(name) for name in depend):
+            position = any("pos_embed" in name for name in depend)
+            words = "its position embedding is of images" if position else "its tensors have the shapes for images"
+            return TrainedSide(side, words)
     return None
+
+
+def _stated_side(weights: Mapping[str, Any]) -> int | None:
+    """What a file says beside its tensors: `image_shape`, or the arguments of the script that wrote it."""
+    args = weights.get("args")
+    said = [weights.get("image_shape"), *(getattr(args, name, None) for name in SIDE_ARGUMENTS)]
+    for value in said:
+        numbers = value if isinstance(value, list | tuple) else [value]
+        if numbers and isinstance(numbers[-1], int) and numbers[-1] > 0:
+            return numbers[-1]
+    return None
+
+
+def _candidates(native: int, own: Mapping[str, torch.Size], held: Mapping[str, torch.Size]) -> Iterator[int]:
+    """Sides to try: the usual one, those that a position embedding tells, and then those that others train at."""
+    yield native
+    for name, shape in held.items():
+        if "pos_embed" in name and name in own and len(shape) == len(own[name]) == 3:
+            yield from _sides(native, own[name][1], shape[1])
+    if any(name in own and len(shape) == len(own[name]) and shape != own[name] for name, shape in held.items()):
+        yield from (side for side in USUAL_SIDES if side != native)
 
 
 def _sides(native: int, own: int, theirs: int) -> Iterator[int]:
@@ -103,12 +150,14 @@ def _sides(native: int, own: int, theirs: int) -> Iterator[int]:
             yield native * grids[1] // grids[0]
 
 
-def _position_fits(backbone: str, side: int, name: str, value: Tensor) -> bool:
+def _shapes(backbone: str, side: int) -> dict[str, torch.Size]:
+    """The shapes of a backbone's tensors, built for images of a side without a classifier; empty if it cannot be."""
+    args = built_for(backbone, side) | ({} if backbone.startswith(TORCHVISION) else {"num_classes": 0})
     try:
         with _on_meta():
-            return bool(_built(backbone, built_for(backbone, side)).state_dict()[name].shape == value.shape)
+            return {name: value.shape for name, value in _built(backbone, args).state_dict().items()}
     except Exception:  # somebody's model may raise anything
-        return False
+        return {}
 
 
 def _takes(backbone: str, side: int, args: Mapping[str, Any]) -> bool:

@@ -1,6 +1,9 @@
 """Vision transformers at another side than their usual one: built for it, in training and under test alike."""
 
 import csv
+from argparse import Namespace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -11,6 +14,7 @@ from torchvision.transforms.v2.functional import to_dtype, to_image
 
 from ncreg import load_classifier
 from recipes import evaluate, plot_collapse, predict, robustness, train
+from recipes.evaluation.model_images import stated_sides
 from recipes.training.image_side import side_args, trained_side
 
 VIT, DYNAMIC, SIDE = "vit_tiny_patch16_224", "test_vit", 32
@@ -95,8 +99,66 @@ def test_sides_from_files():
         with torch.device("meta"):
             weights = torchvision.models.vit_b_32(num_classes=2, image_size=side).state_dict()
         small = {name: value for name, value in weights.items() if "pos_embed" in name}
-        assert trained_side("torchvision:vit_b_32", small) == (side if side != 224 else None)
-    assert trained_side("resnet18", {"conv1.weight": torch.zeros(64, 3, 7, 7)}) is None
+        assert trained_side("torchvision:vit_b_32", small).pixels == side
+    stem = {"conv1.weight": torch.zeros(64, 3, 7, 7)}
+    assert trained_side("resnet18", stem) is None  # a convolution takes any side
+    for beside in (
+        {"image_shape": [3, 48, 48]},
+        {"args": Namespace(img_size=48, input_size=None)},
+        {"args": Namespace(img_size=None, input_size=(3, 48, 48))},
+        {"args": Namespace(train_crop_size=40, val_crop_size=48)},
+    ):
+        assert trained_side("resnet18", {"state_dict": stem, **beside}).pixels == 48
+    assert trained_side("resnet18", {**stem, "args": Namespace(lr=1)}) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "sides"),
+    [
+        ("swin_tiny_patch4_window7_224", {64: 64, 128: 128, 224: None, 448: None}),  # windows of 7 fit both
+        ("maxvit_tiny_tf_224", {96: 96, 224: 224}),
+        ("beit_base_patch16_224", {64: 64, 224: 224}),
+        ("mixer_s32_224", {64: 64, 224: 224}),
+        ("swinv2_tiny_window8_256", {128: None, 256: None}),  # its tensors are the same at every side
+    ],
+)
+def test_sides_from_the_shapes_of_tensors(name, sides):
+    for side, told in sides.items():
+        with torch.device("meta"):
+            weights = timm.create_model(name, num_classes=3, img_size=side).state_dict()
+        found = trained_side(name, {"model": weights})
+        assert (found and found.pixels) == told, (side, found)
+
+
+class Sized(torch.nn.Module):
+    """Takes one size, which its configuration names as in Hugging Face's models."""
+
+    def __init__(self, image_size):
+        super().__init__()
+        self.config = SimpleNamespace(image_size=image_size)
+        self.fc = torch.nn.Linear(3 * 48 * 48, 10)
+
+    def forward(self, images):
+        return self.fc(images.flatten(1))
+
+
+@pytest.mark.parametrize("image_size", [48, (48, 48), [48, 48]])
+def test_the_side_that_a_configuration_names(here, image_size, capsys):
+    assert stated_sides(Sized(image_size)) == (48, 48)
+    source = f"from test_image_side import Sized\ndef build():\n    return Sized({image_size})\n"
+    Path("sized.py").write_text(source)
+    assert predict.main(["sized.py:build", "noise.png"]) == 0
+    assert "images: 3 x 48 x 48" in capsys.readouterr().err
+
+
+def test_what_a_file_does_not_tell_is_said(here, capsys):
+    torch.save(timm.create_model("test_resnet", num_classes=10).state_dict(), "resnet.pth")
+    words = ["timm:test_resnet", "noise.png", "--weights", "resnet.pth"]
+    assert predict.main(words) == 0
+    said = "the file does not tell the side of the images that it was trained on: 160 pixels, the usual of MODEL"
+    assert said in capsys.readouterr().err
+    assert predict.main([*words, "--image-size", "32"]) == 0
+    assert "the file does not tell" not in capsys.readouterr().err
 
 
 def test_only_a_fixed_size_is_changed():
