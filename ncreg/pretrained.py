@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from timm.models import get_model_args
 from torch import nn
 
-from ncreg._checks import plain_values
+from ncreg._checks import described, plain_values
 from ncreg._hub import hub_file
 from ncreg.checkpoint import archive_damage, checked_names, newest_checkpoint, rebuild_classifier, rebuilt
 from ncreg.models import Classifier, Normalize
@@ -48,6 +48,8 @@ def load_weights(source: str | Path) -> dict[str, Any]:
     path = _weights_file(Path(source))
     if not path.stat().st_size:
         raise ValueError(f"weights {path} cannot be read: the file is empty")
+    if path.suffix != ".safetensors" and _is_text(path):
+        raise ValueError(f"weights {path} cannot be read: it is a text file")
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
@@ -65,8 +67,15 @@ def load_weights(source: str | Path) -> dict[str, Any]:
         reason = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())[:200] or type(error).__name__
         raise ValueError(f"weights {path} cannot be read ({reason}): damaged, or more than tensors") from None
     if not isinstance(found, Mapping):
-        raise ValueError(f"weights {path} hold a {type(found).__name__}, not tensors by name")
+        raise ValueError(f"weights {path} hold {described(found)}, not tensors by name")
     return dict(found)
+
+
+def _is_text(path: Path) -> bool:
+    """Whether a file begins with readable characters alone, as no file of torch does."""
+    with path.open("rb") as file:
+        start = file.read(256)
+    return not start.startswith(b"PK") and all(32 <= byte < 127 or byte in b"\t\n\r" for byte in start)
 
 
 def _weights_file(source: Path) -> Path:

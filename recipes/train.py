@@ -400,7 +400,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if resume == "auto":
             run = RunDir.unfinished(config.out, as_yaml(config))
             if run is None and not config.quiet:
-                print("no unfinished run of this configuration: starting one")
+                print(
+                    f"no unfinished run of this configuration (recipe {config.recipe}) in {config.out}: starting one; "
+                    "--resume RUN goes on with a certain run"
+                )
         elif resume is not None:
             run = RunDir(Path(resume))
             config = run.config(changes)

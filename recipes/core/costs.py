@@ -62,15 +62,15 @@ def _matrix(entries: Entries, default: float | None, names: tuple[str, ...], wha
     if unknown := list(dict.fromkeys(name for pair in entries for name in pair if name not in names)):
         near = did_you_mean(unknown[0], names)
         raise UserError(f"{what}: unknown class {_listed(unknown)}{near}; the data has {_listed(names)}")
-    wanted = [(true, guess) for true in names for guess in names if true != guess]
-    if default is None and (missing := [pair for pair in wanted if pair not in entries]):
-        pairs = _listed([f"{true} -> {guess}" for true, guess in missing])
-        raise UserError(f"{what}: no cost for {pairs}; `default: COST` in a YAML file holds for all that it lacks")
     for (true, guess), cost in entries.items():
         if not (math.isfinite(cost) and cost >= 0):
             raise UserError(f"{what}: the cost of taking {true} for {guess} is {cost:g}: must be finite, not negative")
         if true == guess and cost:
             raise UserError(f"{what}: the cost of taking {true} for {guess}, which is right, is {cost:g}: must be 0")
+    wanted = [(true, guess) for true in names for guess in names if true != guess]
+    if default is None and (missing := [pair for pair in wanted if pair not in entries]):
+        pairs = _listed([f"{true} -> {guess}" for true, guess in missing])
+        raise UserError(f"{what}: no cost for {pairs}; `default: COST` in a YAML file holds for all that it lacks")
     costs = {pair: entries.get(pair, default) for pair in wanted}
     if not any(costs.values()):
         raise UserError(f"{what}: no mistake costs anything")

@@ -14,7 +14,7 @@ from typing import Any
 
 from recipes.core.config import TrainConfig
 from recipes.core.errors import UserError
-from recipes.core.suggestions import did_you_mean
+from recipes.core.suggestions import a_kind, did_you_mean
 
 _copies: dict[str, Path] = {}
 """Files that run folders keep, which take the place of those that names point to, by the path in the name."""
@@ -64,7 +64,7 @@ def load_own(name: str, key: str) -> Any:
         raise UserError(f"{key}={name}: {path} has no {attribute!r}{did_you_mean(attribute, known)}")
     found = getattr(module, attribute)
     if not callable(found):
-        raise UserError(f"{key}={name}: it is a {type(found).__name__}, not a function or class")
+        raise UserError(f"{key}={name}: it is {a_kind(found)}, not a function or class")
     return found
 
 
@@ -172,7 +172,7 @@ def _executed(module_name: str, file: Path, text: bytes, what: str) -> ModuleTyp
     if beside not in sys.path:
         sys.path.append(beside)  # last: it hides no installed package
     try:
-        exec(compile(text, str(file), "exec"), vars(module))  # noqa: S102  (it is the user's own code)
+        exec(compile(text, str(file.absolute()), "exec", dont_inherit=True), vars(module))  # noqa: S102  (it is the user's own code)
     except (Exception, SystemExit) as error:  # the user's code may raise anything
         del sys.modules[module_name]
         raise UserError(f"{what}: importing {file} fails{where(error, file)}: {in_a_line(error)}") from None

@@ -50,6 +50,17 @@ USUAL_NAMES = {
 """Keys of a run under the names that timm's train.py and other trainers give them, with underscores for hyphens."""
 
 
+def a_kind(value: object) -> str:
+    """The type of a value behind its article.
+
+    Example:
+        >>> a_kind(3), a_kind([])
+        ('an int', 'a list')
+    """
+    kind = type(value).__name__
+    return f"{'an' if kind[0].lower() in 'aeiou' else 'a'} {kind}"
+
+
 def did_you_mean(word: str, known: Iterable[str], usual: Mapping[str, str] | None = None, *, prefix: str = "") -> str:
     """A question to put behind an error, or nothing where no known word comes near.
 

@@ -17,6 +17,7 @@ from torchvision.transforms.v2.functional import rgb_to_grayscale
 
 from recipes.core.config import DataConfig
 from recipes.core.errors import UserError
+from recipes.core.suggestions import a_kind
 from recipes.data.decode import decoded
 from recipes.data.lazy_images import LazyImages, worker_count
 from recipes.data.split import Source, Split, resized
@@ -67,7 +68,7 @@ def check_dataset(found: Any, what: str) -> None:
         UserError: names what is wrong.
     """
     if not hasattr(found, "__getitem__") or not hasattr(found, "__len__"):
-        raise UserError(f"{what} is a {type(found).__name__}: a map-style dataset has __len__ and __getitem__")
+        raise UserError(f"{what} is {a_kind(found)}: a map-style dataset has __len__ and __getitem__")
     if len(found) == 0:
         raise UserError(f"{what} has no items")
 
@@ -180,7 +181,7 @@ def pair(item: Any) -> tuple[Any, Any]:
     """
     if not isinstance(item, tuple | list) or len(item) != 2:
         size = f" of {len(item)}" if isinstance(item, tuple | list) else ""
-        raise ValueError(f"an item is a {type(item).__name__}{size}, not a pair (image, label)")
+        raise ValueError(f"an item is {a_kind(item)}{size}, not a pair (image, label)")
     return item[0], item[1]
 
 

@@ -20,6 +20,7 @@ from torch import nn
 from ncreg.models import Classifier, load_matched, match_weights, swap_head
 from recipes.core.errors import UserError
 from recipes.core.own_code import in_a_line, is_own, load_own, where
+from recipes.core.suggestions import a_kind
 from recipes.evaluation.model_images import first_channels, stated_sides
 from recipes.evaluation.model_options import OTHER_MODELS, ModelOptions
 from recipes.training.image_side import TrainedSide, built_for, native_size, side_args, trained_side
@@ -290,7 +291,7 @@ def _called(word: str, build: Callable[[], Any]) -> nn.Module:
     except Exception as error:  # the user's code may raise anything
         raise UserError(f"MODEL {word}: calling it fails{where(error, file)}: {in_a_line(error)}") from None
     if not isinstance(module, nn.Module):
-        raise UserError(f"MODEL {word} returns a {type(module).__name__}, not a torch.nn.Module")
+        raise UserError(f"MODEL {word} returns {a_kind(module)}, not a torch.nn.Module")
     return module
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from recipes.core.errors import UserError
 from recipes.core.files import write_json
+from recipes.core.suggestions import a_kind
 
 SCHEMA = 1
 """Version of results.json. A file of another version is neither read nor overwritten."""
@@ -134,4 +135,4 @@ def plain(value: Any, where: str = "result") -> Any:
         return None
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise TypeError(f"{where} is a {type(value).__name__}: results hold numbers, strings, lists and dicts")
+    raise TypeError(f"{where} is {a_kind(value)}: results hold numbers, strings, lists and dicts")

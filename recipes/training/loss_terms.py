@@ -18,7 +18,7 @@ from ncreg.functional import class_weights
 from recipes.core.config import TermConfig
 from recipes.core.errors import UserError
 from recipes.core.own_code import in_a_line, is_own, load_own, raised
-from recipes.core.suggestions import did_you_mean
+from recipes.core.suggestions import a_kind, did_you_mean
 from recipes.training.own_parts import given_what_it_takes
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def _own(name: str, term: TermConfig, class_counts: Tensor, num_features: int) -
     args = given_what_it_takes(factory, offered) | term.args
     loss = _built(name, factory if isinstance(factory, type) else partial(_Function, factory), args)
     if not isinstance(loss, nn.Module):
-        raise UserError(f"loss.{name} is a {type(loss).__name__}, not an nn.Module or a function")
+        raise UserError(f"loss.{name} is {a_kind(loss)}, not an nn.Module or a function")
     if learned := [key for key, value in loss.named_parameters() if value.requires_grad]:
         raise UserError(
             f"loss.{name} has parameters to learn ({', '.join(learned)}), but only the classifier's are trained: "
@@ -237,7 +237,7 @@ def try_terms(terms: Sequence[Term], model: Classifier, *, soft: bool) -> None:
             said = in_a_line(error) if is_own(term.name) else " ".join(str(error).split())
             raise UserError(f"loss.{term.name}{with_soft}: {said}") from None
         if not isinstance(value, Tensor):
-            raise UserError(f"loss.{term.name} gives a {type(value).__name__}, not a tensor")
+            raise UserError(f"loss.{term.name} gives {a_kind(value)}, not a tensor")
         if value.ndim:
             way = "args.reduction must be mean or sum" if "reduction" in vars(term.loss) else "return their mean"
             raise UserError(f"loss.{term.name} gives {value.numel()} numbers for 4 images: {way}")

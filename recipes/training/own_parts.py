@@ -13,6 +13,7 @@ from ncreg.norms import NORMS
 from recipes.core.config import ModelConfig
 from recipes.core.errors import UserError
 from recipes.core.own_code import in_a_line, is_own, load_own
+from recipes.core.suggestions import a_kind
 
 
 def register_own_parts(model: ModelConfig) -> None:
@@ -48,7 +49,7 @@ def _maker(factory: Callable[..., nn.Module], name: str) -> Callable[..., nn.Mod
         except (Exception, SystemExit) as error:  # the user's code may raise anything
             raise ValueError(f"{name}: {in_a_line(error)}") from None
         if not isinstance(part, nn.Module):
-            raise ValueError(f"{name} gives a {type(part).__name__}, not an nn.Module")
+            raise ValueError(f"{name} gives {a_kind(part)}, not an nn.Module")
         return part
 
     return make

@@ -43,7 +43,9 @@ def read_weights(source: str | Path | None, argument: str) -> dict[str, Any] | N
     try:
         return load_weights(source)
     except (FileNotFoundError, ValueError) as error:
-        raise UserError(f"{argument}: {error}") from None
+        run = Path(source).parent
+        wanted = f"; {run} is the run, which can be given itself, or a file in its checkpoints/"
+        raise UserError(f"{argument}: {error}{wanted if (run / 'config.yaml').is_file() else ''}") from None
 
 
 def check_run(weights: Mapping[str, Any], args: Mapping[str, Any], argument: str) -> None:

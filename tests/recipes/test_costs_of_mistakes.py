@@ -55,6 +55,8 @@ def test_a_class_may_be_called_default(tmp_path):
 @pytest.mark.parametrize(
     "name, text, said",
     [
+        ("a.yaml", "cat: {dgo: 9}\n", r"unknown class dgo.*did you mean dog"),
+        ("a.yaml", "cat: {dog: -9}\n", r"the cost of taking cat for dog is -9: must be finite, not negative"),
         ("a.yaml", "default: 1\ncat: {dgo: 9}\n", r"unknown class dgo.*did you mean dog.*the data has cat, dog, car"),
         ("a.yaml", "cat: {car: 9}\n", r"no cost for cat -> dog, dog -> cat, dog -> car, car -> cat, car -> dog"),
         ("a.yaml", "default: 1\ncat: {car: -2}\n", r"taking cat for car is -2: must be finite, not negative"),

@@ -120,6 +120,10 @@ def test_bad_starts_are_one_line(source, linear, tmp_path, capsys):
         (["--start-from", "gone"], ["start-from=gone", "does not exist"]),
         (["--start-from", str(tmp_path)], [f"start-from={tmp_path}", "holds neither checkpoints/"]),
         (["--start-from", str(tmp_path / "other.pth")], ["is no run of recipes/train.py", "--model.weights"]),
+        (
+            ["--start-from", str(linear / "config.yaml")],
+            ["it is a text file", f"{linear} is the run, which can be given itself"],
+        ),
         (["--start-from", str(tmp_path / "nan.pt")], ["the head of", "is not finite"]),
         (["--start-from", str(linear), "--model.weights", "x.pth"], ["model.start_from", "model.weights=x.pth"]),
         (

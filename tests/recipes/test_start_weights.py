@@ -97,7 +97,7 @@ BAD = {
     ),
     "another width": (lambda m: {n: torch.cat([v, v]) if v.ndim else v for n, v in prefixed(m, "").items()}, ["shape"]),
     "no tensors": (lambda m: {"epoch": 3}, ["weights hold no tensor: their keys are epoch"]),
-    "a list": (lambda m: [1, 2], ["a list, not tensors by name"]),
+    "a list": (lambda m: [1, 2], ["hold list, not tensors by name"]),
 }
 
 
@@ -114,7 +114,11 @@ def test_weights_that_do_not_fit_are_one_line(tmp_path, capsys, trained, kind):
 def test_files_that_are_none_are_one_line(tmp_path, capsys):
     (tmp_path / "text.pth").write_text("no weights")
     (tmp_path / "empty").mkdir()
-    for name, words in {"gone.pth": "does not exist", "text.pth": "cannot be read", "empty": "holds neither"}.items():
+    for name, words in {
+        "gone.pth": "does not exist",
+        "text.pth": "it is a text file",
+        "empty": "holds neither",
+    }.items():
         assert main([*ARGS, "--model.weights", str(tmp_path / name), "--out", str(tmp_path / "runs")]) == 2
         one_line(capsys, f"model.weights={tmp_path / name}", words)
 

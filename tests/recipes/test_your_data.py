@@ -204,7 +204,7 @@ def test_splits_by_name_and_gray_images(here):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (7, "data: train is a int: a map-style dataset has"),
+        (7, "data: train is an int: a map-style dataset has"),
         ([], "data: train has no items"),
         ({"test": [1]}, "data has the splits test: one of them must be train"),
         ({"train": [1], "extra": [1]}, "data has the splits train, extra"),
