@@ -39,7 +39,8 @@ def update_bn(loader: Iterable[Any], model: nn.Module, device: torch.device | st
 
     Raises:
         TypeError: a batch that is neither a tensor nor begins with one.
-        ValueError: a loader without batches, or a batch of one sample; the statistics are then as before.
+        ValueError: a loader without batches, a batch of one sample, or one with features that are not finite; the
+            statistics are then as before.
 
     Example:
         >>> import ncreg
@@ -87,6 +88,7 @@ class _Pool:
         self.norm, self.momentum = norm, norm.momentum
         self.before = [buffer.clone() for buffer in norm.buffers(recurse=False)]
         self.count = self.mean = self.scatter = torch.zeros((), dtype=torch.float64, device="cpu")
+        self.batches = 0
         norm.reset_running_stats()
         norm.momentum = 1.0
         self.handle = norm.register_forward_hook(self._add)
@@ -96,6 +98,13 @@ class _Pool:
         if not norm.training:  # the model's own train() keeps it frozen
             return
         mean, variance = in_float64(norm.running_mean), in_float64(norm.running_var)
+        self.batches += 1
+        skipped = isinstance(norm, LastBatchNorm) and int(norm.num_batches_tracked) < self.batches
+        if skipped or not bool((mean.isfinite() & variance.isfinite()).all()):
+            raise ValueError(
+                f"batch {self.batches} brings NaN or infinite values to {type(norm).__name__}: images or weights that "
+                "are not finite, or an overflow in half precision; the running statistics stay as they were"
+            )
         count = _over_its_ranks(norm, mean.new_full((), output.numel() // len(mean)))
         total, shift = self.count.to(mean) + count, mean - self.mean.to(mean)
         self.scatter = self.scatter.to(mean) + variance * (count - 1) + shift.square() * (total - count) * count / total

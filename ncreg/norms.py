@@ -23,7 +23,8 @@ class LastBatchNorm(nn.Module):
     Without β the training features have mean 0 and (1/N)Σ‖y‖² = ‖γ‖², which weight decay on γ then bounds
     (Pan & Cao, "Towards Understanding Neural Collapse: The Effects of Batch Normalization and Weight Decay",
     arXiv 2309.04644). Statistics are those of all ranks, exact for uneven batches, on CPU and GPU; every rank
-    must take part in a training forward. In eval mode, and on one process, it is torch's batch_norm. It is no
+    must take part in a training forward. In eval mode, and on one process, it is torch's batch_norm, but a batch that
+    is not finite (an overflow in float16, whose step a GradScaler skips) leaves the running statistics alone. It is no
     subclass of torch's BatchNorm, so SyncBatchNorm.convert_sync_batchnorm leaves it alone; so does
     torch.optim.swa_utils.update_bn: use `ncreg.update_bn` after averaging weights.
 
@@ -105,34 +106,58 @@ class LastBatchNorm(nn.Module):
                 "LastBatchNorm writes running statistics in training, which torch.func cannot undo: call .eval(), or "
                 "vmap over stacked buffers as well (torch.func.stack_module_state and functional_call)"
             )
+        # Clones: batch_norm keeps them for backward, so that they must not change once they are written.
+        mean, variance, count = self.running_mean.clone(), self.running_var.clone(), self.num_batches_tracked + 1
         if world_size() > 1:
-            return self._all_ranks(features, weight)
-        if not jit_tracing():
-            _require_two(features.shape[0])
-        share = self._count_batch()
-        if isinstance(share, float):
-            return F.batch_norm(features, *running, weight, bias, True, share, self.eps)
-        batch = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
-        normed = F.batch_norm(features, *batch, weight, bias, True, 1.0, self.eps)
-        self._take_in(*batch, share)
+            normed = self._all_ranks(features, weight, mean, variance, self._share(count))
+        else:
+            normed = self._one_rank(features, weight, bias, mean, variance, self._share(count))
+        self._write(mean, variance, count)
         return normed
 
-    def _count_batch(self) -> float | Tensor:
-        """Count this batch and return its weight in the running statistics; a tensor where no count can be read."""
-        self.num_batches_tracked.add_(1)
+    def _share(self, count: Tensor) -> float | Tensor:
+        """The newest batch's weight in the running statistics; a tensor where the count cannot be read."""
         if self.momentum is not None:
             return self.momentum
-        if recorded(self.num_batches_tracked):
-            return self.num_batches_tracked.to(self.running_mean.dtype).reciprocal()
-        return 1 / float(self.num_batches_tracked)
+        return count.to(self.running_mean.dtype).reciprocal() if recorded(count) else 1 / float(count)
 
     @torch.no_grad()
-    def _take_in(self, mean: Tensor, variance: Tensor, share: float | Tensor) -> None:
-        """Move the running statistics towards a batch's."""
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
-        self.running_var.lerp_(variance.to(self.running_var.dtype), share)
+    def _write(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
+        """Take over new running statistics, unless they are not finite: nothing would mend them later."""
+        finite = (mean.isfinite() & variance.isfinite()).all()
+        for name, value in (("running_mean", mean), ("running_var", variance), ("num_batches_tracked", count)):
+            buffer = getattr(self, name)
+            buffer.copy_(torch.where(finite, value, buffer))
 
-    def _all_ranks(self, features: Tensor, weight: Tensor | None) -> Tensor:
+    def _one_rank(
+        self,
+        features: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        mean: Tensor,
+        variance: Tensor,
+        share: float | Tensor,
+    ) -> Tensor:
+        """Torch's batch_norm by the batch's statistics; it moves the running ones."""
+        if not jit_tracing():
+            _require_two(features.shape[0])
+        if isinstance(share, float):
+            return F.batch_norm(features, mean, variance, weight, bias, True, share, self.eps)
+        batch = torch.zeros_like(mean), torch.zeros_like(variance)
+        normed = F.batch_norm(features, *batch, weight, bias, True, 1.0, self.eps)
+        with torch.no_grad():
+            mean.lerp_(batch[0], share)
+            variance.lerp_(batch[1], share)
+        return normed
+
+    def _all_ranks(
+        self,
+        features: Tensor,
+        weight: Tensor | None,
+        running_mean: Tensor,
+        running_var: Tensor,
+        share: float | Tensor,
+    ) -> Tensor:
         """Two-pass statistics over all ranks: the mean first, then the squared deviations from it."""
         wide = features if features.dtype == torch.float64 else features.float()
         ones = wide.new_full((1,), wide.shape[0])
@@ -142,7 +167,9 @@ class LastBatchNorm(nn.Module):
             _require_two(int(count), " over all ranks")
         deviation = wide - mean
         scatter = all_reduce_sum(deviation.square().sum(0))
-        self._take_in(mean, scatter / (count - 1), self._count_batch())
+        with torch.no_grad():
+            running_mean.lerp_(mean.to(running_mean.dtype), share)
+            running_var.lerp_((scatter / (count - 1)).to(running_var.dtype), share)
         scaled = deviation * torch.rsqrt(scatter / count + self.eps)
         scaled = scaled if weight is None else scaled * weight
         scaled = scaled if self.bias is None else scaled + self.bias

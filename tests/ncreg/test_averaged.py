@@ -268,6 +268,18 @@ def test_update_bn_refuses_and_leaves_settings_alone():
     update_bn([], nn.Linear(2, 2))  # nothing to bring up to date
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("norm", [LastBatchNorm(4), nn.BatchNorm1d(4)])
+def test_update_bn_refuses_batches_that_are_not_finite(norm, value):
+    update_bn([torch.randn(8, 4)], norm)
+    before = [buffer.clone() for buffer in norm.buffers()]
+    spoilt = torch.randn(8, 4)
+    spoilt[3, 2] = value
+    with pytest.raises(ValueError, match=f"batch 2 brings NaN or infinite values to {type(norm).__name__}"):
+        update_bn([torch.randn(8, 4), spoilt], norm)
+    assert all(torch.equal(*pair) for pair in zip(norm.buffers(), before, strict=True))
+
+
 def test_averaged_weights_have_their_own_statistics_after_update_bn():
     """The training features of the averaged model have mean 0 again; torch's update_bn leaves those of another."""
     torch.manual_seed(0)

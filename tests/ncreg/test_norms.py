@@ -25,6 +25,21 @@ def test_is_batch_norm_without_beta(momentum):
     assert torch.allclose(ours(features), theirs(features), atol=1e-13)
 
 
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_batch_that_overflowed_leaves_no_trace_in_the_running_statistics(momentum, value):
+    """torch's stay NaN for good, although a GradScaler skips the step."""
+    ours, theirs = LastBatchNorm(6, momentum=momentum), nn.BatchNorm1d(6, momentum=momentum)
+    for seed in range(3):
+        features = torch.randn(8, 6, generator=torch.Generator().manual_seed(seed))
+        spoilt = features.clone()
+        spoilt[seed, 1] = value
+        assert bool(ours(spoilt)[:, 1].isnan().all())
+        torch.testing.assert_close(ours(features), theirs(features), rtol=0, atol=0)
+    for name, wanted in theirs.named_buffers():
+        assert torch.equal(ours.get_buffer(name), wanted), name
+
+
 @pytest.mark.usefixtures("unchecked")
 def test_the_plain_average_of_batches_is_kept_in_one_graph_too():
     """torch's BatchNorm1d(momentum=None) breaks the graph: its count is read."""
