@@ -52,6 +52,7 @@ from recipes.data.names import IN_PYTHON
 from recipes.data.split import Split, stratified
 from recipes.training import build
 from recipes.training.adversarial import Adversary
+from recipes.training.layer_measures import curvature_table, layer_measures
 from recipes.training.longer import record_bounds, under_new_bounds
 from recipes.training.loss_terms import build_terms, try_terms
 from recipes.training.metrics import CLASSES_AT_ONCE, LEFT_OUT, cosine_gaps, measure, measure_all
@@ -126,6 +127,7 @@ def run_epochs(
     check_readable((data.train, data.val, data.test), ranks)
     measured = measured_images(config, data)
     state = build_state(config if resume is None else from_seed(config), data, device, ranks)
+    layer_measures(config.extra_measures, state.model, measured)  # what cannot be measured is refused before the run
     run = open_run(config, command, resume, state)
     check_data(run, data, trained=state.scheduler.finished)
     record_bounds(run, config, command, state.scheduler.epoch)
@@ -197,6 +199,10 @@ def run_epochs(
         scheduler.step(epoch, values["accuracy"], build.stop_value(values, config.tpt))
         mean_loss = float(ranks.sum(in_float64(torch.stack(state.losses)).mean())) / ranks.size
         record = epoch_record({**plan, "loss": mean_loss}, values, validation)
+        began = time.perf_counter()
+        if config.extra_measures:
+            record["layers"] = layer_measures(config.extra_measures, model, measured)
+            clock.add("measure_layers", began)
         if state.ema is not None:
             ranks.broadcast_buffers(state.ema.module)
             record["ema"] = on_validation(state.ema.module)
@@ -374,7 +380,7 @@ def finish(run: RunDir, state: TrainState, summary: dict[str, Any], *, images: i
 
 
 def show_plan(config: TrainConfig) -> None:
-    """Print the learning rates for assumed epochs of zero error, and plot them into the folder of runs."""
+    """Print learning rates for assumed epochs of zero error, plotted into the folder of runs too, and the curvature."""
     from recipes.training.plots import plot_plan
 
     planned = plans(config.tpt, config.optim)
@@ -384,7 +390,14 @@ def show_plan(config: TrainConfig) -> None:
         plot_plan(planned, path, title=f"{config.recipe}, at most {config.tpt.max_epochs} epochs")
     except OSError as error:
         raise UserError(f"out={config.out} cannot be written to: {error}; --out FOLDER names another") from None
-    print(f"{plan_table(planned)}\nfigure: {path}")
+    print(f"{plan_table(planned)}\nfigure: {path}", flush=True)
+    device = pick_device(config.device)
+    try:
+        data = load_data(config, device)
+        state = build_state(config, data, device, Ranks())
+        print(curvature_table(state.model, data.train, config.optim))
+    except (UserError, ValueError, RuntimeError) as error:  # the rates need neither images nor a model
+        print(f"note: no curvature of the loss by layer: {' '.join(str(error).split())}", file=sys.stderr)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ncreg._checks import check_integer, check_positive, described
 from ncreg.numerics import seeded
@@ -62,7 +63,8 @@ def hessian_norms(
     check_integer("steps", steps, 1)
     check_positive("tolerance", tolerance)
     weights = _weights(model, layers)
-    with torch.inference_mode(False), torch.enable_grad():
+    # attention's fused kernels have no second derivative
+    with torch.inference_mode(False), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         value = loss(model(images), target)
         if value.ndim or not bool(value.isfinite()):
             raise ValueError(f"the loss must be one finite number, got {value.tolist()}")

@@ -21,6 +21,11 @@ from ncreg._hub import check_hub
 from ncreg.models._arguments import unknown_argument
 from ncreg.models._weights import MatchedWeights, complete_loading, match_weights
 
+NORMS_WITH_ACTIVATION = (
+    "frn, frntlu and the evonorms hold an activation too: backbones such as regnetx_002, efficientnet_b0 or "
+    "resnetv2_50 take them, others batchnorm, groupnorm, layernorm2d …"
+)
+
 
 def from_timm_name(
     name: str,
@@ -99,6 +104,16 @@ def _created(name: str, args: Mapping[str, Any], num_classes: int | None) -> Any
         if words is None:
             raise
         raise ValueError(f"model={name!r}: {words}") from None
+    except KeyError as error:
+        named = [
+            key for key, value in args.items() if isinstance(value, str) and error.args[0] in (value, value.lower())
+        ]
+        if not named:
+            raise
+        hint = f"; {NORMS_WITH_ACTIVATION}" if named[0] == "norm_layer" else ""
+        raise ValueError(
+            f"model={name!r}: model_args[{named[0]!r}]={args[named[0]]!r} is no name that it knows{hint}"
+        ) from None
     except RuntimeError as error:
         if "ncreg.Classifier" in str(error):
             raise ValueError(

@@ -242,6 +242,8 @@ class TrainConfig:
         tpt: the terminal phase.
         measure_size: training images measured each epoch, a fixed subset, classes in proportion (all at the onset and
             the end); null for all.
+        extra_measures: measures of single layers to log after every epoch too: hessian_norms (of the cross-entropy, by
+            weight; tens of backward passes each), condensation (before every BatchNorm).
         precision: of the forward and backward pass; the half ones through autocast.
         device: cpu, cuda, cuda:1 ...; auto takes a GPU where there is one.
         out: folder in which the run makes a folder of its own.
@@ -261,6 +263,7 @@ class TrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     tpt: TPTConfig = field(default_factory=TPTConfig)
     measure_size: int | None = 10_000
+    extra_measures: list[Literal["hessian_norms", "condensation"]] = field(default_factory=list)
     precision: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
     device: str = "auto"
     out: Path = Path("runs")
@@ -357,6 +360,11 @@ def check(config: TrainConfig) -> None:
             "mixup or cutmix",
             not (augment.mixes and model.head == "nearest_etf"),
             "0 with head nearest_etf, which averages the features of each class",
+        ),
+        "extra_measures": (
+            config.extra_measures,
+            len(set(config.extra_measures)) == len(config.extra_measures),
+            "a list that names none twice",
         ),
         "seed": (config.seed, 0 <= config.seed < 2**63, "a whole number, not negative"),
         "loss": (config.loss, bool(config.loss), "at least one term, e.g. {cross_entropy: {}}"),

@@ -25,7 +25,8 @@ OPTIONS = {
     "tpt.max_epochs, tpt.extend, tpt.min_terminal, tpt.max_terminal and tpt.stop_patience, which train a finished run "
     "longer",
     "--start-from RUN": "begin a new run from the weights of another; its head is kept where the classes are the same",
-    "--plan [true|false]": "show the learning rates for assumed epochs of zero error, and train nothing",
+    "--plan [true|false]": "show the learning rates for assumed epochs of zero error and the curvature of the loss by layer, and "
+    "train nothing",
 }
 PLACEHOLDERS = {bool: "[true|false]", int: "N", float: "X", str: "NAME", Path: "PATH"}
 
@@ -75,6 +76,8 @@ def _placeholder(hint: Any) -> str:
         return "{" + ",".join(get_args(hint)) + "}"
     if get_origin(hint) is dict:
         return "{KEY: VALUE}"
+    if get_origin(hint) is list and get_origin(get_args(hint)[0]) is Literal:
+        return f"[{','.join(get_args(get_args(hint)[0]))}]"
     for kind in (hint, *get_args(hint)):  # of `int | None` the first
         if kind in PLACEHOLDERS:
             return PLACEHOLDERS[kind]

@@ -27,6 +27,7 @@ LATER_KEYS: dict[str, Any] = {
     "data.hold_out": [],
     "data.cost": None,
     "adversarial.loss": "cross_entropy",
+    "extra_measures": [],
 }
 """Keys that came after studies had been committed, with their defaults: at these they do not count in the hash."""
 

@@ -58,6 +58,28 @@ def test_blocks_of_a_network_are_those_of_its_full_hessian():
     assert one == {"2.weight": pytest.approx(found["2.weight"], rel=1e-4)}
 
 
+def test_attention_has_a_second_derivative_too():
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(4, 1, 4, dropout=0.0, batch_first=True).double()
+    net = nn.Sequential(layer, nn.Flatten(), nn.Linear(12, 3).double())
+    rows, target = gaussian(6, 3, 4), torch.arange(6) % 3
+    name = "0.self_attn.in_proj_weight"
+    found = hessian_norms(net, rows, target, layers=[name], steps=5000, tolerance=1e-11)[name]
+    weight, step = net.get_parameter(name), 1e-5
+
+    def slope(change):
+        with torch.no_grad():
+            weight.add_(change)
+        (gradient,) = torch.autograd.grad(F.cross_entropy(net(rows), target), weight)
+        with torch.no_grad():
+            weight.sub_(change)
+        return gradient
+
+    units = torch.eye(weight.numel(), dtype=torch.float64).view(-1, *weight.shape) * step
+    block = torch.stack([(slope(unit) - slope(-unit)).flatten() / (2 * step) for unit in units])
+    assert found == pytest.approx(float(torch.linalg.eigvalsh(block).abs().max()), rel=1e-4)
+
+
 def test_every_trained_weight_of_a_classifier_and_no_gradient_left():
     torch.manual_seed(0)
     model = swap_head("test_resnet", "etf", num_classes=4).eval()
