@@ -25,8 +25,8 @@ OPTIONS = {
     "tpt.max_epochs, tpt.extend, tpt.min_terminal, tpt.max_terminal and tpt.stop_patience, which train a finished run "
     "longer",
     "--start-from RUN": "begin a new run from the weights of another; its head is kept where the classes are the same",
-    "--plan [true|false]": "show the learning rates for assumed epochs of zero error and the curvature of the loss by layer, and "
-    "train nothing",
+    "--plan [true|false]": "show the learning rates for assumed epochs of zero error and the curvature of the loss by "
+    "layer, and train nothing",
 }
 PLACEHOLDERS = {bool: "[true|false]", int: "N", float: "X", str: "NAME", Path: "PATH"}
 
