@@ -8,7 +8,8 @@ Of a run, features of the untrained model and of every checkpoint are stored in
 RUN/collapse/features-SPLIT.npz; the figure RUN/collapse/simplex-SPLIT.png (and .svg, .pdf) is
 made from them, and its points are in view-SPLIT.json. A MODEL that is no run (timm:NAME,
 torchvision:NAME, a folder of a model, FILE.py:FUNCTION) is shown as it is, on data named by
---data.KEY VALUE; its figure goes into evaluations/MODEL/collapse. docs/compare.md explains the figure.
+--data.KEY VALUE; its figure goes into evaluations/MODEL/collapse. docs/compare.md explains the
+figure.
 """
 
 from __future__ import annotations
