@@ -8,13 +8,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ncreg._checks import check_fraction, check_integer
+from ncreg._checks import check_flag, check_fraction, check_integer
 from ncreg._transforms import fx_leaf
+from ncreg.distributed import gather_batch
 from ncreg.losses._class_sums import ClassSums, class_sums
 from ncreg.losses._factors import classes_of, kind_of, taken_apart
 from ncreg.losses._inputs import (
     ClassWeight,
     Features,
+    GatheredLosses,
     Labels,
     Losses,
     Reduction,
@@ -143,6 +145,7 @@ class ChunkedCrossEntropyLoss(nn.Module):
         label_smoothing: float = 0.0,
         reduction: Reduction = "mean",
         chunk: int | None = None,
+        gather: bool = False,
     ) -> None:
         super().__init__()
         self.register_buffer("class_weight", class_weight)
@@ -150,10 +153,13 @@ class ChunkedCrossEntropyLoss(nn.Module):
         self.label_smoothing = check_fraction("label_smoothing", label_smoothing)
         self.reduction = check_reduction(reduction)
         self.chunk = None if chunk is None else check_integer("chunk", chunk, 1)
+        self.gather = check_flag("gather", gather)
 
     @fx_leaf
-    def forward(self, features: Features, head: nn.Module, target: Labels) -> Losses:
+    def forward(self, features: Features, head: nn.Module, target: Labels) -> GatheredLosses:
         """The loss of the batch."""
+        if self.gather:
+            features, target = gather_batch(features, target)
         return chunked_cross_entropy(
             features,
             head,

@@ -101,6 +101,24 @@ class ShardedCrossEntropyLoss(ChunkedCrossEntropyLoss):
         True
     """
 
+    def __init__(
+        self,
+        *,
+        class_weight: ClassWeight | None = None,
+        ignore_index: int = -100,
+        label_smoothing: float = 0.0,
+        reduction: Reduction = "mean",
+        chunk: int | None = None,
+    ) -> None:
+        super().__init__(
+            class_weight=class_weight,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            reduction=reduction,
+            chunk=chunk,
+            gather=True,
+        )
+
     @fx_leaf
     def forward(self, features: Features, head: nn.Module, target: Labels) -> GatheredLosses:
         """The loss of all ranks' batches."""

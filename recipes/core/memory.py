@@ -1,10 +1,12 @@
-"""Keep freed memory for the next step of training, where the C library would give it back to the system."""
+"""How much memory there is; and kept between the steps of training what the C library would give back."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import sys
+
+from recipes.core.errors import UserError
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 NEVER, LARGEST = 2**31 - 1, 2**25  # bytes; glibc takes no greater thresholds
@@ -23,3 +25,18 @@ def keep_freed_memory() -> bool:
     if mallopt is None:
         return False
     return bool(mallopt(M_TRIM_THRESHOLD, NEVER)) and bool(mallopt(M_MMAP_THRESHOLD, LARGEST))
+
+
+def physical_memory() -> int:
+    """Bytes of this machine's memory; 16 GiB where the system does not say."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**34
+
+
+def check_fits(what: str, size: int, way_out: str) -> None:
+    """Refuse what would take more than half of this machine's memory.
+
+    Raises:
+        UserError: it would; the line has its bytes and the way out.
+    """
+    if size > physical_memory() // 2:
+        raise UserError(f"{what} take {size:,} bytes, and this machine has {physical_memory():,}: {way_out}")

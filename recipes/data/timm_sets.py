@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from timm.data.dataset_factory import create_dataset
 from recipes.core.config import DataConfig
 from recipes.core.errors import UserError
 from recipes.core.extras import is_installed
+from recipes.core.memory import physical_memory
 from recipes.core.suggestions import did_you_mean
 from recipes.data.lazy_images import LazyImages, worker_count
 from recipes.data.map_style import Size, pixels_of, source_of
@@ -216,11 +216,6 @@ class _Rows:
         return self.images[number]
 
 
-def memory() -> int:
-    """Bytes of this machine's memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**34
-
-
 class _Images:
     """Reads sets one after the other, at one size and number of channels: colour as soon as an image has it."""
 
@@ -250,7 +245,7 @@ class _Images:
         self.side = self.side or self.image_size(min(pixels.shape[1:]))
         self.channels = max(self.channels, pixels.shape[0])
         self.taken += self.channels * self.side**2
-        if self.taken > MOST_HELD * memory():
+        if self.taken > MOST_HELD * physical_memory():
             raise UserError(
                 f"{self.what} is read in its order alone, so all images have to be held, and they take more than "
                 f"{MOST_HELD:.0%} of this machine's memory: unpack the set into a folder, --data.name folder"

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ncreg.numerics import in_float64
+from recipes.core.memory import check_fits
 
 BINS = 15
 """Of the reliability diagram, and of the expected calibration error."""
@@ -23,6 +24,9 @@ class Decisions:
     Args:
         num_classes: outputs C.
         cost: what taking class y for j costs, in row y and column j (C, C) float64; None where nothing says so.
+
+    Raises:
+        UserError: the table of confusions (C, C) would take more than half of the memory.
     """
 
     num_classes: int
@@ -35,6 +39,11 @@ class Decisions:
     _margin: list[Tensor] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        check_fits(
+            f"the confusions of {self.num_classes:,} classes",
+            8 * self.num_classes**2,
+            "the history of a run has its accuracy and loss, predict.py says what a model takes images for",
+        )
         self.confusion = torch.zeros(self.num_classes, self.num_classes, dtype=torch.long)
 
     def add(self, logits: Tensor, target: Tensor) -> None:

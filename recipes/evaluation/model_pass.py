@@ -18,7 +18,7 @@ from recipes.data.split import Split
 from recipes.evaluation.collapse import Collapse
 from recipes.evaluation.decisions import Decisions
 from recipes.evaluation.feature_store import FeatureStore
-from recipes.training.metrics import BATCH
+from recipes.training.metrics import BATCH, images_at_once
 
 ALL_LAYERS = "all"
 LAYER_MEASURES = ("nc1", "cdnv", "nc2_equiangularity", "effective_rank", "within_effective_rank")
@@ -54,7 +54,7 @@ def pass_over(
     seen = Seen(store, Decisions(model.num_classes, cost))
     assert seen.decisions is not None
     with watched(model, layers) as watch:
-        for images, target in split.in_batches(BATCH):
+        for images, target in split.in_batches(images_at_once(model.num_classes)):
             logits, features = model_outputs(model, images)
             seen.decisions.add(logits, target)
             store.append(features, target)

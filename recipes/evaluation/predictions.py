@@ -15,11 +15,15 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ncreg.models import Classifier
 from recipes.core.errors import PARTIAL, UserError
+from recipes.core.memory import check_fits
 from recipes.data.image_folder import hidden_images, image_files, read_image
-from recipes.training.metrics import BATCH
+from recipes.training.metrics import images_at_once
 
 MOST_NAMED = 10
 """Files that an error names at most."""
+
+PROBABILITY = 100
+"""Bytes that one takes in a row, about."""
 
 BYTES = "surrogateescape"
 """How names that are not UTF-8 are written: as the bytes that they are."""
@@ -51,16 +55,25 @@ def predict(model: Classifier, files: Sequence[Path]) -> tuple[list[dict[str, An
     """File, predicted class, its probability, and the probability of every class, for each readable image.
 
     Beside these rows, a sentence on each file that is not a readable image.
+
+    Raises:
+        UserError: the probabilities would take more than half of the memory.
     """
     if model.image_shape is None or model.class_names is None:
         raise ValueError("model has no image_shape or class_names: take it from ncreg.load_classifier")
+    check_fits(
+        f"{len(files):,} images' probabilities of {len(model.class_names):,} classes",
+        PROBABILITY * len(files) * len(model.class_names),
+        "hand in fewer images at a time",
+    )
     channels, _, side = model.image_shape
+    batch = images_at_once(model.num_classes)
     device = next(model.parameters()).device
     rows: list[dict[str, Any]] = []
     unreadable: list[str] = []
-    for start in range(0, len(files), BATCH):
+    for start in range(0, len(files), batch):
         read: list[tuple[Path, torch.Tensor]] = []
-        for file in files[start : start + BATCH]:
+        for file in files[start : start + batch]:
             try:
                 read.append((file, read_image(file, side, channels)))
             except UserError as error:

@@ -34,7 +34,16 @@ BY_POSITION_OR_NAME = (
     inspect.Parameter.KEYWORD_ONLY,
 )
 
-WEIGHABLE = ("cross_entropy", "dot_regression", "ntce", "nonl", "mse_one_hot", "spectral_decoupling", "logit_adjusted")
+WEIGHABLE = (
+    "cross_entropy",
+    "chunked_cross_entropy",
+    "dot_regression",
+    "ntce",
+    "nonl",
+    "mse_one_hot",
+    "spectral_decoupling",
+    "logit_adjusted",
+)
 """Losses that take a weight for each class."""
 
 
@@ -64,6 +73,8 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
         """The loss of the batch."""
         if self.weight is not None:
             logits, target = gather_batch(logits, target)
+            if logits.dtype == torch.float64:
+                self.weight = self.weight.double()
         return super().forward(logits, target)
 
 

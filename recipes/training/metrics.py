@@ -30,6 +30,12 @@ BATCH = 512
 CLASSES_AT_ONCE = 2**16
 """Most classes whose logits are made for a whole batch, and whose pairs the measures of collapse go through."""
 
+
+def images_at_once(num_classes: int) -> int:
+    """Images of a forward pass that makes logits: BATCH, fewer beyond CLASSES_AT_ONCE classes."""
+    return max(1, min(BATCH, BATCH * CLASSES_AT_ONCE // num_classes))
+
+
 LEFT_OUT = (
     f"more than {CLASSES_AT_ONCE:,} classes: the measures of collapse, over all pairs of them, are left out (nan)"
 )
