@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from ncreg.heads import HEADS
 from ncreg.models import Classifier, Normalize, match_weights, swap_head
+from ncreg.norms import NORMS
 from ncreg.optim import param_groups
 from ncreg.tpt import TPTScheduler
 from recipes.core.config import ModelConfig, OptimConfig, TPTConfig
@@ -64,6 +65,7 @@ def build_model(
     sample, _ = next(data.train[torch.arange(2)].in_batches(2))
     check_backbone(model.backbone)
     check_head(model.head)
+    _check_part("model.norm", model.norm, NORMS)
     register_own_parts(model)
     start, argument = start_of(model)
     weights, args = read_weights(start, argument), classifier_args(model, data, seed=seed)
@@ -143,9 +145,13 @@ def check_backbone(name: str) -> None:
 
 def check_head(name: str) -> None:
     """Refuse a head that does not exist, and suggest a similar one."""
-    if name not in HEADS and not is_own(name):
-        near = did_you_mean(name, HEADS)
-        raise UserError(f"model.head={name!r} is unknown: one of {', '.join(HEADS)}, or FILE.py:NAME{near}")
+    _check_part("model.head", name, HEADS)
+
+
+def _check_part(key: str, name: str, known: Collection[str]) -> None:
+    if name not in known and not is_own(name):
+        near = did_you_mean(name, known)
+        raise UserError(f"{key}={name!r} is unknown: one of {', '.join(known)}, or FILE.py:NAME{near}")
 
 
 def pretrained_moments(model: Classifier) -> tuple[list[float], list[float]]:

@@ -130,6 +130,7 @@ def test_bad_starts_are_one_line(source, linear, tmp_path, capsys):
             ["--start-from", str(linear), "--model.backbone", "test_vit"],
             ["test_resnet", "--model.backbone test_resnet"],
         ),
+        (["--start-from", str(linear), "--model.norm", "bach"], ["error: model.norm='bach' is unknown", "mean batch?"]),
         (["--start-fom", str(linear)], ["--start-fom is unknown; did you mean --start_from?"]),
         (["--start-from"], ["start_from"]),
     ):
