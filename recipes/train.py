@@ -64,6 +64,7 @@ from recipes.training.reporting import (
     Progress,
     TensorBoardLog,
     batch_notes,
+    frozen_notes,
     closing_lines,
     opening_line,
     timing_line,
@@ -324,6 +325,7 @@ def announce(config: TrainConfig, data: Dataset, state: TrainState, steps: int) 
     """Print notes on the data and the opening line; the progress bar of the run."""
     main, scheduler = state.ranks.main, state.scheduler
     hints = [] if config.quiet else batch_notes(config.data.batch_size, len(data.train))
+    hints += [] if config.quiet else frozen_notes(state.model, config.model.freeze_epochs)
     hints += [] if state.model.num_classes <= CLASSES_AT_ONCE else [LEFT_OUT]
     for note in [*data.notes, *hints] if main else ():
         print(f"note: {note}", file=sys.stderr)

@@ -61,6 +61,26 @@ def batch_notes(batch_size: int, images: int) -> list[str]:
     ]
 
 
+def frozen_notes(model: Classifier, freeze_epochs: int) -> list[str]:
+    """A hint where a frozen backbone leaves no matrix to learn: a norm alone cannot turn features to fixed vectors.
+
+    Example:
+        >>> from ncreg import swap_head
+        >>> frozen_notes(swap_head("test_resnet", "etf", num_classes=3), 2)[0][:70]
+        'model.freeze_epochs=2: nothing but the norm is learned while the backb'
+        >>> frozen_notes(swap_head("test_resnet", "etf", num_classes=3, project=8), 2)
+        []
+    """
+    backbone = {id(parameter) for parameter in model.backbone.parameters()}
+    rest = [parameter for parameter in model.parameters() if parameter.requires_grad and id(parameter) not in backbone]
+    if not freeze_epochs or any(parameter.ndim > 1 for parameter in rest):
+        return []
+    return [
+        f"model.freeze_epochs={freeze_epochs}: nothing but the norm is learned while the backbone is frozen, for the "
+        "class vectors are fixed; --model.project N puts a learned map between them"
+    ]
+
+
 class Progress:
     """A bar over the steps of a run; without a terminal, a line about every twentieth of the epochs.
 
