@@ -64,8 +64,8 @@ from recipes.training.reporting import (
     Progress,
     TensorBoardLog,
     batch_notes,
-    frozen_notes,
     closing_lines,
+    frozen_notes,
     opening_line,
     timing_line,
 )
