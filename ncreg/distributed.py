@@ -84,6 +84,11 @@ def gather_batch(*batch: Tensor) -> tuple[Tensor, ...]:
     Every rank then computes the same loss of the global batch. Its gradient in the own rows is multiplied by the
     world size, which undoes DDP's averaging: the averaged parameter gradient is the global batch's exactly. Ranks
     may hold different numbers of rows, zero included (an uneven last batch), but each must make the call.
+    Labels may be of any integer type on each; what differs otherwise is refused on every rank.
+
+    Raises:
+        ValueError: tensors of different lengths, or ranks that hold different dtypes or rows of different shapes.
+        RuntimeError: under torch.vmap.
 
     >>> import torch
     >>> gather_batch(torch.ones(2, 3), torch.tensor([0, 1]))[1]
@@ -93,19 +98,42 @@ def gather_batch(*batch: Tensor) -> tuple[Tensor, ...]:
         return batch
     if any(batched(tensor) for tensor in batch):
         raise RuntimeError("the batch of all ranks cannot be gathered under torch.vmap: give the loss gather=False")
+    batch = tuple(tensor if tensor.is_floating_point() else tensor.long() for tensor in batch)  # labels of any type
     rows = _row_counts(batch)
     return tuple(_gather_rows(tensor, rows) for tensor in batch)
 
 
 def _row_counts(batch: tuple[Tensor, ...]) -> list[int]:
-    """How many rows each rank holds."""
+    """How many rows each rank holds.
+
+    Raises:
+        ValueError: the tensors differ in length, or the ranks' in dtype or in the shape of a row; on every rank.
+    """
     own = len(batch[0])
     if any(len(tensor) != own for tensor in batch):
         raise ValueError(f"the tensors of a batch must have the same length, got {[len(t) for t in batch]}")
-    counts = torch.zeros(world_size(), dtype=torch.int64, device=batch[0].device)
-    counts[dist.get_rank()] = own
-    dist.all_reduce(counts)
-    return counts.tolist()
+    said = [own, *(number for tensor in batch for number in _layout(tensor))]
+    table = torch.zeros(world_size(), len(said), dtype=torch.int64, device=batch[0].device)
+    table[dist.get_rank()] = torch.tensor(said)
+    dist.all_reduce(table)
+    rows = table.tolist()
+    for rank, row in enumerate(rows):
+        if row[1:] != rows[0][1:]:
+            mine = ", ".join(f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}" for tensor in batch)
+            raise ValueError(
+                f"rank {rank} holds a batch of another dtype, or of rows of another shape, than rank 0, and the "
+                f"batches of all ranks are to become one; rank {dist.get_rank()}, this one, holds {mine}"
+            )
+    return [row[0] for row in rows]
+
+
+_DTYPES = sorted((value for value in vars(torch).values() if isinstance(value, torch.dtype)), key=str)
+
+
+def _layout(tensor: Tensor) -> tuple[int, ...]:
+    """Dtype and shape of a row as numbers, as many of them whatever the shape."""
+    shape = tuple(tensor.shape[1:])
+    return _DTYPES.index(tensor.dtype), len(shape), sum(side * 31**place for place, side in enumerate(shape, 1))
 
 
 def _gather_rows(own: Tensor, rows: list[int]) -> Tensor:

@@ -96,8 +96,27 @@ def run_cases(rank, ranks):
     found["ddp"] = two_steps("supcon", *shards, wrap=DistributedDataParallel)
     found["sum"] = sum_of_squares(rank, ranks)
     found["rows"] = gather_batch(*shards)
+    found["other labels"] = gather_batch(shards[0], shards[1].to((torch.int32, torch.int64)[rank % 2]))
+    found["refused"] = [refused(*other) for other in unlike(rank, *shards)]
     found["transforms"] = transforms(rank, ranks, *shards)
     return found
+
+
+def unlike(rank, images, target):
+    """Batches that cannot become one: rank 1 has another dtype, width, or number of axes."""
+    odd = rank == 1
+    yield images.float() if odd else images, target
+    yield images[:, :-1] if odd else images, target
+    yield images, target.double() if odd else target
+    yield images, target[:, None] if odd else target
+
+
+def refused(*batch):
+    try:
+        gather_batch(*batch)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def sum_of_squares(rank, ranks):
@@ -191,6 +210,18 @@ def test_gather_batch_keeps_rank_order(ranks_found):
     for found in ranks_found:
         for got, wanted in zip(found["rows"], whole_batch(), strict=True):
             torch.testing.assert_close(got, wanted, rtol=0, atol=0)
+
+
+def test_labels_of_any_integer_type_are_gathered(ranks_found):
+    for found in ranks_found:
+        assert torch.equal(found["other labels"][1], whole_batch()[1].long())
+
+
+def test_ranks_with_unlike_batches_are_told_on_every_rank(ranks_found):
+    for rank, found in enumerate(ranks_found):
+        assert len(found["refused"]) == 4
+        assert all("rank 1 holds a batch of another dtype" in message for message in found["refused"])
+        assert all(f"rank {rank}, this one, holds float" in message for message in found["refused"])
 
 
 def test_alone_everything_is_the_identity():
