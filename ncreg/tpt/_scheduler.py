@@ -217,10 +217,11 @@ class TPTScheduler:
         watch = None if watch is None else check_number("watch", watch)
         self.epoch = epoch
         self._track_peaks()
+        if self._schedule_drives:
+            self._warn_without_updates()
         self._judge(metric)
         self._watch(watch)
         if self._schedule_drives:
-            self._warn_without_updates()
             self._inner.step(epoch, metric)
         else:
             self._set_terminal_rates()

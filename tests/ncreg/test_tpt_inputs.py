@@ -110,6 +110,10 @@ def test_a_schedule_of_updates_that_is_told_of_none_is_warned_of_once(make, inte
     told.step_update(1)
     told.step(1, 0.5)
     assert told.get_last_lr() != before
+    at_once = TPTScheduler(last := optimizer(), make(last), max_epochs=9, interval=interval)
+    last.step()
+    with pytest.warns(UserWarning, match="counts updates, but epoch 1 ended"):
+        at_once.step(1, 1.0)  # also where the onset comes with the first epoch
 
 
 def test_the_state_of_another_kind_of_schedule_is_refused():
