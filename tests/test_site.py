@@ -70,7 +70,7 @@ def inventory(site):
 
 
 def test_the_site(tmp_path):
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
     environment = os.environ | {
         "NO_MKDOCS_2_WARNING": "1",
         "http_proxy": "http://127.0.0.1:9",
