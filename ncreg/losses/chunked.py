@@ -160,16 +160,12 @@ class ChunkedCrossEntropyLoss(nn.Module):
         """The loss of the batch."""
         if self.gather:
             features, target = gather_batch(features, target)
-        return chunked_cross_entropy(
-            features,
-            head,
-            target,
-            class_weight=self.class_weight,
-            ignore_index=self.ignore_index,
-            label_smoothing=self.label_smoothing,
-            reduction=self.reduction,
-            chunk=self.chunk,
-        )
+        return chunked_cross_entropy(features, head, target, **self._options())
+
+    def _options(self) -> dict[str, Any]:
+        """The keyword arguments that the function takes from the module."""
+        names = ("class_weight", "ignore_index", "label_smoothing", "reduction", "chunk")
+        return {name: getattr(self, name) for name in names}
 
 
 @torch.no_grad()

@@ -122,16 +122,7 @@ class ShardedCrossEntropyLoss(ChunkedCrossEntropyLoss):
     @fx_leaf
     def forward(self, features: Features, head: nn.Module, target: Labels) -> GatheredLosses:
         """The loss of all ranks' batches."""
-        return sharded_cross_entropy(
-            features,
-            head,
-            target,
-            class_weight=self.class_weight,
-            ignore_index=self.ignore_index,
-            label_smoothing=self.label_smoothing,
-            reduction=self.reduction,
-            chunk=self.chunk,
-        )
+        return sharded_cross_entropy(features, head, target, **self._options())
 
 
 @torch.no_grad()
