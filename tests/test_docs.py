@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.data import resolve_model_data_config
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -218,6 +219,10 @@ def test_own_images_in_an_own_loop_as_the_page_says(tmp_path, monkeypatch, capsy
                 Image.fromarray(pixels).save(tmp_path / "my_images" / split / name / f"{number}.png")
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    exec(compile(script, "own_images.py", "exec"), {"__name__": "own_images"})
+    names = {"__name__": "own_images"}
+    exec(compile(script, "own_images.py", "exec"), names)
     said = capsys.readouterr().out
     assert "finished 1.000" in said and "12 of 12 validation images" in said
+    told, taken = resolve_model_data_config(names["again"]), names["settings"]
+    assert all(told[key] == taken[key] for key in told) and told["input_size"] == (3, 64, 64)
+    assert names["again"].pretrained_cfg["label_names"] == ("cat", "dog", "owl")
