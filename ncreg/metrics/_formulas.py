@@ -28,25 +28,23 @@ def equinorm(rows: Tensor) -> Tensor:
     return norms.std(correction=0) / norms.mean()
 
 
-def _others(square: Tensor, tile: slice) -> Tensor:
-    """True where a tile of rows of a square table is off the diagonal."""
-    own = torch.arange(tile.start, tile.stop, device=square.device)
-    return own[:, None] != torch.arange(square.shape[1], device=square.device)
+def _pairs_only(tile: Tensor, rows: slice, columns: slice, value: float = 0) -> Tensor:
+    """A tile of a symmetric table with this value in place of the table's diagonal."""
+    return tile.fill_diagonal_(value) if rows is columns else tile
 
 
-def angles(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean of |cos + 1/(C−1)| over pairs of rows, and the standard deviation of the cosines."""
-    classes = len(rows)
-    unit = rows / rows.norm(dim=1, keepdim=True)
-    pairs = torch.tensor(classes * (classes - 1.0), dtype=rows.dtype, device=rows.device)
+def angles(vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean of |cos + 1/(C−1)| over pairs of vectors, and the standard deviation of the cosines."""
+    classes = len(vectors)
+    unit = vectors / vectors.norm(dim=1, keepdim=True)
+    pairs = torch.tensor(classes * (classes - 1.0), dtype=vectors.dtype, device=vectors.device)
     simplex = -classes / pairs
     mean = (unit.sum(0).square().sum() - unit.square().sum()) / pairs
     excess, variance = torch.zeros_like(pairs), torch.zeros_like(pairs)
-    for tile in tiles(classes):
-        cosine = unit[tile] @ unit.T
-        others = _others(cosine, tile)
-        excess += ((cosine - simplex).abs() * others).sum()
-        variance += ((cosine - mean).square() * others).sum()
+    for rows, columns, times in tiles(classes):
+        cosine = unit[rows] @ unit[columns].T
+        excess += times * _pairs_only((cosine - simplex).abs_(), rows, columns).sum()
+        variance += times * _pairs_only((cosine - mean).square_(), rows, columns).sum()
     return excess / pairs, (variance / pairs).sqrt()
 
 
@@ -54,22 +52,23 @@ def cdnv(centred: Tensor, variance: Tensor) -> Tensor:
     """Mean over pairs of (V_i + V_j)/(2‖μ_i − μ_j‖²)."""
     classes = len(centred)
     total = torch.zeros_like(variance[0])
-    for tile in tiles(classes):
-        distance = squared_distances(centred, tile)
-        others = _others(distance, tile)
-        total += ((variance[tile, None] + variance) / (2 * distance)).masked_fill(~others, 0).sum()
+    for rows, columns, times in tiles(classes):
+        distance = squared_distances(centred, rows, columns).mul_(2)
+        ratio = (variance[rows, None] + variance[columns]) / distance
+        total += times * _pairs_only(ratio, rows, columns).sum()
     return total / torch.tensor(classes * (classes - 1.0), dtype=total.dtype, device=total.device)
 
 
-def gram_to_simplex(rows: Tensor) -> Tensor:
+def gram_to_simplex(weight: Tensor) -> Tensor:
     """‖WWᵀ/‖WWᵀ‖_F − (I − 11ᵀ/C)/√(C−1)‖_F."""
-    classes = len(rows)
-    norm = sum(((rows[tile] @ rows.T).square().sum() for tile in tiles(classes)), rows.new_zeros(())).sqrt()
-    total = rows.new_zeros(())
-    for tile in tiles(classes):
-        gram = rows[tile] @ rows.T / norm
-        simplex = (~_others(gram, tile)).to(gram.dtype) - 1 / classes
-        total += (gram - simplex / (classes - 1) ** 0.5).square().sum()
+    classes = len(weight)
+    squares, total = weight.new_zeros(()), weight.new_zeros(())
+    for rows, columns, times in tiles(classes):
+        squares += times * (weight[rows] @ weight[columns].T).square_().sum()
+    for rows, columns, times in tiles(classes):
+        gram = weight[rows] @ weight[columns].T / squares.sqrt()
+        simplex = _pairs_only(torch.full_like(gram, -1 / classes), rows, columns, 1 - 1 / classes)
+        total += times * (gram - simplex / (classes - 1) ** 0.5).square().sum()
     return total.sqrt()
 
 
@@ -135,11 +134,10 @@ def of_second_pass(geometry: Geometry, sums: SecondPass) -> dict[str, Tensor]:
     classes = len(units)
     intra = units.square().sum(1)
     low, high = torch.full_like(intra[0], torch.inf), torch.full_like(intra[0], -torch.inf)
-    for tile in tiles(classes):
-        cosine = units[tile] @ units.T
-        same = ~_others(cosine, tile)
-        low = torch.minimum(low, cosine.masked_fill(same, torch.inf).amin())
-        high = torch.maximum(high, cosine.masked_fill(same, -torch.inf).amax())
+    for rows, columns, _ in tiles(classes):
+        cosine = units[rows] @ units[columns].T
+        low = torch.minimum(low, _pairs_only(cosine, rows, columns, torch.inf).amin())
+        high = torch.maximum(high, _pairs_only(cosine, rows, columns, -torch.inf).amax())
     pairs = torch.full_like(low, classes * (classes - 1.0))
     defined = pairs > 0
     return {

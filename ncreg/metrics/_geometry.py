@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_LARGEST_TILE = 2**24  # entries of a temporary that would be quadratic in the number of classes
+_EDGE = 512  # rows and columns of a tile of a C × C table: its few temporaries fit into a processor's cache
+_LARGEST_BLOCK = 2**24  # entries of a temporary of pairs
 _SMALL = 256  # a singular value decomposition of this size is cheap
 LARGEST = 1e100  # beyond it, and below its reciprocal, squares of squares leave float64
 _EPS = torch.finfo(torch.float64).eps
@@ -76,19 +77,23 @@ def _span(centred: Tensor) -> tuple[Tensor, Tensor]:
     return values, basis[:rank]
 
 
-def tiles(rows: int) -> Iterator[slice]:
-    """Slices of the rows of a square table, each so few that a tile of the table stays small."""
-    step = max(1, _LARGEST_TILE // rows)
-    for start in range(0, rows, step):
-        yield slice(start, min(start + step, rows))
+def tiles(rows: int) -> Iterator[tuple[slice, slice, int]]:
+    """Rows, columns and multiplicity of the tiles on and above the diagonal of a symmetric table.
+
+    A tile off the diagonal counts twice, for its mirror image.
+    """
+    ranges = [slice(start, min(start + _EDGE, rows)) for start in range(0, rows, _EDGE)]
+    for place, first in enumerate(ranges):
+        for second in ranges[place:]:
+            yield first, second, 1 if first is second else 2
 
 
-def squared_distances(points: Tensor, tile: slice) -> Tensor:
-    """‖p_i − p_j‖² for i in the tile and all j; pairs far closer than their distance to zero are redone exactly."""
-    norms = points.square().sum(1)
-    scale = norms[tile, None] + norms
-    squared = (scale - 2 * points[tile] @ points.T).clamp_min(0)
-    for pairs in (squared < 1e-4 * scale).nonzero().split(max(1, _LARGEST_TILE // points.shape[1])):
+def squared_distances(points: Tensor, rows: slice, columns: slice) -> Tensor:
+    """‖p_i − p_j‖² for i in rows and j in columns; pairs far closer than their distance to zero are redone exactly."""
+    left, right = points[rows], points[columns]
+    scale = left.square().sum(1)[:, None] + right.square().sum(1)
+    squared = (scale - 2 * left @ right.T).clamp_min(0)
+    for pairs in (squared < 1e-4 * scale).nonzero().split(max(1, _LARGEST_BLOCK // points.shape[1])):
         first, second = pairs.unbind(1)
-        squared[first, second] = (points[tile][first] - points[second]).square().sum(1)
+        squared[first, second] = (left[first] - right[second]).square().sum(1)
     return squared

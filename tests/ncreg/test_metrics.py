@@ -414,9 +414,14 @@ def test_etf_distance_is_the_frames_module_s():
 def test_large_tables_are_tiled(monkeypatch):
     features, target, head = make(12, 6, 90)
     expected = measure(features, target, head)
-    monkeypatch.setattr("ncreg.metrics._geometry._LARGEST_TILE", 30)
+    monkeypatch.setattr("ncreg.metrics._geometry._EDGE", 5)
     monkeypatch.setattr("ncreg.metrics._second_pass._LARGEST_TABLE", 10)
     assert_agrees(measure(features, target, head), expected, 1e-13)
+
+
+def test_more_classes_than_a_tile_has_rows():
+    features, target, head = make(600, 8, 1300)
+    assert_agrees(measure(features, target, head), expect(features, target, head))
 
 
 def test_a_device_without_float64_keeps_its_sums_on_the_cpu(monkeypatch):
