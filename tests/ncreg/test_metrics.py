@@ -419,11 +419,6 @@ def test_large_tables_are_tiled(monkeypatch):
     assert_agrees(measure(features, target, head), expected, 1e-13)
 
 
-def test_more_classes_than_a_tile_has_rows():
-    features, target, head = make(600, 8, 1300)
-    assert_agrees(measure(features, target, head), expect(features, target, head))
-
-
 def test_a_device_without_float64_keeps_its_sums_on_the_cpu(monkeypatch):
     """A stand-in: `meta` plays the device, which holds no data and so must never be computed on."""
     cpu = torch.device("cpu")
