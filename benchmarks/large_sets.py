@@ -2,7 +2,8 @@
 
 Photographs of sorts are made anew (320 x 240 pixels, JPEG and PNG), brought to 64 pixels, and trained on for an epoch:
 forward, backward, step. Every contender gives the same batches bit for bit; decoding comes on top of the step, or
-beside it. The decoding alone, without a step, is timed too: a step that takes longer hides it.
+beside it. The decoding alone, without a step, is timed too, as a step that takes longer hides it, and raced with timm's
+loader: the same files, side, interpolation and number of workers.
 
     python benchmarks/large_sets.py [--rounds 5] [--images 1024] [--backbone test_resnet] [--threads 1]
 """
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from timm.data import ImageDataset, create_loader
 
 from benchmarks.harness import parser, race, save
 from recipes.core.cli import parse
@@ -29,7 +31,11 @@ from recipes.data.load import load
 from recipes.data.split import Split
 from recipes.training.build import build_model, build_optimizer
 
-GOALS = ["with a core to spare, workers hide the decoding behind the training step wherever the step takes longer"]
+GOALS = [
+    "with a core to spare, workers hide the decoding behind the training step wherever the step takes longer",
+    "as many images a second are decoded as by timm's loader with the same workers",
+]
+WORKERS = range(3)
 
 
 def photographs(root: Path, count: int, kind: str) -> None:
@@ -51,10 +57,10 @@ def epoch(split: Split, batch: int, step: Callable[[torch.Tensor, torch.Tensor],
         step(images, target)
 
 
-def contenders(words: list[str], args: argparse.Namespace) -> dict[str, Callable[[], None]]:
-    """An epoch of the same batches out of memory and out of files."""
+def contenders(words: list[str], args: argparse.Namespace) -> tuple[dict[str, Callable[[], None]], int]:
+    """An epoch of the same batches out of memory and out of files, and of the files without a step; its images."""
     device = torch.device(args.device)
-    limits = {"in memory": []} | {f"{n} workers": ["--data.memory_limit=0", f"--data.workers={n}"] for n in range(3)}
+    limits = {"in memory": []} | {f"{n} workers": ["--data.memory_limit=0", f"--data.workers={n}"] for n in WORKERS}
     splits, config = {}, parse(["baseline", *words])
     for name, more in limits.items():
         made = load(parse(["baseline", *words, *more]).data, seed=0, image_size=lambda own: args.side)
@@ -68,7 +74,47 @@ def contenders(words: list[str], args: argparse.Namespace) -> dict[str, Callable
         optimizer.step()
 
     runs = {name: partial(epoch, split, args.batch, step) for name, split in splits.items()}
-    return runs | {"0 workers, no step": partial(epoch, splits["0 workers"], args.batch, lambda *batch: None)}
+    alone = {f"{n} workers, no step": splits[f"{n} workers"] for n in WORKERS}
+    runs |= {name: partial(epoch, split, args.batch, lambda *batch: None) for name, split in alone.items()}
+    return runs, len(made.train) // args.batch * args.batch
+
+
+class FirstImages(ImageDataset):
+    """The first images of a folder, as timm reads them."""
+
+    def __init__(self, root: str, images: int) -> None:
+        super().__init__(root)
+        self.images = images
+
+    def __len__(self) -> int:
+        return self.images
+
+
+def timm_epoch(dataset: ImageDataset, workers: int, args: argparse.Namespace) -> None:
+    """One pass of timm's loader: the shorter edge brought to the side, the centre cropped, bilinear."""
+    loader = create_loader(
+        dataset,
+        input_size=(3, args.side, args.side),
+        batch_size=args.batch,
+        crop_pct=1.0,
+        interpolation="bilinear",
+        num_workers=workers,
+        persistent_workers=False,
+        device=torch.device(args.device),
+    )
+    for _ in loader:
+        pass
+
+
+def show(kind: str, found: dict[str, dict], baseline: str) -> None:
+    """A line for each contender."""
+    for name, row in found.items():
+        ratio = row["ratio"]
+        print(
+            f"{kind}  {name:<22}{row['seconds']['median']:>7.2f} s   in units of {baseline} "
+            f"{ratio['median']:.2f} [{ratio['q1']:.2f}, {ratio['q3']:.2f}]",
+            flush=True,
+        )
 
 
 def main() -> None:
@@ -86,18 +132,20 @@ def main() -> None:
             photographs(Path(root), args.images, kind)
             words = ["--data.name", "folder", "--data.root", root, "--data.image_size", str(args.side)]
             words += ["--data.batch_size", str(args.batch), "--model.backbone", args.backbone]
-            found = race(
-                contenders(words, args), baseline="in memory", rounds=args.rounds, warmup=1, device=args.device
-            )
-        for name, row in found.items():
-            ratio = row["ratio"]
-            print(
-                f"{kind}  {name:<20}{row['seconds']['median']:>7.2f} s   in units of those in memory "
-                f"{ratio['median']:.2f} [{ratio['q1']:.2f}, {ratio['q3']:.2f}]",
-                flush=True,
-            )
+            ours, images = contenders(words, args)
+            timed = partial(race, rounds=args.rounds, warmup=1, device=args.device)
+            found = timed(ours, baseline="in memory")
+            show(kind, found, "in memory")
+            decoding = {}
+            for n in WORKERS:
+                name, peer = f"{n} workers, no step", f"timm, {n} workers"
+                pair = timed(
+                    {name: ours[name], peer: partial(timm_epoch, FirstImages(root, images), n, args)}, baseline=peer
+                )
+                show(kind, pair, peer)
+                decoding |= pair
         kept = {"kind": kind, "images": args.images, "side": args.side, "backbone": args.backbone}
-        settings.append({**kept, "contenders": found})
+        settings.append({**kept, "contenders": found, "decoding": decoding})
     print(save("large_sets", settings, goals=GOALS, device=args.device, out=args.out))
 
 
