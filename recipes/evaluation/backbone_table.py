@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from recipes.core.plot_style import COLORS, GRAY, STYLE
-from recipes.evaluation.backbone_ranking import NOT_FOR_TRAINED, BackboneRanking, BackboneScores
+from recipes.evaluation.backbone_scores import NOT_FOR_TRAINED, BackboneRanking, BackboneScores
 
 Cell = Callable[[BackboneScores], str]
 

@@ -19,7 +19,7 @@ from recipes.core.config import DataConfig
 from recipes.core.errors import UserError
 from recipes.data.load import load
 from recipes.data.split import stratified
-from recipes.evaluation.backbone_ranking import BackboneRanking, BackboneScores
+from recipes.evaluation.backbone_scores import BackboneRanking, BackboneScores
 from recipes.evaluation.backbone_table import draw_ranking, ranking_table
 from recipes.evaluation.candidates import read_candidates
 
