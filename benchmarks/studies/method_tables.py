@@ -6,12 +6,13 @@ A comment in a document asks for the table, and `digest.py` fills it:
     <!-- end of method -->
 
 Rows are chosen by a rule, not by hand: in each study whose baseline is the recipe `baseline`, the arms with the
-recipe's name, and the contrasts of an arm of this recipe with an arm of `baseline` that changes the same keys in the
-same way.
+recipe's name, and the contrasts of an arm of this recipe with an arm of another. A row says which keys its arm changes
+besides recipe, rate and decay where the other arm does not: the difference is theirs too.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,9 @@ COLUMNS = {
 }
 ALSO = {"default": ("default", "logit_adjusted", "smoothing"), "tpt": ("tpt_step",)}
 """Arms that are made from other recipes, or have other names, and show a recipe or one of its parts."""
+
+TUNED = ("optim.lr", "optim.weight_decay")
+"""Keys that every arm has its own best value of."""
 
 Statistics = Mapping[tuple[str, str], Mapping[str, Any]]
 
@@ -53,9 +57,11 @@ def markdown(recipe: str, folder: Path, up: str) -> str:
 
 def _caption(up: str) -> str:
     return (
-        "Paired difference to plain cross-entropy, with its 95 % t interval "
+        "Paired difference to plain cross-entropy, or to the arm after the minus sign, each at its own rate and decay, "
+        "with its 95 % t interval "
         f"([signs and verdicts]({up}docs/compare.md#the-verdicts)); a lower cross-entropy is better, a lower NC1 more "
-        "collapsed."
+        "collapsed. *With* names what else an arm changes: the difference is that key's too. A cell without a sign may "
+        "be of a study that gives no verdicts on this measure."
     )
 
 
@@ -68,14 +74,15 @@ def _rows(content: Mapping[str, Any], recipe: str, up: str) -> Iterator[tuple[st
     settings = list(dict.fromkeys(data for data, _ in statistics))
     named = [name for name, arm in arms.items() if name in ALSO.get(recipe, ()) or name == recipe == arm["recipe"]]
     pairs = [(name, base) for name in named if name != base and arms[base]["recipe"] == "baseline"]
-    pairs += [pair for pair in _contrasts(study) if pair not in pairs and _alike(arms, recipe, *pair)]
+    pairs += [pair for pair in _contrasts(study) if pair not in pairs and _with_another(arms, recipe, *pair)]
     for data in settings:
         for arm, against in pairs:
             row, n = _cells(statistics, measures, data, arm, against, base)
             if row:
                 where = [f"[{content['name']}]({up}benchmarks/studies/{content['name']}/report.md)"]
                 where += [data] * (len(settings) > 1) + ["validation images"] * ("at_end.val.accuracy" in measures)
-                where += [f"`{arm}`" if against == base else f"`{arm}` − `{against}`", f"n = {n}"]
+                name = f"`{arm}`" if against == base else f"`{arm}` − `{against}`"
+                where += [name + _besides(arms[arm]["overrides"], arms[against]["overrides"]), f"n = {n}"]
                 yield ", ".join(where), row
 
 
@@ -83,10 +90,26 @@ def _contrasts(study: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(item["arm"], item["against"]) for item in study.get("contrasts", [])]
 
 
-def _alike(arms: Mapping[str, Mapping[str, Any]], recipe: str, arm: str, against: str) -> bool:
-    """Whether two arms differ in this: one is the recipe, the other is `baseline`."""
-    of = (arms[arm]["recipe"], arms[against]["recipe"])
-    return of == (recipe, "baseline") and arms[arm]["overrides"] == arms[against]["overrides"]
+def _with_another(arms: Mapping[str, Mapping[str, Any]], recipe: str, arm: str, against: str) -> bool:
+    """Whether the first of two arms is the recipe, and the second another one."""
+    return arms[arm]["recipe"] == recipe != arms[against]["recipe"]
+
+
+def _besides(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+    """The keys that an arm changes and the other does not, rate and decay aside."""
+    changed = [
+        f"`{key}: {_brief(value)}`"
+        for key, value in mine.items()
+        if key not in TUNED and (key not in theirs or theirs[key] != value)
+    ]
+    return f" with {' and '.join(changed)}" if changed else ""
+
+
+def _brief(value: Any) -> str:
+    """A value as in YAML; of a mapping its keys alone."""
+    if isinstance(value, dict):
+        return " + ".join(value)
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _cells(
