@@ -36,7 +36,7 @@ from recipes.core.config import TrainConfig
 from recipes.core.errors import UserError
 from recipes.core.files import locked
 from recipes.core.interrupt import EXIT_CODE
-from recipes.core.script import WIDTH, Parser, join_flags, run_script
+from recipes.core.script import WIDTH, Parser, join_flags, leave_with, run_script
 from recipes.core.suggestions import did_you_mean
 from recipes.study import results
 from recipes.study.load import is_study_file, name_from_recipes, read_study, study_from_recipes
@@ -280,4 +280,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave_with(main)

@@ -30,7 +30,7 @@ if __name__ == "__main__":
 
 from recipes.core.errors import UserError
 from recipes.core.files import check_folder, write_atomically, write_json
-from recipes.core.script import Parser, run_script, take_keys
+from recipes.core.script import Parser, leave_with, run_script, take_keys
 from recipes.evaluation.model_options import MODEL_HELP, ModelOptions, add_model_options, model_options
 
 
@@ -130,4 +130,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave_with(main)

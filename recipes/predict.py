@@ -26,7 +26,7 @@ if __name__ == "__main__":
     require_recipes()
 
 from recipes.core.files import check_file
-from recipes.core.script import Parser, run_script
+from recipes.core.script import Parser, leave_with, run_script
 from recipes.evaluation.model_options import MODEL_HELP, add_model_options, model_options
 
 
@@ -69,4 +69,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave_with(main)

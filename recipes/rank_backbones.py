@@ -27,7 +27,7 @@ if __name__ == "__main__":
 
 from recipes.core.errors import PARTIAL, UserError
 from recipes.core.files import check_folder, environment, file_name, write_json
-from recipes.core.script import Parser, run_script, take_keys
+from recipes.core.script import Parser, leave_with, run_script, take_keys
 from recipes.evaluation.candidates import CANDIDATE_HELP, read_candidates
 
 
@@ -93,4 +93,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave_with(main)

@@ -26,9 +26,10 @@ if __name__ == "__main__":
     require_recipes()
     if {"-h", "--help"} & set(sys.argv):  # before the imports below, which take seconds
         from recipes.core.cli import parse_command
+        from recipes.core.script import leave_with
         from recipes.training.names import existing_names
 
-        parse_command(sys.argv[1:], existing_names())
+        leave_with(lambda: parse_command(sys.argv[1:], existing_names()) and 0)
 
 import torch
 from timm.utils.model_ema import ModelEmaV3
@@ -44,6 +45,7 @@ from recipes.core.files import file_name
 from recipes.core.interrupt import EXIT_CODE, Stopped, StopRequest
 from recipes.core.memory import keep_freed_memory
 from recipes.core.own_code import own_files, texts
+from recipes.core.script import leave_with
 from recipes.data.augment import batches, epoch_order
 from recipes.data.lazy_images import report_lost_workers
 from recipes.data.left_out import check_readable
@@ -437,4 +439,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave_with(main)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
+import select
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NoReturn
@@ -12,6 +14,8 @@ from recipes.core.errors import UserError
 from recipes.core.suggestions import did_you_mean
 
 POINTER = "(--help lists the options)"
+READER_GONE = 141
+"""Exit code where the output's reader ended first: 128 and the number of SIGPIPE, as shells have it."""
 BOOLEANS = {"true": True, "false": False}
 WIDTH = 100
 """Columns of a help text."""
@@ -150,6 +154,32 @@ def run_script(body: Callable[[Sequence[str]], int | None], argv: Sequence[str] 
     """
     try:
         return body(sys.argv[1:] if argv is None else argv) or 0
+    except BrokenPipeError:
+        raise  # see `leave_with`
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def leave_with(main: Callable[[], int | None]) -> NoReturn:
+    """End the process with the exit code of `main`; quietly where the reader of its output has gone, as `head` does."""
+    try:
+        try:
+            code = main()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _reader_gone():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left goes there when Python ends
+        code = READER_GONE
+    sys.exit(code)
+
+
+def _reader_gone() -> bool:
+    """Whether standard output is a pipe that nobody reads any more."""
+    if not hasattr(select, "poll"):
+        return True  # no way to ask on Windows
+    asked = select.poll()
+    asked.register(sys.stdout.fileno(), 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in asked.poll(0))
