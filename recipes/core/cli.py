@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
@@ -119,12 +120,15 @@ def parse_command(argv: Sequence[str], names: Mapping[str, Sequence[str]] | None
     _refuse_unknown_keys(args)
     parser = _parser()
     try:
-        parsed = parser.parse_args([_full_name(word) for word in args])
+        shallow, deep = _split_deep(args)
+        parsed = parser.parse_args([_full_name(word) for word in shallow])
         for group in ("model", "data", "augment", "adversarial", "optim", "tpt"):
             if not isinstance(parsed[group], jsonargparse.Namespace):
                 raise UserError(f"{group}={parsed[group]}: expected keys and their values, such as {group}.KEY")
         values = parser.instantiate(parsed)
         config = TrainConfig(**{item.name: values[item.name] for item in fields(TrainConfig)})
+        for name, value in deep:
+            _set_deep(config, name, value)
     except jsonargparse.ArgumentError as error:
         raise UserError(_one_line(str(error), recipe_given=not argv[0].startswith("-"))) from None
     except ValueError as error:
@@ -153,6 +157,55 @@ def _changes(args: Sequence[str], run: str) -> tuple[str, ...]:
             )
         changes.append(f"{option}={value}")
     return tuple(changes)
+
+
+def _split_deep(args: Sequence[str]) -> tuple[list[str], list[tuple[str, Any]]]:
+    """The words without those that set a value deep in a mapping, which jsonargparse cannot; and those, with values.
+
+    They are `--loss.TERM.args.NAME`, and names in a mapping within a mapping, such as `--model.head_args.NAME.NAME`.
+    """
+    mappings = [key for key, hint in keys().items() if str(hint).startswith("dict") and key != "loss"]
+    pattern = re.compile(rf"--(loss\.[^.]+\.args\.[^=]+|(?:{'|'.join(map(re.escape, mappings))})\.[^.=]+\.[^=]+)")
+    left, deep = [], []
+    words = iter(args)
+    for word in words:
+        option, equals, value = word.partition("=")
+        if not pattern.fullmatch(option):
+            left.append(word)
+            continue
+        if not equals and (value := next(words, "--")).startswith("--"):
+            raise UserError(f"{option} needs a value {POINTER}")
+        deep.append((option.removeprefix("--"), _as_yaml_value(value)))
+    if deep and any(word.startswith("--print_config") for word in left):
+        raise UserError(f"--print_config does not show --{deep[0][0]}: leave one of the two out")
+    return left, deep
+
+
+def _as_yaml_value(text: str) -> Any:
+    """A word of the command line as the parser reads the value of any key."""
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=Any)
+    return parser.parse_args([f"--value={text}"]).value
+
+
+def _set_deep(config: TrainConfig, name: str, value: Any) -> None:
+    """Set one name in the mappings of a configuration; mappings on the way are made, and so is a term of the loss.
+
+    Raises:
+        UserError: what lies on the way is no mapping.
+    """
+    *way, last = name.split(".")
+    place: Any = config
+    for depth, part in enumerate(way, 1):
+        if is_dataclass(place):
+            inner = deepcopy(getattr(place, part))
+            setattr(place, part, inner)
+        else:
+            inner = place.setdefault(part, TermConfig() if depth == 2 and way[0] == "loss" else {})
+        if not isinstance(inner, dict) and not is_dataclass(inner):
+            raise UserError(f"--{name}: {'.'.join(way[:depth])} is {inner!r}, not {KINDS['dict']} {POINTER}")
+        place = inner
+    place[last] = value
 
 
 def _full_name(word: str) -> str:
@@ -234,9 +287,8 @@ def _in_plain_words(line: str) -> str:
         return f"{group}={value}: expected keys and their values, such as {group}.KEY{near}"
     if found := re.match(r"(?:Group '([\w.]+)' does not accept option|.*Option) '([\w.]+)'", line):
         group, name = found.groups()
-        return f"{line}{did_you_mean(f'{group}.{name}' if group else name, _all_names(), USUAL_NAMES)}"
+        if line.startswith('"loss"'):
+            near = did_you_mean(name, keys(TermConfig))
+            return f"{line}{near}; arguments of the loss itself go to --loss.TERM.args.NAME"
+        return f"{line}{did_you_mean(f'{group}.{name}' if group else name, [*keys(), *keys(TermConfig)], USUAL_NAMES)}"
     return line
-
-
-def _all_names() -> list[str]:
-    return [*keys(), *keys(TermConfig)]

@@ -100,6 +100,10 @@ def test_nothing_is_suggested_where_nothing_comes_near(typed, capsys):
         ),
         (["--loss.ntce.wieght", "1"], "\"loss\": Option 'wieght' is not accepted; did you mean weight?"),
         (["--loss.ntce.phase", "allways"], '"loss": "phase": .*got allways; did you mean always?'),
+        (["--loss.ntce.temperature", "1"], '"loss": Option .* arguments of the loss itself go to --loss.TERM.args.NAME'),
+        (["--loss.ntce.args.temperature"], "--loss.ntce.args.temperature needs a value"),
+        (["--model.head_args.a", "1", "--model.head_args.a.b", "2"], "--model.head_args.a.b: model.head_args.a is 1, not"),
+        (["--loss.ntce.args.a", "1", "--print_config"], "--print_config does not show --loss.ntce.args.a: leave one"),
         (["--optim.lr", "fast"], '"optim.lr": expected float, got fast (--help'),
         (["--quiet", "loud"], '"quiet": expected true or false, got loud (--help'),
         (["extra"], "extra is unknown (--help"),
@@ -109,6 +113,25 @@ def test_train_suggests_values(words, line, capsys):
     found = refused(train_script.main, ["etf", *words], capsys)
     pattern = ".*".join(re.escape(part) for part in line.split(".*"))
     assert re.match(pattern, found), found
+
+
+@pytest.mark.parametrize("form", ["--loss.nonl.args.temperature=2e-1", "--loss.nonl.args.temperature 2e-1"])
+def test_one_argument_of_a_loss_leaves_the_recipe_s_others(form):
+    assert parse(["nonl", *form.split()]).loss["nonl"].args == {"temperature": 0.2, "one_class": "skip"}
+    assert parse(["nonl"]).loss["nonl"].args["temperature"] == 0.1
+
+
+def test_a_value_deep_in_a_mapping_has_its_own_type():
+    words = ["--model.head_args.outer.number", "3", "--model.head_args.outer.flag=true", "--model.head_args.scale", "2"]
+    assert parse(["etf", *words]).model.head_args == {"scale": 2, "outer": {"number": 3, "flag": True}}
+    assert parse(["etf", "--loss.ntce.args.temperature", "0.5"]).loss["ntce"].args == {"temperature": 0.5}
+
+
+@pytest.mark.parametrize("script", ["train", "evaluate", "compare"])
+def test_a_reader_that_goes_away_ends_a_script_quietly(script):
+    shell = f"set -o pipefail; {sys.executable} -u recipes/{script}.py --help | true"
+    ended = subprocess.run(["bash", "-c", shell], cwd=ROOT, capture_output=True, text=True)
+    assert ended.stderr == "" and ended.returncode in (0, 141)  # 0 where the help was written before
 
 
 @pytest.mark.parametrize(
