@@ -100,9 +100,15 @@ def test_nothing_is_suggested_where_nothing_comes_near(typed, capsys):
         ),
         (["--loss.ntce.wieght", "1"], "\"loss\": Option 'wieght' is not accepted; did you mean weight?"),
         (["--loss.ntce.phase", "allways"], '"loss": "phase": .*got allways; did you mean always?'),
-        (["--loss.ntce.temperature", "1"], '"loss": Option .* arguments of the loss itself go to --loss.TERM.args.NAME'),
+        (
+            ["--loss.ntce.temperature", "1"],
+            '"loss": Option .* arguments of the loss itself go to --loss.TERM.args.NAME',
+        ),
         (["--loss.ntce.args.temperature"], "--loss.ntce.args.temperature needs a value"),
-        (["--model.head_args.a", "1", "--model.head_args.a.b", "2"], "--model.head_args.a.b: model.head_args.a is 1, not"),
+        (
+            ["--model.head_args.a", "1", "--model.head_args.a.b", "2"],
+            "--model.head_args.a.b: model.head_args.a is 1, not",
+        ),
         (["--loss.ntce.args.a", "1", "--print_config"], "--print_config does not show --loss.ntce.args.a: leave one"),
         (["--optim.lr", "fast"], '"optim.lr": expected float, got fast (--help'),
         (["--quiet", "loud"], '"quiet": expected true or false, got loud (--help'),
