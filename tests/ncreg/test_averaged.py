@@ -12,7 +12,7 @@ from torch.optim import swa_utils
 import ncreg
 from ncreg.averaging import update_bn
 from ncreg.frames import nearest_simplex_etf, simplex_etf
-from ncreg.heads import HEADS, NearestETFHead
+from ncreg.heads import HEADS, CodeHead, FixedHead, NearestETFHead
 from ncreg.norms import LastBatchNorm
 
 CLASSES, DIM = 6, 12
@@ -103,7 +103,7 @@ def test_every_average_of_every_head_keeps_its_constraint(head, build):
     seen = {"seed": 1}
     args = {"every": 1, "momentum": 1.0} if head == "nearest_etf" else {}
     model = nn.Sequential(LastBatchNorm(DIM), HEADS[head](DIM, CLASSES, **seen, **args))
-    fixed = model[1].weight.clone() if head not in ("linear", "cosine", "nearest_etf") else None
+    fixed = model[1].weight.clone() if isinstance(model[1], FixedHead | CodeHead) else None
     average = build(model)
     train(model, average)
     found = average.model[1]

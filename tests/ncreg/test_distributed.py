@@ -1,5 +1,6 @@
 """Losses of all ranks' batches: every averaged gradient equals that of one process on the whole batch."""
 
+import inspect
 import math
 from datetime import timedelta
 
@@ -40,7 +41,15 @@ CASES = {
     "mse": lambda: losses.OneHotMSELoss(gather=True),
     "spectral decoupling": lambda: losses.SpectralDecouplingLoss(gather=True),
     "centre": lambda: losses.CenterLoss(CLASSES, DIM).double(),
+    "chunked": lambda: losses.ChunkedCrossEntropyLoss(chunk=3, gather=True, class_weight=WEIGHTS),
+    "logit adjusted": lambda: losses.LogitAdjustedLoss([4, 3, 2, 1], gather=True, class_weight=WEIGHTS).double(),
 }
+
+
+def test_every_loss_that_gathers_is_a_case():
+    made = {getattr(losses, name) for name in losses.__all__}
+    gather = {loss for loss in made if "gather" in inspect.signature(loss).parameters}
+    assert gather == {type(case()) for case in CASES.values()}
 
 
 def whole_batch():
@@ -54,13 +63,20 @@ def two_steps(name, images, target, wrap=lambda net: net):
     """Loss and gradients of a small network at the second of two batches (memories and centres then hold the first)."""
     torch.manual_seed(1)
     backbone = nn.Linear(INPUT, DIM).double()
-    weight = nn.Parameter(torch.randn(CLASSES, DIM, dtype=torch.float64))
+    head = nn.Linear(DIM, CLASSES, bias=False).double()
+    weight = head.weight
     term, trained = CASES[name](), wrap(backbone)
     for scale in (1.0, -0.5):
         backbone.zero_grad()
         weight.grad = None
         features = trained(images * scale + 1)
-        available = {"features": features, "target": target, "weight": weight, "logits": features @ weight.T}
+        available = {
+            "features": features,
+            "target": target,
+            "weight": weight,
+            "head": head,
+            "logits": features @ weight.T,
+        }
         loss = term(*(available[key] for key in term.consumes))
         loss.backward()
     grads = [backbone.weight.grad, backbone.bias.grad, weight.grad]
