@@ -190,7 +190,8 @@ def test_the_figure_for_a_paper_is_drawn_as_the_tutorial_says(tmp_path, monkeypa
     plt = pytest.importorskip("matplotlib.pyplot")
     page = (ROOT / "docs" / "tutorials" / "a_figure_for_a_paper.md").read_text()
     (script,) = re.findall(r"^```py\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
-    measures = [{"nc1": 2.0**-n, "nc2_equiangularity": 3.0**-n, "nc3": 1.5**-n} for n in range(4)]
+    base = {"nc1": 2.0, "nc2_equinorm": 4.0, "nc2_equiangularity": 3.0, "nc3": 1.5}
+    measures = [{name: value**-n for name, value in base.items()} | {"nc4": 0.1 * (n < 2)} for n in range(4)]
     history = [{"epoch": n + 1, "measures": values} for n, values in enumerate(measures)]
     (tmp_path / "RUN").mkdir()
     (tmp_path / "RUN" / "history.jsonl").write_text("\n".join(map(json.dumps, history)))
@@ -200,7 +201,9 @@ def test_the_figure_for_a_paper_is_drawn_as_the_tutorial_says(tmp_path, monkeypa
     with plt.rc_context():
         exec(compile(script, "paper_figure.py", "exec"), names)
     curves = {line.get_label(): list(line.get_ydata()) for line in names["axis"].get_lines()}
-    assert curves["NC3"] == [values["nc3"] for values in measures] and len(curves) == 4
+    assert curves["NC3"] == [values["nc3"] for values in measures] and len(curves) == 5
+    assert list(names["below"].get_lines()[0].get_ydata()) == [10, 10, 0, 0]
+    assert len({str(line.get_linestyle()) for line in names["axis"].get_lines()[:3]}) == 3  # told apart without colour
     plt.close(names["figure"])
     written = (tmp_path / "collapse.pdf").read_bytes()
     assert b"/FontFile2" in written and b"/Type3" not in written

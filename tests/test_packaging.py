@@ -46,6 +46,7 @@ def test_metadata_has_the_version_of_the_package_and_a_readme_without_dead_links
 
 def test_one_version_everywhere():
     assert "version" not in PROJECT and f"version: {ncreg.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"version = {{{ncreg.__version__}}}" in (ROOT / "docs" / "citing.md").read_text()
     assert f"\n## {ncreg.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 

@@ -187,7 +187,10 @@ def test_a_recipe_is_compared_with_cross_entropy_in_every_study_that_has_both():
         if cell["arm"] in ("baseline", "etf")
     }
     difference = statistics.mean(nc1["etf", seed] - nc1["baseline", seed] for seed in range(5))
-    (row,) = [row for row in rows if "second_model" in row]
+    row, fixed_or_learned = [row for row in rows if "second_model" in row]
+    assert fixed_or_learned.startswith(
+        f"{row.partition(', `etf`')[0]}, `etf` − `normface`, n = 5 | +0.60 [+0.09, +1.11] ≥ |"
+    )
     assert row.startswith("| [second_model](../benchmarks/studies/second_model/report.md), `etf`, n = 5 | +0.56 [")
     assert f"| {difference:.4f} [".replace("-", "−") in row
     with_both = {
@@ -198,6 +201,13 @@ def test_a_recipe_is_compared_with_cross_entropy_in_every_study_that_has_both():
         and study["arms"][study["baseline"] or next(iter(study["arms"]))]["recipe"] == "baseline"
     }
     assert {row.partition("]")[0].removeprefix("| [") for row in rows} == with_both
+
+
+def test_a_row_says_what_else_its_arm_changes():
+    """On the long tail of `default` the arm trains with logit adjustment, which the baseline does not."""
+    against_baseline, alike = [row for row in method_table("etf") if "tail_50" in row]
+    assert ", `etf` with `loss: logit_adjusted`, n = 3 | +2.59 [" in against_baseline
+    assert ", `etf` − `logit_adjusted`, n = 3 | +0.08 [−1.66, +1.82] |" in alike
 
 
 def test_a_contrast_counts_where_the_recipe_is_all_that_differs():
