@@ -189,16 +189,22 @@ def test_a_card_without_its_fields_is_refused(lines, build_recipes, tmp_path):
 def test_the_figure_for_a_paper_is_drawn_as_the_tutorial_says(tmp_path, monkeypatch):
     plt = pytest.importorskip("matplotlib.pyplot")
     page = (ROOT / "docs" / "tutorials" / "a_figure_for_a_paper.md").read_text()
-    (script,) = re.findall(r"^```py\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    panel, script = re.findall(r"^```py\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
     base = {"nc1": 2.0, "nc2_equinorm": 4.0, "nc2_equiangularity": 3.0, "nc3": 1.5}
     measures = [{name: value**-n for name, value in base.items()} | {"nc4": 0.1 * (n < 2)} for n in range(4)]
     history = [{"epoch": n + 1, "measures": values} for n, values in enumerate(measures)]
     (tmp_path / "RUN").mkdir()
     (tmp_path / "RUN" / "history.jsonl").write_text("\n".join(map(json.dumps, history)))
     (tmp_path / "RUN" / "summary.json").write_text(json.dumps({"onset_epoch": 2}))
+    view = {"samples": [[0.0, 1.0], [1.0, 0.0], [0.5, 0.5]], "means": [[0.0, 1.0], [1.0, 0.0]], "target": [0, 1, 1]}
+    (tmp_path / "RUN" / "collapse").mkdir()
+    (tmp_path / "RUN" / "collapse" / "view-test.json").write_text(json.dumps({"views": [{}, view]}))
     monkeypatch.chdir(tmp_path)
     names = {}
     with plt.rc_context():
+        exec(compile(panel, "paper_simplex.py", "exec"), names)
+        assert names["axis"].collections[0].get_offsets().tolist() == view["samples"]
+        plt.close(names["figure"])
         exec(compile(script, "paper_figure.py", "exec"), names)
     curves = {line.get_label(): list(line.get_ydata()) for line in names["axis"].get_lines()}
     assert curves["NC3"] == [values["nc3"] for values in measures] and len(curves) == 5
@@ -206,7 +212,7 @@ def test_the_figure_for_a_paper_is_drawn_as_the_tutorial_says(tmp_path, monkeypa
     assert len({str(line.get_linestyle()) for line in names["axis"].get_lines()[:3]}) == 3  # told apart without colour
     plt.close(names["figure"])
     written = (tmp_path / "collapse.pdf").read_bytes()
-    assert b"/FontFile2" in written and b"/Type3" not in written
+    assert b"/FontFile2" in written and b"/Type3" not in written and (tmp_path / "simplex.pdf").is_file()
 
 
 def test_own_images_in_an_own_loop_as_the_page_says(tmp_path, monkeypatch, capsys):
