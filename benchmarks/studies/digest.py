@@ -110,13 +110,14 @@ def _study_row(path: Path, up: str) -> tuple[list[str], dict[str, float]]:
     """The row of one study in the list, and the seconds of each of its runs."""
     study, file = read_study(path), path.with_suffix("") / "results.json"
     link = f"[{path.stem}]({up}benchmarks/studies/{path.name})"
+    planned = len(study.seeds) * len(study.settings) * len(study.arms)
     if not file.exists():
-        return [link, study.question, f"0 of {len(study.seeds) * len(study.settings) * len(study.arms)}", "", ""], {}
+        return [link, study.question, f"0 of {planned}", "", ""], {}
     content, timing = results.read(file), json.loads(file.with_name("timing.json").read_text())
     done = sum(cell["key"] in content["runs"] for cell in content["cells"])
     searched = sum(len(point["values"]) for entry in content["search"] for point in entry["points"])
     seconds = {key: run["train_seconds"] + run["evaluation_seconds"] for key, run in timing.items()}
-    runs = f"{done}" if done == len(content["cells"]) else f"{done} of {len(content['cells'])}"
+    runs = f"{done}" if done == planned else f"{done} of {planned}"
     return [link, study.question, runs, f"{searched or ''}", f"{sum(seconds.values()) / 3600:.1f}"], seconds
 
 

@@ -78,7 +78,7 @@ def _rows(content: Mapping[str, Any], recipe: str, up: str) -> Iterator[tuple[st
     for data in settings:
         for arm, against in pairs:
             row, n = _cells(statistics, measures, data, arm, against, base)
-            if row:
+            if n:
                 where = [f"[{content['name']}]({up}benchmarks/studies/{content['name']}/report.md)"]
                 where += [data] * (len(settings) > 1) + ["validation images"] * ("at_end.val.accuracy" in measures)
                 name = f"`{arm}`" if against == base else f"`{arm}` − `{against}`"

@@ -156,12 +156,14 @@ def judge_pairs(
 ) -> list[dict[str, Any]]:
     """For each pair: the difference (first minus second), each p after Holm's correction over the pairs, the verdict.
 
-    The verdict is "not reached" where runs of the first arm have ended and none has the measure, "baseline not
-    reached" where that holds for the second arm, else that of `verdict`.
+    A pair of which no run has ended yet counts in the correction with a p of 1: what is told of a study that goes on
+    keeps to the family that its rules name. The verdict is "not reached" where runs of the first arm have ended and
+    none has the measure, "baseline not reached" where that holds for the second arm, else that of `verdict`.
     """
     entries = [paired_difference(measure, values[ours], values.get(theirs, {})) for ours, theirs in pairs]
-    adjusted = _corrected([entry["p"] for entry in entries])
-    tests = {name: _corrected([entry["margin_p"].get(name) for entry in entries]) for name in MARGIN_TESTS}
+    waiting = [not values[ours] or not values.get(theirs) for ours, theirs in pairs]
+    adjusted = _corrected([entry["p"] for entry in entries], waiting)
+    tests = {name: _corrected([entry["margin_p"].get(name) for entry in entries], waiting) for name in MARGIN_TESTS}
     for index, (entry, (ours, theirs)) in enumerate(zip(entries, pairs, strict=True)):
         entry["p_holm"] = adjusted.get(index)
         entry["margin_p_holm"] = {name: found[index] for name, found in tests.items() if index in found}
@@ -174,10 +176,13 @@ def judge_pairs(
     return entries
 
 
-def _corrected(values: Sequence[float | None]) -> dict[int, float]:
-    """Each p after Holm's correction over those that are there, by its place."""
-    adjusted = holm({str(index): value for index, value in enumerate(values) if value is not None})
-    return {int(index): value for index, value in adjusted.items()}
+def _corrected(values: Sequence[float | None], waiting: Sequence[bool]) -> dict[int, float]:
+    """Each p after Holm's correction, by its place; those that wait for runs only make the family larger."""
+    if all(value is None for value in values):
+        return {}
+    known = {str(index): 1.0 if wait else p for index, (p, wait) in enumerate(zip(values, waiting, strict=True))}
+    adjusted = holm({index: value for index, value in known.items() if value is not None})
+    return {int(index): value for index, value in adjusted.items() if values[int(index)] is not None}
 
 
 def compare_arms(

@@ -87,6 +87,16 @@ def test_the_interval_beyond_the_margin_is_not_enough_among_several_arms():
     assert all(entry["p_holm"] < 0.05 and entry["difference_low"] > MARGIN for entry in crowd[1:])
 
 
+def test_arms_whose_runs_are_still_to_come_belong_to_the_family():
+    """A word that is told while a study goes on is corrected for all the arms that its rules name."""
+    values = drawn([0.001], sd=0.001)
+    (_, alone) = compare_arms(ACCURACY, values, base="base", min_seeds=3)
+    _, early, *others = compare_arms(ACCURACY, values | {"b": {}, "c": {}}, base="base", min_seeds=3)
+    assert early["p_holm"] == pytest.approx(min(1, 3 * alone["p"]))
+    assert early["margin_p_holm"] == pytest.approx({name: min(1, 3 * p) for name, p in alone["margin_p"].items()})
+    assert all(entry["p_holm"] is None and entry["verdict"] == "too few seeds" for entry in others)
+
+
 def test_every_p_goes_through_holm_over_the_arms():
     values = drawn([0.0, 0.001, 0.004, -0.006, 0.012], sd=0.0008)
     entries = compare_arms(ACCURACY, values, base="base", min_seeds=3)[1:]
