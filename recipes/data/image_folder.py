@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median_low
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +23,9 @@ from recipes.data.decode import WRONG_IMAGE, decoded
 from recipes.data.lazy_images import LazyImages, worker_count
 from recipes.data.split import SPLIT_NAMES, Source, Split, resized
 from recipes.data.unreadable import Unreadable
+
+LOOKED_AT = 36
+"""Files, at least where there are so many, whose headers tell the size of a set's images."""
 
 
 def image_folder(
@@ -65,7 +70,9 @@ def image_folder(
     gone = frozenset(file for file in former if not Path(file).is_file())
     if gone:
         notes.append(f"left out, as they are gone: {', '.join(sorted(gone))}")
-    return Source(names, splits["train"], splits.get("test"), splits.get("val"), tuple(notes), gone=gone)
+    read: Any = splits["train"].images
+    parts_read = (splits["train"], splits.get("test"), splits.get("val"))
+    return Source(names, *parts_read, tuple(notes), gone=gone, native_side=read.read.median_edge())
 
 
 def _check_number(train: Path, classes: int, *, least: int) -> None:
@@ -244,8 +251,20 @@ class Files:
         Raises:
             Unreadable: it has not, or cannot be opened.
         """
-        with _named(self.path(number)) as path, Image.open(path):
-            pass
+        self._shorter_edge(number)
+
+    def median_edge(self) -> int | None:
+        """Median shorter edge in pixels of a few dozen images, spread over all of them; None if none can be read."""
+        count, edges = len(self.paths), []
+        for number in range(0, count, max(1, count // LOOKED_AT)):
+            with suppress(Unreadable):
+                edges.append(self._shorter_edge(number))
+        return median_low(edges) if edges else None
+
+    def _shorter_edge(self, number: int) -> int:
+        """Of an image in pixels, as its file's header says."""
+        with _named(self.path(number)) as path, Image.open(path) as opened:
+            return min(opened.size)
 
 
 @contextmanager

@@ -46,6 +46,7 @@ class Dataset:
         test_drawn: whether the test split was drawn, because the set has none of its own.
         notes: sentences for the user about how the set was read, such as files that were left out.
         train_gone: training images that the splits were drawn with but are not there any more.
+        native_side: median shorter edge of the training images in pixels, before they are scaled; None if unknown.
     """
 
     class_names: tuple[str, ...]
@@ -56,6 +57,7 @@ class Dataset:
     test_drawn: bool = False
     notes: tuple[str, ...] = ()
     train_gone: int = 0
+    native_side: int | None = None
 
     def to(self, device: torch.device) -> Dataset:
         """The same set on a device."""
@@ -185,7 +187,8 @@ def split_source(source: Source, config: DataConfig, *, seed: int) -> Dataset:
     splits = [split[rows] if not rows.all() else split for split, rows in zip((train, val, test), here, strict=True)]
     train, val, test = in_memory_if_small(splits, config.memory_limit)
     notes = (*source.notes, *_missing_classes(source.class_names, validation=val, test=test))
-    return Dataset(source.class_names, train, val, test, clean, source.test is None, notes, gone[0])
+    drawn = source.test is None
+    return Dataset(source.class_names, train, val, test, clean, drawn, notes, gone[0], source.native_side)
 
 
 def in_memory_if_small(splits: Sequence[Split], memory_limit: float) -> Sequence[Split]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median_low
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,8 @@ def source_of(splits: Mapping[str, Any], config: DataConfig, image_size: Size, *
             f"{what}: labels run from {int(labels.min())} to {int(labels.max())}, but must be the numbers of "
             f"{len(names)} classes, which count from 0 (0 to {len(names) - 1})"
         )
-    return Source(names, parts["train"], parts.get("test"), parts.get("val"))
+    native = median_low(min(image.shape[1:]) for image in seen)
+    return Source(names, parts["train"], parts.get("test"), parts.get("val"), native_side=native)
 
 
 def check_dataset(found: Any, what: str) -> None:

@@ -93,6 +93,7 @@ class Source:
         notes: sentences for the user about how it was read, such as files that were left out.
         partial: whether it may lack images of a class, as data that a finished run is evaluated on may.
         gone: names of images that count for the draw of splits but are not there any more.
+        native_side: median shorter edge of the training images in pixels, before they are scaled; None if unknown.
     """
 
     class_names: tuple[str, ...]
@@ -102,6 +103,7 @@ class Source:
     notes: tuple[str, ...] = ()
     partial: bool = False
     gone: frozenset[str] = frozenset()
+    native_side: int | None = None
 
     def splits(self) -> dict[str, Split]:
         """The splits that it has, by name."""

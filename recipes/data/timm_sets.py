@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
+from statistics import median_low
 from typing import Any
 
 import torch
@@ -203,7 +204,8 @@ def _held(found: Mapping[str, Any], config: DataConfig, image_size: Size, what: 
     classes = getattr(found["train"].reader, "class_to_idx", {})
     if sorted(classes.values()) == list(range(len(names))):
         names = tuple(str(name) for name, _ in sorted(classes.items(), key=itemgetter(1)))
-    return Source(names, splits["train"], splits.get("test"), splits.get("val"), tuple(read.notes))
+    parts = splits["train"], splits.get("test"), splits.get("val")
+    return Source(names, *parts, tuple(read.notes), native_side=median_low(read.edges))
 
 
 @dataclass(frozen=True)
@@ -222,6 +224,7 @@ class _Images:
     def __init__(self, config: DataConfig, image_size: Size, what: str) -> None:
         self.config, self.image_size, self.what = config, image_size, what
         self.side, self.channels, self.taken = 0, 1, 0.0
+        self.edges: list[int] = []
         self.notes: list[str] = []
 
     def split(self, found: Iterable[Any], part: str) -> Split:
@@ -242,7 +245,8 @@ class _Images:
 
     def _bytes(self, image: Image.Image) -> torch.Tensor:
         pixels = pixels_of(image, None)
-        self.side = self.side or self.image_size(min(pixels.shape[1:]))
+        self.edges.append(min(pixels.shape[1:]))
+        self.side = self.side or self.image_size(self.edges[0])
         self.channels = max(self.channels, pixels.shape[0])
         self.taken += self.channels * self.side**2
         if self.taken > MOST_HELD * physical_memory():

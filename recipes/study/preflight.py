@@ -13,8 +13,9 @@ from recipes.data.load import SMALLEST, load
 from recipes.evaluation.options import parse_options as parse_evaluation
 from recipes.study.spec import Study
 from recipes.study.trials import Trial
-from recipes.training.build import check_backbone, check_head
+from recipes.training.build import check_backbone, check_head, image_size
 from recipes.training.loss_terms import build_terms
+from recipes.training.reporting import size_notes
 
 CHECKED_KEYS = ("device", "model.backbone", "model.head", "loss")
 """The keys that are tried out, besides those of the data."""
@@ -64,7 +65,14 @@ def _check_trial(trial: Trial) -> Sequence[str]:
     config = parse(list(trial.argv))
     pick_device(config.device)
     check_backbone(config.model.backbone)
-    data = load(replace(config.data, memory_limit=0.0), seed=trial.seed, image_size=lambda native: SMALLEST)
+    natives: list[int | None] = []
+
+    def small(native: int | None) -> int:
+        natives.append(native)
+        return SMALLEST
+
+    data = load(replace(config.data, memory_limit=0.0), seed=trial.seed, image_size=small)
     build_terms(config.loss, class_counts=data.class_counts(), num_features=2)
     check_head(config.model.head)
-    return data.notes
+    side = image_size(natives[0], backbone=config.model.backbone, requested=config.data.image_size)
+    return [*data.notes, *size_notes(config, data, side)]

@@ -82,6 +82,28 @@ def side_args(backbone: str, side: int, args: Mapping[str, Any]) -> dict[str, in
     return more if not _takes(backbone, side, args) and _takes(backbone, side, {**args, **more}) else {}
 
 
+def smallest_side(backbone: str, least: int, most: int, args: Mapping[str, Any]) -> int | None:
+    """The smallest side that a backbone takes and that suits it: `least`, or the multiples of 32 above it.
+
+    A backbone of fixed size gets a multiple of 32, for its patches would leave out the rest.
+
+    Args:
+        backbone: the name that `swap_head` takes.
+        least: in pixels.
+        most: sides from here on are left out; None is the answer where no smaller one will do.
+        args: the `model_args` given.
+
+    Example:
+        >>> smallest_side("resnet18", 28, 224, {}), smallest_side("vit_tiny_patch16_224", 28, 224, {})
+        (28, 32)
+    """
+    multiples = range(32 * math.ceil(least / 32), most, 32)
+    for side in multiples if native_size(backbone)[1] else (least, *multiples):
+        if side < most and _takes(backbone, side, {**args, **side_args(backbone, side, args)}):
+            return side
+    return None
+
+
 class TrainedSide(NamedTuple):
     """The side of the images that weights were trained on, and what tells it, as the beginning of a sentence."""
 

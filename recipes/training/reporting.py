@@ -11,10 +11,12 @@ from typing import Any
 from tqdm import tqdm
 
 from ncreg.models import Classifier
+from recipes.core.config import TrainConfig
 from recipes.core.errors import UserError
 from recipes.core.extras import pip_install
 from recipes.core.own_code import in_a_line, is_own, load_own
-from recipes.data.load import Dataset
+from recipes.data.load import SMALLEST, Dataset
+from recipes.training.image_side import smallest_side
 from recipes.training.metrics import Clock
 
 ROWS = (
@@ -58,6 +60,37 @@ def batch_notes(batch_size: int, images: int) -> list[str]:
     steps = ("no step", "one step", "two steps")[images // batch_size]
     return [
         f"data.batch_size={batch_size} makes an epoch of {images} images {steps}; a smaller one trains in more steps"
+    ]
+
+
+def size_notes(config: TrainConfig, data: Dataset, side: int) -> list[str]:
+    """A hint where images are scaled to more than twice their size only because no `data.image_size` was given.
+
+    Args:
+        config: of the run.
+        data: knows the size of the images before they are scaled.
+        side: to which they are scaled, in pixels.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> pixels = SimpleNamespace(shape=(9, 3, 160, 160))
+        >>> photographs = SimpleNamespace(native_side=32, train=SimpleNamespace(images=pixels))
+        >>> size_notes(TrainConfig(), photographs, 160)[0][-84:]
+        '160 for test_resnet: 25 times as many pixels to compute as with --data.image_size 32'
+    """
+    native, model = data.native_side, config.model
+    if config.data.image_size is not None or native is None or 2 * native >= side:
+        return []
+    args = {"in_chans": data.train.images.shape[1], **model.model_args}
+    smaller = smallest_side(model.backbone, max(native, SMALLEST), side, args)
+    if smaller is None:
+        return []
+    starts = model.pretrained or model.weights is not None or model.start_from is not None
+    return [
+        f"the images have {native} pixels on their shorter edge (the median), but are scaled up to {side} for "
+        f"{model.backbone}: {(side / smaller) ** 2:.0f} times as many pixels to compute as with "
+        f"--data.image_size {smaller}"
+        + ("; weights that were trained on larger images may do better at the larger size, so try both" * starts)
     ]
 
 
