@@ -215,21 +215,40 @@ def test_the_figure_for_a_paper_is_drawn_as_the_tutorial_says(tmp_path, monkeypa
     assert b"/FontFile2" in written and b"/Type3" not in written and (tmp_path / "simplex.pdf").is_file()
 
 
-def test_own_images_in_an_own_loop_as_the_page_says(tmp_path, monkeypatch, capsys):
+def run_own_images(splits, folder, monkeypatch, *, epochs):
+    """The names of the page's script after it ran on images of three classes, so many of each in these parts."""
     page = (ROOT / "docs" / "integrations.md").read_text()
     (script,) = [block for block in re.findall(r"^```py\n(.*?)^```", page, re.DOTALL | re.MULTILINE) if "own_" in block]
+    assert "max_epochs=30, min_terminal=3" in script
     generator = np.random.default_rng(0)
-    for split, count in (("train", 16), ("val", 4)):
+    for split, count in splits.items():
         for channel, name in enumerate(("cat", "dog", "owl")):
-            (tmp_path / "my_images" / split / name).mkdir(parents=True)
+            (folder / "my_images" / split / name).mkdir(parents=True)
             for number in range(count):
                 pixels = generator.integers(0, 120, (40, 50, 3), dtype=np.uint8)
                 pixels[..., channel] += 100
-                Image.fromarray(pixels).save(tmp_path / "my_images" / split / name / f"{number}.png")
-    monkeypatch.chdir(tmp_path)
+                Image.fromarray(pixels).save(folder / "my_images" / split / name / f"{number}.png")
+    monkeypatch.chdir(folder)
     torch.manual_seed(0)
     names = {"__name__": "own_images"}
+    script = script.replace("max_epochs=30, min_terminal=3", f"max_epochs={epochs}, min_terminal={min(3, epochs)}")
     exec(compile(script, "own_images.py", "exec"), names)
+    return names
+
+
+@pytest.mark.parametrize("splits", [{"": 20}, {"train": 20, "test": 3}])
+def test_own_images_are_never_in_training_and_validation(splits, tmp_path, monkeypatch):
+    names = run_own_images(splits, tmp_path, monkeypatch, epochs=1)
+    trained, held_out = (set(names[part].reader.samples) for part in ("train", "val"))
+    assert len(trained) == 48 and len(held_out) == 12 and not trained & held_out
+    assert not any("test" in file for file, _ in trained | held_out)
+    assert all(sum(label == number for _, label in held_out) == 4 for number in range(3))
+    assert "RandomHorizontalFlip" in str(names["augmented"].dataset.transform)  # the second loader left it alone
+    assert "Random" not in str(names["closer"].batches.dataset.transform)
+
+
+def test_own_images_in_an_own_loop_as_the_page_says(tmp_path, monkeypatch, capsys):
+    names = run_own_images({"train": 16, "val": 4}, tmp_path, monkeypatch, epochs=30)
     said = capsys.readouterr().out
     assert "finished 1.000" in said and "12 of 12 validation images" in said
     told, taken = resolve_model_data_config(names["again"]), names["settings"]

@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     train_size, epochs = (400, 6) if args.quick else (1400, 10)
     data = write_folder(args.out / "images", train_size)
     phase = {"max_epochs": 3 * epochs, "min_terminal": 2, "threshold": 0.9 if args.quick else 0.995}
-    terms = {"IntraClassCosineLoss": {"weight": 0.1, "phase": "terminal"}}
+    terms = {"IntraClassCosineLoss": {"weight": 0.5, "phase": "terminal"}}
     model = ["--model", "ncreg_etf.test_resnet", "--num-classes", "10", "--input-size", "3", "32", "32"]
     model += ["--device", "cpu", "--data-dir", str(data)]
     extra = ["--model-kwargs", f"terminal_phase={phase}", f"loss_terms={terms}"]

@@ -130,7 +130,8 @@ class Classifier(nn.Module):
         class_names: one for each class; None if unknown, as the next two. `ncreg.load_classifier` fills them in.
         image_shape: (channels, height, width) of the images that it was trained on.
         data_config: how they were brought to that size, in timm's words (interpolation, crop_pct, crop_mode); None
-            is the way of the recipes: the shorter edge is scaled bilinearly, then the centre is cropped.
+            is the way of the recipes: the shorter edge is scaled bilinearly, then the centre is cropped. Also `mean`
+            and `std` of images that are normalised before the model, where `preprocess` does not do it.
 
     Raises:
         ValueError: if neither the caller nor the head says C and d.

@@ -234,6 +234,21 @@ def test_images_of_another_training_and_other_classes_are_forgotten():
     assert (told["interpolation"], told["crop_pct"]) == ("bicubic", 0.9)
 
 
+def test_a_loop_that_normalises_by_itself_says_so_without_preprocess():
+    classifier = swap_head("test_resnet", "linear", num_classes=3).eval()
+    normalised = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
+    classifier.image_shape, classifier.data_config = (3, 64, 64), normalised | {"crop_pct": 0.9}
+    for model in (classifier, fold(classifier)):  # takes the same images, so there is nothing to warn of
+        told = resolve_model_data_config(model)
+        assert {key: told[key] for key in ("mean", "std", "crop_pct", "input_size")} == {
+            **normalised,
+            "crop_pct": 0.9,
+            "input_size": (3, 64, 64),
+        }
+    classifier.preprocess = Normalize([0.5] * 3, [0.25] * 3)  # now images in [0, 1]
+    assert resolve_model_data_config(classifier)["mean"] == (0, 0, 0)
+
+
 def test_torchvisions_models_say_their_images_too():
     classifier = swap_head(torchvision.models.resnet18(num_classes=3), "linear").eval()
     assert not hasattr(classifier, "pretrained_cfg") and not hasattr(fold(classifier), "pretrained_cfg")
