@@ -20,6 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
+from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.harness import parser, save, spread
@@ -35,15 +36,19 @@ from recipes.training.step import check_losses, forward_backward, update
 GOALS = ["what is neither a convolution nor another layer takes at most 10 % of a step"]
 KINDS = {
     "convolutions": ("convolution",),
-    "norms, activations, pooling": ("batch_norm", "threshold", "relu", "clamp", "pool", "silu", "add_", "mean"),
+    "norms, activations, pooling, sums": ("batch_norm", "threshold", "relu", "clamp", "pool", "silu", "add_", "mean"),
     "products": ("addmm", "::mm", "bmm", "linear"),
-    "optimizer": ("_foreach", "_fused", "Optimizer"),
 }
 
 
-def kind_of(operator: str) -> str:
+def kind_of(event: FunctionEvent) -> str:
     """What an operator is for."""
-    return next((kind for kind, names in KINDS.items() if any(name in operator for name in names)), "other operators")
+    above = event
+    while above is not None:
+        if above.name.startswith("Optimizer."):
+            return "optimizer"
+        above = above.cpu_parent
+    return next((kind for kind, names in KINDS.items() if any(name in event.name for name in names)), "other operators")
 
 
 def one_epoch(config: TrainConfig, data: Dataset) -> Callable[[], None]:
@@ -81,8 +86,8 @@ def shares_of(run: Callable[[], None]) -> dict[str, float]:
     with profile(activities=[ProfilerActivity.CPU]) as watch:
         whole = seconds_of(run)
     taken: Counter[str] = Counter()
-    for event in watch.key_averages():
-        taken[kind_of(event.key)] += event.self_cpu_time_total / 1e6 / whole
+    for event in watch.events():
+        taken[kind_of(event)] += event.self_cpu_time_total / 1e6 / whole
     return {**taken, "between operators": 1 - taken.total()}
 
 
@@ -93,7 +98,7 @@ def profiled(run: Callable[[], None], rounds: int) -> dict[str, Any]:
     for _ in range(rounds):
         seconds.append(seconds_of(run))
         shares.append(shares_of(run))
-    kinds = [*KINDS, "other operators", "between operators"]
+    kinds = [*KINDS, "optimizer", "other operators", "between operators"]
     return {
         "seconds": spread(seconds),
         "shares": {kind: spread([found.get(kind, 0.0) for found in shares]) for kind in kinds},

@@ -120,10 +120,21 @@ def format_mean_and_sd(entry: Mapping[str, Any], measure: Measure) -> str:
 
 
 def format_interval(entry: Mapping[str, Any], measure: Measure, kind: str) -> str:
-    """The 95 % interval of the difference; empty where there is none. `kind` is difference (by t) or bootstrap."""
+    """The 95 % interval of the difference; empty where there is none. `kind` is difference (by t) or bootstrap.
+
+    An end keeps its sign where it is rounded to zero: whether zero lies inside is what an interval is read for.
+    """
     ends = [entry[f"{kind}_{end}"] for end in ("low", "high")]
-    low, high = (format_rounded(end, measure.form, entry["difference_sd"], signed=True) for end in ends)
-    return "" if None in ends else f"[{low}, {high}]"
+    if None in ends:
+        return ""
+    low, high = (
+        _with_its_sign(end, format_rounded(end, measure.form, entry["difference_sd"], signed=True)) for end in ends
+    )
+    return f"[{low}, {high}]"
+
+
+def _with_its_sign(value: float, text: str) -> str:
+    return re.sub("^[+]", "−", text) if value < 0 else text
 
 
 def format_difference(entry: Mapping[str, Any], measure: Measure) -> str:

@@ -197,6 +197,13 @@ def test_a_small_difference_of_scattered_arms_has_digits_of_its_own():
     assert format_interval(entry, ACCURACY, "difference") == "[+0.00280, +0.00320]"
 
 
+@pytest.mark.parametrize(("low", "high", "text"), [(-4e-5, 0.0182, "[−0.00, +1.82]"), (-3e-2, -4e-5, "[−3.00, −0.00]")])
+def test_an_end_that_is_rounded_to_zero_keeps_its_sign(low, high, text):
+    entry = {"difference_low": low, "difference_high": high, "difference_sd": 0.01}
+    assert format_interval(entry, Measure(path="a", form="percent"), "difference") == text
+    assert format_interval(entry | {"difference_low": 4e-5}, Measure(path="a", form="percent"), "difference")[1] == "+"
+
+
 def test_holm_takes_a_verdict_back():
     """Three arms at p = 0.03 each: alone better, together nothing shown."""
     draw = np.random.default_rng(3)
