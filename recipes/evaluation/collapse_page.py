@@ -11,6 +11,7 @@ import jinja2
 from recipes.evaluation.collapse_plots import pictures
 from recipes.evaluation.collapse_report import MeasuredSplit
 from recipes.evaluation.findings import findings, percent, train_against_test
+from recipes.evaluation.last_layer import last_layer_of
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 
@@ -31,6 +32,7 @@ def page(
         facts: sentences on the model, its images and the data.
     """
     main, train = splits[-1].record, splits[0].record if len(splits) > 1 else None
+    layer = last_layer_of(head, splits[0].collapse)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -40,7 +42,7 @@ def page(
         columns=[split.name for split in splits],
         counts=[split.record["images"] for split in splits],
         comparison=[] if train is None else train_against_test(train, main, splits[-1].name),
-        groups=findings(main, train, split=splits[-1].name, classes=len(class_names)),
+        groups=findings(main, train, split=splits[-1].name, classes=len(class_names), layer=layer),
         pictures=pictures(splits, class_names, head),
         pairs=splits[0].record["closest"],
         rows=_class_rows(main),

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from recipes.evaluation.last_layer import LastLayer
+
 Record = Mapping[str, Any]
 
 SHARED = 0.5
@@ -25,7 +27,9 @@ class Finding:
     meaning: str
 
 
-def findings(main: Record, train: Record | None, *, split: str, classes: int) -> dict[str, list[Finding]]:
+def findings(
+    main: Record, train: Record | None, *, split: str, classes: int, layer: LastLayer | None = None
+) -> dict[str, list[Finding]]:
     """The measures of a report in groups.
 
     Args:
@@ -33,15 +37,19 @@ def findings(main: Record, train: Record | None, *, split: str, classes: int) ->
         train: record of the training images, where they were measured.
         split: word for the evaluated images.
         classes: C, the number of outputs.
+        layer: what is known of the last layer; None for a learned one with a bias.
     """
+    layer = layer or LastLayer()
     columns = [main] if train is None else [train, main]
     collapse = columns[0]
-    context = Context(collapse, main, split if train is None else "training", split, classes)
+    context = Context(collapse, main, split if train is None else "training", split, classes, layer)
     groups: dict[str, list[Finding]] = {}
     for group, key, label, form, meaning in MEASURES:
         values = [value_of(record, key) for record in columns]
         if any(value is not None for value in values):
             words = meaning(context)
+            if key == "nc3_bias" and layer.normalizes:
+                values = [None] * len(values)
             if words:
                 groups.setdefault(group, []).append(Finding(label, tuple(map(form, values)), words))
     return groups
@@ -49,13 +57,14 @@ def findings(main: Record, train: Record | None, *, split: str, classes: int) ->
 
 @dataclass(frozen=True)
 class Context:
-    """What a sentence can speak of: the record whose collapse is told, that of the evaluated images, and words."""
+    """What a sentence can speak of: the record whose collapse is told, that of the evaluated images, words."""
 
     collapse: Record
     main: Record
     collapse_word: str
     main_word: str
     classes: int
+    layer: LastLayer
 
     def __getitem__(self, key: str) -> float:
         found = value_of(self.collapse, key)
@@ -159,13 +168,35 @@ def _etf(c: Context) -> str:
 
 
 def _nc3(c: Context) -> str:
-    value = c["nc3"]
+    value, ends = c["nc3"], "(0: proportional, 1.41: at right angles)"
+    if c.layer.fixed:
+        word = "point along them" if value < 0.1 else "point roughly along them" if value < 0.7 else "point elsewhere"
+        said = f"The class vectors of this head are fixed, so NC3 is about the class means alone: they {word} {ends}."
+        return said + _nc3_along(c.layer)
     word = "point the same way" if value < 0.1 else "roughly agree" if value < 0.7 else "do not agree"
-    return f"Class vectors of the last layer and class means {word} (0: proportional, 1.41: at right angles)."
+    if c.layer.follows:
+        return f"The head's simplex follows the running class means: it and the class means {word} {ends}."
+    return f"Class vectors of the last layer and class means {word} {ends}."
+
+
+def _nc3_along(layer: LastLayer) -> str:
+    """The part of the class means that fixed class vectors see; nothing where that is all of them."""
+    if layer.along is None or layer.along > 0.995:
+        return ""
+    return (
+        f" {100 * layer.along:.0f} % of the variance of the means lies where class vectors point, and there NC3 is "
+        f"{plain(layer.nc3_along)}; the rest changes no decision."
+    )
 
 
 def _nc3_bias(c: Context) -> str:
-    return "What is left of the logits at the centre of the class means; 0 where the bias cancels it."
+    if c.layer.normalizes:
+        return (
+            "No measure of this head: it divides the features of an image by their length, so how large the logits of "
+            "the centre are says nothing."
+        )
+    what = "What is left of the logits at the centre of the class means"
+    return f"{what}; {'0 where the bias cancels it' if c.layer.has_bias else 'the head has no bias to cancel it'}."
 
 
 def _nc4(c: Context) -> str:
