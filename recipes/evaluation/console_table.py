@@ -7,6 +7,7 @@ from typing import Any
 
 from recipes.evaluation.presets import SPLITS
 from recipes.evaluation.results import Result
+from recipes.evaluation.temperature import no_temperature
 
 Numbers = Mapping[str, Any]
 """The outcome of one evaluation, as results.json holds it."""
@@ -56,19 +57,28 @@ def decimal(value: float | None, form: str = ".4f") -> str:
 
 
 def calibration(numbers: Numbers, images: str) -> list[str]:
-    """Before and after temperature scaling."""
+    """Before and after temperature scaling; after it nothing where no temperature is defined."""
     source = "validation images" if images == "test" else "the other half of them"
-    temperature = f"temperature T = {numbers['temperature']:.3g} from {source}"
-    lines = [f"calibration ({numbers['samples']} {images} images; {temperature})"]
+    why = no_temperature(numbers)
+    found = f"temperature T = {numbers['temperature']:.3g}" if why is None else "no temperature T"
+    lines = [f"calibration ({numbers['samples']} {images} images; {found} from {source})"]
+    lines += [] if why is None else [row("scaled by 1/T", f"not defined: {why}")]
     lines.append(row("accuracy", percent(numbers["accuracy"], numbers["interval"])))
     names = {"ece": "ECE, 15 bins", "adaptive_ece": "adaptive ECE", "brier": "Brier score", "nll": "NLL in nats"}
     for key, label in names.items():
-        lines.append(row(label, f"{numbers['before'][key]:.4f}, scaled by 1/T: {numbers['after'][key]:.4f}"))
+        lines.append(row(label, _scaled(numbers, key, ".4f", numbers["before"][key])))
     ranking = numbers["risk_coverage"]
-    after = decimal(numbers["after"].get("aurc"), ".5f")  # results of earlier versions lack it
-    lines.append(row("risk-coverage area", f"{ranking['aurc']:.5f}, scaled by 1/T: {after}"))
+    lines.append(row("risk-coverage area", _scaled(numbers, "aurc", ".5f", ranking["aurc"])))
     lines.append(row("its excess over a perfect ranking", f"{ranking['excess_aurc']:.5f}"))
     return lines
+
+
+def _scaled(numbers: Numbers, key: str, form: str, before: float) -> str:
+    """A score before and, where there is a temperature, after scaling by it."""
+    if no_temperature(numbers) is not None:
+        return decimal(before, form)
+    after = decimal(numbers["after"].get(key), form)  # results of earlier versions lack the area
+    return f"{decimal(before, form)}, scaled by 1/T: {after}"
 
 
 def ood(numbers: Numbers, images: str) -> list[str]:
@@ -104,8 +114,10 @@ def transfer(numbers: Numbers, images: str) -> list[str]:
     which = "the encoder's frozen features (before the fixed projector)" if of_encoder else "frozen features"
     lines = [f"transfer of {which}, accuracy on {images} images"]
     for name, task in numbers["tasks"].items():
-        lines.append(row(f"{name}, linear probe", percent(task["linear"]["accuracy"], task["linear"]["interval"])))
-        lines.append(row(f"{name}, nearest neighbours", percent(task["knn"]["accuracy"], task["knn"]["interval"])))
+        for key, label, setting in (("linear", "linear probe", "l2"), ("knn", "nearest neighbours", "k")):
+            probe = task[key]
+            edge = f", {setting} = {probe['chosen']:g} at the end of its grid" if probe["at_edge"] else ""
+            lines.append(row(f"{name}, {label}", percent(probe["accuracy"], probe["interval"]) + edge))
         few = task["few_shot"]
         lines.append(row(f"{name}, {few['shots']} images a class", percent(few["accuracy"], few["interval"])))
     return lines
@@ -219,13 +231,19 @@ def _costs(costs: Numbers) -> list[str]:
 
 def distances(numbers: Numbers, images: str) -> list[str]:
     """Smallest changes."""
-    least = numbers["minimum_norm"]
+    least, deepfool = numbers["minimum_norm"], {"images": numbers["images"], "failures": numbers["failures"]}
     return [
         "smallest adversarial changes, units of images in [0, 1]",
-        row("DeepFool, ρ = mean ‖r‖/‖x‖", f"{decimal(numbers['rho'])}  (n = {numbers['images']})"),
-        row("DeepFool, median l2 distance", decimal(numbers["deepfool_l2"]["median"])),
-        row(f"minimum norm, median {least['norm']}", f"{decimal(least['median'])}  (n = {least['images']})"),
+        row("DeepFool, ρ = mean ‖r‖/‖x‖", _distance(numbers["rho"], deepfool)),
+        row("DeepFool, median l2 distance", _distance(numbers["deepfool_l2"]["median"], deepfool)),
+        row(f"minimum norm, median {least['norm']}", _distance(least["median"], least)),
     ]
+
+
+def _distance(value: float | None, search: Numbers) -> str:
+    """A distance and on how many images it was sought; no number where too few were brought across."""
+    failed = f", not found for {search['failures']} of them" if search["failures"] else ""
+    return f"{'not defined' if value is None else decimal(value)}  (n = {search['images']}{failed})"
 
 
 BLOCKS: dict[str, Callable[[Numbers, str], list[str]]] = {

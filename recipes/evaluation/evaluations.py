@@ -17,16 +17,7 @@ from recipes.evaluation.label_evaluations import label_noise, long_tail, numbers
 from recipes.evaluation.ood_layers import InnerLayers, detection_by_layer
 from recipes.evaluation.presets import NotAvailable, Outcome, Settings, reduced
 from recipes.evaluation.run_under_test import Outputs, RunUnderTest
-
-NO_TEMPERATURE = {
-    "lower": "no temperature is best: the validation images hold no error, or hardly one, so every smaller T seemed "
-    "better and T is the least that was tried; go by the numbers before scaling",
-    "upper": "no temperature is best: on the validation images the logits are worse than guessing, so T is the largest "
-    "that was tried; go by the numbers before scaling",
-    "flat": "no temperature is best: the logits of each validation image are all equal, so T changes nothing",
-}
-"""What it means that the temperature ran into a bound."""
-
+from recipes.evaluation.temperature import no_temperature
 
 def calibration(run: RunUnderTest, settings: Settings) -> Outcome:
     """Calibration with a temperature fitted on validation images.
@@ -50,8 +41,8 @@ def calibration(run: RunUnderTest, settings: Settings) -> Outcome:
         "validation_images": len(val.target),
         "temperature_from": source,
     }
-    bound = report.temperature_at_bound
-    return outcome, [f"{NO_TEMPERATURE[bound]}; more validation images may tell one"] if bound else []
+    why = no_temperature(outcome)
+    return outcome, [f"no temperature is best: {why}; go by the numbers before scaling"] if why else []
 
 
 def halves(target: Tensor, seed: int) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from recipes.core.plot_style import COLORS, GRAY, LINES, MATH_STYLE
 from recipes.evaluation.console_table import Numbers, whole
 from recipes.evaluation.results import Result
+from recipes.evaluation.temperature import no_temperature
 
 
 def draw(folder: Path, result: Result, evaluations: Collection[str], *, title: str) -> None:
@@ -83,21 +84,27 @@ def corruptions(numbers: Numbers) -> Figure:
 
 
 def calibration(numbers: Numbers) -> Figure:
-    """Reliability diagram before and after the temperature, with the number of images in each bin below."""
+    """Reliability diagram before and, where there is one, after the temperature, with the number of images in each bin below."""
     figure, (top, below) = plt.subplots(
         2, 1, figsize=(4.6, 5), layout="constrained", sharex=True, gridspec_kw={"height_ratios": (3, 1)}
     )
     top.plot([0, 1], [0, 1], color=GRAY, linestyle=":", linewidth=1)
-    labels = {"before": "softmax(z)", "after": f"softmax(z/T), T = {numbers['temperature']:.2g}"}
-    for (key, label), color, marker in zip(labels.items(), COLORS, "os", strict=False):
+    labels = {"before": "softmax(z)"}
+    why = no_temperature(numbers)
+    if why is None:
+        labels["after"] = f"softmax(z/T), T = {numbers['temperature']:.2g}"
+    else:
+        top.set_title(f"no T: {why.partition(':')[0]}", fontsize=7, color=GRAY)
+    for (key, label), color, marker, line in zip(labels.items(), COLORS, "os", LINES, strict=False):
         bins = numbers[key]["reliability"]
         filled = [i for i, count in enumerate(bins["count"]) if count]
         confidence, right = ([bins[name][i] for i in filled] for name in ("confidence", "accuracy"))
+        look: Any = {"color": color, "linestyle": line}
         top.plot(
-            confidence, right, marker + "-", color=color, label=f"{label}, ECE {numbers[key]['ece']:.3f}", markersize=4
+            confidence, right, marker=marker, label=f"{label}, ECE {numbers[key]['ece']:.3f}", markersize=4, **look
         )
         edges = np.array(bins["edges"])
-        below.step(edges, [*bins["count"], bins["count"][-1]], where="post", color=color)
+        below.step(edges, [*bins["count"], bins["count"][-1]], where="post", **look)
     top.set(ylabel="accuracy", ylim=(-0.03, 1.03), xlim=(-0.02, 1.02))
     top.legend(frameon=False, fontsize=8)
     below.set(xlabel="confidence", ylabel=f"images of {numbers['samples']}", yscale="symlog")

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from recipes.core.errors import UserError
+from recipes.evaluation.temperature import no_temperature
 from recipes.study.spec import Measure
 
 CHECKPOINTS = {"robustness": "last", "robustness_onset": "onset"}
@@ -32,7 +33,8 @@ def value_of(record: Mapping[str, Any], measure: Measure) -> float | None:
 def lookup(record: Mapping[str, Any], path: str) -> float | None:
     """The number at a dotted path of a run's summary, or of its evaluation after the word robustness.
 
-    None stands for what was not reached, as at_onset without zero error.
+    None stands for what was not reached, as at_onset without zero error, or a calibration after a temperature that the
+    validation images do not determine.
 
     Raises:
         MissingValueError: the run has nothing at the path.
@@ -52,6 +54,9 @@ def lookup(record: Mapping[str, Any], path: str) -> float | None:
         if report is None or words[0] in report["skipped"]:  # no zero error, or a part that this run cannot have
             return None
         value = report["parts"]
+        scaled = words[0] == "calibration" and words[1:2] in (["after"], ["temperature"])
+        if scaled and no_temperature(value.get("calibration", {})) is not None:
+            return None
     for position, word in enumerate(words):
         if value is None:
             return None
