@@ -71,6 +71,7 @@ from recipes.training.reporting import (
     opening_line,
     size_notes,
     timing_line,
+    zero_error_means,
 )
 from recipes.training.run_dir import RunDir
 from recipes.training.same_start import check_code, check_data, check_images
@@ -376,7 +377,8 @@ def finish(run: RunDir, state: TrainState, summary: dict[str, Any], *, images: i
     from recipes.training.plots import plot_run  # with matplotlib, for which the first epoch need not wait
 
     with run.writing():
-        plot_run(run.path / "figures", state.history, state.scheduler.onset_epoch, title=run.path.name)
+        onset, threshold = state.scheduler.onset_epoch, summary["threshold"]
+        plot_run(run.path / "figures", state.history, onset, title=run.path.name, threshold=threshold)
     seconds = state.clock.seconds
     run.write("timing.json", {"seconds": seconds, "train_images_per_second": images / seconds["train"]})
     run.write("summary.json", summary)
@@ -389,14 +391,14 @@ def show_plan(config: TrainConfig) -> None:
     """Print learning rates for assumed epochs of zero error, plotted into the folder of runs too, and the curvature."""
     from recipes.training.plots import plot_plan
 
-    planned = plans(config.tpt, config.optim)
+    planned, means = plans(config.tpt, config.optim), zero_error_means(config.tpt.threshold)
     path = config.out / f"plan-{config.recipe}.png"
     try:
         config.out.mkdir(parents=True, exist_ok=True)
-        plot_plan(planned, path, title=f"{config.recipe}, at most {config.tpt.max_epochs} epochs")
+        plot_plan(planned, path, title=f"{config.recipe}, at most {config.tpt.max_epochs} epochs\nzero error: {means}")
     except OSError as error:
         raise UserError(f"out={config.out} cannot be written to: {error}; --out FOLDER names another") from None
-    print(f"{plan_table(planned)}\nfigure: {path}", flush=True)
+    print(f"{plan_table(planned)}\nzero error: {means}\nfigure: {path}", flush=True)
     device = pick_device(config.device)
     try:
         data = load_data(config, device)

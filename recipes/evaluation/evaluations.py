@@ -19,6 +19,7 @@ from recipes.evaluation.presets import NotAvailable, Outcome, Settings, reduced
 from recipes.evaluation.run_under_test import Outputs, RunUnderTest
 from recipes.evaluation.temperature import no_temperature
 
+
 def calibration(run: RunUnderTest, settings: Settings) -> Outcome:
     """Calibration with a temperature fitted on validation images.
 

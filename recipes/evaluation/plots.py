@@ -84,7 +84,7 @@ def corruptions(numbers: Numbers) -> Figure:
 
 
 def calibration(numbers: Numbers) -> Figure:
-    """Reliability diagram before and, where there is one, after the temperature, with the number of images in each bin below."""
+    """Reliability diagram before and, if there is one, after a temperature, and the number of images in each bin."""
     figure, (top, below) = plt.subplots(
         2, 1, figsize=(4.6, 5), layout="constrained", sharex=True, gridspec_kw={"height_ratios": (3, 1)}
     )

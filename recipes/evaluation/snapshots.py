@@ -23,13 +23,14 @@ from recipes.evaluation.model_under_test import check_own, is_run, read_classifi
 from recipes.evaluation.run_under_test import RunUnderTest
 from recipes.training.build import build_model, class_vectors, image_size
 from recipes.training.metrics import BATCH
+from recipes.training.reporting import zero_error
 from recipes.training.run_dir import RunDir
 from recipes.training.same_start import former_images
 
 Array = np.ndarray
 
-TIMES = {"onset": "zero error", "best": "best validation", "last": "end"}
-"""What happened when a checkpoint was written."""
+TIMES = {"best": "best validation", "last": "end"}
+"""What happened when a checkpoint was written; that of zero error depends on the threshold."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,10 @@ def snapshots_of_run(run: Path, *, split: str, images: int) -> tuple[Path, list[
         stored = read_snapshots(path)
         epochs = [item.title.split(" (")[0] for item in stored if item.title != "epoch 0"]
         if epochs == [f"epoch {epoch}" for epoch, _, _ in times] and len(stored[0].target) == len(chosen):
-            return run, stored, data.class_names
+            titles = [item.title for item in stored if item.title == "epoch 0"]
+            titles += [title_of(epoch, name, config.tpt.threshold) for epoch, name, _ in times]
+            said = [replace(item, title=title) for item, title in zip(stored, titles, strict=True)]
+            return run, said, data.class_names
     computed = [snapshot(title, model, chosen) for title, model in models(config, data, times)]
     write_snapshots(path, computed)
     return run, computed, data.class_names
@@ -144,7 +148,18 @@ def models(
     if not config.model.starts_trained:
         yield "epoch 0", build_model(config.model, data, seed=config.seed)
     for epoch, name, path in times:
-        yield f"epoch {epoch}" + (f" ({TIMES[name]})" if name in TIMES else ""), read_classifier(path, "cpu")
+        yield title_of(epoch, name, config.tpt.threshold), read_classifier(path, "cpu")
+
+
+def title_of(epoch: int, name: str, threshold: float) -> str:
+    """Title of the panel of a checkpoint.
+
+    Example:
+        >>> title_of(9, "onset", 0.999), title_of(9, "onset", 1.0), title_of(20, "last", 0.999)
+        ('epoch 9 (99.9 % right)', 'epoch 9 (zero error)', 'epoch 20 (end)')
+    """
+    happened = zero_error(threshold) if name == "onset" else TIMES.get(name)
+    return f"epoch {epoch}" + (f" ({happened})" if happened else "")
 
 
 @torch.inference_mode()

@@ -243,20 +243,37 @@ def shown(value: float, form: str) -> str:
     return "not defined" if math.isnan(value) else form.format(value)
 
 
+def zero_error(threshold: float) -> str:
+    """What a training accuracy of `tpt.threshold` means, for a label: below 1 some images may still be wrong.
+
+    Example:
+        >>> zero_error(0.999), zero_error(1.0)
+        ('99.9 % right', 'zero error')
+    """
+    return "zero error" if threshold >= 1 else f"{100 * threshold:.6g} % right"
+
+
+def zero_error_means(threshold: float) -> str:
+    """The same for a line of text.
+
+    Example:
+        >>> zero_error_means(0.999), zero_error_means(1.0)
+        ('training accuracy of 99.9% or more', 'training accuracy of 100%')
+    """
+    return f"training accuracy of {100 * threshold:.6g}%" + (" or more" if threshold < 1 else "")
+
+
 def closing_lines(summary: Mapping[str, Any], path: Path) -> str:
     """The last lines that a run prints: its measures at zero error and at its end, side by side."""
-    onset, end = summary["at_onset"], summary["at_end"]
+    onset, end, means = summary["at_onset"], summary["at_end"], zero_error_means(summary["threshold"])
     if onset is None:
         lines = [
-            f"zero error not found in {summary['epochs']} epochs (best clean training accuracy "
+            f"zero error not found in {summary['epochs']} epochs ({means}; the best was "
             f"{summary['best_train_accuracy']:.2%}): raise --tpt.max_epochs or lower --tpt.threshold"
         ]
         heads = ["", f"epoch {summary['epochs']}"]
     else:
-        lines = [
-            f"zero error (training accuracy of {summary['threshold']:.1%} or more) at epoch {summary['onset_epoch']}, "
-            f"terminal phase to epoch {summary['epochs']}"
-        ]
+        lines = [f"zero error ({means}) at epoch {summary['onset_epoch']}, terminal phase to epoch {summary['epochs']}"]
         heads = ["", f"epoch {summary['onset_epoch']}", f"epoch {summary['epochs']}"]
     columns = [ends for ends in (onset, end) if ends is not None]
     lines.append(f"{heads[0]:<38}" + "".join(f"{head:>14}" for head in heads[1:]))

@@ -1,6 +1,7 @@
 """The view of collapse: exact simplices land on their corners, C = 3 loses nothing, and stored features are enough."""
 
 import json
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -117,13 +118,17 @@ def test_a_run_is_drawn_from_its_first_to_its_last_epoch(tmp_path, capsys, monke
     run = train(parse(["etf", *short, "--device=cpu", f"--out={tmp_path}"]))
     assert plot_collapse.main([str(run), "--images", "60"]) == 0
     said = capsys.readouterr().out
-    assert "epoch 0:" in said and "epoch 1 (zero error)" in said and "epoch 3 (end)" in said
+    assert "epoch 0:" in said and "epoch 1 (2 % right)" in said and "epoch 3 (end)" in said
     figure = run / "collapse" / "simplex-train.png"
     page = figure.with_suffix(".pdf").read_bytes()
     assert b"/FontFile2" in page and b"/Type3" not in page  # a TrueType font comes with it
     figure.unlink()
     assert len(json.loads((run / "collapse" / "view-train.json").read_text())["views"]) >= 3
     monkeypatch.setattr("recipes.evaluation.snapshots.read_classifier", None)  # stored features are enough
+    stored = run / "collapse" / "features-train.npz"
+    former = [replace(item, title=item.title.replace("2 % right", "zero error")) for item in read_snapshots(stored)]
+    write_snapshots(stored, former)  # as earlier versions named it
     assert plot_collapse.main([str(run), "--images", "60"]) == 0 and figure.exists()
+    assert "epoch 1 (2 % right)" in capsys.readouterr().out
     assert plot_collapse.main([str(tmp_path)]) == 2
     assert "is no run folder" in capsys.readouterr().err

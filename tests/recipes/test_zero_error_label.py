@@ -1,0 +1,80 @@
+"""Figures and lines say what accuracy "zero error" stands for; curves differ in their dashes, not by colour alone."""
+
+from dataclasses import replace
+
+import matplotlib.pyplot as plt
+import pytest
+
+from recipes.core.config import TrainConfig
+from recipes.evaluation import snapshots
+from recipes.train import show_plan
+from recipes.training import plots
+from recipes.training.reporting import closing_lines, zero_error, zero_error_means
+
+HISTORY = [
+    {
+        "epoch": epoch,
+        **{f"{split}_{name}": 0.9 / epoch for split in ("train", "val") for name in ("accuracy", "loss")},
+        "measures": dict.fromkeys([*plots.DISTANCES, *plots.GAPS], 0.5 / epoch),
+    }
+    for epoch in (1, 2, 3)
+]
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Figures as they are before they are closed."""
+    kept = []
+    monkeypatch.setattr(plt, "close", kept.append)
+    yield kept
+    monkeypatch.undo()
+    plt.close("all")
+
+
+@pytest.mark.parametrize(
+    ("threshold", "word"),
+    [(0.999, "99.9 % right"), (0.9995, "99.95 % right"), (0.5, "50 % right"), (1.0, "zero error")],
+)
+def test_the_dotted_line_says_what_it_marks(drawn, tmp_path, threshold, word):
+    plots.plot_run(tmp_path, HISTORY, 2, title="run", threshold=threshold)
+    assert len(drawn) == 2
+    for figure in drawn:
+        for panel in figure.axes:
+            assert [text.get_text().strip() for text in panel.texts] == [word]
+    assert zero_error(threshold) == word
+    assert snapshots.title_of(2, "onset", threshold) == f"epoch 2 ({word})"
+
+
+def test_no_onset_no_mark(drawn, tmp_path):
+    plots.plot_run(tmp_path, HISTORY, None, title="run", threshold=0.999)
+    assert all(not panel.texts for figure in drawn for panel in figure.axes)
+
+
+def test_curves_of_a_panel_are_told_apart_without_colour(drawn, tmp_path):
+    plots.plot_run(tmp_path, HISTORY, None, title="run", threshold=0.999)
+    for figure in drawn:
+        for panel in figure.axes:
+            dashes = [(str(line.get_linestyle()), str(line._dash_pattern)) for line in panel.get_lines()]
+            assert len(dashes) >= 2 and len(set(dashes)) == len(dashes)
+
+
+@pytest.mark.parametrize("threshold", [0.9999, 1.0])
+def test_lines_of_text_say_the_threshold_to_its_last_digit(threshold):
+    said = {0.9999: "training accuracy of 99.99% or more", 1.0: "training accuracy of 100%"}[threshold]
+    ends = {"train": {}, "val": {}, "test": {}}
+    summary = {"at_onset": None, "at_end": ends, "epochs": 4, "threshold": threshold, "best_train_accuracy": 0.97}
+    first = closing_lines(summary, "run").splitlines()[0]
+    assert first.startswith(f"zero error not found in 4 epochs ({said}; the best was 97.00%): raise")
+    first = closing_lines(summary | {"at_onset": ends, "onset_epoch": 3}, "run").splitlines()[0]
+    assert first == f"zero error ({said}) at epoch 3, terminal phase to epoch 4"
+    assert zero_error_means(threshold) == said
+
+
+def test_the_plan_says_it_in_print_and_figure(drawn, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("recipes.train.load_data", lambda *args: (_ for _ in ()).throw(SystemExit))
+    config = replace(TrainConfig(), out=tmp_path)
+    with pytest.raises(SystemExit):
+        show_plan(config)
+    said = f"zero error: training accuracy of {100 * config.tpt.threshold:g}% or more"
+    assert said in capsys.readouterr().out.splitlines()
+    assert said in drawn[0].axes[0].get_title()
