@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ncreg.robustness import binomial_interval
 from recipes.core import files
 from recipes.core.config import DataConfig
 from recipes.core.costs import read_costs
@@ -212,11 +213,15 @@ def accuracy_table(result: dict[str, Any]) -> str:
     lines = [f"{result['images']} images, {result['data']} {result['part']}"]
     rows = [*MEASURES, *(row for row in COSTS if row[1] in result)]
     lines += [f"{label:<38}{shown(result[key], form):>14}" for label, key, form in rows]
-    lines += ["", "accuracy of each class, lowest first, and what it is taken for most often:"]
+    right = sum(row[label] for label, row in enumerate(result["confusion"]))
+    low, high = binomial_interval(right, result["images"])
+    lines.insert(2, f"{'  its 95 % interval':<38}{f'{low:.1%} to {high:.1%}':>14}")
+    lines += ["", "accuracy of each class, lowest first, of how many images, and what it is taken for most often:"]
     names = list(result["per_class"])
     for name, value in sorted(result["per_class"].items(), key=lambda item: 2 if item[1] is None else item[1]):
         row = list(result["confusion"][names.index(name)])
+        share = f"{'no image':>14}" if value is None else f"{value:>14.2%} of {sum(row)}"
         row[names.index(name)] = 0
         rival = f"   {names[row.index(max(row))]} ({max(row)})" if max(row) else ""
-        lines.append(f"  {name:<36}{'no image' if value is None else f'{value:.2%}':>14}{rival}")
+        lines.append(f"  {name:<36}{share}{rival}")
     return "\n".join(lines)

@@ -127,9 +127,11 @@ def long_tail(numbers: Numbers, images: str) -> list[str]:
     """Accuracy by class size, angles, threshold."""
     test = numbers["test" if images == "test" else "val"]
     lines = [f"long tail (largest class / smallest: {test['imbalance']:.0f}; groups by {numbers['scheme']})"]
-    lines.append(row(f"balanced accuracy, {images} images", percent(test["balanced"])))
+    count = sum(group["images"] for group in test["groups"].values())
+    lines.append(row(f"balanced accuracy, {images} images", f"{percent(test['balanced'])}  (n = {count})"))
     for name, group in test["groups"].items():
-        lines.append(row(f"{name}, {len(group['classes'])} classes", percent(group["accuracy"], group["interval"])))
+        share = f"{percent(group['accuracy'], group['interval'])}  (n = {group['images']})"
+        lines.append(row(f"{name}, {len(group['classes'])} classes", share))
     for label, key in (("class means", "mean_angles"), ("class vectors", "vector_angles")):
         for pair, angles in (numbers[key] or {}).items():
             text = f"{angles['mean']:.1f}°, smallest {angles['smallest']:.1f}°"

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.stats import binomtest
 from test_data import fashion
 
 from ncreg.checkpoint import load_classifier
@@ -49,6 +50,12 @@ def test_evaluate_counts_each_class(run, expected, capsys):
     assert "accuracy of each class" in said and "nc2_equinorm" not in said  # names for people; keys are in the file
     printed = {label.strip(): value for label, value in (line.rsplit(None, 1) for line in said.splitlines() if line)}
     assert printed["accuracy"] == f"{result['accuracy']:.2%}"
+    right = int((guess == truth).sum())
+    interval = binomtest(right, 360).proportion_ci(method="wilson")
+    (line,) = (line for line in said.splitlines() if line.startswith("  its 95 % interval"))
+    assert line.split("interval")[1].strip() == f"{interval.low:.1%} to {interval.high:.1%}"
+    for label, value in result["per_class"].items():
+        assert f"  {label:<36}{value:>14.2%} of {int((truth == int(label)).sum())}" in said
     assert float(printed["NC1  within-class variability"]) == pytest.approx(result["nc1"], rel=1e-3)
     assert float(printed["cross-entropy (nats)"]) == pytest.approx(result["loss"], abs=1e-4)
 

@@ -18,6 +18,7 @@ from recipes.core.errors import UserError
 from recipes.core.files import locked
 from recipes.data.load import load
 from recipes.data.split import Split, as_floats
+from recipes.evaluation import console_table
 from recipes.evaluation.console_table import table, whole
 from recipes.evaluation.evaluations import EVALUATIONS, turned
 from recipes.evaluation.label_evaluations import label_noise, long_tail, no_threshold, true_classes
@@ -303,6 +304,10 @@ def test_long_tailed_and_mislabelled_runs_get_their_parts(tmp_path):
     per_class = [float(right[test.target == label].double().mean()) for label in range(10)]
     assert found["test"].per_class == pytest.approx(per_class)
     assert found["test"].imbalance == pytest.approx(float(counts.max() / counts.min()))
+    lines = console_table.long_tail(plain(found), "test")
+    assert lines[1].endswith(f"(n = {len(right)})")
+    for line, group in zip(lines[2:5], found["test"].groups.values(), strict=True):
+        assert line.endswith(f"(n = {sum(int((test.target == label).sum()) for label in group.classes)})")
     assert found["minority_collapse"].threshold == pytest.approx(int(counts.sum()) * 2e-3 * 2e-3)
     assert found["minority_collapse"].smallest == int(tested.data.class_counts().min())
     noise, _ = label_noise(tested, SETTINGS)
