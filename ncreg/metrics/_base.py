@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from ncreg.metrics._last_layer import LastLayer
-from ncreg.metrics._plot import Result, drawable
+from ncreg.metrics._plot import Result, drawable, tell_apart
 from ncreg.metrics._second_pass import SecondPassTables
 from ncreg.numerics import float64_device
 
@@ -95,7 +95,10 @@ class Float64Metric(Metric):
             >>> axis.get_lines()[0].get_label(), axis.get_lines()[0].get_ydata().tolist()
             ('ncc_accuracy', [0.5, 1.0])
         """
-        return self._plot(drawable(self.compute() if val is None else val), ax)
+        first = 0 if ax is None else len(ax.get_lines())
+        figure, axis = self._plot(drawable(self.compute() if val is None else val), ax)
+        tell_apart(axis, first)
+        return figure, axis
 
     def _read_classifier(self, *, on_every_rank: bool) -> tuple[Tensor, Tensor] | None:
         """Weight and bias of the classifier as they are now, where there is one."""

@@ -17,6 +17,7 @@ from torchmetrics.utilities.plot import _error_on_missing_matplotlib
 
 from ncreg._checks import check_choice, check_num_classes, described
 from ncreg.metrics._neural_collapse import NeuralCollapse
+from ncreg.metrics._plot import tell_apart
 
 Results = Mapping[str, Mapping[str, Tensor]] | Sequence[Mapping[str, Mapping[str, Tensor]]]
 
@@ -167,12 +168,14 @@ class LayerwiseCollapse:
         known = {name for result in results for found in result.values() for name in found}
         check_choice("measure", measure, sorted(known))
         figure, ax = plt.subplots() if ax is None else (None, ax)
+        first = len(ax.get_lines())
         for step, result in enumerate(results):
             values = [found[measure].item() for found in result.values()]
             ax.plot(list(result), values, marker="o", label=f"step {step}" if len(results) > 1 else None)
         ax.set_ylabel(measure)
         if len(results) > 1:
             ax.legend()
+        tell_apart(ax, first)
         return figure, ax
 
     def reset(self) -> None:

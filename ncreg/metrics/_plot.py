@@ -11,6 +11,10 @@ from torch import Tensor
 Result = Mapping[str, Tensor | float]
 Drawable = dict[str, Tensor]
 
+MARKERS = "osD^vPX<>p*"
+DASHES = ("-", (0, (6, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
+"""Their number and that of the markers have no common factor: 44 curves differ without colour."""
+
 
 def drawable(val: Result | Sequence[Result]) -> Drawable | list[Drawable]:
     """The measures that are one number; a name says so where the figure has nothing to show for it.
@@ -36,6 +40,21 @@ def drawable(val: Result | Sequence[Result]) -> Drawable | list[Drawable]:
     names = {key: _name(key, [found[key] for found in numbers]) for key in numbers[0]}
     named = [{names[key]: value for key, value in found.items()} for found in numbers]
     return named if isinstance(val, Sequence) else named[0]
+
+
+def tell_apart(axis: Any, first: int = 0) -> None:
+    """Give each line of an axis from the `first` on a marker and dashes of its own, in the legend too."""
+    named = {}
+    for index, line in enumerate(axis.get_lines()[first:], start=first):
+        named[line.get_label()] = line
+        line.set_marker(MARKERS[index % len(MARKERS)])
+        if len(line.get_xdata()) > 1:
+            line.set_linestyle(DASHES[index % len(DASHES)])
+    legend = axis.get_legend()
+    for shown, text in [] if legend is None else zip(legend.legend_handles, legend.get_texts(), strict=True):
+        if (drawn := named.get(text.get_text())) is not None:
+            shown.set_marker(drawn.get_marker())
+            shown.set_linestyle(drawn.get_linestyle())
 
 
 def _numbers(result: Result) -> Drawable:

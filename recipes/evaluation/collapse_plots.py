@@ -59,7 +59,7 @@ def spectrum(splits: Sequence[MeasuredSplit]) -> Picture:
         for index, (key, label) in enumerate((("between", "between classes"), ("within", "within classes"))):
             values = np.array(split.record["spectrum"][key])
             values = np.where(values > 0, values, np.nan)
-            look: Any = {"color": COLORS[index], "linestyle": LINES[place % len(LINES)]}
+            look: Any = {"color": COLORS[index], "linestyle": LINES[(2 * place + index) % len(LINES)]}
             panel.plot(np.arange(1, len(values) + 1), values, label=f"{label}, {split.name}", **look)
     spread = any(max(values) > 0 for split in splits for values in split.record["spectrum"].values())
     panel.set(xlabel="direction, in order", ylabel="variance", xscale="log", yscale="log" if spread else "linear")

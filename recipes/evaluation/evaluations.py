@@ -43,7 +43,8 @@ def calibration(run: RunUnderTest, settings: Settings) -> Outcome:
         "temperature_from": source,
     }
     why = no_temperature(outcome)
-    return outcome, [f"no temperature is best: {why}; go by the numbers before scaling"] if why else []
+    way_out = "go by the numbers before scaling, or fit it on more images"
+    return outcome, [f"no temperature is best: {why}; {way_out}"] if why else []
 
 
 def halves(target: Tensor, seed: int) -> tuple[Tensor, Tensor]:

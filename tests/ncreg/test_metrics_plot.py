@@ -96,6 +96,31 @@ def test_a_result_and_a_list_of_results_are_drawn(plt):
         metrics[0].plot([some[0], {"nc1": some[1]["nc1"]}])
 
 
+def looks(lines):
+    """What of each line is left in a print without colours."""
+    return [(line.get_marker(), line.get_linestyle(), str(line._dash_pattern)) for line in lines]
+
+
+def test_curves_differ_without_colour_and_the_legend_shows_it(plt):
+    """Every measure at once; a line that the axis held before stays as it was, also in the legend."""
+    metric = metric_of(1.0)
+    result = metric.compute()
+    figure, axis = plt.subplots()
+    (own,) = axis.plot([0, 1], [0, 1], "r--", label="own")
+    axis.fill_between([0, 1], 0, 1, label="area")
+    before = looks([own])
+    metric.plot([result, result, result], axis)
+    drawn = axis.get_lines()
+    assert looks(drawn[:1]) == before and len(drawn) == len(result) + 1 and len(set(looks(drawn))) == len(drawn)
+    legend = axis.get_legend()
+    names = [text.get_text() for text in legend.get_texts()]
+    assert [name for name in names if name != "area"] == [line.get_label() for line in drawn]
+    # a legend's dashes are scaled by its own line width, so the pattern is compared by name
+    assert [look[:2] for look in looks(legend.get_lines())] == [look[:2] for look in looks(drawn)]
+    alone = metric.plot({name: result[name] for name in ("nc1", "nc3", "nc4")})[1]
+    assert len({look[0] for look in looks(alone.get_lines())}) == 3
+
+
 def test_what_no_axis_can_show_is_said(plt):
     metric, nan = metric_of(1.0), torch.tensor(torch.nan)
     axis = metric.plot({"nc1": nan, "cdnv": torch.tensor(torch.inf), "nc0": 0.5})[1]

@@ -1,12 +1,14 @@
 """Figures and lines say what accuracy "zero error" stands for; curves differ in their dashes, not by colour alone."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import pytest
 
 from recipes.core.config import TrainConfig
-from recipes.evaluation import snapshots
+from recipes.evaluation import collapse_plots, snapshots
+from recipes.evaluation import plots as evaluation_plots
 from recipes.train import show_plan
 from recipes.training import plots
 from recipes.training.reporting import closing_lines, zero_error, zero_error_means
@@ -78,3 +80,21 @@ def test_the_plan_says_it_in_print_and_figure(drawn, tmp_path, capsys, monkeypat
     said = f"zero error: training accuracy of {100 * config.tpt.threshold:g}% or more"
     assert said in capsys.readouterr().out.splitlines()
     assert said in drawn[0].axes[0].get_title()
+
+
+def dashes(panel):
+    return [str(line._dash_pattern) for line in panel.get_lines()]
+
+
+def test_spectra_and_reliability_are_told_apart_without_colour(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(collapse_plots, "_svg", lambda figure, *style: drawn.append(figure) or "")
+    record = {"spectrum": {"within": [1.0, 0.5], "between": [2.0, 1.0]}}
+    collapse_plots.spectrum([SimpleNamespace(name=name, record=record) for name in ("train", "test")])
+    bins = {"count": [3, 4], "confidence": [0.2, 0.8], "accuracy": [0.3, 0.9], "edges": [0.0, 0.5, 1.0]}
+    scores = {"reliability": bins, "ece": 0.1}
+    drawn.append(evaluation_plots.calibration({"temperature": 2.0, "before": scores, "after": scores, "samples": 7}))
+    spectrum, top, below = dashes(drawn[0].axes[0]), dashes(drawn[1].axes[0])[1:], dashes(drawn[1].axes[1])
+    assert [len(set(found)) for found in (spectrum, top, below)] == [4, 2, 2] and top == below
+    for figure in drawn:
+        plt.close(figure)
