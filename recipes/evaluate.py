@@ -97,10 +97,11 @@ def evaluate(argv: Sequence[str]) -> None:
     path = tested.home / file_name(found.result, tested)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, found.result)
-    print(accuracy_table(found.result))
-    print(f"\nmore measures and the confusion matrix: {path} (docs/metrics.md explains them)")
     if found.page:
         write_atomically(path.with_suffix(".html"), found.page)
+    print(accuracy_table(found.result))  # after all files: its reader may go away, as `head` does
+    print(f"\nmore measures and the confusion matrix: {path} (docs/metrics.md explains them)")
+    if found.page:
         print(f"what they mean, with figures: {path.with_suffix('.html')}")
 
 

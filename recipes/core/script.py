@@ -8,7 +8,7 @@ import re
 import select
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from recipes.core.errors import UserError
 from recipes.core.suggestions import did_you_mean
@@ -169,17 +169,39 @@ def leave_with(main: Callable[[], int | None]) -> NoReturn:
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
-        if not _reader_gone():
+        if not _reader_gone(sys.stdout):
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left goes there when Python ends
+        _print_no_more(sys.stdout)
         code = READER_GONE
     sys.exit(code)
 
 
-def _reader_gone() -> bool:
-    """Whether standard output is a pipe that nobody reads any more."""
+def say(text: str, *, end: str = "\n", file: TextIO | None = None) -> None:
+    """Print at once, between two pieces of work, which go on unprinted where the reader has gone, as `head` does.
+
+    Args:
+        text: what to print.
+        end: printed behind it.
+        file: standard output, or standard error.
+    """
+    file = sys.stdout if file is None else file
+    try:
+        print(text, end=end, file=file, flush=True)
+    except BrokenPipeError:
+        if not _reader_gone(file):
+            raise
+        _print_no_more(file)
+
+
+def _print_no_more(file: TextIO) -> None:
+    """Lead a stream to nowhere: what is left, and what Python still holds when it ends, goes there."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
+
+
+def _reader_gone(file: TextIO) -> bool:
+    """Whether a stream is a pipe that nobody reads any more."""
     if not hasattr(select, "poll"):
         return True  # no way to ask on Windows
     asked = select.poll()
-    asked.register(sys.stdout.fileno(), 0)
+    asked.register(file.fileno(), 0)
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in asked.poll(0))

@@ -105,6 +105,7 @@ def evaluate_model(
         source = tested.read(data)
         order = tested.check_fit(source)
         images, beside, notes = _images(source, data, split, seed=tested.config.seed, is_other=is_other)
+        notes += tested.notes_on_draw(source, split, all_too=True) if is_other else []
         device, names = next(model.parameters()).device, order.names
         costs = None if cost is None else read_costs(cost, names)
         wanted = {split: order.split(images).to(device)}
@@ -180,8 +181,6 @@ def _images(
             raise UserError(f"{error}; --split all evaluates every image, none is drawn") from None
         raise
     notes = list(data.notes)
-    if is_other and split == "test" and data.test_drawn:
-        notes.append("this data has no test part: a fifth was drawn; --split all takes every image")
     if split != "all":
         return getattr(data, split), data.train, notes
     values = {key: getattr(config, key) for key in UNCHANGED}

@@ -17,6 +17,7 @@ from recipes.core.distributed import pick_device
 from recipes.core.errors import UserError
 from recipes.core.files import file_name
 from recipes.core.own_code import in_a_line, use_copies
+from recipes.core.script import say
 from recipes.core.suggestions import did_you_mean
 from recipes.data.load import read_source
 from recipes.data.split import Source
@@ -117,6 +118,26 @@ class ModelUnderTest:
             notes.append("gray images are repeated in three channels" if wanted == 3 else "colour is taken as gray")
         return notes
 
+    def notes_on_draw(self, source: Source, split: str, *, all_too: bool = False) -> list[str]:
+        """What to know of images that are drawn because the data has no such part; nothing where it has one.
+
+        Args:
+            source: the data.
+            split: train, val, test or all.
+            all_too: whether the command has --split all.
+        """
+        if getattr(source, split, source.train) is not None:
+            return []
+        drawn = "no test part: a fifth" if split == "test" else "no validation part: the share data.val_share"
+        note = f"this data has {drawn} was drawn" + "; --split all takes every image" * all_too
+        if not self.is_run:
+            places = "test/ beside train/" if split == "test" else "val/ and test/ beside train/"
+            note += (
+                ". If MODEL was trained on this data, these images are not held out: give held-out ones, in "
+                f"{places} or their own folder by --data.root{', with --split all' * all_too}"
+            )
+        return [note]
+
     def named(self) -> Classifier:
         """The classifier with a name for every output."""
         if self.model.class_names is None:
@@ -204,7 +225,7 @@ def _with_side(options: ModelOptions, side: int | None) -> ModelOptions:
 def tell(notes: Sequence[str]) -> None:
     """Print sentences for the user beside the output."""
     for note in notes:
-        print(f"note: {note}", file=sys.stderr)
+        say(f"note: {note}", file=sys.stderr)
 
 
 def slug(word: str, weights: Path | None = None) -> str:

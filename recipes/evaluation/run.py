@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from recipes.core.errors import UserError
 from recipes.core.files import environment, locked
+from recipes.core.script import say
 from recipes.evaluation.costs import costs_of, digest_of
 from recipes.evaluation.evaluations import EVALUATIONS
 from recipes.evaluation.model_options import ModelOptions
@@ -97,7 +98,7 @@ def add_evaluations(
     """
     origin, failed = environment(command), []
     if not quiet:
-        print(f"evaluating {run.path}, checkpoint {run.checkpoint}: {', '.join(names)}", flush=True)
+        say(f"evaluating {run.path}, checkpoint {run.checkpoint}: {', '.join(names)}")
     for name in _with_progress(names, result, quiet=quiet):
         result.skipped.pop(name, None)
         try:
@@ -129,10 +130,10 @@ def _with_progress(names: Sequence[str], result: Result, *, quiet: bool) -> Iter
 def _printed_time(name: str, *, wanted: bool) -> Iterator[None]:
     start = time.perf_counter()
     if wanted:
-        print(f"{name:<14}", end="", flush=True)
+        say(f"{name:<14}", end="")
     yield
     if wanted:
-        print(f"{time.perf_counter() - start:6.0f} s", flush=True)
+        say(f"{time.perf_counter() - start:6.0f} s")
 
 
 def _check_attacked(run: RunUnderTest, settings: Settings) -> None:

@@ -96,7 +96,8 @@ class RunUnderTest:
             source = tested.read(config.data)
             data = split_source(source, config.data, seed=config.seed)
             order = tested.check_fit(source)
-            tell([*tested.notes, *tested.notes_on(source, order)])
+            drawn = tested.notes_on_draw(source, split)
+            tell([*tested.notes, *tested.notes_on(source, order), *source.notes, *drawn])
             data = order.data_set(data)
             checkpoint = MODEL
         return cls(tested.home, checkpoint, config, tested.model.requires_grad_(False), data, seed, split)

@@ -73,7 +73,7 @@ def take_snapshots(
     if is_run(Path(run)):
         check_own(run, options, overrides)
         return snapshots_of_run(run_dir_of(Path(run)), split=split, images=images)
-    tested = RunUnderTest.open(run, options=options, overrides=overrides)
+    tested = RunUnderTest.open(run, split=split, options=options, overrides=overrides)
     check_folder(tested.path, "the folder of the results,")
     chosen = _chosen(tested.data, split, images, seed=tested.seed)
     taken = snapshot(Path(tested.config.model.backbone).name, tested.model, chosen.to(tested.device))

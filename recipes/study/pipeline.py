@@ -74,10 +74,12 @@ def write_results(study: Study, records: Records, out: Path, *, name: str, comma
         search=search_results(study, records),
         statistics=tabulate(study, records, trials),
     )
-    if gone := len(set(records) - set(content["runs"])):
-        print(f"note: {gone} runs are no part of the study any more; they are kept in {results.back_up(out)}")
+    gone = len(set(records) - set(content["runs"]))
+    kept = results.back_up(out) if gone else None
     results.write(out, content, records)
     write_report(out)
+    if gone:
+        print(f"note: {gone} runs are no part of the study any more; they are kept in {kept}")
     return results.read(out / "results.json")
 
 

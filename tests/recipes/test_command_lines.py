@@ -12,7 +12,7 @@ from recipes import compare, evaluate, plot_collapse, predict, rank_backbones, r
 from recipes import train as train_script
 from recipes.core.cli import keys, parse, parse_command, recipes, with_flag_values
 from recipes.core.errors import UserError
-from recipes.core.script import join_flags, take_keys
+from recipes.core.script import join_flags, say, take_keys
 from recipes.core.suggestions import USUAL_NAMES, did_you_mean
 from recipes.evaluation.evaluations import EVALUATIONS
 from recipes.evaluation.options import parse_options
@@ -138,6 +138,58 @@ def test_a_reader_that_goes_away_ends_a_script_quietly(script):
     shell = f"set -o pipefail; {sys.executable} -u recipes/{script}.py --help | true"
     ended = subprocess.run(["bash", "-c", shell], cwd=ROOT, capture_output=True, text=True)
     assert ended.stderr == "" and ended.returncode in (0, 141)  # 0 where the help was written before
+
+
+def test_say_goes_on_where_the_reader_has_gone_and_raises_where_it_has_not():
+    read, write = os.pipe()
+    with open(write, "w") as pipe:
+        say("first", end="!", file=pipe)
+        assert os.read(read, 99) == b"first!"
+        os.close(read)
+        say("lost", file=pipe)
+        say("lost too", file=pipe)
+        assert os.fstat(pipe.fileno()).st_rdev == os.stat(os.devnull).st_rdev
+
+    read, write = os.pipe()
+
+    class Broken:  # not by its reader, which is there
+        def fileno(self):
+            return write
+
+        def write(self, text):
+            raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        say("kept", file=Broken())
+    os.close(read)
+    os.close(write)
+
+
+@pytest.mark.parametrize(
+    ("script", "models", "options", "files"),
+    [
+        ("evaluate", 1, "--train-images 50", ["evaluation-*.json", "evaluation-*.html"]),
+        pytest.param(  # another process that loads all libraries, each
+            *("plot_collapse", 2, "--images 50", ["collapse/simplex-train.png", "collapse/view-train.json"]),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            *("robustness", 1, "--parts calibration --quick", ["robustness/results.json", "robustness/figures/*.png"]),
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_files_are_whole_where_the_reader_goes_away_at_the_first_line(script, models, options, files, tmp_path):
+    """Notes, progress and tables break the pipe before, between and after the files."""
+    (tmp_path / "model.py").write_text(
+        "import timm\n\ndef build():\n    return timm.create_model('test_resnet', num_classes=10, in_chans=1)\n"
+    )
+    words = f"{f'{tmp_path}/model.py:build ' * models} --data.name digits --image-size 32 {options}"
+    shell = f"set -o pipefail; {sys.executable} -u {ROOT}/recipes/{script}.py {words} 2>&1 | head -c 1"
+    ended = subprocess.run(["bash", "-c", shell], cwd=tmp_path, capture_output=True, text=True)
+    assert ended.returncode in (0, 141) and len(ended.stdout) == 1 and ended.stderr == "", ended
+    (home,) = (tmp_path / "evaluations").iterdir()
+    assert all(list(home.glob(file)) for file in files), sorted(home.rglob("*"))
 
 
 @pytest.mark.parametrize(

@@ -355,6 +355,32 @@ def test_labels_that_begin_at_one_are_said(tmp_path, capsys):
     assert "note: labels of --features begin at 1: class 0 has no samples" in capsys.readouterr().err
 
 
+def test_images_that_may_have_been_trained_on_are_said(here, tmp_path, capsys):
+    """Of class folders alone a part is drawn; beside it, what is told is the way that takes held-out images alone."""
+    model = ["my_model.py:named", "--data.name", "folder", "--image-size", "32", "--out-dir", str(tmp_path)]
+    alone, caveat = (
+        ["--data.root", "my_images/train"],
+        "if model was trained on this data, these images are not held out",
+    )
+
+    def said(script, *words):
+        assert script.main([*model, *words]) == 0
+        return capsys.readouterr().err.lower()
+
+    few = ["--train-images", "0"]
+    told = said(evaluate, *alone, *few)
+    assert f"a fifth was drawn; --split all takes every image. {caveat}" in told and "with --split all" in told
+    told = said(evaluate, *alone, *few, "--split", "val")
+    assert "no validation part" in told and caveat in told and "val/ and test/ beside train/" in told
+    for words in [*alone, "--split", "all"], [*alone, "--split", "train"], ["--data.root", "my_images"]:
+        assert caveat not in said(evaluate, *words, *few)
+    calibration = ["--parts", "calibration", "--quick"]
+    told = said(robustness, *alone, *calibration)
+    assert f"a fifth was drawn. {caveat}" in told and "--split all" not in told  # which it does not have
+    assert caveat not in said(robustness, "--data.root", "my_images", *calibration, "--fresh", "--out", "other")
+    assert caveat not in said(plot_collapse, *alone) and caveat in said(plot_collapse, *alone, "--split", "test")
+
+
 def test_images_of_a_single_class_are_evaluated(here, tmp_path, capsys):
     """The outputs are red, blue, green: what is counted is what the model says of the green images."""
     alone = tmp_path / "alone" / "green"
