@@ -358,10 +358,8 @@ def test_labels_that_begin_at_one_are_said(tmp_path, capsys):
 def test_images_that_may_have_been_trained_on_are_said(here, tmp_path, capsys):
     """Of class folders alone a part is drawn; beside it, what is told is the way that takes held-out images alone."""
     model = ["my_model.py:named", "--data.name", "folder", "--image-size", "32", "--out-dir", str(tmp_path)]
-    alone, caveat = (
-        ["--data.root", "my_images/train"],
-        "if model was trained on this data, these images are not held out",
-    )
+    alone = ["--data.root", "my_images/train"]
+    caveat = "if model was trained on this data, these images are not held out"
 
     def said(script, *words):
         assert script.main([*model, *words]) == 0
