@@ -198,6 +198,7 @@ def _scored(
         (len(train) + len(test)) / seconds,
         naswot=score,
         no_naswot=reason,
+        probe_at_edge=probe.at_edge,
     ), data
 
 

@@ -31,6 +31,7 @@ class BackboneScores:
         ncti_terms: the three numbers that are ranked.
         naswot: of untrained ReLU networks.
         no_naswot: why there is none.
+        probe_at_edge: whether the penalty is at an end of its grid, so that a wider grid may do better.
     """
 
     name: str
@@ -49,6 +50,7 @@ class BackboneScores:
     ncti_terms: dict[str, float] = field(default_factory=dict)
     naswot: float | None = None
     no_naswot: str = ""
+    probe_at_edge: bool = False
 
 
 @dataclass(frozen=True)

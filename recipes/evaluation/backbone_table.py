@@ -83,6 +83,8 @@ def ranking_table(ranking: BackboneRanking) -> str:
     lines += ["", *textwrap.wrap(MEANING, 100)]
     without = [row for row in ranking.scores if row.naswot is None and row.no_naswot != NOT_FOR_TRAINED]
     lines += [f"no NASWOT of {row.name}: {row.no_naswot}" for row in without]
+    edge = [f"{row.name} (l2 = {row.probe_l2:g})" for row in ranking.scores if row.probe_at_edge]
+    lines += [f"probe at the end of its grid of penalties: {', '.join(edge)}"] if edge else []
     lines += [f"NOT SCORED {name}: {reason}" for name, reason in ranking.failed.items()]
     return "\n".join(lines)
 

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from recipes.evaluation import console_table, plots
+from recipes.evaluation.backbone_scores import BackboneRanking, BackboneScores
+from recipes.evaluation.backbone_table import ranking_table
 from recipes.evaluation.evaluations import calibration
 from recipes.evaluation.results import plain
 from recipes.evaluation.run_under_test import Outputs
@@ -88,3 +90,14 @@ def test_distances_that_were_not_found_and_probes_at_the_end_of_their_grid():
     task = {"linear": probe, "knn": probe | {"chosen": 5, "at_edge": False}, "few_shot": probe | {"shots": 5}}
     linear, knn, _ = console_table.transfer({"tasks": {"digits": task}}, "test")[1:]
     assert linear.endswith("[80.0, 95.0], l2 = 1e-05 at the end of its grid") and knn.endswith("[80.0, 95.0]")
+
+
+def test_a_ranking_names_the_probes_at_the_end_of_their_grid():
+    rows = [
+        BackboneScores(name, 0.5, (0.4, 0.6), 1e-5, 0.5, 2.0, -0.5, 8, 10**6, 28, 2.0, 50.0, probe_at_edge=edge)
+        for name, edge in (("one", False), ("two", True))
+    ]
+    lines = ranking_table(BackboneRanking("digits", {}, 10, 80, "val", 20, 0, tuple(rows), {})).splitlines()
+    assert lines[-1] == "probe at the end of its grid of penalties: two (l2 = 1e-05)"
+    few = ranking_table(BackboneRanking("digits", {}, 10, 80, "val", 20, 0, (rows[0],), {}))
+    assert "grid" not in few
