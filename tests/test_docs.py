@@ -14,6 +14,10 @@ import torch
 from PIL import Image
 from timm.data import resolve_model_data_config
 
+from ncreg import param_groups, swap_head
+from recipes.core.config import OptimConfig
+from recipes.training.build import build_optimizer
+
 ROOT = Path(__file__).parents[1]
 PAGES = [
     ROOT / "README.md",
@@ -213,6 +217,21 @@ def test_the_figure_for_a_paper_is_drawn_as_the_tutorial_says(tmp_path, monkeypa
     plt.close(names["figure"])
     written = (tmp_path / "collapse.pdf").read_bytes()
     assert b"/FontFile2" in written and b"/Type3" not in written and (tmp_path / "simplex.pdf").is_file()
+
+
+@pytest.mark.parametrize(("backbone", "project"), [("test_resnet", None), ("test_vit", 16)])
+def test_the_two_rates_of_the_page_are_those_of_the_recipe(backbone, project):
+    (block,) = [block for block in blocks(ROOT / "docs" / "integrations.md") if "def two_rates" in block]
+    model = swap_head(backbone, "etf", num_classes=3, project=project)
+    names = {"torch": torch, "param_groups": param_groups, "model": model}
+    exec(compile(block, "two_rates", "exec"), names)
+    recipe = build_optimizer(OptimConfig(lr=0.01, head_lr_factor=10, weight_decay=5e-4, momentum=0.9), model)
+
+    def rates(optimizer):
+        groups = optimizer.param_groups
+        return {id(one): (group["lr"], group["weight_decay"]) for group in groups for one in group["params"]}
+
+    assert rates(names["optimizer"]) == rates(recipe) and {rate for rate, _ in rates(recipe).values()} == {0.01, 0.1}
 
 
 def run_own_images(splits, folder, monkeypatch, *, epochs):
