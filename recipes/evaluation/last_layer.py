@@ -48,7 +48,8 @@ def last_layer_of(head: Any, found: Collapse) -> LastLayer:
         (True, True, False, 0.5, 0.0)
     """
     fixed = isinstance(head, FixedHead | ETFHead | CodeHead)
-    along, nc3_along = _along(head.weight, found) if fixed else (None, None)
+    few = fixed and head.num_classes <= head.in_features  # more class vectors span all dimensions, and may not fit
+    along, nc3_along = _along(head.weight, found) if few else (None, None)
     return LastLayer(
         fixed=fixed,
         follows=isinstance(head, NearestETFHead),
@@ -62,10 +63,10 @@ def last_layer_of(head: Any, found: Collapse) -> LastLayer:
 def _along(weight: Tensor, found: Collapse) -> tuple[float | None, float | None]:
     """Share of the squared lengths of the centred class means within the span of the class vectors, and NC3 there.
 
-    None where that says nothing: no means apart, or more class vectors than dimensions, which span them all.
+    None where that says nothing: class means that coincide, or of another shape than the vectors.
     """
     here, means = (found.counts > 0).cpu(), found.centred.cpu().double()
-    if weight.shape != means.shape or weight.shape[0] > weight.shape[1]:
+    if weight.shape != means.shape:
         return None, None
     vectors, means = weight.detach().cpu().double(), means[here]
     _, sizes, axes = torch.linalg.svd(vectors, full_matrices=False)
