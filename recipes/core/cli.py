@@ -172,6 +172,9 @@ def _split_deep(args: Sequence[str]) -> tuple[list[str], list[tuple[str, Any]]]:
         option, equals, value = word.partition("=")
         if not pattern.fullmatch(option):
             left.append(word)
+            deep = [pair for pair in deep if not f"--{pair[0]}".startswith(f"{option}.")]  # the last word wins
+            if option == "--config" and deep:
+                raise UserError(f"--{deep[0][0]} stands before --config, which may set it too: put it behind")
             continue
         if not equals and (value := next(words, "--")).startswith("--"):
             raise UserError(f"{option} needs a value {POINTER}")

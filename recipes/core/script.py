@@ -167,9 +167,10 @@ def leave_with(main: Callable[[], int | None]) -> NoReturn:
         try:
             code = main()
         finally:
-            sys.stdout.flush()
+            if sys.stdout is not None:  # as where the caller closed it
+                sys.stdout.flush()
     except BrokenPipeError:
-        if not _reader_gone(sys.stdout):
+        if sys.stdout is None or not _reader_gone(sys.stdout):
             raise
         _print_no_more(sys.stdout)
         code = READER_GONE

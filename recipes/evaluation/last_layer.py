@@ -11,6 +11,9 @@ from torch import Tensor
 from ncreg.heads import CodeHead, ETFHead, FixedHead, NearestETFHead
 from recipes.evaluation.collapse import Collapse
 
+MOST_ENTRIES = 2**22
+"""Of class vectors whose span is looked for: seconds, and a code of a million classes holds none."""
+
 
 @dataclass(frozen=True)
 class LastLayer:
@@ -48,7 +51,7 @@ def last_layer_of(head: Any, found: Collapse) -> LastLayer:
         (True, True, False, 0.5, 0.0)
     """
     fixed = isinstance(head, FixedHead | ETFHead | CodeHead)
-    few = fixed and head.num_classes <= head.in_features  # more class vectors span all dimensions, and may not fit
+    few = fixed and head.num_classes * head.in_features <= MOST_ENTRIES
     along, nc3_along = _along(head.weight, found) if few else (None, None)
     return LastLayer(
         fixed=fixed,

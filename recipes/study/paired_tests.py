@@ -156,12 +156,13 @@ def judge_pairs(
 ) -> list[dict[str, Any]]:
     """For each pair: the difference (first minus second), each p after Holm's correction over the pairs, the verdict.
 
-    A pair of which no run has ended yet counts in the correction with a p of 1: what is told of a study that goes on
-    keeps to the family that its rules name. The verdict is "not reached" where runs of the first arm have ended and
-    none has the measure, "baseline not reached" where that holds for the second arm, else that of `verdict`.
+    A pair of which fewer than two seeds have ended on both sides counts in the correction with a p of 1: what is told
+    of a study that goes on keeps to the family that its rules name. The verdict is "not reached" where runs of the
+    first arm have ended and none has the measure, "baseline not reached" where that holds for the second arm, else that
+    of `verdict`.
     """
     entries = [paired_difference(measure, values[ours], values.get(theirs, {})) for ours, theirs in pairs]
-    waiting = [not values[ours] or not values.get(theirs) for ours, theirs in pairs]
+    waiting = [len(values[ours].keys() & values.get(theirs, {}).keys()) < 2 for ours, theirs in pairs]
     adjusted = _corrected([entry["p"] for entry in entries], waiting)
     tests = {name: _corrected([entry["margin_p"].get(name) for entry in entries], waiting) for name in MARGIN_TESTS}
     for index, (entry, (ours, theirs)) in enumerate(zip(entries, pairs, strict=True)):

@@ -109,6 +109,7 @@ def test_nothing_is_suggested_where_nothing_comes_near(typed, capsys):
             ["--model.head_args.a", "1", "--model.head_args.a.b", "2"],
             "--model.head_args.a.b: model.head_args.a is 1, not",
         ),
+        (["--loss.ntce.args.a", "1", "--config", "x.yaml"], "--loss.ntce.args.a stands before --config, which may set"),
         (["--loss.ntce.args.a", "1", "--print_config"], "--print_config does not show --loss.ntce.args.a: leave one"),
         (["--optim.lr", "fast"], '"optim.lr": expected float, got fast (--help'),
         (["--quiet", "loud"], '"quiet": expected true or false, got loud (--help'),
@@ -127,10 +128,24 @@ def test_one_argument_of_a_loss_leaves_the_recipe_s_others(form):
     assert parse(["nonl"]).loss["nonl"].args["temperature"] == 0.1
 
 
+def test_the_last_word_wins_also_deep_in_a_mapping():
+    deep, whole = "--loss.ntce.args.temperature=0.7", "--loss.ntce.args={temperature: 0.2}"
+    assert parse(["ntce", deep, whole]).loss["ntce"].args == {"temperature": 0.2}
+    assert parse(["ntce", whole, deep]).loss["ntce"].args == {"temperature": 0.7}
+    assert parse(["ntce", deep, "--loss={cross_entropy: {}}"]).loss.keys() == {"cross_entropy"}
+    assert parse(["etf", "--model.head_args.a.b=1", "--model.head_args.a", "5"]).model.head_args["a"] == 5
+
+
 def test_a_value_deep_in_a_mapping_has_its_own_type():
     words = ["--model.head_args.outer.number", "3", "--model.head_args.outer.flag=true", "--model.head_args.scale", "2"]
     assert parse(["etf", *words]).model.head_args == {"scale": 2, "outer": {"number": 3, "flag": True}}
     assert parse(["etf", "--loss.ntce.args.temperature", "0.5"]).loss["ntce"].args == {"temperature": 0.5}
+
+
+def test_a_closed_output_changes_no_exit_code():
+    for words, code in (("--help", 0), ("nosuch", 2)):
+        shell = f"{sys.executable} recipes/train.py {words} >&-"
+        assert subprocess.run(["bash", "-c", shell], cwd=ROOT, capture_output=True).returncode == code
 
 
 @pytest.mark.parametrize("script", ["train", "evaluate", "compare"])

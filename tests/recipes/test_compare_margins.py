@@ -95,6 +95,9 @@ def test_arms_whose_runs_are_still_to_come_belong_to_the_family():
     assert early["p_holm"] == pytest.approx(min(1, 3 * alone["p"]))
     assert early["margin_p_holm"] == pytest.approx({name: min(1, 3 * p) for name, p in alone["margin_p"].items()})
     assert all(entry["p_holm"] is None and entry["verdict"] == "too few seeds" for entry in others)
+    begun = {0: 0.9}, {99: 0.9}  # one seed, and one that the baseline lacks
+    _, early, *_ = compare_arms(ACCURACY, values | dict(zip("bc", begun, strict=True)), base="base", min_seeds=3)
+    assert early["p_holm"] == pytest.approx(min(1, 3 * alone["p"]))
 
 
 def test_every_p_goes_through_holm_over_the_arms():

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ncreg.frames import simplex_etf
-from ncreg.heads import CodeHead, CosineHead, ETFHead, FixedHead, LinearHead, NearestETFHead
+from ncreg.heads import HEADS, CodeHead, CosineHead, ETFHead, FixedHead, LinearHead, NearestETFHead
 from recipes.evaluation.collapse import Collapse, Layer, collapse_of
 from recipes.evaluation.findings import findings
 from recipes.evaluation.last_layer import LastLayer, last_layer_of
@@ -92,10 +92,17 @@ class Blocks:
         yield self.features, self.target
 
 
-def test_more_vectors_than_dimensions_and_equal_means_say_nothing_of_a_part():
-    many = last_layer_of(CodeHead(8, 12), collapse(torch.randn(12, 8, generator=DRAW)))
+def test_more_vectors_than_dimensions_may_span_all_or_half_of_them():
+    means = collapse(torch.randn(12, 8, generator=DRAW))
+    assert last_layer_of(CodeHead(8, 12), means).along == pytest.approx(1)
+    half = last_layer_of(HEADS["orthoplex"](8, 8), collapse(torch.randn(8, 8, generator=DRAW)))
+    assert half.along is not None and half.along < 0.9  # four directions, and their opposites
+
+
+def test_equal_means_and_a_million_vectors_say_nothing_of_a_part():
     equal = last_layer_of(ETFHead(8, 4), collapse(torch.ones(4, 8)))
-    assert (many.along, many.nc3_along, equal.along, equal.nc3_along) == (None, None, None, None)
+    million = last_layer_of(CodeHead(512, 1_000_000), collapse(torch.ones(4, 8)))  # its vectors would take 2 GB
+    assert (equal.along, equal.nc3_along, million.along, million.nc3_along) == (None, None, None, None)
 
 
 def test_a_fixed_head_is_said_to_be_fixed():
