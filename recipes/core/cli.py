@@ -166,7 +166,8 @@ def _split_deep(args: Sequence[str]) -> tuple[list[str], list[tuple[str, Any]]]:
     """
     mappings = [key for key, hint in keys().items() if str(hint).startswith("dict") and key != "loss"]
     pattern = re.compile(rf"--(loss\.[^.]+\.args\.[^=]+|(?:{'|'.join(map(re.escape, mappings))})\.[^.=]+\.[^=]+)")
-    left, deep = [], []
+    left: list[str] = []
+    deep: list[tuple[str, Any]] = []
     words = iter(args)
     for word in words:
         option, equals, value = word.partition("=")
