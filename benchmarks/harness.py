@@ -28,6 +28,11 @@ RESULTS = Path(__file__).parent / "results"
 SCHEMA = 1
 
 
+def baseline_words(keys: Mapping[str, Any]) -> list[str]:
+    """The command line of the recipe `baseline` with some keys of its own."""
+    return ["baseline", *(word for key, value in keys.items() for word in (f"--{key}", str(value)))]
+
+
 def parser(description: str, *, rounds: int = 30) -> argparse.ArgumentParser:
     """The arguments every benchmark shares."""
     made = argparse.ArgumentParser(description=description, allow_abbrev=False)

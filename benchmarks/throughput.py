@@ -37,7 +37,7 @@ from timm.data import create_loader
 from torch import nn
 from torch.optim import SGD
 
-from benchmarks.harness import parser, save, spread
+from benchmarks.harness import baseline_words, parser, save, spread
 from ncreg.models import Classifier
 from recipes.core.cli import parse
 from recipes.core.config import TrainConfig
@@ -202,7 +202,7 @@ def main() -> None:
                 "quiet": "true",
                 "out": out,
             }
-            words = ["baseline", *(word for key, value in asked.items() for word in (f"--{key}", str(value)))]
+            words = baseline_words(asked)
             config = parse(words)
             data = load(config.data, seed=config.seed, image_size=lambda native: native or 28)
             found = race(contenders(words, config, data, device, args.workers), args.rounds, warmup=1)

@@ -23,7 +23,7 @@ import torch
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.harness import parser, save, spread
+from benchmarks.harness import baseline_words, parser, save, spread
 from recipes.core.cli import parse
 from recipes.core.config import TrainConfig
 from recipes.core.distributed import joined_ranks
@@ -124,7 +124,7 @@ def main() -> None:
             "data.train_size": args.images,
             "data.batch_size": args.batch,
         }
-        config = parse(["baseline", *(word for key, value in asked.items() for word in (f"--{key}", str(value)))])
+        config = parse(baseline_words(asked))
         found = profiled(one_epoch(config, load_data(config, torch.device("cpu"))), args.rounds)
         print(f"{name}  {args.images / found['seconds']['median']:.0f} images/s")
         for kind, share in found["shares"].items():
