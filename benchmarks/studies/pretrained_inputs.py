@@ -13,12 +13,16 @@ from __future__ import annotations
 
 import argparse
 import csv
+import pickle
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import timm
 import torch
+import torchvision
 
 CLASSES = {0.0: "sound", 1 / 3: "perhaps_sound", 2 / 3: "perhaps_defective", 1.0: "defective"}
 
@@ -38,6 +42,54 @@ def write_weights(out: Path) -> None:
     tensors = torch.load(source, weights_only=True, map_location="cpu").values()
     model.load_state_dict(dict(zip(model.state_dict(), tensors, strict=True)))
     torch.save(model.state_dict(), out / "tf_efficientnet_lite0.pth")
+
+
+class _Arrays(pickle.Unpickler):
+    """Reads numpy arrays and nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The three names that a pickled array needs."""
+        if (module, name) == ("numpy.core.multiarray", "_reconstruct"):
+            return np.empty(0).__reduce__()[0]
+        if module == "numpy" and name in ("ndarray", "dtype"):
+            return getattr(np, name)
+        raise pickle.UnpicklingError(f"{module}.{name} is no array")
+
+
+def write_squeezenet(path: Path) -> None:
+    """The package's SqueezeNet 1.1 under torchvision's names, for images in RGB, mean and std of ImageNet.
+
+    Its convolutions are (height, width, in, out) and take BGR in [0, 255] minus a mean: the first is turned to RGB and
+    scaled to images that are normalised by ImageNet's mean and std; what differs between the means goes into its bias.
+    """
+    source = package_folder("ndf", "ndf") / "example_models" / "weights" / "squeezenet_weights.pkl"
+    with source.open("rb") as file:
+        arrays = _Arrays(file, encoding="latin1").load()
+    parts = {name: [torch.from_numpy(np.array(array)) for array in pair] for name, pair in arrays.items()}
+    order = ("squeeze", "expand1x1", "expand3x3")
+    fires = sorted({name.split("/")[0] for name in parts if "/" in name}, key=lambda name: int(name[4:]))
+    names = [
+        "conv1",
+        *(
+            f"{fire}/{next(n.split('/')[1] for n in parts if n.startswith(f'{fire}/{part}'))}"
+            for fire in fires
+            for part in order
+        ),
+        "conv10",
+    ]
+    tensors = []
+    for name in names:
+        weight, bias = parts[name][0].float().permute(3, 2, 0, 1).contiguous(), parts[name][1].float().flatten()
+        if name == "conv1":
+            mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+            weight = weight.flip(1)
+            shift = 255 * mean - torch.tensor([123.68, 116.779, 103.939])
+            bias = bias + torch.einsum("oihw,i->o", weight, shift)
+            weight = weight * (255 * std)[:, None, None]
+        tensors += [weight, bias]
+    model = torchvision.models.squeezenet1_1()
+    model.load_state_dict(dict(zip(model.state_dict(), tensors, strict=True)))
+    torch.save(model.state_dict(), path)
 
 
 def write_cells(out: Path) -> dict[str, int]:

@@ -30,25 +30,22 @@ between the marks of docs/evidence.md.
 from __future__ import annotations
 
 import json
-import pickle
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[0] = str(ROOT)  # run as a script: import from the project's root, not from this folder
 
-import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
-import torchvision  # noqa: E402
-from scipy.stats import kendalltau, spearmanr  # noqa: E402
 
 from benchmarks import harness  # noqa: E402
-from benchmarks.studies.pretrained_inputs import package_folder, write_weights  # noqa: E402
+from benchmarks.studies.pretrained_inputs import write_squeezenet, write_weights  # noqa: E402
+from benchmarks.studies.rank_agreement import agreement, table  # noqa: E402
 from ncreg.optim import param_groups  # noqa: E402
 from recipes import train  # noqa: E402
 from recipes.core.cli import parse  # noqa: E402
@@ -78,65 +75,7 @@ IMAGENET = {"tf_efficientnet_lite0": "tf_efficientnet_lite0.pth", "torchvision:s
 VIT_ARGS = f"--model.model_args={{img_size: {SIDE}}}"
 """A vision transformer is built for one size."""
 
-SCORES: dict[str, Callable[[Mapping[str, Any]], float | None]] = {
-    "linear probe": lambda row: row["linear_probe"],
-    "nearest centre": lambda row: row["nearest_center"],
-    "−CDNV": lambda row: -row["cdnv"],
-    "LogME": lambda row: row["logme"],
-    "NCTI": lambda row: row["ncti"],
-    "parameters": lambda row: row["parameters"],
-    "NASWOT": lambda row: row["naswot"],
-}
-DRAWS = 2_000
 PAGE, MARKS = ROOT / "docs" / "evidence.md", "<!-- rank_backbones: {} -->"
-
-
-class _Arrays(pickle.Unpickler):
-    """Reads numpy arrays and nothing else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        """The three names that a pickled array needs."""
-        if (module, name) == ("numpy.core.multiarray", "_reconstruct"):
-            return np.empty(0).__reduce__()[0]
-        if module == "numpy" and name in ("ndarray", "dtype"):
-            return getattr(np, name)
-        raise pickle.UnpicklingError(f"{module}.{name} is no array")
-
-
-def write_squeezenet(path: Path) -> None:
-    """The package's SqueezeNet 1.1 under torchvision's names, for images in RGB, mean and std of ImageNet.
-
-    Its convolutions are (height, width, in, out) and take BGR in [0, 255] minus a mean: the first is turned to RGB and
-    scaled to images that are normalised by ImageNet's mean and std; what differs between the means goes into its bias.
-    """
-    source = package_folder("ndf", "ndf") / "example_models" / "weights" / "squeezenet_weights.pkl"
-    with source.open("rb") as file:
-        arrays = _Arrays(file, encoding="latin1").load()
-    parts = {name: [torch.from_numpy(np.array(array)) for array in pair] for name, pair in arrays.items()}
-    order = ("squeeze", "expand1x1", "expand3x3")
-    fires = sorted({name.split("/")[0] for name in parts if "/" in name}, key=lambda name: int(name[4:]))
-    names = [
-        "conv1",
-        *(
-            f"{fire}/{next(n.split('/')[1] for n in parts if n.startswith(f'{fire}/{part}'))}"
-            for fire in fires
-            for part in order
-        ),
-        "conv10",
-    ]
-    tensors = []
-    for name in names:
-        weight, bias = parts[name][0].float().permute(3, 2, 0, 1).contiguous(), parts[name][1].float().flatten()
-        if name == "conv1":
-            mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-            weight = weight.flip(1)
-            shift = 255 * mean - torch.tensor([123.68, 116.779, 103.939])
-            bias = bias + torch.einsum("oihw,i->o", weight, shift)
-            weight = weight * (255 * std)[:, None, None]
-        tensors += [weight, bias]
-    model = torchvision.models.squeezenet1_1()
-    model.load_state_dict(dict(zip(model.state_dict(), tensors, strict=True)))
-    torch.save(model.state_dict(), path)
 
 
 def source_run(work: Path, source: str, backbone: str) -> Path:
@@ -224,53 +163,6 @@ def fine_tuned(work: Path, target: str, name: str, words: Sequence[str], seed: i
     return row
 
 
-def correlations(score: np.ndarray, accuracy: np.ndarray) -> dict[str, Any]:
-    """Mean of Kendall's τ-b and Spearman's ρ over seeds (rows) across candidates (columns), with bootstrap intervals.
-
-    Example:
-        >>> found = correlations(np.arange(12.0).reshape(2, 6), np.arange(12.0).reshape(2, 6))
-        >>> found["kendall"]["mean"], found["spearman"]["interval"]
-        (1.0, [1.0, 1.0])
-    """
-    generator, count = np.random.default_rng(0), score.shape[1]
-    draws = []
-    while len(draws) < DRAWS:
-        drawn = generator.integers(0, count, count)
-        draws += [drawn] if len(set(drawn)) >= 4 else []
-    result = {}
-    for name, statistic in (("kendall", kendalltau), ("spearman", spearmanr)):
-
-        def mean(columns: np.ndarray, statistic: Any = statistic) -> float:
-            pairs = zip(score[:, columns], accuracy[:, columns], strict=True)
-            return float(np.mean([_correlation(statistic, x, y) for x, y in pairs]))
-
-        ends = np.quantile([mean(drawn) for drawn in draws], [0.025, 0.975])
-        result[name] = {"mean": mean(np.arange(count)), "interval": [float(end) for end in ends]}
-    return result
-
-
-def _correlation(statistic: Any, x: np.ndarray, y: np.ndarray) -> float:
-    """0 where all values of one side are the same, for then nothing is ranked."""
-    return 0.0 if np.ptp(x) == 0 or np.ptp(y) == 0 else float(statistic(x, y).statistic)
-
-
-def compared(scores: Mapping[int, list[dict[str, Any]]], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Every score against test accuracy, over all candidates and over those that start trained."""
-    by_name = {seed: {row["name"]: row for row in found} for seed, found in scores.items()}
-    accuracy = {(row["candidate"], row["seed"]): row["test"] for row in rows}
-    names = sorted({row["candidate"] for row in rows})
-    trained = [name for name in names if not name.endswith("untrained")]
-    groups = {"all": names, "trained": trained, "untrained": [name for name in names if name not in trained]}
-    result: dict[str, Any] = {}
-    for score, value in SCORES.items():
-        for group in ("untrained",) if score == "NASWOT" else ("all", "trained"):
-            chosen = groups[group]
-            table = np.array([[value(by_name[seed][name]) for name in chosen] for seed in SEEDS], dtype=float)
-            tests = np.array([[accuracy[name, seed] for name in chosen] for seed in SEEDS])
-            result.setdefault(score, {})[group] = correlations(table, tests) | {"candidates": len(chosen)}
-    return result
-
-
 def study(work: Path, target: str) -> dict[str, Any]:
     """One target set: scores, fine-tuning, correlations."""
     named = starts(work, target)
@@ -281,31 +173,13 @@ def study(work: Path, target: str) -> dict[str, Any]:
         for name, (_, words) in named.items():
             rows.append(fine_tuned(work, target, name, words, seed))
             print(target, seed, name, rows[-1]["test"], f"{rows[-1]['seconds']:.0f} s", flush=True)
-    found = compared(scores, rows)
+    found = agreement(scores, rows)
     return {
         "target": target,
         "correlations": found,
         "fine_tuned": rows,
         "scores": {str(s): v for s, v in scores.items()},
     }
-
-
-def table(settings: Sequence[Mapping[str, Any]]) -> str:
-    """Rows of Markdown: τ and ρ of every score, of each target and group of candidates."""
-    lines = ["| target | candidates | score | Kendall's τ | Spearman's ρ |", "|---|---|---|---|---|"]
-    for setting in settings:
-        for group in ("all", "trained", "untrained"):
-            for score, found in setting["correlations"].items():
-                if group in found:
-                    cells = [
-                        f"{found[group][name]['mean']:+.2f} [{low:+.2f}, {high:+.2f}]"
-                        for name in ("kendall", "spearman")
-                        for low, high in [found[group][name]["interval"]]
-                    ]
-                    count = found[group]["candidates"]
-                    label = f"all {count}" if group == "all" else f"{count} {group}"
-                    lines.append(f"| {setting['target']} | {label} | {score} | {cells[0]} | {cells[1]} |")
-    return "\n".join(lines)
 
 
 def main() -> None:
