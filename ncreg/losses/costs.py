@@ -19,6 +19,7 @@ from ncreg.losses._inputs import (
     average,
     check_reduction,
     check_rows,
+    dot_products,
     show_hyperparameters,
 )
 from ncreg.losses._targets import Target, check_target, is_soft, reads_are_free
@@ -61,7 +62,7 @@ def _expected_cost_loss(logits: Tensor, target: Target, cost: Tensor, reduction:
     target = check_target(target, logits, cost.shape[0])
     chances = at_least_float32(logits).softmax(1)
     cost = cost.to(chances)
-    prices = target.to(cost) @ cost if is_soft(target) else cost.index_select(0, target)
+    prices = dot_products(target.to(cost), cost.T) if is_soft(target) else cost.index_select(0, target)
     return average((prices * chances).sum(1), reduction)
 
 

@@ -23,6 +23,11 @@ def _first(stacked: Tensor) -> Tensor:
     return stacked[0]
 
 
+def _mark(thing: object) -> Tensor:
+    """Numbers of 0 and 1 that differ between two objects: those of one number might be equal but for rounding."""
+    return torch.tensor([id(thing) >> place & 1 for place in range(64)], device="cpu")
+
+
 class NearestClassCenter(Float64Metric):
     """Decisions of the nearest class centre, argmin_c ‖h − μ_c‖, for given means: of training or test features.
 
@@ -39,9 +44,6 @@ class NearestClassCenter(Float64Metric):
         per_class: also return the results of each class.
         **kwargs: as for torchmetrics.Metric.
 
-    Several of these with the same means but different classifiers in one MetricCollection need
-    `compute_groups=False`: torchmetrics takes metrics whose states agree on the first batch for one.
-
     Example:
         >>> import torch
         >>> from ncreg.metrics import NearestClassCenter
@@ -54,6 +56,7 @@ class NearestClassCenter(Float64Metric):
     """
 
     means: Tensor
+    mark: Tensor
     counts: Tensor
 
     def __init__(
@@ -81,6 +84,8 @@ class NearestClassCenter(Float64Metric):
             self._classifier.check_not_sharded()
         # A state, not a buffer: metrics with other means must not pass for the same one in a MetricCollection.
         self.add_state("means", means.detach().to(self.home, torch.float64, copy=True), dist_reduce_fx=_first)
+        if self._classifier is not None:  # for the same reason: others may decide alike on the first batch alone
+            self.add_state("mark", _mark(self._classifier.module).to(self.home), dist_reduce_fx=_first)
         # per class: samples, nearest centre is their own, classifier chooses their own, the two choices differ
         self.add_state("counts", torch.zeros(len(means), 4, device=self.home, dtype=torch.int64), "sum")
 

@@ -108,8 +108,8 @@ class LinearRule:
 class SecondPassTables:
     """Means, basis vectors and decision rules that a second pass compares every sample with, made once.
 
-    Deviations from the class means and the products with them are taken in `dtype`, unit vectors in float64: these
-    stay apart from 1 by less than float32 holds.
+    Deviations from the class means and the products with them are taken in `dtype`, under autocast too, unit vectors in
+    float64: these stay apart from 1 by less than float32 holds.
     """
 
     def __init__(
@@ -153,7 +153,8 @@ class SecondPassTables:
         shift: bool = True,
     ) -> Tensor | None:
         """Add features with their labels in place; the margins (n, 2), raw and normalised, where there are any."""
-        seen = [self._compare(sums, features, target, scatter, shift=shift) for features, target in blocks]
+        with torch.autocast(sums.tally.device.type, enabled=False):  # a loop over data is often under it as a whole
+            seen = [self._compare(sums, features, target, scatter, shift=shift) for features, target in blocks]
         if not seen:
             return None
         target, distance, nearest, *decided = (torch.cat(part) for part in zip(*seen, strict=True))

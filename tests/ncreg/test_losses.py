@@ -90,9 +90,10 @@ def test_a_module_passes_its_hyperparameters_on():
             torch.testing.assert_close(again(*(at_hand[name] for name in again.consumes)), wanted)
 
 
-@pytest.mark.parametrize(
-    "name", ["dot regression", "ntce", "mse", "expected cost", "spectral decoupling", "logit adjusted"]
-)
+SOFT = ["dot regression", "ntce", "mse", "expected cost", "spectral decoupling", "logit adjusted"]
+
+
+@pytest.mark.parametrize("name", SOFT)
 def test_modules_take_the_soft_labels_of_their_function(name):
     """One-hot rows as soft labels are the labels themselves; a smoothed row is not."""
     module, at_hand = MODULES[name](), batch()
@@ -153,6 +154,22 @@ def test_under_autocast_the_loss_is_that_of_the_rounded_inputs(name, dtype):
     torch.testing.assert_close(loss.double(), wanted, rtol=2e-5, atol=1e-6)
     for got, want in zip(grads, wanted_grads, strict=True):
         torch.testing.assert_close(got.double(), want, rtol=0.02, atol=1e-2 * float(want.abs().max()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", SOFT)
+def test_soft_labels_under_autocast(name, dtype):
+    at_hand = batch()
+    at_hand["target"] = 0.9 * F.one_hot(at_hand["target"], CLASSES).float() + 0.1 / CLASSES
+    wanted, wanted_grads = value_and_grads(MODULES[name]().eval(), at_hand)
+    module = MODULES[name]().eval()
+    leaves = {k: v.clone().requires_grad_() if k in ("features", "logits") else v for k, v in at_hand.items()}
+    with torch.autocast("cpu", dtype=dtype):
+        loss = module(*(leaves[key] for key in module.consumes))
+    loss.backward()
+    torch.testing.assert_close(loss.detach(), wanted, rtol=1e-6, atol=1e-7)
+    got = [leaf.grad for leaf in leaves.values() if leaf.grad is not None]
+    torch.testing.assert_close(got[0], wanted_grads[0], rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])

@@ -378,6 +378,41 @@ def test_metrics_share_a_collection():
         )
 
 
+def test_classifiers_that_agree_on_the_first_batch_keep_their_own_counts():
+    """torchmetrics takes metrics of one collection whose states are equal after the first batch for one."""
+    features, target, head = make(3, 5, 60)
+    averaged, means = copy.deepcopy(head), torch.randn(3, 5, generator=torch.Generator().manual_seed(1))
+    found = MetricCollection({"raw": NearestClassCenter(means, head), "averaged": NearestClassCenter(means, averaged)})
+    found.update(features, target)
+    same = found.compute()
+    assert same["raw_nc4"] == same["averaged_nc4"]
+    found.reset()
+    with torch.no_grad():
+        averaged.weight.neg_()
+    found.update(features, target)
+    values = found.compute()
+    for name, layer in (("raw", head), ("averaged", averaged)):
+        right = (layer(features).argmax(1) == target).double().mean()
+        assert float(values[f"{name}_classifier_accuracy"]) == pytest.approx(float(right), abs=1e-12)
+    assert values["raw_classifier_accuracy"] != values["averaged_classifier_accuracy"]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_autocast_around_the_loop_rounds_nothing(mode):
+    features, target, head = make(4, 6, 90, dtype=torch.float32)
+    centres = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
+
+    def everything():
+        nearest = NearestClassCenter(centres, head)
+        nearest.update(features, target)
+        return measure(features, target, head, **MODES[mode]) | nearest.compute()
+
+    outside = everything()
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", dtype):
+            torch.testing.assert_close(everything(), outside, rtol=0, atol=0)
+
+
 def test_absent_classes_are_left_out_and_named_once():
     features, target, head = make(6, 8, 80)
     keep = (target != 2) & (target != 5)
