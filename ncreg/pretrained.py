@@ -203,8 +203,26 @@ def _check_rebuilds(build: Mapping[str, Any], classifier: Classifier) -> None:
     for part in ("backbone", "project", "norm", "head"):
         if _structure(getattr(again, part)) != _structure(getattr(classifier, part)):
             raise ValueError(f"{part} has changed since swap_head built it, so save_pretrained cannot describe it")
+    for part in ("project", "norm", "head"):
+        built = _settings(getattr(again, part))
+        for name, value in _settings(getattr(classifier, part)).items():
+            if value != built.get(name):
+                raise ValueError(
+                    f"{part}.{name}={value!r} was set later: the arguments of swap_head, which save_pretrained writes, "
+                    f"give {built.get(name)!r}; build the classifier with it, and load this one's state_dict() into it"
+                )
 
 
 def _structure(module: nn.Module) -> tuple[dict[str, type], dict[str, torch.Size]]:
     shapes = {name: value.shape for name, value in module.state_dict().items()}
     return {name: type(part) for name, part in module.named_modules()}, shapes
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    """The numbers and words among a module's attributes, such as a head's scale: they are in no state_dict."""
+    return {
+        f"{path}.{key}".lstrip("."): value
+        for path, part in module.named_modules()
+        for key, value in vars(part).items()
+        if not key.startswith("_") and key != "training" and isinstance(value, float | int | str)
+    }

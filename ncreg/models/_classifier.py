@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 import warnings
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from ncreg._checks import check_flag, check_integer, check_numbers
 from ncreg._wrappers import unwrapped
-from ncreg.models._backbone import Removed, parameter_like
+from ncreg.models._backbone import Removed, example_image, parameter_like, pooled_features
 from ncreg.models._data_config import classifier_cfg
 
 
@@ -201,15 +202,17 @@ class Classifier(nn.Module):
         """A new head of the same kind for `num_classes`; with 0 logits are the features, as in timm.
 
         Raises:
-            ValueError: if the head was a module of one's own, of which no other can be made.
+            ValueError: if the head was a module of one's own, of which no other can be made, or if `global_pool` gives
+                features of another shape; the classifier is then as before.
         """
         if num_classes and self._new_head is None:
             raise ValueError("the head was given as a module: set .head and .num_classes yourself")
-        if global_pool is not None:
-            self._timm("reset_classifier")(0, global_pool)
         new: nn.Module = nn.Identity()
         if num_classes and self._new_head is not None:
             new = self._new_head(self.head_hidden_size, num_classes=num_classes)
+        if global_pool is not None:
+            self._check_pool(global_pool)
+            self._timm("reset_classifier")(0, global_pool)
         self.head = new.to(parameter_like(self.backbone)).train(self.training)
         self.num_classes = num_classes
         self.class_names = None
@@ -308,6 +311,25 @@ class Classifier(nn.Module):
         """
         classifier: Classifier = import_module("ncreg.pretrained").from_pretrained(source, device=device)
         return classifier
+
+    def _check_pool(self, global_pool: str) -> None:
+        """Try a pool on a copy: norm and projection stay, so that features must keep their width.
+
+        Raises:
+            ValueError: timm refuses the pool, or features are no longer (batch, width).
+        """
+        self._timm("reset_classifier")
+        trial: Any = copy.deepcopy(self.backbone)
+        try:
+            trial.reset_classifier(0, global_pool)
+            width = pooled_features(trial, example_image(trial)).shape[1]
+        except Exception as error:
+            raise ValueError(f"global_pool={global_pool!r} does not go with this backbone: {error}") from error
+        if width != self.backbone_width:
+            raise ValueError(
+                f"global_pool={global_pool!r} gives features of width {width}, norm and projection take "
+                f"{self.backbone_width}: build the classifier with it, swap_head(…, model_args={{'global_pool': …}})"
+            )
 
     def _timm(self, name: str) -> Any:
         if not hasattr(self.backbone, name):

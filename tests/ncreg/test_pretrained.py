@@ -80,6 +80,11 @@ def test_what_no_file_can_describe_is_refused(tmp_path):
     changed.norm = torch.nn.LayerNorm(96)
     with pytest.raises(ValueError, match="norm has changed since swap_head built it"):
         changed.save_pretrained(tmp_path)
+    for part, name in (("head", "scale"), ("norm", "eps")):  # no tensor: a file would lose them silently
+        annealed = swap_head("test_resnet", "etf", num_classes=3, norm="batch")
+        setattr(getattr(annealed, part), name, 0.25)
+        with pytest.raises(ValueError, match=rf"{part}\.{name}=0\.25 was set later"):
+            annealed.save_pretrained(tmp_path)
     custom = swap_head("test_resnet", num_classes=3)
     custom.preprocess = torch.nn.ReLU()
     with pytest.raises(ValueError, match="preprocess=ReLU cannot be saved"):

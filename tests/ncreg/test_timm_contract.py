@@ -54,6 +54,21 @@ def test_reset_classifier_makes_a_head_of_the_same_kind(head):
     assert classifier(x).shape == (4, 7) and classifier.num_classes == 7 and not classifier.head.training
 
 
+def test_a_pool_that_does_not_fit_is_refused_and_changes_nothing():
+    classifier = swap_head("test_resnet", "etf", num_classes=10).eval()
+    before = classifier(X)
+    for pool, words in (("catavgmax", "of width 192"), ("", "pooled ones"), ("nonsense", "nonsense")):
+        with pytest.raises(ValueError, match=f"global_pool='{pool}'.*{words}"):
+            classifier.reset_classifier(5, pool)
+        assert classifier.num_classes == 10 and torch.equal(classifier(X), before)
+    with pytest.raises(ValueError, match="3000-class simplex"):
+        classifier.reset_classifier(3000, "max")
+    assert torch.equal(classifier(X), before)
+    classifier.reset_classifier(5, "max")
+    largest = classifier.backbone.forward_features(X).amax((2, 3))
+    torch.testing.assert_close(classifier.backbone(X), largest)
+
+
 def test_the_backbones_own_exemptions_under_the_right_names(classifier):
     assert {"backbone.pos_embed", "backbone.cls_token"} <= classifier.no_weight_decay()
     decayed = {id(p) for g in param_groups(classifier, 0.1) if g["weight_decay"] for p in g["params"]}
