@@ -33,6 +33,7 @@ def check_labels(target: Tensor, rows: Tensor, num_classes: int | None = None) -
     count = row_count(rows)
     if target.ndim != 1 or row_count(target) != count:
         raise ValueError(f"target must have shape ({count},), one class index a row, got {tuple(target.shape)}")
+    _check_device("target", target, rows)
     target = target.long()
     seen = bare(target)
     if not reads_are_free(seen):
@@ -53,6 +54,7 @@ def check_soft(target: Tensor, rows: Tensor, num_classes: int) -> Float[Tensor, 
     """A distribution over num_classes a row, in the rows' precision."""
     if not jit_tracing() and target.shape != (len(rows), num_classes):
         raise ValueError(f"soft target must have shape {(len(rows), num_classes)}, got {tuple(target.shape)}")
+    _check_device("target", target, rows)
     near = 0.01 if target.dtype in (torch.float16, torch.bfloat16) else 1e-4  # bfloat16 holds three digits
     target = target.to(torch.promote_types(rows.dtype, torch.float32))
     sums = target.sum(1)
@@ -66,6 +68,14 @@ def check_soft(target: Tensor, rows: Tensor, num_classes: int) -> Float[Tensor, 
             f"to {float(bare(sums).max()):.4g}"
         )
     return target
+
+
+def _check_device(name: str, tensor: Tensor, other: Tensor) -> None:
+    """Refuse a tensor that stands elsewhere than the batch: some of torch's indexing would read what is not there."""
+    if tensor.device != other.device:
+        raise ValueError(
+            f"{name} is on {tensor.device}, the batch on {other.device}: move it, {name}.to({str(other.device)!r})"
+        )
 
 
 def check_target(target: Target, rows: Tensor, num_classes: int) -> Target:
@@ -97,6 +107,7 @@ def sample_weights(class_weight: Tensor | None, target: Target, num_classes: int
     if not fits:
         got = tuple(class_weight.shape) if isinstance(class_weight, Tensor) else repr(class_weight)
         raise ValueError(f"class_weight must be a tensor of shape ({num_classes},), got {got}")
+    _check_device("class_weight", class_weight, target)
     seen = bare(class_weight)
     valid = ((seen >= 0) & (seen < torch.inf)).all()
     if not reads_are_free(seen):

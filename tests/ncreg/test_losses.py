@@ -104,6 +104,29 @@ def test_modules_take_the_soft_labels_of_their_function(name):
     assert (module(*(at_hand[key] for key in module.consumes)) - hard).abs() > 1e-3
 
 
+@pytest.mark.parametrize("name", MODULES)
+def test_labels_on_another_device_are_refused_by_name(name):
+    """Device meta stands for it: index_select of a table by labels there gave memory that nobody had written."""
+    module, at_hand = MODULES[name](), batch()
+    if "target" in module.consumes:
+        at_hand["target"] = at_hand["target"].to("meta")
+        with pytest.raises(ValueError, match=r"target is on meta, the batch on cpu: move it, target.to\('cpu'\)"):
+            module(*(at_hand[key] for key in module.consumes))
+
+
+@pytest.mark.parametrize("name", SOFT)
+def test_soft_labels_and_weights_on_another_device_are_refused_by_name(name):
+    module, at_hand = MODULES[name](), batch()
+    if hasattr(module, "class_weight"):
+        module.class_weight = torch.ones(CLASSES, device="meta")
+        with pytest.raises(ValueError, match="class_weight is on meta, the batch on cpu"):
+            module(*(at_hand[key] for key in module.consumes))
+        module.class_weight = None
+    at_hand["target"] = F.one_hot(at_hand["target"], CLASSES).float().to("meta")
+    with pytest.raises(ValueError, match="target is on meta, the batch on cpu"):
+        module(*(at_hand[key] for key in module.consumes))
+
+
 @pytest.mark.usefixtures("unchecked")
 def test_numbers_of_numpy_are_numbers():
     at_hand = batch()
