@@ -100,6 +100,11 @@ def derivatives_taken(tensor: Tensor) -> int:
     return count + dual
 
 
+def recomputed() -> bool:
+    """Whether backward is running: activation checkpointing calls forward then once more, on a batch seen before."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
 def for_state(owner: str, *tensors: Tensor) -> tuple[Tensor, ...]:
     """The tensors as a running state may keep them, which outlives torch.func's wrappers.
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ncreg._checks import check_choice, check_flag, check_fraction, check_integer, check_keywords, check_positive
 from ncreg._features import check_pooled
-from ncreg._transforms import batched, fx_leaf, jit_tracing, recorded, wrapped
+from ncreg._transforms import batched, fx_leaf, jit_tracing, recomputed, recorded, wrapped
 from ncreg.distributed import all_reduce_sum, world_size
 
 
@@ -24,9 +24,10 @@ class LastBatchNorm(nn.Module):
     (Pan & Cao, "Towards Understanding Neural Collapse: The Effects of Batch Normalization and Weight Decay",
     arXiv 2309.04644). Statistics are those of all ranks, exact for uneven batches, on CPU and GPU; every rank
     must take part in a training forward. In eval mode, and on one process, it is torch's batch_norm, but a batch that
-    is not finite (an overflow in float16, whose step a GradScaler skips) leaves the running statistics alone. It is no
-    subclass of torch's BatchNorm, so SyncBatchNorm.convert_sync_batchnorm leaves it alone; so does
-    torch.optim.swa_utils.update_bn: use `ncreg.update_bn` after averaging weights.
+    is not finite (an overflow in float16, whose step a GradScaler skips) leaves the running statistics alone, and under
+    activation checkpointing a batch counts once, not again where backward recomputes it. It is no subclass of torch's
+    BatchNorm, so SyncBatchNorm.convert_sync_batchnorm leaves it alone; so does torch.optim.swa_utils.update_bn: use
+    `ncreg.update_bn` after averaging weights.
 
     Args:
         num_features: d.
@@ -124,6 +125,8 @@ class LastBatchNorm(nn.Module):
     @torch.no_grad()
     def _write(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
         """Take over new running statistics, unless they are not finite: nothing would mend them later."""
+        if recomputed():
+            return
         finite = (mean.isfinite() & variance.isfinite()).all()
         for name, value in (("running_mean", mean), ("running_var", variance), ("num_batches_tracked", count)):
             buffer = getattr(self, name)

@@ -1,10 +1,13 @@
 """The last-layer norms against torch's own, on one process and on two."""
 
+import copy
+
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from ncreg.norms import LastBatchNorm, last_norm
 
@@ -38,6 +41,23 @@ def test_a_batch_that_overflowed_leaves_no_trace_in_the_running_statistics(momen
         torch.testing.assert_close(ours(features), theirs(features), rtol=0, atol=0)
     for name, wanted in theirs.named_buffers():
         assert torch.equal(ours.get_buffer(name), wanted), name
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_batch_counts_once_under_activation_checkpointing(momentum, reentrant):
+    """Backward recomputes the forward pass; torch's own BatchNorm takes each batch in twice there."""
+    plain = nn.Sequential(nn.Linear(6, 4), LastBatchNorm(4, momentum=momentum), nn.Linear(4, 3)).double()
+    again = copy.deepcopy(plain)
+    for seed in range(3):
+        features = (3 * batch(9, 6, seed) + 2).requires_grad_()
+        plain(features).square().sum().backward()
+        checkpoint(again, features, use_reentrant=reentrant).square().sum().backward()
+    assert plain[1].num_batches_tracked == again[1].num_batches_tracked == 3
+    for name, value in plain.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+    for mine, its in zip(plain.parameters(), again.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, its.grad)
 
 
 @pytest.mark.usefixtures("unchecked")
