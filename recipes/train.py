@@ -40,7 +40,7 @@ from recipes.core.cli import parse_command
 from recipes.core.config import TrainConfig, as_yaml
 from recipes.core.costs import read_costs
 from recipes.core.distributed import Ranks, join_ranks, pick_device
-from recipes.core.errors import RankError, UserError
+from recipes.core.errors import NotHere, RankError, UserError
 from recipes.core.files import file_name
 from recipes.core.interrupt import EXIT_CODE, Stopped, StopRequest
 from recipes.core.memory import keep_freed_memory
@@ -68,6 +68,7 @@ from recipes.training.reporting import (
     batch_notes,
     closing_lines,
     frozen_notes,
+    hook_code,
     opening_line,
     size_notes,
     timing_line,
@@ -130,9 +131,7 @@ def run_epochs(
     former = () if resume is None else resume.unreadable()
     data = ranks.together(lambda: load_data(config, device, given, former))
     check_readable((data.train, data.val, data.test), ranks)
-    measured = measured_images(config, data)
-    state = build_state(config if resume is None else from_seed(config), data, device, ranks)
-    layer_measures(config.extra_measures, state.model, measured)  # what cannot be measured is refused before the run
+    measured, state = prepare(config if resume is None else from_seed(config), data, device, ranks)
     run = open_run(config, command, resume, state)
     check_data(run, data, trained=state.scheduler.finished)
     record_bounds(run, config, command, state.scheduler.epoch)
@@ -261,6 +260,14 @@ def measured_images(config: TrainConfig, data: Dataset) -> Split:
     return stratified(judged, size, seed=config.seed, what="measure_size")
 
 
+def prepare(config: TrainConfig, data: Dataset, device: torch.device, ranks: Ranks) -> tuple[Split, TrainState]:
+    """The images that are measured and the state at the start, once everything is tried out that a run can refuse."""
+    measured = measured_images(config, data)
+    state = build_state(config, data, device, ranks)
+    layer_measures(config.extra_measures, state.model, measured)
+    return measured, state
+
+
 def from_seed(config: TrainConfig) -> TrainConfig:
     """The configuration without pretrained weights, for a run whose checkpoint holds what became of them."""
     return replace(config, model=replace(config.model, pretrained=False, weights=None, start_from=None))
@@ -282,6 +289,7 @@ def build_state(config: TrainConfig, data: Dataset, device: torch.device, ranks:
     terms = build_terms(config.loss, class_counts=data.class_counts(), **widths, device=device, cost=cost)
     try_terms(terms, model, soft=config.augment.softens)
     optimizer = build.build_optimizer(config.optim, model)
+    build.check_freeze(model, config.model.freeze_epochs)
     scheduler = build.build_scheduler(config.tpt, config.optim, optimizer)
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
     ema = None if config.optim.ema is None else ModelEmaV3(model, decay=config.optim.ema)
@@ -388,9 +396,22 @@ def finish(run: RunDir, state: TrainState, summary: dict[str, Any], *, images: i
 
 
 def show_plan(config: TrainConfig) -> None:
-    """Print learning rates for assumed epochs of zero error, plotted into the folder of runs too, and the curvature."""
+    """Print learning rates for assumed epochs of zero error, plotted into the folder of runs too, and the curvature.
+
+    Raises:
+        UserError: the run would be refused before its first step.
+    """
     from recipes.training.plots import plot_plan
 
+    device, curvature = pick_device(config.device), None
+    if config.on_epoch is not None:
+        hook_code(config.on_epoch)
+    try:
+        data = load_data(config, device)
+        _, state = prepare(config, data, device, Ranks())
+        curvature = partial(curvature_table, state.model, data.train, config.optim)
+    except NotHere as error:  # the rates need neither images nor a model
+        reason = f"{error}; so model and loss were not tried out"
     planned, means = plans(config.tpt, config.optim), zero_error_means(config.tpt.threshold)
     path = config.out / f"plan-{config.recipe}.png"
     try:
@@ -399,13 +420,13 @@ def show_plan(config: TrainConfig) -> None:
     except OSError as error:
         raise UserError(f"out={config.out} cannot be written to: {error}; --out FOLDER names another") from None
     print(f"{plan_table(planned)}\nzero error: {means}\nfigure: {path}", flush=True)
-    device = pick_device(config.device)
-    try:
-        data = load_data(config, device)
-        state = build_state(config, data, device, Ranks())
-        print(curvature_table(state.model, data.train, config.optim))
-    except (UserError, ValueError, RuntimeError) as error:  # the rates need neither images nor a model
-        print(f"note: no curvature of the loss by layer: {' '.join(str(error).split())}", file=sys.stderr)
+    if curvature is not None:
+        try:
+            print(curvature())
+            return
+        except (ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+    print(f"note: no curvature of the loss by layer: {reason}", file=sys.stderr)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from copy import deepcopy
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, NamedTuple
 
 import jsonargparse
 
 from recipes.core.config import TermConfig, TrainConfig
+from recipes.core.deep_keys import (
+    KINDS,
+    POINTER,
+    keys,
+    mappings,
+    refuse_ambiguous,
+    set_deep,
+    spelled_out,
+    split_deep,
+    with_files,
+)
 from recipes.core.errors import UserError
 from recipes.core.script import join_flags
 from recipes.core.suggestions import USUAL_NAMES, did_you_mean
 from recipes.core.train_help import help_text
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-KINDS = {"bool": "true or false", "dict": "{KEY: VALUE}"}
-"""Words for types of Python that a reader may not know."""
-
 BOUNDS = ("tpt.max_epochs", "tpt.extend", "tpt.min_terminal", "tpt.max_terminal", "tpt.stop_patience")
 """Keys that say when a run ends."""
 
@@ -29,8 +36,6 @@ ON_RESUME = ("quiet", "device", "tensorboard", "on_epoch", "data.workers", "data
 
 SHORT_NAMES = {"start-from": "model.start_from", "start_from": "model.start_from"}
 """Other names of keys on the command line."""
-
-POINTER = "(--help lists the keys, --print_config shows all values)"
 
 
 class Command(NamedTuple):
@@ -63,21 +68,6 @@ def is_recipe_file(word: str) -> bool:
 def card(path: Path) -> str:
     """The first comment line of a recipe card: what it is."""
     return path.read_text().splitlines()[0].lstrip("# ")
-
-
-def keys(kind: type = TrainConfig, prefix: str = "") -> dict[str, Any]:
-    """Every key of a configuration with its type; a group stands before its keys.
-
-    Example:
-        >>> keys()["optim.lr"]
-        <class 'float'>
-    """
-    found: dict[str, Any] = {}
-    for name, hint in get_type_hints(kind).items():
-        found[prefix + name] = hint
-        if is_dataclass(hint):
-            found |= keys(hint, f"{prefix}{name}.")  # type: ignore[arg-type]
-    return found
 
 
 def boolean_keys() -> list[str]:
@@ -117,24 +107,43 @@ def parse_command(argv: Sequence[str], names: Mapping[str, Sequence[str]] | None
         args = [f"--recipe={Path(args[0]).stem}", "--config", args[0], *args[1:]]  # a name in the file comes later
     elif not args[0].startswith("-"):
         args = ["--config", str(_recipe(args[0])), *args[1:]]
+    args = list(spelled_out(args))
     _refuse_unknown_keys(args)
-    parser = _parser()
     try:
-        shallow, deep = _split_deep(args)
-        parsed = parser.parse_args([_full_name(word) for word in shallow])
-        for group in ("model", "data", "augment", "adversarial", "optim", "tpt"):
-            if not isinstance(parsed[group], jsonargparse.Namespace):
-                raise UserError(f"{group}={parsed[group]}: expected keys and their values, such as {group}.KEY")
-        values = parser.instantiate(parsed)
+        values = _values(_with_own_terms(args))
         config = TrainConfig(**{item.name: values[item.name] for item in fields(TrainConfig)})
-        for name, value in deep:
-            _set_deep(config, name, value)
     except jsonargparse.ArgumentError as error:
         raise UserError(_one_line(str(error), recipe_given=not argv[0].startswith("-"))) from None
     except ValueError as error:
         raise UserError(str(error)) from None
-    changes: tuple[str, ...] = () if values.resume in (None, "auto") else _changes(args, values.resume)
-    return Command(config, values.resume, values.plan, changes)
+    resume = values["resume"]
+    changes: tuple[str, ...] = () if resume in (None, "auto") else _changes(args, resume)
+    return Command(config, resume, values["plan"], changes)
+
+
+def _values(args: Sequence[str]) -> dict[str, Any]:
+    """The values of all keys and options on a command line."""
+    shallow, deep = split_deep(args)
+    parser = _parser()
+    parsed = parser.parse_args([_full_name(word) for word in shallow])
+    for group in ("model", "data", "augment", "adversarial", "optim", "tpt"):
+        if not isinstance(parsed[group], jsonargparse.Namespace):
+            raise UserError(f"{group}={parsed[group]}: expected keys and their values, such as {group}.KEY")
+    values = dict(vars(parser.instantiate(parsed)))
+    for way, text in deep:
+        set_deep(values, way, text)
+    return values
+
+
+def _with_own_terms(args: Sequence[str]) -> list[str]:
+    """The command line with the names of own losses in full; the terms themselves may stand in files."""
+    if not any(word.startswith("--loss.") for word in args):
+        return list(args)
+    terms = _values([word for word in args if not word.startswith("--print_config")])["loss"]
+    spelled = with_files(args, terms or ())
+    if spelled != args:
+        refuse_ambiguous(args, spelled, _values([word for word in spelled if not word.startswith("--print")])["loss"])
+    return spelled
 
 
 def _changes(args: Sequence[str], run: str) -> tuple[str, ...]:
@@ -157,59 +166,6 @@ def _changes(args: Sequence[str], run: str) -> tuple[str, ...]:
             )
         changes.append(f"{option}={value}")
     return tuple(changes)
-
-
-def _split_deep(args: Sequence[str]) -> tuple[list[str], list[tuple[str, Any]]]:
-    """The words without those that set a value deep in a mapping, which jsonargparse cannot; and those, with values.
-
-    They are `--loss.TERM.args.NAME`, and names in a mapping within a mapping, such as `--model.head_args.NAME.NAME`.
-    """
-    mappings = [key for key, hint in keys().items() if str(hint).startswith("dict") and key != "loss"]
-    pattern = re.compile(rf"--(loss\.[^.]+\.args\.[^=]+|(?:{'|'.join(map(re.escape, mappings))})\.[^.=]+\.[^=]+)")
-    left: list[str] = []
-    deep: list[tuple[str, Any]] = []
-    words = iter(args)
-    for word in words:
-        option, equals, value = word.partition("=")
-        if not pattern.fullmatch(option):
-            left.append(word)
-            deep = [pair for pair in deep if not f"--{pair[0]}".startswith(f"{option}.")]  # the last word wins
-            if option == "--config" and deep:
-                raise UserError(f"--{deep[0][0]} stands before --config, which may set it too: put it behind")
-            continue
-        if not equals and (value := next(words, "--")).startswith("--"):
-            raise UserError(f"{option} needs a value {POINTER}")
-        deep.append((option.removeprefix("--"), _as_yaml_value(value)))
-    if deep and any(word.startswith("--print_config") for word in left):
-        raise UserError(f"--print_config does not show --{deep[0][0]}: leave one of the two out")
-    return left, deep
-
-
-def _as_yaml_value(text: str) -> Any:
-    """A word of the command line as the parser reads the value of any key."""
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    parser.add_argument("--value", type=Any)
-    return parser.parse_args([f"--value={text}"]).value
-
-
-def _set_deep(config: TrainConfig, name: str, value: Any) -> None:
-    """Set one name in the mappings of a configuration; mappings on the way are made, and so is a term of the loss.
-
-    Raises:
-        UserError: what lies on the way is no mapping.
-    """
-    *way, last = name.split(".")
-    place: Any = config
-    for depth, part in enumerate(way, 1):
-        if is_dataclass(place):
-            inner = deepcopy(getattr(place, part))
-            setattr(place, part, inner)
-        else:
-            inner = place.setdefault(part, TermConfig() if depth == 2 and way[0] == "loss" else {})
-        if not isinstance(inner, dict) and not is_dataclass(inner):
-            raise UserError(f"--{name}: {'.'.join(way[:depth])} is {inner!r}, not {KINDS['dict']} {POINTER}")
-        place = inner
-    place[last] = value
 
 
 def _full_name(word: str) -> str:
@@ -245,7 +201,7 @@ def _parser() -> jsonargparse.ArgumentParser:
 def _refuse_unknown_keys(args: Sequence[str]) -> None:
     """Refuse the first unknown option, with a suggestion that jsonargparse's own message does not have."""
     known = [*keys(), *SHORT_NAMES, "config", "resume", "plan", "print_config", "help"]
-    free = tuple(f"{key}." for key, hint in keys().items() if str(hint).startswith("dict"))
+    free = tuple(f"{key}." for key in mappings())
     for word in _option_names(args):
         if word not in known and not word.startswith(free):
             near = did_you_mean(word, known, USUAL_NAMES, prefix="--")

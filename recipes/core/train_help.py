@@ -26,7 +26,7 @@ OPTIONS = {
     "longer",
     "--start-from RUN": "begin a new run from the weights of another; its head is kept where the classes are the same",
     "--plan [true|false]": "show the learning rates for assumed epochs of zero error and the curvature of the loss by "
-    "layer, and train nothing",
+    "layer, refuse what training would refuse, and train nothing",
 }
 PLACEHOLDERS = {bool: "[true|false]", int: "N", float: "X", str: "NAME", Path: "PATH"}
 

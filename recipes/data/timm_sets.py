@@ -18,7 +18,7 @@ from PIL import Image
 from timm.data.dataset_factory import create_dataset
 
 from recipes.core.config import DataConfig
-from recipes.core.errors import UserError
+from recipes.core.errors import NotHere, UserError
 from recipes.core.extras import is_installed
 from recipes.core.memory import physical_memory
 from recipes.core.suggestions import did_you_mean
@@ -150,7 +150,7 @@ def _split_names(name: str, root: Path) -> list[str]:
     if kind == "torch" and "folder" not in rest:
         return list(TORCH_SPLITS)
     if not root.exists():
-        raise UserError(f"data.root={root} does not exist")
+        raise NotHere(f"data.root={root} does not exist")
     inside = [path.name for path in sorted(root.iterdir()) if path.is_dir()] if root.is_dir() else []
     known = [name for name in inside if any(name in names for names in SPLIT_NAMES.values())]
     return known or ["all"]
@@ -181,7 +181,7 @@ def _explained(what: str, config: DataConfig) -> Any:
         raise
     except Exception as error:  # readers of many packages, each with errors of its own
         reason = " ".join(f"{error} {error.__cause__ or ''}".split())[:300] or type(error).__name__
-        raise UserError(
+        raise NotHere(
             f"{what} with data.root={config.root} cannot be read by timm ({reason}); names are hfds/NAME, wds/NAME, "
             "torch/NAME ... as in timm's create_dataset"
         ) from None

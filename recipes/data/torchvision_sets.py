@@ -10,7 +10,7 @@ from typing import Any
 import torchvision
 
 from recipes.core.config import DataConfig
-from recipes.core.errors import UserError
+from recipes.core.errors import NotHere, UserError
 from recipes.data.map_style import source_of
 from recipes.data.split import Source
 
@@ -40,7 +40,7 @@ def torchvision_set(config: DataConfig, image_size: Callable[[int | None], int])
     try:
         train, test = (_part(made, str(config.root), key, values, download) for values in SPLIT_ARGUMENTS[key])
     except (OSError, RuntimeError, ValueError, TypeError, ImportError) as error:
-        raise UserError(
+        raise NotHere(
             f"data.name={config.name}: neither in data.root={config.root} nor to be downloaded "
             f"({' '.join(str(error).split())[:200]}); put its files there as torchvision lays them out"
         ) from None

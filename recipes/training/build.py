@@ -192,9 +192,16 @@ def freeze(model: Classifier, optimizer: Optimizer, frozen: bool) -> None:
     for parameter in model.backbone.parameters():
         if id(parameter) in learned:
             parameter.requires_grad_(not frozen)
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise UserError("model.freeze_epochs: nothing after the backbone is learned; set it to 0, or norm or project")
     model.backbone.train(not frozen)
+
+
+def check_freeze(model: Classifier, epochs: int) -> None:
+    """Refuse epochs with a frozen backbone where nothing else is learned."""
+    backbone = {id(parameter) for parameter in model.backbone.parameters()}
+    if epochs and not any(found.requires_grad and id(found) not in backbone for found in model.parameters()):
+        raise UserError(
+            f"model.freeze_epochs={epochs}: nothing after the backbone is learned; set it to 0, or norm or project"
+        )
 
 
 def build_scheduler(tpt: TPTConfig, optim: OptimConfig, optimizer: Optimizer) -> TPTScheduler:

@@ -133,7 +133,7 @@ def build_terms(
         if is_own(name):
             loss = _own(name, term, class_counts, width).to(device)
         elif name not in known:
-            near = did_you_mean(name, known)
+            near = did_you_mean(name, [*known, *(term.rpartition(":")[2] for term in config if is_own(term))])
             raise UserError(f"loss.{name} is unknown: one of {', '.join(known)}, or FILE.py:NAME{near}")
         else:
             costs = {} if cost is None or name != "expected_cost" else {"cost": cost}

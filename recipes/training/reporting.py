@@ -195,6 +195,17 @@ class TensorBoardLog:
             self._writer.close()
 
 
+def hook_code(named: str) -> Any:
+    """The function or class that on_epoch=path/to/file.py:name names.
+
+    Raises:
+        UserError: it names no code, or the code cannot be loaded.
+    """
+    if not is_own(named):
+        raise UserError(f"on_epoch={named} names no code: path/to/file.py:function")
+    return load_own(named, "on_epoch")
+
+
 class EpochHook:
     """Calls code of the user's own with the record of each epoch, after the run is saved.
 
@@ -210,9 +221,7 @@ class EpochHook:
         self._name = "on_epoch" if named is None else f"on_epoch={named}"
         self._call = given
         if given is None and named is not None:
-            if not is_own(named):
-                raise UserError(f"{self._name} names no code: path/to/file.py:function")
-            found = load_own(named, "on_epoch")
+            found = hook_code(named)
             self._call = self._guarded(found) if isinstance(found, type) else found
         if self._call is not None and not callable(self._call):
             raise UserError(f"{self._name}: {self._call!r} cannot be called with the record of an epoch")

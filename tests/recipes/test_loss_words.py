@@ -1,0 +1,147 @@
+"""--loss.NAME.KEY sets a key of a loss of one's own too; quoted words lose their quotes as in a file."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from recipes.core.cli import parse, parse_command
+from recipes.core.config import TermConfig
+from recipes.core.errors import UserError
+from recipes.study.load import study_from_dict
+from recipes.study.trials import comparison_trials
+
+CODE = """
+import torch
+
+class Scaled(torch.nn.Module):
+    def __init__(self, tau=1.0, mode="a"):
+        super().__init__()
+        self.tau, self.mode = tau, mode
+
+    def forward(self, logits, target):
+        return torch.nn.functional.cross_entropy(logits / self.tau, target)
+"""
+LOSS = {"cross_entropy": {}, "my.losses/mine.py:Scaled": {"weight": 0.5, "args": {"tau": 2.0}}}
+OWN = "my.losses/mine.py:Scaled"
+WHOLE = f"--loss={json.dumps(LOSS)}"
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    (tmp_path / "my.losses").mkdir()
+    (tmp_path / "my.losses" / "mine.py").write_text(CODE)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["Scaled", OWN])
+@pytest.mark.parametrize(
+    ("words", "changed"),
+    [
+        (["args.tau", "3"], {"args": {"tau": 3}}),
+        (["args.tau=1e-1"], {"args": {"tau": 0.1}}),
+        (["args.mode", '"1"'], {"args": {"tau": 2.0, "mode": "1"}}),
+        (["args.a.b", "[1, x]"], {"args": {"tau": 2.0, "a": {"b": [1, "x"]}}}),
+        (["args", "{mode: b}"], {"args": {"mode": "b"}}),
+        (["weight", "3"], {"weight": 3.0}),
+        (["phase=terminal"], {"phase": "terminal"}),
+    ],
+)
+def test_one_key_of_a_loss_of_ones_own_leaves_its_others(name, words, changed):
+    found = parse(["etf", WHOLE, f"--loss.{name}.{words[0]}", *words[1:]]).loss
+    assert found == {"cross_entropy": TermConfig(), OWN: TermConfig(**{"weight": 0.5, "args": {"tau": 2.0}} | changed)}
+
+
+def test_a_mapping_of_keys_a_new_term_and_the_last_word():
+    found = parse(["etf", WHOLE, "--loss.Scaled", "{weight: 3, phase: terminal}"]).loss[OWN]
+    assert found == TermConfig(3.0, "terminal", args={"tau": 2.0})
+    assert parse(["etf", "--loss.other.py:New.weight", "2"]).loss["other.py:New"] == TermConfig(2.0)
+    assert parse(["etf", WHOLE, "--loss.Scaled.weight=7", WHOLE]).loss[OWN].weight == 0.5
+    assert parse(["etf", WHOLE, "--loss.Scaled.weight=7", "--loss.Scaled.weight=8"]).loss[OWN].weight == 8
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--loss.Scaled.weight", "heavy"], '"weight": expected float, got heavy'),
+        (["--loss.Scaled.phase", "allways"], "got allways; did you mean always?"),
+        (["--loss.Scaled.wieght", "1"], "'wieght' is not accepted; did you mean weight?"),
+        ([f"--loss.{OWN}.phase", "allways"], "got allways; did you mean always?"),
+        ([f"--loss.{OWN}.wieght", "1"], "'wieght' is not accepted; did you mean weight?"),
+        ([f"--loss.{OWN}.tau.x", "1"], "'tau' is not accepted; arguments of the loss itself go to --loss.TERM.args"),
+        ([f"--loss.{OWN}", "3"], f"--loss.{OWN}=3: expected {{KEY: VALUE}}"),
+        ([f"--loss.{OWN}.weight"], f"--loss.{OWN}.weight needs a value"),
+        ([f"--loss.{OWN}.phase=fitting", "--loss.cross_entropy.weight=0"], "no term acts in the terminal phase"),
+        (["--loss.Scaled.args.tau=1", "--config", "x.yaml"], "stands before --config, which may set it too"),
+    ],
+)
+def test_a_wrong_key_or_value_of_it_is_one_line(words, line):
+    with pytest.raises(UserError) as said:
+        parse(["etf", WHOLE, *words])
+    assert line in str(said.value)
+
+
+@pytest.mark.parametrize(
+    ("terms", "word", "ways"),
+    [
+        (["a.py:L", "b/c.py:L"], "--loss.L.weight", "--loss.a.py:L or --loss.b/c.py:L"),
+        (["cross_entropy", "a.py:cross_entropy"], "--loss.cross_entropy.args.label_smoothing", "a.py:cross_entropy"),
+    ],
+)
+def test_a_name_that_two_terms_have_is_refused_with_the_ways_out(terms, word, ways):
+    whole = f"--loss={json.dumps({term: {} for term in terms})}"
+    with pytest.raises(UserError) as said:
+        parse(["etf", whole, word, "0.5"])
+    assert str(said.value).startswith(f"{word} may mean {' or '.join(terms)}: write ") and ways in str(said.value)
+    full = word.replace(f".{terms[1].rpartition(':')[2]}.", f".{terms[1]}.")
+    before, after = (parse(["etf", whole, *words]).loss for words in ([], [full, "0.5"]))
+    assert [term for term in terms if before[term] != after[term]] == [terms[1]]
+
+
+def test_a_file_takes_the_dotted_form_and_words_behind_it_win(tmp_path):
+    content = {"loss": LOSS, "loss.Scaled.args.tau": 9, "loss.Scaled.args.mode": "1", "model.head_args.scale": "true"}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content | {"optim.lr": 0.3}))
+    for words, tau in (([], 9), (["--loss.Scaled.args.tau", "11"], 11)):
+        config = parse([str(tmp_path / "mine.yaml"), *words])
+        assert config.loss[OWN] == TermConfig(0.5, args={"tau": tau, "mode": "1"})
+        assert (config.model.head_args, config.optim.lr, config.recipe) == ({"scale": "true"}, 0.3, "mine")
+
+
+def test_a_study_s_overrides_take_it_and_give_the_same_run_as_the_mapping(here):
+    Path("mine.yaml").write_text(yaml.safe_dump({"loss": LOSS}))
+    whole = LOSS | {OWN: {"weight": 0.5, "args": {"tau": 4}}}
+    arms = {
+        "dotted": {"recipe": "mine.yaml", "overrides": {"loss.Scaled.args.tau": 4}},
+        "mapping": {"recipe": "mine.yaml", "overrides": {"loss": whole}},
+        "other": {"recipe": "mine.yaml"},
+    }
+    study = study_from_dict({"question": "?", "arms": arms, "seeds": [0]})
+    keys = [trial.key for trial in comparison_trials(study, {("digits", arm): {} for arm in arms})]
+    assert keys[0] == keys[1] != keys[2]
+
+
+@pytest.mark.parametrize("key", ["loss.ntce.args.name", "model.head_args.name", "model.model_args.inner.name"])
+@pytest.mark.parametrize(
+    "text", ['"mean"', "'mean'", '"1"', "'null'", "mean", "1", "1e-3", "true", "null", "[a, '1']", '{a: "1"}']
+)
+def test_a_word_is_read_as_a_file_reads_it(key, text):
+    config = parse(["etf", f"--{key}", text])
+    place = {"loss": lambda: config.loss["ntce"].args, "model": lambda: getattr(config.model, key.split(".")[1])}
+    found = place[key.split(".")[0]]()
+    found = found["inner"] if "inner" in key else found
+    exact = {"1e-3": 0.001}  # YAML 1.1, which PyYAML reads, wants a dot there
+    assert found["name"] == exact.get(text, yaml.safe_load(text))
+
+
+def test_print_config_shows_keys_of_ones_own_or_says_that_it_does_not(capsys):
+    with pytest.raises(UserError, match=f"--print_config does not show --loss.{OWN}.weight: leave one"):
+        parse_command(["etf", WHOLE, "--loss.Scaled.weight=2", "--print_config"])
+    assert capsys.readouterr().out == ""
+
+
+def test_a_misspelled_name_of_ones_own_gets_a_suggestion(here, capsys):
+    from recipes.train import main
+
+    assert main(["baseline", WHOLE, "--loss.Scalde.args.tau=3"]) == 2
+    assert capsys.readouterr().err.endswith("; did you mean Scaled?\n")
