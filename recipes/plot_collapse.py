@@ -25,7 +25,7 @@ if __name__ == "__main__":
 
     require_recipes()
 
-from recipes.core.script import Parser, leave_with, run_script, say, take_keys
+from recipes.core.script import Parser, leave_with, run_script, take_keys
 from recipes.evaluation.model_options import MODEL_HELP, add_model_options, model_options
 
 
@@ -63,7 +63,7 @@ def plot(argv: Sequence[str]) -> None:
 
     for model in args.models:
         figure, words = plot_run(model, split=args.split, images=args.images, options=options, overrides=overrides)
-        say(f"{figure}\n{words}")
+        print(f"{figure}\n{words}", flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -26,7 +26,7 @@ if __name__ == "__main__":
     require_recipes()
 
 from recipes.core.errors import UserError
-from recipes.core.script import leave_with, run_script, say, take_keys
+from recipes.core.script import leave_with, run_script, take_keys
 from recipes.evaluation.model_options import model_options
 from recipes.evaluation.options import parse_options, settings_of
 
@@ -55,8 +55,8 @@ def evaluate(argv: Sequence[str]) -> int:
                 command=["recipes/robustness.py", *argv],
                 quiet=args.quiet,
             )
-            say(table(result, args.parts))
-            say(f"all of it: {folder / 'results.json'} (docs/robustness.md explains the numbers)\n")
+            print(table(result, args.parts), flush=True)
+            print(f"all of it: {folder / 'results.json'} (docs/robustness.md explains the numbers)\n", flush=True)
     except KeyboardInterrupt:
         print("stopped: the parts that are done are kept, the same command goes on from there", file=sys.stderr)
         return 130

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import re
 import select
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn
 
 from recipes.core.errors import UserError
 from recipes.core.suggestions import did_you_mean
@@ -155,52 +156,66 @@ def run_script(body: Callable[[Sequence[str]], int | None], argv: Sequence[str] 
     try:
         return body(sys.argv[1:] if argv is None else argv) or 0
     except BrokenPipeError:
-        raise  # see `leave_with`
+        raise  # a pipe between processes; that of a reader is left to `leave_with`
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
 
 def leave_with(main: Callable[[], int | None]) -> NoReturn:
-    """End the process with the exit code of `main`; quietly where the reader of its output has gone, as `head` does."""
-    try:
-        try:
-            code = main()
-        finally:
-            if sys.stdout is not None:  # as where the caller closed it
-                sys.stdout.flush()
-    except BrokenPipeError:
-        if sys.stdout is None or not _reader_gone(sys.stdout):
-            raise
-        _print_no_more(sys.stdout)
-        code = READER_GONE
-    sys.exit(code)
+    """End the process with the exit code of `main`, which goes on unread where the reader of its output leaves.
 
-
-def say(text: str, *, end: str = "\n", file: TextIO | None = None) -> None:
-    """Print at once, between two pieces of work, which go on unprinted where the reader has gone, as `head` does.
-
-    Args:
-        text: what to print.
-        end: printed behind it.
-        file: standard output, or standard error.
+    Where that of standard output left, as `head` does, `READER_GONE` takes the place of 0. Notes and progress on
+    standard error change no exit code.
     """
-    file = sys.stdout if file is None else file
+    out, _ = (_Outlet.of(name) for name in ("stdout", "stderr"))
     try:
-        print(text, end=end, file=file, flush=True)
-    except BrokenPipeError:
-        if not _reader_gone(file):
-            raise
-        _print_no_more(file)
+        code: int | str = main() or 0
+    except SystemExit as end:  # of --help
+        code = end.code or 0
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # as where the caller closed it
+            stream.flush()
+    sys.exit(READER_GONE if code == 0 and out is not None and out.unread else code)
 
 
-def _print_no_more(file: TextIO) -> None:
-    """Lead a stream to nowhere: what is left, and what Python still holds when it ends, goes there."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
+class _Outlet(io.FileIO):
+    """The file below a standard stream: what is written goes nowhere once its reader has left."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number, "w", closefd=False)
+        self.unread = False
+
+    @classmethod
+    def of(cls, name: str) -> _Outlet | None:
+        """Put one below sys.stdout or sys.stderr; None where that is closed, or no file."""
+        stream: Any = getattr(sys, name)
+        try:
+            outlet = cls(stream.fileno())
+        except (AttributeError, OSError):
+            return None
+        stream.flush()
+        below = outlet if isinstance(stream.buffer, io.RawIOBase) else io.BufferedWriter(outlet)  # raw: python -u
+        settings = {key: getattr(stream, key) for key in ("encoding", "errors", "line_buffering", "write_through")}
+        setattr(sys, name, io.TextIOWrapper(below, **settings))
+        return outlet
+
+    def write(self, data: Any) -> int:
+        """Write bytes."""
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            if not _reader_gone(self):
+                raise
+            self.unread = True
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())  # what libraries and processes print goes there too
+            os.close(nowhere)
+            return super().write(data)
 
 
-def _reader_gone(file: TextIO) -> bool:
-    """Whether a stream is a pipe that nobody reads any more."""
+def _reader_gone(file: io.FileIO) -> bool:
+    """Whether a file is a pipe that nobody reads any more."""
     if not hasattr(select, "poll"):
         return True  # no way to ask on Windows
     asked = select.poll()

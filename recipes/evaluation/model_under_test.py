@@ -17,7 +17,6 @@ from recipes.core.distributed import pick_device
 from recipes.core.errors import UserError
 from recipes.core.files import file_name
 from recipes.core.own_code import in_a_line, use_copies
-from recipes.core.script import say
 from recipes.core.suggestions import did_you_mean
 from recipes.data.load import read_source
 from recipes.data.split import Source
@@ -225,7 +224,7 @@ def _with_side(options: ModelOptions, side: int | None) -> ModelOptions:
 def tell(notes: Sequence[str]) -> None:
     """Print sentences for the user beside the output."""
     for note in notes:
-        say(f"note: {note}", file=sys.stderr)
+        print(f"note: {note}", file=sys.stderr)
 
 
 def slug(word: str, weights: Path | None = None) -> str:

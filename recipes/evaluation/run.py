@@ -13,7 +13,6 @@ from tqdm import tqdm
 
 from recipes.core.errors import UserError
 from recipes.core.files import environment, locked
-from recipes.core.script import say
 from recipes.evaluation.costs import costs_of, digest_of
 from recipes.evaluation.evaluations import EVALUATIONS
 from recipes.evaluation.model_options import ModelOptions
@@ -98,7 +97,7 @@ def add_evaluations(
     """
     origin, failed = environment(command), []
     if not quiet:
-        say(f"evaluating {run.path}, checkpoint {run.checkpoint}: {', '.join(names)}")
+        print(f"evaluating {run.path}, checkpoint {run.checkpoint}: {', '.join(names)}", flush=True)
     for name in _with_progress(names, result, quiet=quiet):
         result.skipped.pop(name, None)
         try:
@@ -130,10 +129,10 @@ def _with_progress(names: Sequence[str], result: Result, *, quiet: bool) -> Iter
 def _printed_time(name: str, *, wanted: bool) -> Iterator[None]:
     start = time.perf_counter()
     if wanted:
-        say(f"{name:<14}", end="")
+        print(f"{name:<14}", end="", flush=True)
     yield
     if wanted:
-        say(f"{time.perf_counter() - start:6.0f} s")
+        print(f"{time.perf_counter() - start:6.0f} s", flush=True)
 
 
 def _check_attacked(run: RunUnderTest, settings: Settings) -> None:

@@ -10,9 +10,10 @@ import pytest
 
 from recipes import compare, evaluate, plot_collapse, predict, rank_backbones, robustness
 from recipes import train as train_script
+from recipes.core import script as script_module
 from recipes.core.cli import keys, parse, parse_command, recipes, with_flag_values
 from recipes.core.errors import UserError
-from recipes.core.script import join_flags, say, take_keys
+from recipes.core.script import join_flags, take_keys
 from recipes.core.suggestions import USUAL_NAMES, did_you_mean
 from recipes.evaluation.evaluations import EVALUATIONS
 from recipes.evaluation.options import parse_options
@@ -155,29 +156,63 @@ def test_a_reader_that_goes_away_ends_a_script_quietly(script):
     assert ended.stderr == "" and ended.returncode in (0, 141)  # 0 where the help was written before
 
 
-def test_say_goes_on_where_the_reader_has_gone_and_raises_where_it_has_not():
+LEAVE = """
+import os, sys
+from recipes.core.script import leave_with
+
+def main():
+    print("first", flush=True)
+    sys.stdin.readline()  # until the reader has gone
+    print("out", flush=True)
+    print("err", file=sys.stderr, flush=True)
+    os.write(1, b"of another library")
+    os.write(2, b"of another library")
+    open("done", "w").close()
+    return {code}
+
+leave_with(main)
+"""
+
+
+@pytest.mark.parametrize("unbuffered", [[], ["-u"]])
+@pytest.mark.parametrize(
+    ("gone", "code", "ends_with"), [("stdout", 0, 141), ("stderr", 0, 0), ("stdout", 75, 75), ("stderr", 2, 2)]
+)
+def test_work_goes_on_where_a_reader_has_gone_and_the_code_says_which(gone, code, ends_with, unbuffered, tmp_path):
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    command = [sys.executable, *unbuffered, "-c", LEAVE.replace("{code}", str(code))]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, cwd=tmp_path, text=True, env=env, **pipes) as one:
+        assert one.stdout.readline() == "first\n"
+        getattr(one, gone).close()
+        one.stdin.write("\n")
+        one.stdin.close()
+        rest = {"stdout": one.stderr, "stderr": one.stdout}[gone].read()
+    assert one.returncode == ends_with and (tmp_path / "done").exists()
+    assert rest.split() == [{"stdout": "err", "stderr": "out"}[gone], "of", "another", "library"]
+
+
+def test_a_pipe_that_breaks_though_its_reader_is_there_is_no_reader_gone(monkeypatch):
     read, write = os.pipe()
-    with open(write, "w") as pipe:
-        say("first", end="!", file=pipe)
-        assert os.read(read, 99) == b"first!"
-        os.close(read)
-        say("lost", file=pipe)
-        say("lost too", file=pipe)
-        assert os.fstat(pipe.fileno()).st_rdev == os.stat(os.devnull).st_rdev
-
-    read, write = os.pipe()
-
-    class Broken:  # not by its reader, which is there
-        def fileno(self):
-            return write
-
-        def write(self, text):
-            raise BrokenPipeError
-
-    with pytest.raises(BrokenPipeError):
-        say("kept", file=Broken())
+    outlet = script_module._Outlet(write)
+    monkeypatch.setattr(script_module, "_reader_gone", lambda file: False)
     os.close(read)
+    with pytest.raises(BrokenPipeError):
+        outlet.write(b"lost")
+    assert not outlet.unread
     os.close(write)
+
+
+@pytest.mark.parametrize(
+    ("redirected", "code"), [("2> >(true)", 0), pytest.param("2>&1 | true", 141, marks=pytest.mark.slow)]
+)
+def test_training_goes_on_and_saves_all_where_a_reader_goes_away(redirected, code, tmp_path):
+    words = "etf --data.train_size 128 --tpt.max_epochs 2 --tpt.min_terminal 1"
+    shell = f"set -o pipefail; {sys.executable} {ROOT}/recipes/train.py {words} {redirected}"
+    ended = subprocess.run(["bash", "-c", shell], cwd=tmp_path, capture_output=True, text=True)
+    (run,) = (tmp_path / "runs").iterdir()
+    assert ended.returncode == code and (run / "summary.json").exists(), ended.stderr
+    assert "Error" not in ended.stderr
 
 
 @pytest.mark.parametrize(
@@ -202,7 +237,7 @@ def test_files_are_whole_where_the_reader_goes_away_at_the_first_line(script, mo
     words = f"{f'{tmp_path}/model.py:build ' * models} --data.name digits --image-size 32 {options}"
     shell = f"set -o pipefail; {sys.executable} -u {ROOT}/recipes/{script}.py {words} 2>&1 | head -c 1"
     ended = subprocess.run(["bash", "-c", shell], cwd=tmp_path, capture_output=True, text=True)
-    assert ended.returncode in (0, 141) and len(ended.stdout) == 1 and ended.stderr == "", ended
+    assert ended.returncode == 141 and len(ended.stdout) == 1 and ended.stderr == "", ended
     (home,) = (tmp_path / "evaluations").iterdir()
     assert all(list(home.glob(file)) for file in files), sorted(home.rglob("*"))
 
