@@ -60,6 +60,13 @@ def class_order(known: Sequence[Sequence[str]], data: Sequence[str], outputs: in
         if set(data) <= set(names):
             place = {name: index for index, name in enumerate(names)}
             return ClassOrder(tuple(names), torch.tensor([place[name] for name in data]))
+    numbers = _numbers(data)
+    if known and numbers and max(numbers) < outputs == len(known[0]):
+        note = (
+            f"the data names its classes by numbers, {listed(data)}: they are taken for the numbers of {model}'s "
+            f"outputs, {numbers[0]} for {known[0][numbers[0]]}; --class-names says it if they are others"
+        )
+        return ClassOrder(tuple(known[0]), torch.tensor(numbers), note)
     if known:
         raise UserError(
             f"classes differ: {model} knows {listed(known[0])}, the data has {listed(data)}; --class-names says what "
@@ -71,11 +78,20 @@ def class_order(known: Sequence[Sequence[str]], data: Sequence[str], outputs: in
         raise UserError(f"{model} has {count}, the data {len(data)} classes {some}: it needs an output for each")
     names = tuple(data) + tuple(f"output {index}" for index in range(len(data), outputs))
     rest = "" if len(data) == outputs else f", and the other {outputs - len(data)} outputs stand for no class of it"
+    sorting = ", sorted as text, as torchvision's ImageFolder does it" if numbers != sorted(numbers) else ""
     note = (
         f"{model} names no classes: its outputs are taken for those of the data in their order, "
-        f"{listed(data)}{rest}; --class-names says it if they are others"
+        f"{listed(data)}{sorting}{rest}; --class-names says it if they are others"
     )
     return ClassOrder(names, torch.arange(len(data)), note)
+
+
+def _numbers(names: Sequence[str]) -> list[int]:
+    """The names as numbers; none unless all are different ones."""
+    if not all(name.isascii() and name.isdecimal() for name in names):
+        return []
+    numbers = [int(name) for name in names]
+    return numbers if len(set(numbers)) == len(numbers) else []
 
 
 def listed(names: Sequence[str]) -> str:
