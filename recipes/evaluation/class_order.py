@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -11,6 +12,9 @@ from torch import Tensor
 from recipes.core.errors import UserError
 from recipes.data.load import Dataset
 from recipes.data.split import Split
+
+WORDNET = re.compile(r"n\d{8}")
+"""A name that ImageNet gives a class, whose number among the thousand is agreed on, too."""
 
 MOST_NAMED = 12
 """Names of a list that a message shows at most."""
@@ -61,7 +65,7 @@ def class_order(known: Sequence[Sequence[str]], data: Sequence[str], outputs: in
             place = {name: index for index, name in enumerate(names)}
             return ClassOrder(tuple(names), torch.tensor([place[name] for name in data]))
     numbers = _numbers(data)
-    if known and numbers and max(numbers) < outputs == len(known[0]):
+    if known and numbers and max(numbers) < outputs and WORDNET.fullmatch(known[0][0]):  # as ImageNetV2's folders
         note = (
             f"the data names its classes by numbers, {listed(data)}: they are taken for the numbers of {model}'s "
             f"outputs, {numbers[0]} for {known[0][numbers[0]]}; --class-names says it if they are others"

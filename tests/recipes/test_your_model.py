@@ -521,14 +521,15 @@ def test_the_order_of_classes():
 def test_classes_named_by_numbers():
     """ImageNetV2 has a folder for each output of ImageNet's models, "0" to "999", which sort as text to 0, 1, 10 …"""
     folders = sorted(str(number) for number in range(12))
+    wordnet = tuple(f"n{1440764 + number:08}" for number in range(12))
+    order = class_order([wordnet], folders, 12, model="MODEL")
+    assert [order.names[output] for output in order.output] == [wordnet[int(folder)] for folder in folders]
+    assert "numbers of MODEL's outputs, 0 for n01440764;" in order.note
+    assert class_order([wordnet], ["07", "3"], 12, model="MODEL").output.tolist() == [7, 3]
     words = tuple(f"word {number}" for number in range(12))
-    order = class_order([words], folders, 12, model="MODEL")
-    assert [order.names[output] for output in order.output] == [f"word {folder}" for folder in folders]
-    assert "numbers of MODEL's outputs, 0 for word 0;" in order.note
-    assert class_order([words], ["07", "3"], 12, model="MODEL").output.tolist() == [7, 3]
-    for wrong in (["0", "12"], ["1", "01"], ["1", "x"], ["-1", "0"]):
+    for known, wrong in ((wordnet, ["0", "12"]), (wordnet, ["1", "01"]), (wordnet, ["1", "x"]), (words, folders)):
         with pytest.raises(UserError, match="classes differ"):
-            class_order([words], wrong, 12, model="MODEL")
+            class_order([known], wrong, 12, model="MODEL")
     nameless = class_order([], folders, 12, model="MODEL")
     assert nameless.output.tolist() == list(range(12)) and "sorted as text" in nameless.note
     assert "sorted as text" not in class_order([], folders[:2], 12, model="MODEL").note
