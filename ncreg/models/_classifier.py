@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import re
 import warnings
@@ -17,6 +16,7 @@ from timm.models import get_model_input_config
 from torch import Tensor, nn
 
 from ncreg._checks import check_flag, check_integer, check_numbers
+from ncreg._copies import copied
 from ncreg._wrappers import unwrapped
 from ncreg.models._backbone import Removed, example_image, parameter_like, pooled_features
 from ncreg.models._data_config import classifier_cfg
@@ -319,7 +319,7 @@ class Classifier(nn.Module):
             ValueError: timm refuses the pool, or features are no longer (batch, width).
         """
         self._timm("reset_classifier")
-        trial: Any = copy.deepcopy(self.backbone)
+        trial: Any = copied(self.backbone)
         try:
             trial.reset_classifier(0, global_pool)
             width = pooled_features(trial, example_image(trial)).shape[1]

@@ -1,6 +1,5 @@
 """fold: a Classifier back into the plain model, its own classifier filled in."""
 
-import copy
 import warnings
 from typing import Any, Literal, NamedTuple, cast
 
@@ -9,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ncreg._checks import described
+from ncreg._copies import copied
 from ncreg.models._backbone import evaluating, example_image, logits_alone, parameter_like
 from ncreg.models._classifier import Classifier
 from ncreg.models._data_config import folded_cfg
@@ -126,7 +126,7 @@ def _plain_model(classifier: Classifier) -> tuple[nn.Module, Slots]:
     if not classifier.num_classes:
         raise ValueError("the classifier has no head (num_classes=0): reset_classifier(C) first")
     backbone, removed = classifier.backbone, classifier._removed
-    plain: Any = copy.deepcopy(backbone)
+    plain: Any = copied(backbone)
     with torch.random.fork_rng(devices=[]):
         if removed is not None:
             width = classifier.backbone_width
@@ -177,7 +177,7 @@ def _as_linear_map(part: nn.Module, width: int) -> LinearMap:
 
     f(x) = Wx + b is exact; f(x) − b = r(x)·Wx with r(x) > 0, as of a head on unit features, is not.
     """
-    part = copy.deepcopy(part).to("cpu", torch.float64).eval()
+    part = copied(part).to("cpu", torch.float64).eval()
     bias = part(torch.zeros(1, width, dtype=torch.float64))[0]
     weight = (part(torch.eye(width, dtype=torch.float64)) - bias).T
     vectors = torch.randn(8, width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -229,7 +229,7 @@ def _keep(plain: nn.Module, slots: Slots, classifier: Classifier) -> None:
         raise ValueError(f"normalize='keep' needs a model with one classifier layer, this has {len(slots)}")
     ((path, layer),) = slots.items()
     parts = [p for p in (classifier.project, classifier.norm, classifier.head) if not isinstance(p, nn.Identity)]
-    parts = copy.deepcopy(parts)
+    parts = [copied(part) for part in parts]
     if isinstance(layer, nn.Conv2d):  # it takes a map and gives one
         parts = [nn.AdaptiveAvgPool2d(1), nn.Flatten(1), *parts, nn.Unflatten(1, (-1, 1, 1))]
     plain.set_submodule(path, nn.Sequential(*parts))

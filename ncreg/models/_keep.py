@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -10,6 +9,7 @@ import torch
 from timm.models import get_model_input_config
 from torch import Tensor, nn
 
+from ncreg._copies import copied
 from ncreg.models._backbone import Headless, evaluating, example_image, logits_alone, parameter_like
 from ncreg.models._classifier import Classifier, ClassifierOutput, EncoderOutput, WithFeatures, output_of
 from ncreg.numerics import in_float64
@@ -80,7 +80,7 @@ def keep_head(model: nn.Module, headless: Headless) -> Classifier:
     Raises:
         ValueError: there is no classifier to keep, or none of its layers can be seen at work.
     """
-    whole = copy.deepcopy(model)
+    whole = copied(model)
     if headless.removed is not None:
         parts: Parts = {headless.removed.path: whole.get_submodule(headless.removed.path)}
         if hasattr(getattr(whole, "config", None), "num_labels"):  # a model of Hugging Face
@@ -174,7 +174,7 @@ def _candidates(modules: list[nn.Module], width: int) -> list[nn.Module]:
 def _as_head(module: nn.Module) -> nn.Module:
     """A classifier layer as a module from (B, d) to (B, C): Linear as it is, others read off; a copy."""
     if isinstance(module, nn.Linear) or not _is_affine(module):
-        return copy.deepcopy(module)
+        return copied(module)
     weight, bias = _affine(module)
     return _linear(weight, bias if getattr(module, "bias", True) is not None else None)
 
@@ -193,7 +193,7 @@ def _affine(module: nn.Module) -> tuple[Tensor, Tensor]:
         bias = weight.new_zeros(len(weight)) if module.bias is None else module.bias.detach()
         return weight, bias
     linear = next(part for part in module.modules() if isinstance(part, nn.Linear))
-    exact = copy.deepcopy(module).double().eval()
+    exact = copied(module).double().eval()
     with torch.no_grad():
         eye = torch.eye(linear.in_features, dtype=torch.float64, device=linear.weight.device)
         bias = exact(torch.zeros_like(eye[:1]))[0]

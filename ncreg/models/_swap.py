@@ -1,6 +1,5 @@
 """swap_head: take the classifier off a model and put projection, last norm and head in its place."""
 
-import copy
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ncreg._checks import check_integer, check_keywords, check_num_classes, described
+from ncreg._copies import copied
 from ncreg.heads import HEADS
 from ncreg.models._backbone import (
     Headless,
@@ -136,7 +136,7 @@ def swap_head(
         tail[-1],
         last,
         project=tail[0] if len(tail) == 2 else None,
-        preprocess=copy.deepcopy(model.preprocess) if isinstance(model, Classifier) else None,
+        preprocess=copied(model.preprocess) if isinstance(model, Classifier) else None,
         num_classes=logits.shape[1],
         head_hidden_size=features.shape[1],
     )
@@ -179,7 +179,7 @@ def _kept(
 ) -> Classifier:
     """The model around its own classifier."""
     if isinstance(model, Classifier):
-        kept = copy.deepcopy(model)
+        kept = copied(model)
     else:
         if isinstance(model, str):
             _check_no_path(model, classifier)
@@ -238,10 +238,10 @@ def _headless(
             raise ValueError("weights is for timm names; a module is taken as it is: load its weights before")
         if isinstance(model, Classifier):
             features = parameter_like(model.backbone).new_zeros(1, model.backbone_width)
-            return Headless(copy.deepcopy(model.backbone), features, model.num_classes or None, model._removed)
+            return Headless(copied(model.backbone), features, model.num_classes or None, model._removed)
         if classifier is not None or not callable(getattr(model, "reset_classifier", None)):
-            return behead(copy.deepcopy(model), classifier, input_size)
-        backbone, own_classes = copy.deepcopy(model), getattr(model, "num_classes", None)
+            return behead(copied(model), classifier, input_size)
+        backbone, own_classes = copied(model), getattr(model, "num_classes", None)
         behead_timm(backbone)
     features = pooled_features(backbone, example_image(backbone, input_size))
     return Headless(backbone, features, own_classes or None)
@@ -254,7 +254,7 @@ def _head_maker(
     if not isinstance(head, str):
         if head_args:
             raise ValueError(f"head_args={dict(head_args)} is for heads by name; head is a module already")
-        return lambda _: copy.deepcopy(head)
+        return lambda _: copied(head)
     if head not in HEADS:
         raise ValueError(f"head={head!r} is unknown; known: {', '.join(HEADS)}, or pass a module of your own")
     num_classes = headless.num_classes if num_classes is None else num_classes
@@ -283,7 +283,7 @@ def _new_parts(
             projection = _projection(width, project)
             parts.append(projection)
             width = projection.out_features
-        parts.append(last_norm(norm, width) if isinstance(norm, str) else copy.deepcopy(norm))
+        parts.append(last_norm(norm, width) if isinstance(norm, str) else copied(norm))
         parts.append(new_head(width))
     return [part.to(headless.features).train(headless.module.training) for part in parts]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ncreg._checks import check_choice, check_integer, described
+from ncreg._copies import copied
 from ncreg._readable import readable
 from ncreg.frames import max_cosine
 from ncreg.numerics import at_least_float32
@@ -94,7 +94,7 @@ def round_weights(model: nn.Module, bits: Bits) -> nn.Module:
     names = rounded_names(model)
     if not names:
         raise ValueError(f"{type(model).__name__} has no weight of two or more axes to round")
-    rounded = copy.deepcopy(model)
+    rounded = copied(model)
     for name in names:
         path, _, own = name.rpartition(".")
         module = rounded.get_submodule(path)
@@ -122,10 +122,10 @@ def rounded_names(model: nn.Module) -> tuple[str, ...]:
         raise TypeError(f"model must be a module, got {described(model)}")
     names = []
     for path, module in model.named_modules():
-        if parametrize.is_parametrized(module) or hasattr(module, "weight_v"):
+        if parametrize.is_parametrized(module) or hasattr(module, "weight_v") or hasattr(module, "weight_orig"):
             raise ValueError(
-                f"{path or type(module).__name__} computes its weight from others (weight norm, …), which "
-                "rounding would not hold: remove the parametrization first"
+                f"{path or type(module).__name__} computes its weight from others (weight norm, pruning, …), which "
+                "rounding would not hold: remove the parametrization first (torch.nn.utils.prune.remove for pruning)"
             )
         for name, value in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
             if name.endswith("weight") and value.ndim >= 2 and value.is_floating_point():

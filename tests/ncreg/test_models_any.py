@@ -8,8 +8,10 @@ import timm
 import torch
 import torchvision
 from torch import nn
+from torch.nn.utils import prune
 
 from ncreg.models import Classifier, Normalize, fold, swap_head
+from ncreg.quantization import round_weights
 
 
 def stirred(classifier):
@@ -53,6 +55,41 @@ def test_vectors_instead_of_images():
     for args in ({"classifier": "2"}, {"input_size": (4,)}):
         classifier = swap_head(model, "etf", **args)
         torch.testing.assert_close(classifier.backbone(x), model[:2](x))
+
+
+def keeping(model):
+    """Its layers keep their last outputs, one of them in a list."""
+    model.body[1].register_forward_hook(lambda module, inputs, output: setattr(module, "seen", [output]))
+    return model
+
+
+COMPUTED = {  # tensors with a history among a model's attributes, which copy.deepcopy refuses
+    "pruned": lambda model: prune.l1_unstructured(model.out["logits"], "weight", amount=0.5),
+    "weight norm": lambda model: nn.utils.parametrizations.weight_norm(model.out["logits"]),
+    "pruned body": lambda model: prune.l1_unstructured(model.body[0], "weight", amount=0.5),
+    "kept outputs": keeping,
+}
+
+
+@pytest.mark.parametrize("kind", COMPUTED)
+def test_a_model_that_keeps_computed_tensors_is_swapped_kept_and_folded(kind):
+    model, x = Net(), torch.rand(3, 1, 16, 16)
+    COMPUTED[kind](model)
+    wanted = model(x)
+    kept = swap_head(model, "keep", norm="none").eval()
+    torch.testing.assert_close(kept(x), wanted)
+    kept(x)
+    torch.testing.assert_close(fold(kept)(x), wanted)
+    swapped = swap_head(model, "etf").eval()
+    torch.testing.assert_close(swapped.backbone(x), model.body(x))
+    for parameter in (*swapped.parameters(), *kept.parameters()):
+        parameter.data.zero_()
+    torch.testing.assert_close(model(x), wanted)  # they hold copies
+    if kind == "kept outputs":
+        torch.testing.assert_close(round_weights(model, 16)(x), wanted, rtol=1e-3, atol=1e-4)
+    else:
+        with pytest.raises(ValueError, match="computes its weight from others"):
+            round_weights(model, 16)
 
 
 class OfTokens(nn.Module):

@@ -1,6 +1,5 @@
 """Reasons to distrust an adversarial evaluation: vanishing gradients, large logits, chance, disagreeing attacks."""
 
-import copy
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +7,7 @@ from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 
 from ncreg._checks import check_integer
+from ncreg._copies import copied
 from ncreg.numerics import at_least_float32
 from ncreg.robustness._inputs import Model, check_attackable, check_logits, check_target
 from ncreg.robustness.adversarial.objectives import frozen, gradient, logit_margin, loss_of
@@ -179,7 +179,7 @@ def _protected(model: Model) -> tuple[Model, int]:
     if not isinstance(model, nn.Module):
         return model, 0
     training = sum(module.training for module in model.modules())
-    return (copy.deepcopy(model) if training else model), training
+    return (copied(model) if training else model), training
 
 
 def _finding(name: str, value: float, threshold: float, explanation: str) -> Finding:

@@ -1,0 +1,36 @@
+"""Copies of modules, whatever their parts keep from the last forward pass."""
+
+import copy
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def copied(module: Module) -> Module:
+    """copy.deepcopy, also of modules that keep a computed tensor: those come along without their history.
+
+    Pruning and torch.nn.utils.weight_norm keep the weight that they compute, anew in each forward pass; a layer may
+    keep its last output. deepcopy alone refuses such tensors.
+
+    Example:
+        >>> import torch
+        >>> from torch.nn.utils import prune
+        >>> layer = prune.l1_unstructured(nn.Linear(3, 2), "weight", amount=4)
+        >>> again = copied(layer)
+        >>> torch.equal(again(torch.ones(1, 3)), layer(torch.ones(1, 3)))
+        True
+    """
+    kept = (tensor for part in module.modules() for tensor in _tensors([vars(part), part._buffers]))
+    return copy.deepcopy(module, {id(tensor): tensor.detach().clone() for tensor in kept if not tensor.is_leaf})
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Tensors in nested lists, tuples and dicts."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple | dict):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(item)
