@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial as bound
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from recipes.data.left_out import of_classes, still_there, without_unreadable
 from recipes.data.map_style import Size
 from recipes.data.names import IN_PYTHON
 from recipes.data.own_sets import given_set, no_set, own_set
-from recipes.data.split import Source, Split, divide, stratified
+from recipes.data.split import Source, Split, TooFew, divide, stratified
 from recipes.data.timm_sets import PREFIX, timm_set
 from recipes.data.torchvision_sets import torchvision_set
 from recipes.data.unreadable import Unreadable
@@ -47,6 +48,7 @@ class Dataset:
         notes: sentences for the user about how the set was read, such as files that were left out.
         train_gone: training images that the splits were drawn with but are not there any more.
         native_side: median shorter edge of the training images in pixels, before they are scaled; None if unknown.
+        first_side: that of the first image, by which sets of one's own are sized; None where it decides nothing.
     """
 
     class_names: tuple[str, ...]
@@ -58,6 +60,7 @@ class Dataset:
     notes: tuple[str, ...] = ()
     train_gone: int = 0
     native_side: int | None = None
+    first_side: int | None = None
 
     def to(self, device: torch.device) -> Dataset:
         """The same set on a device."""
@@ -157,17 +160,30 @@ def _reader(name: str) -> Callable[[DataConfig, Size], Source]:
     return timm_set if name.startswith(PREFIX) else SOURCES.get(name, torchvision_set)
 
 
-def split_source(source: Source, config: DataConfig, *, seed: int) -> Dataset:
-    """A source's three splits: missing ones are drawn, then the training split is thinned and mislabelled."""
+def split_source(source: Source, config: DataConfig, *, seed: int, wanted: str | None = None) -> Dataset:
+    """A source's three splits: missing ones are drawn, then the training split is thinned and mislabelled.
+
+    Args:
+        source: the data.
+        config: what is drawn, and of how many images.
+        seed: of the draws.
+        wanted: the split that takes all images which are too few to be divided, so that another one is empty: of a
+            source that is only evaluated on. None refuses them.
+
+    Raises:
+        UserError: too few images, a class without training images.
+    """
     source = without_classes(source, config.hold_out)
     train, test = source.train, source.test
     if test is None:
-        train, test = divide(train, 0.2, source.class_names, seed=0)
+        draw = bound(divide, train, 0.2, source.class_names, seed=0)
+        train, test = _divided(draw, train, "test", wanted)
     val = source.val
     if val is None:
-        train, val = divide(train, config.val_share, source.class_names, seed=seed, key="data.val_share")
+        draw = bound(divide, train, config.val_share, source.class_names, seed=seed, key="data.val_share")
+        train, val = _divided(draw, train, "val", wanted)
     train = stratified(train, config.train_size, seed=seed, what="data.train_size")
-    if config.imbalance > 1:
+    if config.imbalance > 1 and len(train):
         train = long_tailed(train, config.imbalance, source.class_names, seed=seed)
     clean = None
     if config.label_noise:
@@ -176,7 +192,7 @@ def split_source(source: Source, config: DataConfig, *, seed: int) -> Dataset:
     absent = [source.class_names[index] for index in (counts == 0).nonzero().flatten()]
     if absent and not source.partial:
         raise UserError(f"no training image of class {', '.join(absent)}: add some, or remove the class from the set")
-    if len(train) < config.batch_size:
+    if len(train) < config.batch_size and wanted is None:
         raise UserError(
             f"{len(train)} training images are fewer than data.batch_size={config.batch_size}: "
             "no full batch; lower --data.batch_size"
@@ -188,7 +204,22 @@ def split_source(source: Source, config: DataConfig, *, seed: int) -> Dataset:
     train, val, test = in_memory_if_small(splits, config.memory_limit)
     notes = (*source.notes, *_missing_classes(source.class_names, validation=val, test=test))
     drawn = source.test is None
-    return Dataset(source.class_names, train, val, test, clean, drawn, notes, gone[0], source.native_side)
+    sides = source.native_side, source.first_side
+    return Dataset(source.class_names, train, val, test, clean, drawn, notes, gone[0], *sides)
+
+
+def _divided(
+    draw: Callable[[], tuple[Split, Split]], split: Split, name: str, wanted: str | None
+) -> tuple[Split, Split]:
+    """What is left of a split, and the split `name` that was drawn of it; one of them is empty if it is too small."""
+    try:
+        if len(split) or wanted is None:
+            return draw()
+    except TooFew as error:
+        if wanted is None or error.divisible:
+            raise
+    none = split[torch.arange(0)]
+    return (none, split) if name == wanted else (split, none)
 
 
 def in_memory_if_small(splits: Sequence[Split], memory_limit: float) -> Sequence[Split]:

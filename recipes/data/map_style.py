@@ -50,7 +50,8 @@ def source_of(splits: Mapping[str, Any], config: DataConfig, image_size: Size, *
         with naming(number, what):
             seen.append(pixels_of(pair(train[number])[0], None))
     channels = max(image.shape[0] for image in seen)
-    side = image_size(min(seen[0].shape[1:]))
+    first = min(seen[0].shape[1:])
+    side = image_size(first)
     parts = {part: _split(found, side, channels, worker_count(config.workers), what) for part, found in splits.items()}
     labels = torch.cat([part.target for part in parts.values()])
     names = class_names(train, count=int(labels.max()) + 1)
@@ -60,7 +61,8 @@ def source_of(splits: Mapping[str, Any], config: DataConfig, image_size: Size, *
             f"{len(names)} classes, which count from 0 (0 to {len(names) - 1})"
         )
     native = median_low(min(image.shape[1:]) for image in seen)
-    return Source(names, parts["train"], parts.get("test"), parts.get("val"), native_side=native)
+    divided = parts["train"], parts.get("test"), parts.get("val")
+    return Source(names, *divided, native_side=native, first_side=first)
 
 
 def check_dataset(found: Any, what: str) -> None:

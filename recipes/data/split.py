@@ -94,6 +94,7 @@ class Source:
         partial: whether it may lack images of a class, as data that a finished run is evaluated on may.
         gone: names of images that count for the draw of splits but are not there any more.
         native_side: median shorter edge of the training images in pixels, before they are scaled; None if unknown.
+        first_side: that of the first image, by which sets of one's own are sized; None where it decides nothing.
     """
 
     class_names: tuple[str, ...]
@@ -104,6 +105,7 @@ class Source:
     partial: bool = False
     gone: frozenset[str] = frozenset()
     native_side: int | None = None
+    first_side: int | None = None
 
     def splits(self) -> dict[str, Split]:
         """The splits that it has, by name."""
@@ -165,8 +167,12 @@ def stratified(split: Split, size: int | None, *, seed: int, what: str) -> Split
     return split[_draw(split.target.cpu(), size, seed=seed, spare=0)]
 
 
-TOO_FEW = "too few for one of each class"
-"""What an error says of a set that cannot be divided."""
+class TooFew(UserError):
+    """Images that cannot be divided, or not so; `divisible` says whether another fraction would do."""
+
+    def __init__(self, message: str, *, divisible: bool) -> None:
+        super().__init__(message)
+        self.divisible = divisible
 
 
 def divide(
@@ -177,7 +183,7 @@ def divide(
     The rest keeps an image of each class; the drawn split has one of each class that has two.
 
     Raises:
-        UserError: the fraction is too small or too large for that; `key` names the option that sets it.
+        TooFew: the fraction is too small or too large for that; `key` names the option that sets it.
     """
     target, size = split.target.cpu(), math.ceil(fraction * len(split))
     counts = torch.bincount(target)
@@ -185,10 +191,12 @@ def divide(
     if not least <= size <= most:
         names = ", ".join(class_names[:5]) + (", ..." if len(class_names) > 5 else "")
         low, high = math.ceil(1e4 * least / len(split)) / 1e4, math.floor(1e4 * most / len(split)) / 1e4
-        raise UserError(
+        divisible = key is not None and low <= high
+        raise TooFew(
             f"{f'{key}={fraction}' if key else f'the test part, a drawn share of {fraction},'} takes {size} of "
-            f"{len(split)} images and leaves {len(split) - size}, {TOO_FEW} ({names}): "
-            + (f"{low:g} to {high:g} would do" if key and low <= high else "add images")
+            f"{len(split)} images and leaves {len(split) - size}, too few for one of each class ({names}): "
+            + (f"{low:g} to {high:g} would do" if divisible else "add images"),
+            divisible=divisible,
         )
     taken = _draw(target, size, seed=seed, spare=1)
     rest = torch.ones(len(split), dtype=torch.bool)

@@ -205,7 +205,7 @@ def _held(found: Mapping[str, Any], config: DataConfig, image_size: Size, what: 
     if sorted(classes.values()) == list(range(len(names))):
         names = tuple(str(name) for name, _ in sorted(classes.items(), key=itemgetter(1)))
     parts = splits["train"], splits.get("test"), splits.get("val")
-    return Source(names, *parts, tuple(read.notes), native_side=median_low(read.edges))
+    return Source(names, *parts, tuple(read.notes), native_side=median_low(read.edges), first_side=read.edges[0])
 
 
 @dataclass(frozen=True)

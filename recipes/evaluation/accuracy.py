@@ -18,7 +18,7 @@ from recipes.core.costs import read_costs
 from recipes.core.errors import UserError
 from recipes.data.lazy_images import report_lost_workers
 from recipes.data.load import in_memory_if_small, split_source
-from recipes.data.split import TOO_FEW, Source, Split, concatenate, stratified
+from recipes.data.split import Source, Split, TooFew, concatenate, stratified
 from recipes.evaluation.collapse_page import page
 from recipes.evaluation.collapse_report import MeasuredSplit, measure_split
 from recipes.evaluation.feature_store import FeatureStore
@@ -176,10 +176,9 @@ def _images(
         return concatenate(in_memory_if_small(splits, config.memory_limit)), None, list(source.notes)
     try:
         data = split_source(source, config, seed=seed)
-    except UserError as error:
-        if is_other and TOO_FEW in str(error):
-            raise UserError(f"{error}; --split all evaluates every image, none is drawn") from None
-        raise
+    except TooFew as error:
+        way = "; --split all evaluates every image, none is drawn" if is_other else ""
+        raise UserError(f"{error}{way}") from None
     notes = list(data.notes)
     if split != "all":
         return getattr(data, split), data.train, notes

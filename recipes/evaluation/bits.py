@@ -26,6 +26,8 @@ FULL = "full"
 COLLAPSE = ("nc1", "nc3", "margin_mean", "normalized_margin_mean", "normalized_margin_q10")
 """What is kept of the measures of collapse."""
 
+NO_TRAINING = "NC1, NC3 and margins are those of training images, and there is none"
+
 
 def bits(run: RunUnderTest, settings: Settings) -> Outcome:
     """Accuracy, ECE and agreement on held-out images, NC1 and margins on training images, at every number of bits.
@@ -51,7 +53,8 @@ def bits(run: RunUnderTest, settings: Settings) -> Outcome:
         levels[str(level)] = of_decisions(tested, before) | of_features(copy.model, copy.outputs(train))
     overflown = [name for name, row in levels.items() if row["ece"] is None]
     outcome = {"levels": levels, "images": len(held_out), "training_images": len(train)} | told(run.model, names)
-    return outcome, [f"logits are not finite at {', '.join(overflown)}"] if overflown else []
+    said = [f"logits are not finite at {', '.join(overflown)}"] if overflown else []
+    return outcome, said if len(train) else [*said, NO_TRAINING]
 
 
 def of_decisions(tested: Outputs, before: Tensor) -> dict[str, Any]:
@@ -74,7 +77,7 @@ def of_decisions(tested: Outputs, before: Tensor) -> dict[str, Any]:
 def of_features(model: Any, train: Outputs) -> dict[str, float | None]:
     """NC1, NC3 and margins of training images; None where they have no value."""
     classes, width = train.logits.shape[1], train.features.shape[1]
-    if not bool(train.features.isfinite().all()):
+    if not len(train.target) or not bool(train.features.isfinite().all()):
         return dict.fromkeys(COLLAPSE)
     head = measurable(model.head, classes, width)
     metric = NeuralCollapse(classes, width, classifier=head).to(next(model.parameters()).device)

@@ -25,6 +25,8 @@ def calibration(run: RunUnderTest, settings: Settings) -> Outcome:
 
     With split val, half of the validation images fit the temperature and the other half measure the calibration.
     """
+    if not len(run.data.val):
+        raise NotAvailable("validation images fit T: there is none")
     test, val = run.outputs_on(run.split), run.outputs_on("val")
     source = "validation images"
     if run.split == "val":
@@ -218,8 +220,14 @@ def transfer(run: RunUnderTest, settings: Settings) -> Outcome:
     probes: dict[str, dict[str, Any]] = {}
     others = run.other_sets(settings.sets, settings.root)
     tasks: dict[str, tuple[Split, Split]] = {name: (data.train, getattr(data, split)) for name, data in others.items()}
-    own, test_own = (turned(run.draw(name, size), settings.seed + n) for n, name in enumerate(("train", split)))
-    tasks["quarter_turns"] = (own, test_own)
+    warnings, count = [], len(run.data.train)
+    if count >= 4:
+        own, test_own = (turned(run.draw(name, size), settings.seed + n) for n, name in enumerate(("train", split)))
+        tasks["quarter_turns"] = (own, test_own)
+    elif tasks:
+        warnings.append(f"no probe of quarter turns: it is fitted on a training image of each, and there are {count}")
+    else:
+        raise NotAvailable(f"quarter turns need 4 training images, there are {count}; and no other set is at hand")
     for name, (train, test) in tasks.items():
         if size is not None and len(train) > size:
             train = stratified(train, size, seed=settings.seed, what=name)
@@ -235,7 +243,7 @@ def transfer(run: RunUnderTest, settings: Settings) -> Outcome:
             "few_shot": robustness.few_shot(*task, shots=shots, draws=settings.preset.draws, seed=settings.seed),
         }
     means = {probe: sum(row[probe].accuracy for row in probes.values()) / len(probes) for probe in ("linear", "knn")}
-    return {"tasks": probes, "mean": means, "features": "encoder" if run.has_two_spaces else "last"}, []
+    return {"tasks": probes, "mean": means, "features": "encoder" if run.has_two_spaces else "last"}, warnings
 
 
 def turned(split: Split, seed: int) -> Split:

@@ -24,6 +24,7 @@ from recipes.evaluation.class_order import ClassOrder, class_order, listed
 from recipes.evaluation.model_images import images_of, take_images
 from recipes.evaluation.model_options import OTHER_MODELS, ModelOptions
 from recipes.evaluation.model_sources import find_model, source_of
+from recipes.evaluation.presets import SPLITS
 from recipes.training.own_parts import register_own_parts
 from recipes.training.run_dir import RunDir
 from recipes.training.same_start import former_images
@@ -117,18 +118,21 @@ class ModelUnderTest:
             notes.append("gray images are repeated in three channels" if wanted == 3 else "colour is taken as gray")
         return notes
 
-    def notes_on_draw(self, source: Source, split: str, *, all_too: bool = False) -> list[str]:
+    def notes_on_draw(self, source: Source, split: str, *, all_too: bool = False, whole: bool = False) -> list[str]:
         """What to know of images that are drawn because the data has no such part; nothing where it has one.
 
         Args:
             source: the data.
             split: train, val, test or all.
             all_too: whether the command has --split all.
+            whole: whether there were too few images to draw the split from, so that it has all of them.
         """
         if getattr(source, split, source.train) is not None:
             return []
         drawn = "no test part: a fifth" if split == "test" else "no validation part: the share data.val_share"
         note = f"this data has {drawn} was drawn" + "; --split all takes every image" * all_too
+        if whole:
+            note = f"this data has no {SPLITS[split]} part, and too few images to draw one: it is all that there are"
         if not self.is_run:
             places = "test/ beside train/" if split == "test" else "val/ and test/ beside train/"
             note += (

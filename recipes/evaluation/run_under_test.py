@@ -94,9 +94,9 @@ class RunUnderTest:
             data = load(config.data, seed=config.seed, image_size=tested.image_size, former=former)
         else:
             source = tested.read(config.data)
-            data = split_source(source, config.data, seed=config.seed)
+            data = split_source(source, config.data, seed=config.seed, wanted=split)
             order = tested.check_fit(source)
-            drawn = tested.notes_on_draw(source, split)
+            drawn = tested.notes_on_draw(source, split, whole=not len(data.train))
             tell([*tested.notes, *tested.notes_on(source, order), *source.notes, *drawn])
             data = order.data_set(data)
             checkpoint = MODEL
@@ -167,6 +167,10 @@ class RunUnderTest:
 
         With `encoder` they are those that leave the backbone, not those that enter the head.
         """
+        if not len(split):
+            width = self.model.backbone_width if encoder else self.model.head_hidden_size
+            none = torch.zeros(0, width + self.model.num_classes, dtype=torch.float64)
+            return Outputs(none[:, :width], none[:, width:], split.target.cpu())
         rows = [self.outputs_of_images(images, encoder) for images, _ in split.to(self.device).in_batches(BATCH)]
         features, logits = (torch.cat(part) for part in zip(*rows, strict=True))
         return Outputs(features, logits, split.target.cpu())

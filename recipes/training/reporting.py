@@ -16,7 +16,7 @@ from recipes.core.errors import UserError
 from recipes.core.extras import pip_install
 from recipes.core.own_code import in_a_line, is_own, load_own
 from recipes.data.load import SMALLEST, Dataset
-from recipes.training.image_side import smallest_side
+from recipes.training.image_side import native_size, smallest_side
 from recipes.training.metrics import Clock
 
 ROWS = (
@@ -74,7 +74,7 @@ def size_notes(config: TrainConfig, data: Dataset, side: int) -> list[str]:
     Example:
         >>> from types import SimpleNamespace
         >>> pixels = SimpleNamespace(shape=(9, 3, 160, 160))
-        >>> photographs = SimpleNamespace(native_side=32, train=SimpleNamespace(images=pixels))
+        >>> photographs = SimpleNamespace(native_side=32, first_side=None, train=SimpleNamespace(images=pixels))
         >>> size_notes(TrainConfig(), photographs, 160)[0][-84:]
         '160 for test_resnet: 25 times as many pixels to compute as with --data.image_size 32'
     """
@@ -86,10 +86,11 @@ def size_notes(config: TrainConfig, data: Dataset, side: int) -> list[str]:
     if smaller is None:
         return []
     starts = model.pretrained or model.weights is not None or model.start_from is not None
+    by_first = data.first_side == side and not native_size(model.backbone)[1]
     return [
-        f"the images have {native} pixels on their shorter edge (the median), but are scaled up to {side} for "
-        f"{model.backbone}: {(side / smaller) ** 2:.0f} times as many pixels to compute as with "
-        f"--data.image_size {smaller}"
+        f"the images have {native} pixels on their shorter edge (the median), but are scaled up to {side}"
+        f"{', that of the first image' if by_first else f' for {model.backbone}'}: {(side / smaller) ** 2:.0f} times "
+        f"as many pixels to compute as with --data.image_size {smaller}"
         + ("; weights that were trained on larger images may do better at the larger size, so try both" * starts)
     ]
 

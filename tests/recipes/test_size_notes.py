@@ -65,6 +65,26 @@ def test_the_side_is_one_that_the_backbone_takes():
     assert smallest_side("torchvision:alexnet", 32, 64, {}) is None
 
 
+@pytest.mark.parametrize("name", ["mine.py:load", "timm:"])
+def test_the_note_says_whether_the_first_image_or_the_backbone_decided(name, tmp_path, monkeypatch):
+    place = folder(tmp_path / "set", [(32, 32)])
+    Image.new("RGB", (100, 90)).save(place / "a" / "0.png")  # the first of all
+    with tarfile.open(tmp_path / "set.tar", "w") as packed:
+        packed.add(place / "a" / "0.png", arcname="a/0.png")
+        for path in sorted(place.glob("*/*.png"))[1:]:
+            packed.add(path, arcname=str(path.relative_to(place)))
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(
+        "import torchvision\n\ndef load():\n    return torchvision.datasets.ImageFolder('set')\n"
+    )
+    words = [f"--data.name={name}", *(["--data.root=set.tar"] if name == "timm:" else [])]
+    told = "have 32 pixels on their shorter edge .the median., but are scaled up to "
+    (found,) = notes(*words)
+    assert re.search(told + "90, that of the first image: 8 times as many .* with --data.image_size 32$", found), found
+    (found,) = notes(*words, "--model.backbone", "vit_tiny_patch16_224")  # which takes no other size
+    assert re.search(told + "224 for vit_tiny_patch16_224: 49 times", found), found
+
+
 def test_sets_other_than_folders_are_judged_alike(tmp_path, monkeypatch):
     place, vit = folder(tmp_path / "set", [(32, 32)]), ("--model.backbone", "vit_tiny_patch16_224")
     with tarfile.open(tmp_path / "set.tar", "w") as packed:

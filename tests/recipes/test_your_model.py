@@ -24,6 +24,7 @@ from recipes.evaluation.class_order import class_order
 from recipes.evaluation.collapse import rankme
 from recipes.evaluation.model_options import ModelOptions
 from recipes.evaluation.model_under_test import open_model
+from recipes.evaluation.presets import SPLITS
 
 PAGE = Path(__file__).parents[2] / "docs" / "your_model_your_data.md"
 SCRIPTS = {
@@ -412,6 +413,52 @@ def test_images_of_a_single_class_are_evaluated(here, tmp_path, capsys):
     }
     assert train.main(["etf", *data[:4]]) == 2
     assert "has 1 class folder: a classifier needs at least 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("counts", "split", "tested", "not_done"),
+    [
+        ({"green": 1}, "test", 1, ["calibration", "ood", "transfer", "long_tail"]),
+        ({"green": 1}, "val", 1, ["calibration", "ood", "transfer", "long_tail"]),
+        ({"green": 2}, "test", 1, ["calibration", "ood", "transfer", "long_tail"]),
+        ({"red": 1, "blue": 1, "green": 1}, "test", 3, ["calibration", "ood", "transfer", "long_tail"]),
+        ({"red": 1, "blue": 1, "green": 1}, "val", 3, ["ood", "transfer", "long_tail"]),
+    ],
+)
+def test_images_too_few_to_be_divided_are_evaluated(
+    counts, split, tested, not_done, here, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("recipes.evaluation.run_under_test.SETS", ())
+    for name, count in counts.items():
+        (tmp_path / "few" / name).mkdir(parents=True)
+        for number in range(count):
+            shutil.copy(f"my_images/train/{name}/{number}.png", tmp_path / "few" / name)
+    data = ["--data.name", "folder", "--data.root", str(tmp_path / "few"), "--image-size", "32"]
+    words = ["my_model.py:named", *data, "--split", split, "--out-dir", str(tmp_path / "out")]
+    parts = "calibration,ood,transfer,long_tail,bits,distances"
+    assert robustness.main([*words, "--quick", "--parts", parts]) == 0, capsys.readouterr().err
+    printed = capsys.readouterr()
+    (path,) = (tmp_path / "out").glob("robustness*/results.json")
+    found = json.loads(path.read_text())
+    assert sorted(found["skipped"]) == sorted(not_done) and all(f"  {name}: " in printed.out for name in not_done)
+    assert found["parts"]["bits"]["images"] == found["parts"]["distances"]["images"] == tested
+    alone = ["my_model.py:named", *data, "--out-dir", str(tmp_path / "alone"), "--split", "all"]
+    assert evaluate.main(alone) == 0
+    (path,) = (tmp_path / "alone").glob("*.json")
+    whole = json.loads(path.read_text())
+    assert whole["images"] == sum(counts.values())
+    if tested == whole["images"]:  # the same decisions, counted elsewhere
+        assert found["parts"]["bits"]["levels"]["full"]["accuracy"] == whole["accuracy"]
+        assert f"this data has no {SPLITS[split]} part, and too few images to draw one" in printed.err
+    assert plot_collapse.main(alone) == 0
+    (view,) = json.loads((tmp_path / "alone/collapse/view-all.json").read_text())["views"]
+    assert len(view["samples"]) == sum(counts.values()) and (view["share"] is None) is (len(counts) == 1)
+
+
+def test_a_share_that_another_would_mend_is_still_refused(here, capsys):
+    for script in (robustness, plot_collapse):
+        assert script.main(["my_model.py:named", *DATA, "--image-size", "32", "--data.val_share", "0.01"]) == 2
+        assert "0.1 to 0.9 would do" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
