@@ -22,10 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+if __package__ in (None, ""):  # run as a script: import from the project's root, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks import harness  # noqa: E402
-from ncreg.robustness.corruptions import CORRUPTIONS, corrupt  # noqa: E402
+from benchmarks import harness
+from ncreg.robustness.corruptions import CORRUPTIONS, corrupt
 
 GOALS = [
     "at least 2,000 images a second on one core at 28x28, over all types and severities",
@@ -79,11 +80,14 @@ def agreement(theirs: Callable[..., np.ndarray], args: Any, count: int = 100) ->
             return np.stack([[theirs(image, s, name) for image in pixels] for s in SEVERITIES])
 
         np.random.seed(0)
-        contenders = {"ours": all_severities(images, name, "imagenet"), "imagecorruptions": loop}
+        contenders: dict[str, Callable[[], Any]] = {
+            "ours": all_severities(images, name, "imagenet"),
+            "imagecorruptions": loop,
+        }
         timed = harness.race(contenders, baseline="imagecorruptions", rounds=max(2, args.rounds // 3), warmup=1)
         other = loop() / 255
-        mine = torch.stack([corrupt(images, name, s, constants="imagenet") for s in SEVERITIES])
-        mine = np.floor(mine.permute(0, 1, 3, 4, 2).double().numpy() * 255 + 1e-3) / 255
+        stack = torch.stack([corrupt(images, name, s, constants="imagenet") for s in SEVERITIES])
+        mine = np.floor(stack.permute(0, 1, 3, 4, 2).double().numpy() * 255 + 1e-3) / 255
         effects = mine - clean, other - clean
         error = float(((mine - other) ** 2).mean())
         found[name] = {

@@ -6,13 +6,18 @@ which is memory-bound; grouped ≤ 0.2 at (1000, 2048).
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+if __package__ in (None, ""):  # run as a script: import from the project's root, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import torch
-from harness import parser, race, save
 from torch import Tensor, nn
 
+from benchmarks.harness import parser, race, save
 from ncreg.heads import CosineHead, ETFHead
 
 GOALS = [
@@ -38,7 +43,7 @@ def step(head: nn.Module, features: Tensor, upstream: Tensor) -> Callable[[], An
 
 def contenders(num_classes: int, dim: int, place: dict[str, Any]) -> dict[str, nn.Module]:
     """nn.Linear and the heads that fit."""
-    heads = {"linear": nn.Linear(dim, num_classes, **place)}
+    heads: dict[str, nn.Module] = {"linear": nn.Linear(dim, num_classes, **place)}
     if num_classes < LARGE:
         heads["dense"] = ETFHead(dim, num_classes, normalize=False, **place)
         heads["dense normalised"] = ETFHead(dim, num_classes, **place)

@@ -16,14 +16,17 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if __package__ in (None, ""):  # run as a script: import from the project's root, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from timm.data import ImageDataset, create_loader
+from timm.data.dataset import ImageDataset
+from timm.data.loader import create_loader
 
 from benchmarks.harness import parser, race, save
 from recipes.core.cli import parse
@@ -42,7 +45,8 @@ def photographs(root: Path, count: int, kind: str) -> None:
     """Smooth colours with a little grain, in ten classes."""
     draw = np.random.default_rng(0)
     for number in range(count):
-        coarse = Image.fromarray(draw.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((320, 240), Image.BICUBIC)
+        colours = Image.fromarray(draw.integers(0, 256, (12, 16, 3), dtype=np.uint8))
+        coarse = colours.resize((320, 240), Image.Resampling.BICUBIC)
         grain = draw.integers(-8, 9, (240, 320, 1))
         pixels = (np.asarray(coarse) + grain).clip(0, 255).astype(np.uint8)
         folder = root / str(number % 10)
@@ -60,7 +64,8 @@ def epoch(split: Split, batch: int, step: Callable[[torch.Tensor, torch.Tensor],
 def contenders(words: list[str], args: argparse.Namespace) -> tuple[dict[str, Callable[[], None]], int]:
     """An epoch of the same batches out of memory and out of files, and of the files without a step; its images."""
     device = torch.device(args.device)
-    limits = {"in memory": []} | {f"{n} workers": ["--data.memory_limit=0", f"--data.workers={n}"] for n in WORKERS}
+    limits: dict[str, list[str]] = {"in memory": []}
+    limits |= {f"{n} workers": ["--data.memory_limit=0", f"--data.workers={n}"] for n in WORKERS}
     splits, config = {}, parse(["baseline", *words])
     for name, more in limits.items():
         made = load(parse(["baseline", *words, *more]).data, seed=0, image_size=lambda own: args.side)
@@ -73,7 +78,9 @@ def contenders(words: list[str], args: argparse.Namespace) -> tuple[dict[str, Ca
         F.cross_entropy(model(images), target).backward()
         optimizer.step()
 
-    runs = {name: partial(epoch, split, args.batch, step) for name, split in splits.items()}
+    runs: dict[str, Callable[[], None]] = {
+        name: partial(epoch, split, args.batch, step) for name, split in splits.items()
+    }
     alone = {f"{n} workers, no step": splits[f"{n} workers"] for n in WORKERS}
     runs |= {name: partial(epoch, split, args.batch, lambda *batch: None) for name, split in alone.items()}
     return runs, len(made.train) // args.batch * args.batch
@@ -136,7 +143,7 @@ def main() -> None:
             timed = partial(race, rounds=args.rounds, warmup=1, device=args.device)
             found = timed(ours, baseline="in memory")
             show(kind, found, "in memory")
-            decoding = {}
+            decoding: dict[str, Any] = {}
             for n in WORKERS:
                 name, peer = f"{n} workers, no step", f"timm, {n} workers"
                 pair = timed(

@@ -21,17 +21,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pytorch_metric_learning.losses import ArcFaceLoss, NormalizedSoftmaxLoss
-from pytorch_metric_learning.losses import SupConLoss as PeerSupCon
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, from any folder
+if __package__ in (None, ""):  # run as a script: import from the project's root, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks.harness import parser, race, save  # noqa: E402
-from ncreg import losses  # noqa: E402
-from ncreg.heads import CosineHead, ETFHead  # noqa: E402
-from recipes.core.memory import keep_freed_memory  # noqa: E402
+from benchmarks.harness import parser, race, save
+from ncreg import losses
+from ncreg.heads import CosineHead, ETFHead
+from recipes.core.extras import is_installed, pip_install
+from recipes.core.memory import keep_freed_memory
 
 BATCHES, DIM, CLASSES, TAU = (256, 1024, 4096), 512, 100, 0.1
 
@@ -82,6 +82,9 @@ def published_nonl(features: Tensor, target: Tensor, weight: Tensor) -> Tensor:
 
 def groups(batch: int, device: str) -> dict[str, dict[str, Callable[[], Any]]]:
     """What is raced: a group's first entry is its baseline."""
+    from pytorch_metric_learning.losses import ArcFaceLoss, NormalizedSoftmaxLoss
+    from pytorch_metric_learning.losses import SupConLoss as PeerSupCon
+
     generator = torch.Generator().manual_seed(batch)
     features = torch.randn(batch, DIM, generator=generator).to(device).requires_grad_()
     target = torch.randperm(batch, generator=generator).remainder(CLASSES).to(device)
@@ -200,10 +203,14 @@ def verdicts(found: dict[str, dict[str, Any]], grown: dict[str, Any]) -> list[st
 
 def main() -> None:
     """Race every group at every batch size and write the result file."""
-    arguments = parser(__doc__.splitlines()[0], rounds=15).parse_args()
+    made = parser(__doc__.splitlines()[0], rounds=15)
+    arguments = made.parse_args()
+    if not is_installed("pytorch_metric_learning"):
+        made.error(f"pytorch_metric_learning is not installed: {pip_install('bench')}")
     torch.set_num_threads(arguments.threads)
     keep_freed_memory()
-    settings, device = [], arguments.device
+    device = arguments.device
+    settings: list[dict[str, Any]] = []
     for batch in BATCHES:
         for group, contenders in groups(batch, device).items():
             baseline = next(iter(contenders))

@@ -16,13 +16,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+if __package__ in (None, ""):  # run as a script: import from the project's root, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
 import torch.nn.functional as F
-from harness import parser, save, spread
 from torch import nn
 
+from benchmarks.harness import parser, save, spread
 from ncreg.functional import chunked_cross_entropy
 from ncreg.heads import CodeHead
 

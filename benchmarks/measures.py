@@ -16,20 +16,23 @@ On a busy machine the ratios stand, the times don't; half an hour there, a few m
 
 from __future__ import annotations
 
+import argparse
 import os
 import resource
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+if __package__ in (None, ""):  # run as a script: import from the project's root, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks import harness  # noqa: E402
-from ncreg.metrics import NeuralCollapse  # noqa: E402
+from benchmarks import harness
+from ncreg.metrics import NeuralCollapse
 
 GOALS = [
     "one pass <= 0.8x the textbook of the same measures, and <= 3x the float32 floor N d^2",
@@ -144,6 +147,12 @@ def agreement(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
     return max(float((found[k] - expected[k]).abs() / expected[k].abs().clamp_min(1)) for k in expected if k in found)
 
 
+def refuse_threads(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End with one line where `peak` would fork a process of several threads: the fork has one, and waits for ever."""
+    if args.threads > 1 and not args.device.startswith("cuda"):
+        parser.error(f"--threads {args.threads}: memory is measured in a fork, which has one thread: --threads 1")
+
+
 def peak(run: Callable[[], Any], device: str) -> float:
     """Peak memory of one run beyond what was there before, in MiB; on a CPU in a fork, whose peak starts anew."""
     if device.startswith("cuda"):
@@ -174,19 +183,19 @@ def measure(samples: int, dim: int, classes: int, args: Any) -> dict[str, Any]:
         "textbook": lambda: textbook(features, target, head),
         "textbook 1st": lambda: textbook(features, target, head, second=False),
     }
-    modes = {
+    modes: dict[str, dict[str, bool]] = {
         "one pass": {"cache": False},
         "two-pass": {"scatter": False},
         "re-fed": {"cache": False, "scatter": False, "twice": True},
         "default": {},
     }
     for name, options in modes.items():
-        contenders[name] = lambda options=options: ours(features, target, head, **options)
+        contenders[name] = partial(ours, features, target, head, **options)
     memory = {name: peak(run, args.device) for name, run in contenders.items()}
     expected = contenders["textbook"]()
     worst = {name: agreement(contenders[name](), expected) for name in modes}
     for name in ("one pass", "two-pass"):
-        contenders[f"{name}, N/2"] = lambda options=modes[name]: ours(features[:half], target[:half], head, **options)
+        contenders[f"{name}, N/2"] = partial(ours, features[:half], target[:half], head, **modes[name])
     contenders["floor N d^2"] = lambda: features @ square
     contenders["floor N C d"] = lambda: features @ head.weight.detach().T
     timed = harness.race(contenders, baseline="textbook", rounds=args.rounds, warmup=0, device=args.device)
@@ -210,6 +219,7 @@ def main() -> None:
     parser = harness.parser(__doc__.splitlines()[0], rounds=5)
     parser.add_argument("--samples", type=int, default=50_000)
     args = parser.parse_args()
+    refuse_threads(parser, args)
     torch.set_num_threads(args.threads)
     settings = []
     for dim, classes in ((512, 100), (2048, 1000)):

@@ -11,11 +11,15 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-import torch
-from harness import parser, race, save
+if __package__ in (None, ""):  # run as a script: import from the project's root, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import torch
+
+from benchmarks.harness import parser, race, save
 from ncreg.frames import etf_distance, nearest_simplex_etf
 
 GOALS = ["C = 1000, d = 2048 in under 4 GiB"]
@@ -49,7 +53,8 @@ def peak_gib(num_classes: int, dim: int, device: str) -> float:
 def measure_peak(args: argparse.Namespace) -> None:
     """In the process of its own: run once, print GiB."""
     torch.set_num_threads(args.threads)
-    contenders(*args.peak, args.device)["nearest, forward and backward"]()
+    num_classes, dim = args.peak
+    contenders(num_classes, dim, args.device)["nearest, forward and backward"]()
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(torch.cuda.max_memory_allocated() / 2**30 if args.device.startswith("cuda") else resident)
 

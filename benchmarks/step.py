@@ -18,13 +18,14 @@ import torch
 from torch import nn
 from torch.optim import SGD
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, from any folder
+if __package__ in (None, ""):  # run as a script: import from the project's root, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks import harness  # noqa: E402
-from ncreg.losses import InterClassCosineLoss, IntraClassCosineLoss  # noqa: E402
-from ncreg.metrics import NeuralCollapse  # noqa: E402
-from ncreg.models import swap_head  # noqa: E402
-from ncreg.optim import param_groups  # noqa: E402
+from benchmarks import harness
+from ncreg.losses import InterClassCosineLoss, IntraClassCosineLoss
+from ncreg.metrics import NeuralCollapse
+from ncreg.models import swap_head
+from ncreg.optim import param_groups
 
 CLASSES = 10
 GOALS = ["step: ncreg <= 1.03 x timm", "measures <= 0.02 x forward pass (resnet18 at 28x28)"]
@@ -44,7 +45,7 @@ def steps(backbone: str, batch: int, side: int, args: argparse.Namespace) -> dic
     """Training steps of both, in turn, on the same batch."""
     data = batches(1, batch, side, args.device)[0]
     torch.manual_seed(0)
-    plain = timm.create_model(backbone, num_classes=CLASSES).to(args.device, memory_format=torch.channels_last)
+    plain = timm.create_model(backbone, num_classes=CLASSES).to(args.device).to(memory_format=torch.channels_last)
     ours = swap_head(plain, "etf").to(memory_format=torch.channels_last)
     plain_optimizer = SGD(plain.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     ours_optimizer = SGD(param_groups(ours, 5e-4), lr=0.01, momentum=0.9)
@@ -72,8 +73,8 @@ def measures(backbone: str, side: int, count: int, args: argparse.Namespace) -> 
     """One epoch of measuring: the forward pass alone, and the measures alone on its features."""
     data = batches(count, 512, side, args.device)
     model = swap_head(timm.create_model(backbone, num_classes=CLASSES), "etf").eval()
-    model.to(args.device, memory_format=torch.channels_last)
-    metric = NeuralCollapse(CLASSES, model.head.in_features, classifier=model.head).to(args.device)
+    model.to(args.device).to(memory_format=torch.channels_last)
+    metric = NeuralCollapse(CLASSES, model.head_hidden_size, classifier=model.head).to(args.device)
     with torch.inference_mode():
         features = [model(images, with_features=True).features for images, _ in data]
 

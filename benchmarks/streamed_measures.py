@@ -23,10 +23,11 @@ import timm
 import torch
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if __package__ in (None, ""):  # run as a script: import from the project's root, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks.harness import parser, race, save
-from benchmarks.measures import peak
+from benchmarks.measures import peak, refuse_threads
 from ncreg.metrics import NeuralCollapse
 
 IMAGENET = 1_281_167
@@ -93,6 +94,7 @@ def main() -> None:
     arguments.add_argument("--samples", type=int, default=65_536)
     arguments.add_argument("--classes", type=int, default=100_000, help="of the second setting")
     args = arguments.parse_args()
+    refuse_threads(arguments, args)
     torch.set_num_threads(args.threads)
     warnings.filterwarnings("ignore", message=".*once")  # that a second pass would give more
     sizes = (args.samples, 2048, 1000)

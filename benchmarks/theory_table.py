@@ -11,9 +11,14 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+
+if __package__ in (None, ""):  # run as a script: import from the project's root, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
 import torch.nn.functional as F
@@ -134,22 +139,26 @@ def on_head(name: str, make: Callable[[int], ETFHead | CosineHead]) -> Problem:
     return Problem(f"cross-entropy, {name}", f"C=5, scale={scale:.4g}", closed, start)
 
 
-def behind_batch_norm(classes: int, decays: tuple[float, float], gamma: str = "vector", dim: int = DIM) -> Problem:
+def behind_batch_norm(
+    classes: int, decays: tuple[float, float], gamma: Literal["vector", "scalar"] = "vector", dim: int = DIM
+) -> Problem:
     """Cross-entropy with decay on a learned head and on the γ of a real, full-batch LastBatchNorm."""
 
     def start(seed: int) -> Start:
-        norm = LastBatchNorm(dim, gamma=gamma, dtype=torch.float64)  # type: ignore[arg-type]
+        norm = LastBatchNorm(dim, gamma=gamma, dtype=torch.float64)
+        factors = norm.weight
+        assert factors is not None
         head, features, target = _linear(seed, dim, classes), _draw(seed, classes * 2, dim), _labels(classes, 2)
 
         def objective() -> Tensor:
             # the norm's eps costs 1e-7 at unit spread, and nothing at 1000
             fit = F.cross_entropy(head(norm(1000 * features)), target)
-            decay = decays[0] * head.weight.square().sum() + decays[1] * norm.weight.square().sum()
+            decay = decays[0] * head.weight.square().sum() + decays[1] * factors.square().sum()
             return fit + 0.5 * decay
 
         return [*head.parameters(), *norm.parameters(), features], objective
 
-    best = theory.last_batch_norm_optimum(classes, *decays, gamma=gamma, num_features=dim)  # type: ignore[arg-type]
+    best = theory.last_batch_norm_optimum(classes, *decays, gamma=gamma, num_features=dim)
     setting = f"C={classes}, d={dim}, λ_W={decays[0]:g}, λ_γ={decays[1]:g}, {gamma} γ"
     return Problem("cross-entropy, LastBatchNorm", setting, best.loss, start)
 

@@ -24,18 +24,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if __package__ in (None, ""):  # run as a script: import from the project's root, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from timm.data import create_loader
-from torch import nn
-from torch.optim import SGD
+from timm.data.loader import create_loader
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from benchmarks.harness import baseline_words, parser, save, spread
 from ncreg.models import Classifier
@@ -57,25 +59,31 @@ class Pictures(torch.utils.data.Dataset):
     """The training images as timm's readers give them: PIL images and class indices."""
 
     def __init__(self, data: Dataset) -> None:
-        self.images = [Image.fromarray(image[0].numpy()) for image in data.train.images]
+        self.images = [Image.fromarray(image[0].numpy()) for image in data.train.read()]
         self.target = data.train.target.tolist()
-        self.transform: Callable | None = None  # create_loader sets it
+        self.transform: Callable[[Image.Image], Tensor] | None = None  # create_loader sets it
 
     def __len__(self) -> int:
         return len(self.target)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
         assert self.transform is not None
         return self.transform(self.images[index]), self.target[index]
 
 
-def pieces(config: TrainConfig, data: Dataset, device: torch.device) -> tuple[Classifier, SGD]:
+def pieces(config: TrainConfig, data: Dataset, device: torch.device) -> tuple[Classifier, Optimizer]:
     """The same model and optimizer for every contender."""
     model = build_model(config.model, data, seed=config.seed).to(device).train()
     return model, build_optimizer(config.optim, model)
 
 
-def steps(model: nn.Module, optimizer: SGD, batches, config: TrainConfig, device: torch.device) -> int:
+def steps(
+    model: Callable[[Tensor], Tensor],
+    optimizer: Optimizer,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    config: TrainConfig,
+    device: torch.device,
+) -> int:
     """Forward, backward and step over batches; the images seen."""
     seen = torch.zeros((), device=device)
     count = 0
@@ -106,35 +114,39 @@ def contenders(
     size = config.data.batch_size
     count = len(data.train) // size * size
     there = data.to(device)
-    images, target = as_floats(there.train.images[:count]), there.train.target[:count]
+    images, target = as_floats(there.train.read()[:count]), there.train.target[:count]
     bare_model, bare_optimizer = pieces(config, data, device)
     timm_model, timm_optimizer = pieces(config, data, device)
     timm_model.preprocess = nn.Identity()  # its loader normalises
     mean, std = data.moments()
+    channels, height, width = data.train.images.shape[1:]
+    pictures: Any = Pictures(data)  # create_loader takes any dataset with a transform, and asks for one of timm's
     loader = create_loader(
-        Pictures(data),
-        input_size=tuple(data.train.images.shape[1:]),
+        pictures,
+        input_size=(channels, height, width),
         batch_size=size,
         is_training=True,
         no_aug=True,
         use_prefetcher=device.type == "cuda",
-        mean=mean,
-        std=std,
+        mean=tuple(mean),
+        std=tuple(std),
         num_workers=workers,
         device=device,
         persistent_workers=workers > 0,
     )
-    if config.compile:
-        bare_model, timm_model = torch.compile(bare_model), torch.compile(timm_model)
+    bare_steps, timm_steps = (
+        partial(steps, torch.compile(model) if config.compile else model, optimizer, config=config, device=device)
+        for model, optimizer in ((bare_model, bare_optimizer), (timm_model, timm_optimizer))
+    )
 
     def bare() -> float:
         cut = zip(images.split(size), target.split(size), strict=True)
-        return timed(lambda: steps(bare_model, bare_optimizer, cut, config, device))
+        return timed(partial(bare_steps, cut))
 
     def timm_loader(layout: torch.memory_format) -> float:
         timm_model.to(memory_format=layout)
         moved = ((x.to(device).contiguous(memory_format=layout), y.to(device)) for x, y in loader)
-        return timed(lambda: steps(timm_model, timm_optimizer, moved, config, device))
+        return timed(partial(timm_steps, moved))
 
     def recipes() -> float:
         command = [sys.executable, str(ROOT / "recipes" / "train.py"), *words]

@@ -17,7 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+if __package__ in (None, ""):  # run as a script: import from the project's root, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
 from torch.autograd.profiler_util import FunctionEvent
@@ -43,7 +44,7 @@ KINDS = {
 
 def kind_of(event: FunctionEvent) -> str:
     """What an operator is for."""
-    above = event
+    above: FunctionEvent | None = event
     while above is not None:
         if above.name.startswith("Optimizer."):
             return "optimizer"

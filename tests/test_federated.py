@@ -1,9 +1,7 @@
 """The federated example and its study: division, averaging, and tests against references written differently."""
 
 import copy
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,22 +10,14 @@ import torch
 from scipy import stats
 from torch import nn
 
+from benchmarks.studies import federated as study
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "studies" / "federated-cpu.json"
 
 
-@pytest.fixture(scope="module")
-def study():
-    path, place = ROOT / "benchmarks" / "studies" / "federated.py", list(sys.path)
-    spec = importlib.util.spec_from_file_location("federated_study", path)
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    sys.path[:] = place
-    return module
-
-
 @pytest.mark.parametrize("alpha", [0.05, 0.5, 1e6])
-def test_every_image_goes_to_one_client_by_dirichlet_proportions(study, alpha):
+def test_every_image_goes_to_one_client_by_dirichlet_proportions(alpha):
     target = torch.arange(4000) % 4
     shares = []
     for seed in range(30):
@@ -40,7 +30,7 @@ def test_every_image_goes_to_one_client_by_dirichlet_proportions(study, alpha):
     assert shares.var() == pytest.approx(variance, rel=0.25, abs=1e-6)
 
 
-def test_the_shared_model_is_the_weighted_mean(study):
+def test_the_shared_model_is_the_weighted_mean():
     first, second = (study.example.build("linear", "batch", seed) for seed in (0, 1))
     mean = study.example.mean_state([first.state_dict(), second.state_dict()], [3, 1])
     for name, value in mean.items():
@@ -51,7 +41,7 @@ def test_the_shared_model_is_the_weighted_mean(study):
     assert all(torch.allclose(same[name], value, atol=1e-7) for name, value in frame.state_dict().items())
 
 
-def test_one_client_is_plain_training(study):
+def test_one_client_is_plain_training():
     example = study.example
     found = list(example.federated_averaging("linear", "none", adjusted=False, alpha=1.0, seed=3, rounds=2, clients=1))
     images, target, test_images, test_target = example.data(3)
@@ -72,7 +62,7 @@ def test_one_client_is_plain_training(study):
         model.train()
 
 
-def test_the_tests_of_the_contrasts(study):
+def test_the_tests_of_the_contrasts():
     generator = np.random.default_rng(0)
     drawn = {str(a): {arm: list(generator.random(10)) for arm in study.ARMS} for a in study.ALPHAS}
     drawn["0.1"]["linear, batch, plain"] = [value + 2 for value in drawn["0.1"]["linear, none, plain"]]
@@ -91,7 +81,7 @@ def test_the_tests_of_the_contrasts(study):
 
 
 @pytest.mark.skipif(not RESULTS.is_file(), reason="the study has not ended")
-def test_the_page_says_what_the_results_say(study):
+def test_the_page_says_what_the_results_say():
     (content,) = json.loads(RESULTS.read_text())["settings"]
     assert study.table(content) in (ROOT / "docs" / "evidence.md").read_text()
     assert content["tests"] == study.tests(content["accuracy"])

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("ncreg", "recipes", "benchmarks")
 SOURCES = [path for folder in (*PACKAGES, "examples") for path in sorted((ROOT / folder).rglob("*.py"))]
+OWN_IMPORT = re.compile(rf"^(?:from|import) (?:{'|'.join(PACKAGES)})\b", re.MULTILINE)
 
 
 def is_private(name):
@@ -58,6 +60,26 @@ def test_no_file_uses_private_names_of_another():
 )
 def test_a_private_name_is_found(text, found):
     assert private_names_of_others(text) == found
+
+
+def starts_from_the_root(path, text):
+    """Whether a script puts the project's root first before it imports from the project, and only as a script."""
+    start = (
+        '\nif __package__ in (None, ""):  # run as a script: import from the project\'s root, not from this folder\n'
+        f"    sys.path[0] = str(Path(__file__).resolve().parents[{len(path.relative_to(ROOT).parts) - 1}])\n"
+    )
+    before, found, after = text.partition(start)
+    return found == start and not OWN_IMPORT.search(before) and "sys.path" not in before + after
+
+
+def test_every_script_imports_from_the_root_and_leaves_the_path_of_who_imports_it():
+    paths = [path for path in SOURCES if path.relative_to(ROOT).parts[0] in ("recipes", "benchmarks")]
+    texts = {path: path.read_text() for path in paths}
+    scripts = {path: text for path, text in texts.items() if "__main__" in text and OWN_IMPORT.search(text)}
+    assert len(scripts) > 25 and [path for path, text in scripts.items() if not starts_from_the_root(path, text)] == []
+    for path, text in scripts.items():  # the ways that scripts had before
+        assert not starts_from_the_root(path, text.replace('\nif __package__ in (None, ""):', "\nif True:"))
+        assert not starts_from_the_root(path, text.replace(".parents[", ".parents[1 + "))
 
 
 def check_contracts(folder):

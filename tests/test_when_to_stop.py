@@ -1,28 +1,18 @@
 """When to stop: a planted rule is found, noise gives none, and the page says what the results say."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from benchmarks.studies import when_to_stop as script
+
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(scope="module")
-def script():
-    place = list(sys.path)
-    spec = importlib.util.spec_from_file_location("when_to_stop", ROOT / "benchmarks" / "studies" / "when_to_stop.py")
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    sys.path[:] = place
-    return module
-
-
-def runs_of(script, gain, seed=0):
+def runs_of(gain, seed=0):
     """Runs of 40 settings with random numbers at zero error, and the gain that follows from them."""
     generator = np.random.default_rng(seed)
     runs = []
@@ -32,28 +22,28 @@ def runs_of(script, gain, seed=0):
     return runs
 
 
-def test_a_planted_threshold_is_found_and_pays(script, monkeypatch):
+def test_a_planted_threshold_is_found_and_pays(monkeypatch):
     monkeypatch.setattr(script, "DRAWS", 200)
-    found = script.analysis(runs_of(script, lambda known: 1.0 if known["NC3"] < 0.6 else -2.0))
+    found = script.analysis(runs_of(lambda known: 1.0 if known["NC3"] < 0.6 else -2.0))
     assert found["rule"]["predictor"] == "NC3" and not found["rule"]["above"] and found["pays"]
     assert found["rule"]["threshold"] == pytest.approx(0.6, abs=0.1)
     assert found["rule"]["goes_on"] == pytest.approx(0.6, abs=0.15)
     assert found["test"]["gain"] == pytest.approx(0.6, abs=0.15) and found["always"]["testing"] < 0
 
 
-def test_from_noise_no_rule_is_said_to_pay(script, monkeypatch):
+def test_from_noise_no_rule_is_said_to_pay(monkeypatch):
     monkeypatch.setattr(script, "DRAWS", 200)
-    assert not any(script.analysis(runs_of(script, lambda known: 0.5, seed=seed))["pays"] for seed in range(3))
+    assert not any(script.analysis(runs_of(lambda known: 0.5, seed=seed))["pays"] for seed in range(3))
 
 
-def test_settings_are_never_in_both_halves(script):
-    runs = runs_of(script, lambda known: 0.0)
+def test_settings_are_never_in_both_halves():
+    runs = runs_of(lambda known: 0.0)
     fitting, testing = script.halves(runs)
     assert len(fitting) + len(testing) == len(runs)
     assert not {run.setting for run in fitting} & {run.setting for run in testing}
 
 
-def test_the_page_says_what_the_results_say(script):
+def test_the_page_says_what_the_results_say():
     path = ROOT / "benchmarks" / "results" / "studies" / "when_to_stop-cpu.json"
     (content,) = json.loads(path.read_text())["settings"]
     assert script.table(content) in (ROOT / "docs" / "evidence.md").read_text()

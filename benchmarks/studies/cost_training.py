@@ -27,22 +27,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+if __package__ in (None, ""):  # run as a script: import from the project's root, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+
+from benchmarks import harness
+from ncreg.functional import expected_cost_loss
+from ncreg.robustness import evaluate_adversarial
+from ncreg.robustness.adversarial.steps import perturb
+from recipes.core.costs import read_costs
+from recipes.study.paired_tests import holm, paired_p, subtract, t_interval
+
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[0] = str(ROOT)  # run as a script: import from the project's root, not from this folder
-
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from sklearn.datasets import load_digits  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-
-from benchmarks import harness  # noqa: E402
-from ncreg.functional import expected_cost_loss  # noqa: E402
-from ncreg.robustness import evaluate_adversarial  # noqa: E402
-from ncreg.robustness.adversarial.steps import perturb  # noqa: E402
-from recipes.core.costs import read_costs  # noqa: E402
-from recipes.study.paired_tests import holm, paired_p, subtract, t_interval  # noqa: E402
-
 COSTS = Path(__file__).parent / "cost_training" / "eights.yaml"
 COST = read_costs(COSTS, [str(digit) for digit in range(10)]).float()
 RADIUS, RADII = 0.1, (0.1, 0.15, 0.2)
@@ -134,8 +135,8 @@ def compared(rows: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
         ours, theirs = ([row[measure] for row in rows[arm]] for arm in ("wpgd", "pgd"))
         differences = subtract(ours, theirs)
         low, high = t_interval(differences)
-        entry = {"measure": measure, "pgd": float(np.mean(theirs)), "wpgd": float(np.mean(ours)), "n": len(ours)}
-        entry |= {"sd_pgd": float(np.std(theirs, ddof=1)), "sd_wpgd": float(np.std(ours, ddof=1))}
+        entry: dict[str, Any] = {"measure": measure, "pgd": float(np.mean(theirs)), "wpgd": float(np.mean(ours))}
+        entry |= {"n": len(ours), "sd_pgd": float(np.std(theirs, ddof=1)), "sd_wpgd": float(np.std(ours, ddof=1))}
         found.append(entry | {"difference": float(differences.mean()), "low": low, "high": high})
         found[-1]["p"] = paired_p(differences)
     adjusted = holm({entry["measure"]: entry["p"] for entry in found if entry["measure"] in TESTED})

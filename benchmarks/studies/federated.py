@@ -21,18 +21,20 @@ import json
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from itertools import product
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+if __package__ in (None, ""):  # run as a script: import from the project's root, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+import numpy as np
+import torch
+
+from benchmarks import harness
+from recipes.study.paired_tests import holm, paired_p, subtract, t_interval
+
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[0] = str(ROOT)  # run as a script: import from the project's root, not from this folder
-
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-
-from benchmarks import harness  # noqa: E402
-from recipes.study.paired_tests import holm, paired_p, subtract, t_interval  # noqa: E402
-
 spec = importlib.util.spec_from_file_location("federated_example", ROOT / "examples" / "federated.py")
 assert spec is not None and spec.loader is not None
 example = importlib.util.module_from_spec(spec)
@@ -64,7 +66,8 @@ def run(job: tuple[str, float, int, float, bool]) -> float:
 def run_all(jobs: list[tuple[str, float, int, float, bool]], known: dict[str, float], path: Path, workers: int) -> None:
     """Add the accuracies of those jobs that are not known yet; the file holds what has ended."""
     missing = [job for job in jobs if str(job) not in known]
-    with ProcessPoolExecutor(workers) as pool:
+    # a fork would copy torch's pool of threads without its threads, and may hang
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         for number, (job, found) in enumerate(zip(missing, pool.map(run, missing), strict=True), 1):
             known[str(job)] = found
             path.write_text(json.dumps(known, indent=0))
@@ -82,7 +85,7 @@ def chosen_rates(known: dict[str, float]) -> dict[str, float]:
 
 def tests(accuracy: dict[str, dict[str, list[float]]]) -> list[dict[str, Any]]:
     """The fifteen contrasts: mean difference in points, interval, p and the word."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, alpha in product(CONTRASTS, ALPHAS):
         ours, theirs = CONTRASTS[name]
         differences = 100 * subtract(accuracy[str(alpha)][ours], accuracy[str(alpha)][theirs])

@@ -17,24 +17,25 @@ import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[0] = str(ROOT)  # run as a script: import from the project's root, not from this folder
+if __package__ in (None, ""):  # run as a script: import from the project's root, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-import matplotlib  # noqa: E402
-import torch  # noqa: E402
-from torch import Tensor  # noqa: E402
+import matplotlib
+import torch
+from torch import Tensor
 
-from benchmarks import harness  # noqa: E402
-from ncreg.checkpoint import load_classifier  # noqa: E402
-from ncreg.models import Classifier  # noqa: E402
-from ncreg.robustness import autoattack, binomial_interval, find_suspicions, pgd  # noqa: E402
-from recipes.core.cli import parse  # noqa: E402
-from recipes.data.load import load  # noqa: E402
+from benchmarks import harness
+from ncreg.checkpoint import load_classifier
+from ncreg.models import Classifier
+from ncreg.robustness import autoattack, binomial_interval, find_suspicions, pgd
+from recipes.core.cli import parse
+from recipes.data.load import load
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 
+ROOT = Path(__file__).resolve().parents[2]
 RECIPES = {"baseline": "linear head, cross-entropy", "etf_dr": "simplex-ETF head, dot regression"}
 SETTINGS = ["--data.name", "digits", "--model.norm", "none", "--tpt.max_epochs", "60", "--tpt.min_terminal", "20"]
 SETTINGS += ["--measure_size", "500", "--quiet", "true"]
@@ -86,8 +87,14 @@ def compared(model: Classifier, images: Tensor, target: Tensor, epsilon: float, 
     }
     strong = autoattack(model, images, target, version="apgd", **attack)
     masks |= {"clean": strong.clean_correct, **strong.after}
-    seen = {"cross_entropy": masks["cross_entropy"], "margin": masks["margin"], "ensemble": strong.robust}
-    findings = find_suspicions(model, images, target, **seen)
+    findings = find_suspicions(
+        model,
+        images,
+        target,
+        cross_entropy=masks["cross_entropy"],
+        margin=masks["margin"],
+        ensemble=strong.robust,
+    )
     return {
         **{name: accuracy(mask) for name, mask in masks.items()},
         "findings": {finding.name: finding.value for finding in findings},
@@ -113,8 +120,8 @@ def draw_scales(panel: Axes, rows: list[dict[str, Any]]) -> None:
         ("margin", "PGD-20 on the margin", "C0"),
     ):
         panel.plot(ks, [100 * row[key]["accuracy"] for row in rows], "o-", color=colour, label=label)
-        ends = [[100 * row[key][end] for row in rows] for end in ("low", "high")]
-        panel.fill_between(ks, *ends, color=colour, alpha=0.15, linewidth=0)
+        low, high = ([100 * row[key][end] for row in rows] for end in ("low", "high"))
+        panel.fill_between(ks, low, high, color=colour, alpha=0.15, linewidth=0)
     zero = [100 * row["zero_gradient"] for row in rows]
     panel.plot(ks, zero, "s:", color="0.45", label="images with zero gradient")
     panel.set(xscale="log", ylim=(0, 100), xlabel="factor k on the logits", ylabel="per cent of images")
@@ -148,7 +155,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     nets = {recipe: trained(recipe, args.runs) for recipe in RECIPES}
     data = load(parse(["baseline", *SETTINGS]).data, seed=0, image_size=lambda native: 28)
-    images, target = data.test.images[: args.images].float() / 255, data.test.target[: args.images]
+    images, target = data.test.read()[: args.images].float() / 255, data.test.target[: args.images]
     n = {"images": len(images), "seed": args.seed}
     rows = []
     for k in SCALES:

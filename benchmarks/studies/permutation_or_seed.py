@@ -27,17 +27,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+if __package__ in (None, ""):  # run as a script: import from the project's root, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+import numpy as np
+import torch
+from scipy.stats import f as f_distribution
+
+from benchmarks import harness
+from recipes import train
+from recipes.core.files import strict
+
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[0] = str(ROOT)  # run as a script: import from the project's root, not from this folder
-
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from scipy.stats import f as f_distribution  # noqa: E402
-
-from benchmarks import harness  # noqa: E402
-from recipes import train  # noqa: E402
-from recipes.core.files import strict  # noqa: E402
-
 CLASSES, FRAME_SEED, SEEDS, ASSIGNMENTS = 10, 600, range(600, 605), 5
 PAGE, MARKS = ROOT / "docs" / "evidence.md", "<!-- permutation_or_seed: {} -->"
 WORDS = (

@@ -29,9 +29,9 @@ def correlations(score: np.ndarray, accuracy: np.ndarray) -> dict[str, Any]:
         (1.0, [1.0, 1.0])
     """
     generator, count = np.random.default_rng(0), score.shape[1]
-    draws = []
+    draws: list[np.ndarray] = []
     while len(draws) < DRAWS:
-        drawn = generator.integers(0, count, count)
+        drawn = generator.integers(0, count, (count,))
         draws += [drawn] if len(set(drawn)) >= 4 else []
     result = {}
     for name, statistic in (("kendall", kendalltau), ("spearman", spearmanr)):

@@ -37,26 +37,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+if __package__ in (None, ""):  # run as a script: import from the project's root, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks import harness
+from benchmarks.studies.pretrained_inputs import write_squeezenet, write_weights
+from benchmarks.studies.rank_agreement import agreement, table
+from ncreg.optim import param_groups
+from recipes import train
+from recipes.core.cli import parse
+from recipes.core.files import strict
+from recipes.data.load import load
+from recipes.evaluation.backbone_ranking import rank_backbones
+from recipes.evaluation.candidates import Candidate
+from recipes.evaluation.model_options import ModelOptions
+from recipes.training.build import build_model
+from recipes.training.metrics import measure
+
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[0] = str(ROOT)  # run as a script: import from the project's root, not from this folder
-
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-
-from benchmarks import harness  # noqa: E402
-from benchmarks.studies.pretrained_inputs import write_squeezenet, write_weights  # noqa: E402
-from benchmarks.studies.rank_agreement import agreement, table  # noqa: E402
-from ncreg.optim import param_groups  # noqa: E402
-from recipes import train  # noqa: E402
-from recipes.core.cli import parse  # noqa: E402
-from recipes.core.files import strict  # noqa: E402
-from recipes.data.load import load  # noqa: E402
-from recipes.evaluation.backbone_ranking import rank_backbones  # noqa: E402
-from recipes.evaluation.candidates import Candidate  # noqa: E402
-from recipes.evaluation.model_options import ModelOptions  # noqa: E402
-from recipes.training.build import build_model  # noqa: E402
-from recipes.training.metrics import measure  # noqa: E402
-
 SOURCE_SEED, SEEDS, SIDE = 500, (501, 502, 503), 32
 RATE, DECAY, EPOCHS, BATCH = 1e-3, 5e-4, 8, 30
 TARGETS = {"digits": 300, "mnist5k": 300}

@@ -20,19 +20,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+if __package__ in (None, ""):  # run as a script: import from the project's root, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from benchmarks import harness
+from recipes.core.interrupt import EXIT_CODE, Stopped, StopRequest
+from recipes.study.load import read_study
+from recipes.study.records import Records, RunRecord, collect
+from recipes.study.results import read_records
+from recipes.study.runner import Outcome, RunSettings, run_trials
+from recipes.study.search import chosen_points
+from recipes.study.spec import Study
+from recipes.study.trials import Trial, comparison_trials, search_trials
+
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[0] = str(ROOT)  # run as a script: import from the project's root, not from this folder
-
-from benchmarks import harness  # noqa: E402
-from recipes.core.interrupt import EXIT_CODE, Stopped, StopRequest  # noqa: E402
-from recipes.study.load import read_study  # noqa: E402
-from recipes.study.records import Records, RunRecord, collect  # noqa: E402
-from recipes.study.results import read_records  # noqa: E402
-from recipes.study.runner import Outcome, RunSettings, run_trials  # noqa: E402
-from recipes.study.search import chosen_points  # noqa: E402
-from recipes.study.spec import Study  # noqa: E402
-from recipes.study.trials import Trial, comparison_trials, search_trials  # noqa: E402
-
 STUDIES = ROOT / "benchmarks" / "studies"
 
 

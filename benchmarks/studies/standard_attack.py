@@ -13,18 +13,20 @@ from __future__ import annotations
 import json
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+if __package__ in (None, ""):  # run as a script: import from the project's root, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+import torch
+
+from benchmarks import harness
+from ncreg.robustness import autoattack
+from recipes.evaluation.run_under_test import RunUnderTest
+
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[0] = str(ROOT)  # run as a script: import from the project's root, not from this folder
-
-import torch  # noqa: E402
-
-from benchmarks import harness  # noqa: E402
-from ncreg.robustness import autoattack  # noqa: E402
-from recipes.evaluation.run_under_test import RunUnderTest  # noqa: E402
-
 STUDY = ROOT / "benchmarks" / "studies" / "heads_and_losses" / "results.json"
 
 
@@ -57,7 +59,10 @@ def main() -> None:
         if cell["arm"] in args.arms and cell["seed"] in args.seeds:
             known = content["runs"][cell["key"]]["robustness"]["last"]["parts"]["adversarial"]
             jobs.append((args.runs / cell["key"], cell["arm"], cell["seed"], known, args.threads))
-    with ProcessPoolExecutor(args.workers) as pool:
+    if not jobs:
+        parser.error(f"no run of {STUDY.parent.name} has an arm of {args.arms} and a seed of {args.seeds}")
+    # a fork would copy torch's pool of threads without its threads, and may hang
+    with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn")) as pool:
         rows = list(pool.map(attacked, *zip(*jobs, strict=True)))
     goals = ["the four attacks of the standard suite leave what the first two of them leave, in every arm alike"]
     (args.out / "studies").mkdir(parents=True, exist_ok=True)

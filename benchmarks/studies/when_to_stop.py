@@ -28,14 +28,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+if __package__ in (None, ""):  # run as a script: import from the project's root, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+import numpy as np
+from scipy import stats
+
+from benchmarks import harness
+
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[0] = str(ROOT)  # run as a script: import from the project's root, not from this folder
-
-import numpy as np  # noqa: E402
-from scipy import stats  # noqa: E402
-
-from benchmarks import harness  # noqa: E402
-
 DRAWS = 9_999
 STUDIES = (
     *("bn_decay", "default", "heads_and_losses", "label_noise", "last_bn", "long_tail", "scale", "second_model"),

@@ -1,30 +1,19 @@
 """The closed forms against the problems they solve, optimised."""
 
 import doctest
-import importlib.util
 import math
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from benchmarks import theory_table as table
 from ncreg import theory
 from ncreg.heads import LinearHead
 from ncreg.norms import LastBatchNorm
 
 ROOT = Path(__file__).parents[2]
-
-
-def _script(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-table = _script(ROOT / "benchmarks" / "theory_table.py")
 PROBLEMS = table.problems()
 
 
