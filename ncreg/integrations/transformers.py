@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 try:
-    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+    from transformers import PretrainedConfig, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 except ImportError as error:
     raise ImportError("ncreg.integrations.transformers needs transformers: pip install 'ncreg[hf]'") from error
 
@@ -34,6 +35,11 @@ class ModelWithLoss(nn.Module):
         classifier: what `swap_head` gave.
         loss: (logits, features, labels) → a number.
 
+    Raises:
+        TypeError: the classifier is another module.
+        ValueError: a training step of another loss than cross-entropy without labels. Trainer takes them for a loss of
+            its own under `label_smoothing_factor` and `compute_loss_func`, and `loss` would be left out.
+
     Example:
         >>> import torch
         >>> from ncreg import swap_head
@@ -47,9 +53,16 @@ class ModelWithLoss(nn.Module):
         if not isinstance(classifier, Classifier):
             raise TypeError(f"classifier must be what ncreg.swap_head gives, not {described(classifier)}")
         self.classifier, self.loss = classifier, loss
+        self.config = PretrainedConfig(num_labels=classifier.num_classes)  # Trainer asks for it under label smoothing
 
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
         """Logits, and with labels the loss before them."""
+        if labels is None and self.training and torch.is_grad_enabled() and self.loss is not cross_entropy:
+            raise ValueError(
+                "a training step without labels: Trainer takes them for a loss of its own under label_smoothing_factor "
+                "or compute_loss_func, and ModelWithLoss(loss=…) would be left out; switch these off, and smooth "
+                "labels within the loss (ncreg.functional.smooth_labels)"
+            )
         logits, features = self.classifier(pixel_values, with_features=True)
         return ({} if labels is None else {"loss": self.loss(logits, features, labels)}) | {"logits": logits}
 

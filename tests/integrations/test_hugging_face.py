@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import DataLoader
 
 from ncreg import TPTScheduler, fold, param_groups, swap_head
+from ncreg.functional import mse_one_hot_loss
 from ncreg.integrations import EpochCloser
 
 pytest.importorskip("transformers")
@@ -28,7 +29,12 @@ with warnings.catch_warnings():
         ViTForImageClassification,
     )
 
-    from ncreg.integrations.transformers import CollapseTrainerCallback, ModelWithLoss, TrainerSchedule
+    from ncreg.integrations.transformers import (
+        CollapseTrainerCallback,
+        ModelWithLoss,
+        TrainerSchedule,
+        cross_entropy,
+    )
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Trainer's advice on devices and pinned memory
 
@@ -120,6 +126,29 @@ def test_a_bare_scheduler_and_another_model_are_refused(tmp_path, unchecked):
         ModelWithLoss(torch.nn.Linear(2, 2))
     with pytest.raises(TypeError, match="must be an ncreg.TPTScheduler"):
         TrainerSchedule(CosineAnnealingLR(optimizer, 3))
+
+
+def mean_square(logits, features, labels):
+    return mse_one_hot_loss(logits, labels)
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, mean_square])
+def test_a_loss_that_trainer_would_leave_out_is_refused(loss, tmp_path):
+    """label_smoothing_factor: Trainer keeps the labels and computes a cross-entropy of the logits instead."""
+    model = ModelWithLoss(classifier(), loss)
+    arguments = TrainingArguments(
+        str(tmp_path), max_steps=1, use_cpu=True, report_to=[], disable_tqdm=True, save_strategy="no"
+    )
+    images, target = data().tensors
+    rows = [{"pixel_values": image, "labels": label} for image, label in zip(images, target, strict=True)]
+    Trainer(model, arguments, train_dataset=rows).train()
+    arguments.label_smoothing_factor = 0.1
+    if loss is cross_entropy:  # which is what Trainer computes
+        Trainer(model, arguments, train_dataset=rows).train()
+    else:
+        with pytest.raises(ValueError, match=r"label_smoothing_factor .* would be left out"):
+            Trainer(model, arguments, train_dataset=rows).train()
+    model.eval()(images[:2])
 
 
 def test_accelerate_keeps_a_registered_scheduler(tmp_path):
