@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from ncreg import losses
-from ncreg.distributed import gather_batch
+from ncreg.distributed import all_reduce_sum, gather_batch
 from ncreg.functional import class_weights
+from ncreg.numerics import in_float64
 from recipes.core.config import TermConfig
 from recipes.core.errors import UserError
 from recipes.core.own_code import in_a_line, is_own, load_own, raised
@@ -64,6 +65,29 @@ class Term:
     def __call__(self, available: Mapping[str, Any]) -> Tensor:
         """The loss of a batch, from its features, logits, target and the head's weight."""
         return self.loss(*(available[name] for name in self.consumes))
+
+    def share(self, part: Tensor, batch: Tensor, parts: int) -> float:
+        """What the loss of one of a batch's equal parts is multiplied by, for their mean to be the batch's loss.
+
+        1, but where classes have weights: each part's mean was divided by the weights of its own samples.
+
+        Args:
+            part: target of the part.
+            batch: of the whole batch; both are this rank's.
+            parts: how many there are.
+        """
+        weight = getattr(self.loss, "weight" if self.name == "cross_entropy" else "class_weight", None)
+        by_number = self.name == "cross_entropy" and batch.is_floating_point()  # as torch takes the mean of soft labels
+        if parts == 1 or self.name not in WEIGHABLE or weight is None or by_number or self.loss.reduction != "mean":
+            return 1.0
+        sums = torch.stack([_weights_of(target, in_float64(weight)).sum() for target in (part, batch)])
+        own, whole = all_reduce_sum(sums).tolist()
+        return float(parts * own / whole)
+
+
+def _weights_of(target: Tensor, weight: Tensor) -> Tensor:
+    """The weight of each sample's class, or of its soft label."""
+    return target.to(weight) @ weight if target.is_floating_point() else weight[target]
 
 
 class CrossEntropyLoss(nn.CrossEntropyLoss):

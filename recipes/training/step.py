@@ -61,7 +61,7 @@ def forward_backward(
             for term in state.terms:
                 if weights[term.name]:
                     with autocast(precision if "head" in term.consumes else "float32", device):
-                        losses[term.name] = term(available)
+                        losses[term.name] = term(available) * term.share(chunk.target, batch.target, chunks)
             state.latest = {name: value.detach() for name, value in losses.items()}
             loss = torch.stack([weights[name] * value for name, value in losses.items()]).sum() / chunks
             if unused_head:

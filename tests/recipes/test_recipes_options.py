@@ -23,7 +23,7 @@ from recipes.data.load import load
 from recipes.data.split import Split
 from recipes.train import main, train
 from recipes.training.build import build_model, build_optimizer, freeze
-from recipes.training.loss_terms import build_terms
+from recipes.training.loss_terms import WEIGHABLE, build_terms
 from recipes.training.metrics import measure_names
 from recipes.training.plan import planned_rates, plans
 from recipes.training.run_dir import RunDir
@@ -173,10 +173,45 @@ def test_accumulated_parts_give_the_same_step(tmp_path):
     """A backbone without batch statistics, in float64: one batch, in one piece or in four."""
     vit = ["--model.backbone", "test_vit", "--model.model_args", "{img_size: 32, patch_size: 16}"]
     shared = [*vit, "--data.image_size", "32", "--precision", "float64", "--optim.clip", "1.0"]
+    shared += ["--data.imbalance", "4", "--loss.cross_entropy.class_weights", "inverse"]
     one, four = (run(tmp_path, *shared, "--optim.accumulate", parts) for parts in ("1", "4"))
     assert last(one)["scheduler"]["epoch"] == 2
     for name, value in last(one)["model"].items():
         torch.testing.assert_close(last(four)["model"][name], value, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("name", [name for name in WEIGHABLE if name not in ("ntce", "nonl")])  # these compare images
+def test_parts_of_a_batch_add_up_to_the_weighted_mean_over_it(name, soft):
+    """Each part's own mean is divided by the weights of its own samples."""
+    if soft and name == "chunked_cross_entropy":
+        pytest.skip("takes no soft labels")
+    config = {name: TermConfig(class_weights="inverse")}
+    (term,) = build_terms(config, class_counts=torch.tensor([9.0, 3.0, 1.0]), num_features=5)
+    generator = torch.Generator().manual_seed(0)
+    features, head = torch.randn(12, 5, generator=generator), torch.nn.Linear(5, 3).requires_grad_(False)
+    head.weight.normal_(generator=generator)
+    target = torch.tensor([0, 0, 1, 0, 2, 0, 0, 1, 1, 2, 0, 0])
+    if soft:
+        target = 0.8 * F.one_hot(target, 3) + 0.2 * torch.rand(12, 3, generator=generator).softmax(1)
+
+    def value(part):
+        rows = {"features": features[part], "logits": head(features[part]), "target": target[part]}
+        return term(rows | {"weight": head.weight, "head": head})
+
+    parts, whole = torch.arange(12).chunk(3), torch.arange(12)
+    shares = [term.share(target[part], target, 3) for part in parts]
+    mean = sum(value(part) * share for part, share in zip(parts, shares, strict=True)) / 3
+    torch.testing.assert_close(mean, value(whole))
+    assert term.share(target, target, 1) == 1
+    if not (soft and name == "cross_entropy"):  # torch divides by the number of soft labels
+        assert abs(float(sum(value(part) for part in parts)) / 3 - float(value(whole))) > 1e-3
+
+
+def test_losses_without_weights_count_alike_in_every_part():
+    config = {"supcon": TermConfig(), "mse_one_hot": TermConfig()}
+    for term in build_terms(config, class_counts=torch.tensor([9.0, 3.0, 1.0]), num_features=5):
+        assert term.share(torch.tensor([0, 1]), torch.tensor([0, 1, 2, 2]), 2) == 1
 
 
 def test_the_moving_average_is_kept_measured_and_resumed(tmp_path, monkeypatch):
