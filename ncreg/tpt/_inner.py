@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import (
 )
 
 from ncreg._checks import check_integer, described
-from ncreg.tpt._terminal import scale_rate
+from ncreg.tpt._terminal import part_rates, scale_rate
 
 
 @runtime_checkable
@@ -58,6 +58,7 @@ class InnerSchedule:
         self.driven = len(optimizer.param_groups)
         self.updated = False  # not kept: whether step_update has been called
         self._check(schedule, optimizer)
+        part_rates(optimizer.param_groups)
         if schedule is None or isinstance(schedule, LRScheduler):
             self._scale()
 

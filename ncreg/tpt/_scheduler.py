@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from ncreg._checks import check_integer, check_number, described
 from ncreg.tpt._inner import InnerSchedule, TimmSchedule
 from ncreg.tpt._settings import checked_accuracy, checked_progress, checked_settings, with_min_terminal
-from ncreg.tpt._terminal import Terminal, join, rate_factor, scale_rate, set_rate, starting_rates
+from ncreg.tpt._terminal import Terminal, join, part_rates, rate_factor, scale_rate, set_rate, starting_rates
 
 Phase = Literal["fitting", "terminal", "finished"]
 
@@ -276,6 +276,7 @@ class TPTScheduler:
         self._inner.interval, self._inner.driven = self.interval, driven
         if not self._schedule_drives:
             self._inner.restore_momentum()
+        part_rates(groups)
         for group, rate in zip(groups, rates, strict=True):
             set_rate(group, rate)
 
@@ -359,6 +360,8 @@ class TPTScheduler:
 
     def _take_in_new_groups(self) -> None:
         """Groups that were added to the optimizer since the last call."""
+        if len(self._peaks) < len(self.optimizer.param_groups):
+            part_rates(self.optimizer.param_groups)
         for place in range(len(self._peaks), len(self.optimizer.param_groups)):
             group = self.optimizer.param_groups[place]
             scale_rate(group)

@@ -45,6 +45,24 @@ def set_rate(group: dict[str, Any], rate: float) -> None:
         group["lr"] = rate
 
 
+def part_rates(groups: Sequence[dict[str, Any]]) -> None:
+    """Give each parameter group a tensor of its own where several share one, as torch hands its `lr` to all of them.
+
+    Example:
+        >>> import torch
+        >>> groups = [{"lr": rate} for rate in 2 * [torch.tensor(0.5)]]
+        >>> part_rates(groups)
+        >>> set_rate(groups[0], 0.25)
+        >>> groups
+        [{'lr': tensor(0.2500)}, {'lr': tensor(0.5000)}]
+    """
+    seen: set[int] = set()
+    for group in groups:
+        if id(group["lr"]) in seen and hasattr(group["lr"], "clone"):
+            group["lr"] = group["lr"].clone()
+        seen.add(id(group["lr"]))
+
+
 def scale_rate(group: dict[str, Any], inverse: bool = False) -> None:
     """Multiply the rate of a parameter group by its `lr_scale` where it has one, or divide by it.
 

@@ -150,3 +150,25 @@ def test_without_a_terminal_phase_the_momentum_goes_on_cycling():
     scheduler = TPTScheduler(given, one_cycle(given), max_epochs=20, extend=None)
     train(scheduler, 3)
     assert given.param_groups[0]["momentum"] != 0.9
+
+
+@pytest.mark.parametrize("inner", [None, CosineAnnealingLR], ids=["none", "cosine"])
+def test_a_tensor_rate_that_all_groups_share_is_one_rate_a_group(inner):
+    """torch gives every group the tensor that is handed in as lr=, and schedules write into it."""
+
+    def rates(rate):
+        groups = [{"params": parameter(), "lr_scale": scale} for scale in (0.5, 1.0)]
+        given = torch.optim.Adam(groups, lr=rate)
+        scheduler = TPTScheduler(given, inner and inner(given, 6), max_epochs=20, min_terminal=8)
+        seen = train(scheduler, 2, 0.5) + train(scheduler, 3)
+        given.add_param_group({"params": parameter()})
+        seen += train(scheduler, 2)
+        again = TPTScheduler(given, inner and inner(given, 6), max_epochs=20, min_terminal=8)
+        again.load_state_dict(copy.deepcopy(scheduler.state_dict()))
+        return seen + train(again, 2), given
+
+    found, given = rates(torch.tensor(0.1, dtype=torch.float64))
+    wanted, _ = rates(0.1)
+    assert [row[:2] for row in found] == [pytest.approx(row[:2], abs=1e-12) for row in wanted]
+    assert all(row[0] == pytest.approx(row[1] / 2) for row in found)
+    assert all(isinstance(group["lr"], torch.Tensor) for group in given.param_groups)
