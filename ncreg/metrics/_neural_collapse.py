@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
+from torch.nn import Module
 from torchmetrics import Metric
 from torchmetrics.utilities import rank_zero_warn
 from torchmetrics.utilities.distributed import gather_all_tensors
@@ -20,6 +21,7 @@ from ncreg.metrics._geometry import Geometry
 from ncreg.metrics._inputs import check_batch
 from ncreg.metrics._last_layer import LastLayer
 from ncreg.metrics._second_pass import SecondPassTables, new_second, view_second
+from ncreg.numerics import float64_device
 
 
 class NeuralCollapse(Float64Metric):
@@ -62,7 +64,8 @@ class NeuralCollapse(Float64Metric):
             (Pan & Cao, arXiv 2309.04644), which is misleading for unbalanced classes.
         convention: "ncreg", or "papyan" for the normalisations of the original notebook: nc1 not divided by C, nc3
             squared, sample standard deviations in the equinorms.
-        **kwargs: as for torchmetrics.Metric.
+        **kwargs: as for torchmetrics.Metric. With `compute_on_cpu=True` features leave the model's device at each
+            update, and all is kept and computed on the CPU.
 
     Example:
         >>> import torch
@@ -86,6 +89,7 @@ class NeuralCollapse(Float64Metric):
     reference: list[Tensor]
     second: list[Tensor]
     margins: list[Tensor]
+    _on_cpu = False
 
     def __init__(
         self,
@@ -100,6 +104,7 @@ class NeuralCollapse(Float64Metric):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self._on_cpu = self.compute_on_cpu  # torchmetrics switches that one off within forward()
         num_classes, num_features = check_num_classes(num_classes), check_integer("num_features", num_features, 1)
         check_flag("cache", cache)
         check_flag("scatter", scatter)
@@ -215,11 +220,24 @@ class NeuralCollapse(Float64Metric):
         assert found.scatter is not None
         return found.scatter / found.geometry.counts.sum()
 
+    @property
+    def home(self) -> torch.device:
+        """Where the states live, and where all is computed: with `compute_on_cpu` the CPU, wherever the model is."""
+        return torch.device("cpu") if self._on_cpu else super().home
+
+    def _apply(self, fn: Callable, exclude_state: Any = "") -> Module:
+        return super()._apply(fn, tuple(self._defaults) if self._on_cpu else exclude_state)
+
     def _gather(self, tensor: Tensor) -> list[Tensor]:
         """The tensor of every rank, by the rules that compute() follows."""
         if not (self.sync_on_compute and self.distributed_available_fn()):
             return [tensor]
-        return list((self.dist_sync_fn or gather_all_tensors)(tensor, group=self.process_group))
+        return self._of_ranks(tensor, self.dist_sync_fn or gather_all_tensors, self.process_group)
+
+    def _of_ranks(self, tensor: Tensor, gather: Callable, group: Any) -> list[Tensor]:
+        """The tensor of every rank, sent from the metric's device: the ranks of GPUs have no other way."""
+        sent = tensor.to(float64_device(self.device))
+        return [part.to(tensor.device) for part in gather(sent, group=group)]
 
     def _make_tables(
         self, geometry: Geometry, classifier: tuple[Tensor, Tensor] | None, dtype: torch.dtype
@@ -254,7 +272,7 @@ class NeuralCollapse(Float64Metric):
 
     def _sync_dist(self, dist_sync_fn: Callable = gather_all_tensors, process_group: Any = None) -> None:
         group = process_group or self.process_group
-        self._synced = self._reduce(lambda tensor: list(dist_sync_fn(tensor, group=group)))
+        self._synced = self._reduce(lambda tensor: self._of_ranks(tensor, dist_sync_fn, group))
 
     def unsync(self, should_unsync: bool = True) -> None:
         """Return to this rank's own samples."""

@@ -469,6 +469,23 @@ def test_a_device_without_float64_keeps_its_sums_on_the_cpu(monkeypatch):
     assert base.Float64Metric.is_differentiable is False
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_compute_on_cpu_keeps_everything_there(mode):
+    """Device meta stands for the accelerator to which a Lightning module, say, takes its metrics: it has no values."""
+    features, target, head = make(3, 5, 60)
+    metric = NeuralCollapse(3, 5, head, compute_on_cpu=True, **MODES[mode]).to("meta")
+    assert metric.device.type == "meta"
+    for _ in metric.passes():
+        for rows, labels in zip(features.split(20), target.split(20), strict=True):
+            metric.update(rows, labels)
+    assert_agrees(metric.compute(), expect(features, target, head))
+    metric.to("meta")
+    assert_agrees(metric.compute(), expect(features, target, head))
+    metric.reset()
+    metric(features, target)
+    assert_agrees({"nc2_equinorm": metric.compute()["nc2_equinorm"]}, expect(features, target, head))
+
+
 def test_dtype_casts_do_not_touch_the_sums():
     features, target, head = make(3, 5, 60)
     metric = NeuralCollapse(3, 5, head, cache=False).half().set_dtype(torch.float16)
