@@ -17,11 +17,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+if __package__ in (None, ""):  # run as a script: import from the project's root, not from this folder
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from benchmarks import harness
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[0] = str(ROOT)  # run as a script: import from the project's root, not from this folder
-
-from benchmarks import harness  # noqa: E402
-
 GOALS = ["train.py says its first line in at most 1.1 times the time that the import of torch and timm takes"]
 PEER = "import torch, timm"
 

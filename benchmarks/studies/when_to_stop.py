@@ -25,6 +25,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -145,7 +146,7 @@ def analysis(runs: Sequence[Run]) -> dict[str, Any]:
     low, high = resampled(testing, lambda drawn: mean_gain(rule, drawn) - mean_gain(None, drawn))
     rows = []
     for candidate in rules:
-        at = resampled(testing, lambda drawn, name=candidate.predictor: correlation(name, drawn))  # type: ignore[misc]
+        at = resampled(testing, partial(correlation, candidate.predictor))
         rows.append(candidate._asdict() | {"fitting": mean_gain(candidate, fitting)})
         rows[-1] |= {"correlation": correlation(candidate.predictor, testing), "low": at[0], "high": at[1]}
     return {
@@ -177,7 +178,7 @@ def table(content: dict[str, Any]) -> str:
         lambda f: f"{f['test']['difference']:+.2f} [{f['test']['low']:+.2f}, {f['test']['high']:+.2f}]",
     )
     for number, name in enumerate(PREDICTORS):
-        add(f"rank correlation of the gain with {name}", lambda f, n=number: _correlation(f["candidates"][n]))  # type: ignore[misc]
+        add(f"rank correlation of the gain with {name}", partial(_correlation, number))
     return "\n".join(lines)
 
 
@@ -185,7 +186,8 @@ def _words(rule: dict[str, Any]) -> str:
     return f"{rule['predictor']} {'>' if rule['above'] else '<'} {rule['threshold']:.3g}"
 
 
-def _correlation(row: dict[str, Any]) -> str:
+def _correlation(candidate: int, found: dict[str, Any]) -> str:
+    row = found["candidates"][candidate]
     return f"{row['correlation']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]"
 
 
