@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
@@ -20,14 +21,15 @@ from ncreg.distributed import all_reduce_sum, world_size
 class LastBatchNorm(nn.Module):
     """Batch normalisation of pooled features before the head: y = γ ⊙ (h − μ)/√(σ² + eps), no β by default.
 
-    Without β the training features have mean 0 and (1/N)Σ‖y‖² = ‖γ‖², which weight decay on γ then bounds
-    (Pan & Cao, "Towards Understanding Neural Collapse: The Effects of Batch Normalization and Weight Decay",
-    arXiv 2309.04644). Statistics are those of all ranks, exact for uneven batches, on CPU and GPU; every rank
-    must take part in a training forward. In eval mode, and on one process, it is torch's batch_norm, but a batch that
-    is not finite (an overflow in float16, whose step a GradScaler skips) leaves the running statistics alone, and under
-    activation checkpointing a batch counts once, not again where backward recomputes it. It is no subclass of torch's
-    BatchNorm, so SyncBatchNorm.convert_sync_batchnorm leaves it alone; so does torch.optim.swa_utils.update_bn: use
-    `ncreg.update_bn` after averaging weights.
+    Without β the training features have mean 0 and (1/N)Σ‖y‖² = ‖γ‖², which weight decay on γ then bounds (Pan & Cao,
+    "Towards Understanding Neural Collapse: The Effects of Batch Normalization and Weight Decay", arXiv 2309.04644).
+    Statistics are those of all ranks, exact for uneven batches, on CPU and GPU; every rank must take part in a training
+    forward. In eval mode, and on one process, it is torch's batch_norm, but a batch that is not finite (an overflow in
+    float16, whose step a GradScaler skips) leaves the running statistics alone, and under activation checkpointing a
+    batch counts once, not again where backward recomputes it. `eval()` warns once of batches that overflowed in
+    float16; under torch.compile nothing notices them. It is no subclass of torch's BatchNorm, so
+    SyncBatchNorm.convert_sync_batchnorm leaves it alone; so does torch.optim.swa_utils.update_bn: use `ncreg.update_bn`
+    after averaging weights.
 
     Args:
         num_features: d.
@@ -50,6 +52,8 @@ class LastBatchNorm(nn.Module):
     running_mean: Tensor
     running_var: Tensor
     num_batches_tracked: Tensor
+    _entered: Tensor | None = None  # whether every batch of float16 entered the running statistics
+    _warned = False
 
     def __init__(
         self,
@@ -113,7 +117,7 @@ class LastBatchNorm(nn.Module):
             normed = self._all_ranks(features, weight, mean, variance, self._share(count))
         else:
             normed = self._one_rank(features, weight, bias, mean, variance, self._share(count))
-        self._write(mean, variance, count)
+        self._write(mean, variance, count, features)
         return normed
 
     def _share(self, count: Tensor) -> float | Tensor:
@@ -123,14 +127,35 @@ class LastBatchNorm(nn.Module):
         return count.to(self.running_mean.dtype).reciprocal() if recorded(count) else 1 / float(count)
 
     @torch.no_grad()
-    def _write(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
+    def _write(self, mean: Tensor, variance: Tensor, count: Tensor, features: Tensor) -> None:
         """Take over new running statistics, unless they are not finite: nothing would mend them later."""
         if recomputed():
             return
-        finite = (mean.isfinite() & variance.isfinite()).all()
+        largest = torch.finfo(
+            mean.dtype
+        ).max  # compiled code has finite values, in float32, of what overflows when stored
+        finite = ((mean.abs() <= largest) & (variance <= largest)).all()
         for name, value in (("running_mean", mean), ("running_var", variance), ("num_batches_tracked", count)):
             buffer = getattr(self, name)
             buffer.copy_(torch.where(finite, value, buffer))
+        unreadable = recorded(finite) or wrapped(finite) or finite.is_meta
+        if not (unreadable or self._warned) and _in_float16(features, self.running_mean.dtype):
+            known = self._entered  # stays on the device: to read it would wait for the batch
+            self._entered = finite if known is None or known.device != finite.device else known & finite
+
+    def train(self, mode: bool = True) -> LastBatchNorm:
+        """Training or eval mode; warns once, on the way to eval mode, of batches that were not finite."""
+        entered, self._entered = self._entered, None if not mode else self._entered
+        if not mode and entered is not None and not bool(entered):
+            self._warned = True
+            none = not int(self.num_batches_tracked)
+            warnings.warn(
+                "LastBatchNorm left batches out of its running statistics that are not finite in float16: "
+                + ("none has entered them, and eval mode goes by mean 0 and variance 1; " if none else "")
+                + "keep the norm in float32 (norm.float()), make the features smaller, or train in bfloat16",
+                stacklevel=2,
+            )
+        return super().train(mode)
 
     def _one_rank(
         self,
@@ -182,6 +207,13 @@ class LastBatchNorm(nn.Module):
         """What tells this norm from another."""
         bias = self.bias is not None
         return f"{self.num_features}, gamma={self.gamma!r}, {bias=}, eps={self.eps}, momentum={self.momentum}"
+
+
+def _in_float16(features: Tensor, dtype: torch.dtype) -> bool:
+    """Whether features or statistics of this dtype are in float16, or the features come from autocast to it."""
+    kind = features.device.type
+    autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.float16 in (features.dtype, dtype, torch.get_autocast_dtype(kind) if autocast else None)
 
 
 def _require_two(count: int, where: str = "") -> None:

@@ -36,6 +36,12 @@ for name, (module, dim) in MODULES.items():
     assert torch.allclose(exported(more), module(more), atol=1e-5), name
     print(name, "exported: same")
 
+overflown = LastBatchNorm(12).half()
+features = 2000 * torch.randn(64, 12, generator=torch.Generator().manual_seed(0)).half()
+torch.compile(overflown, fullgraph=True)(features)
+assert not overflown.num_batches_tracked and overflown._entered is None
+print("LastBatchNorm that overflows, compiled: one graph")
+
 averaged = NearestETFHead(12, 6).eval()
 compiled = torch.compile(averaged, fullgraph=True)
 features = torch.randn(5, 12, generator=torch.Generator().manual_seed(0))

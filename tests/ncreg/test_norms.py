@@ -43,6 +43,51 @@ def test_a_batch_that_overflowed_leaves_no_trace_in_the_running_statistics(momen
         assert torch.equal(ours.get_buffer(name), wanted), name
 
 
+@pytest.mark.parametrize("scales", [[1, 2000], [2000, 2000], [2000, 1, 1]])
+def test_a_batch_that_overflows_in_float16_is_told_once_on_the_way_to_eval_mode(scales):
+    """A tenth of the variance of 4e6 is beyond float16, though the normalised features are finite."""
+    model = nn.Sequential(nn.Identity(), LastBatchNorm(6)).half()
+    for seed, scale in enumerate(scales):
+        assert bool(model(scale * batch(64, 6, seed).half()).isfinite().all())
+    assert model[1].num_batches_tracked == scales.count(1)
+    with pytest.warns(UserWarning, match="LastBatchNorm left batches out .* not finite in float16") as told:
+        model.eval()
+    assert len(told) == 1 and ("none has entered" in str(told[0].message)) is (1 not in scales)
+    for _ in range(2):  # warnings are errors
+        model.train()(2000 * batch(64, 6).half())
+        copy.deepcopy(model).eval()
+        model.eval()
+
+
+def test_nothing_is_told_where_all_batches_enter_or_none_is_seen():
+    for model in (LastBatchNorm(6).half(), LastBatchNorm(6)):
+        model.eval().train()
+        model(2000 * batch(64, 6).to(model.weight.dtype) / (2000 if model.weight.dtype == torch.half else 1))
+        model.eval().train().eval()
+        assert model.num_batches_tracked == 1
+
+
+def test_what_cannot_be_read_is_not_kept():
+    """On the meta device and under torch.func (in compiled code: compile_heads.py) training in float16 goes on."""
+    norm = LastBatchNorm(4, device="meta", dtype=torch.float16)
+    assert norm(torch.zeros(3, 4, device="meta", dtype=torch.float16)).is_meta and norm._entered is None
+    norm.eval()
+    norms = [LastBatchNorm(4).half() for _ in range(2)]
+    parameters, buffers = torch.func.stack_module_state(norms)
+    many = 2000 * batch(16, 4).half().expand(2, 16, 4)
+    torch.vmap(lambda p, b, x: torch.func.functional_call(norms[0], (p, b), x))(parameters, buffers, many)
+    assert norms[0]._entered is None
+
+
+def test_features_that_overflow_under_autocast_are_told():
+    model = nn.Sequential(nn.Linear(6, 4), nn.LayerNorm(4), LastBatchNorm(4))
+    with torch.autocast("cpu", torch.float16):
+        assert model[1](torch.zeros(2, 4)).dtype == torch.float32  # whose input overflowed all the same
+        model(1e6 * torch.ones(8, 6))
+    with pytest.warns(UserWarning, match="none has entered them, and eval mode goes by mean 0 and variance 1"):
+        model.eval()
+
+
 @pytest.mark.parametrize("momentum", [0.1, None])
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_a_batch_counts_once_under_activation_checkpointing(momentum, reentrant):
