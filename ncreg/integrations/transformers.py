@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -21,6 +22,8 @@ from ncreg.models import Classifier
 from ncreg.tpt import TPTScheduler
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+ROUNDING = 1e-6  # of the number of epochs, a sum of steps over their number in an epoch
 
 
 def cross_entropy(logits: Tensor, features: Tensor, labels: Tensor) -> Tensor:
@@ -137,7 +140,7 @@ class CollapseTrainerCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Close the epoch before this one, where a checkpoint was written at its last step."""
-        finished = round(state.epoch or 0)
+        finished = _whole_epochs(state)
         if finished and not self._closed(state, finished):
             self._close(state, control, finished, **kwargs)
 
@@ -145,7 +148,10 @@ class CollapseTrainerCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Measure, log, step; Trainer saves after this."""
-        epoch = round(state.epoch or 0)
+        epoch = _whole_epochs(state)
+        stopped_within = control.should_training_stop or state.global_step >= state.max_steps
+        if (state.epoch or 0) - epoch > ROUNDING and not stopped_within:
+            epoch += 1  # of a loader without a length Trainer counts parts of max_steps
         if not self._closed(state, epoch):
             self._close(state, control, epoch, **kwargs)
 
@@ -161,3 +167,8 @@ class CollapseTrainerCallback(TrainerCallback):
             state.log_history.append({"epoch": float(epoch), "step": state.global_step} | row)
         if scheduler is not None and scheduler.finished:
             control.should_training_stop = True
+
+
+def _whole_epochs(state: TrainerState) -> int:
+    """Epochs that are over; Trainer counts the steps of the one in progress as a part of it."""
+    return math.floor((state.epoch or 0) + ROUNDING)

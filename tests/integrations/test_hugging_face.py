@@ -100,7 +100,10 @@ def train(folder, *, stop=None, resume=None, **saving):
     return model.state_dict(), scheduler, history
 
 
-@pytest.mark.parametrize("saving", [{"save_strategy": "epoch"}, {"save_strategy": "steps", "save_steps": 5}])
+SAVING = [{"save_strategy": "epoch"}, *({"save_strategy": "steps", "save_steps": steps} for steps in (5, 6))]
+
+
+@pytest.mark.parametrize("saving", SAVING)  # an epoch has 5 steps: 6 saves within one
 def test_a_resumed_trainer_is_the_same_to_the_bit(saving, tmp_path):
     weights, scheduler, history = train(tmp_path / "whole", **saving)
     assert scheduler.finished and scheduler.onset_epoch and len(history) == scheduler.last_epoch < 40
