@@ -70,6 +70,7 @@ class CollapseCallback(Callback):
         if self._restored is not None and self.make_scheduler is not None and self.scheduler is not None:
             self.scheduler.load_state_dict(self._restored)
         self._restored = None
+        self._close_left_open(trainer, pl_module)
         if self.scheduler is None:
             return
         bound, planned = trainer.max_epochs, self.scheduler.max_epochs
@@ -85,8 +86,7 @@ class CollapseCallback(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Close the epoch before this one, where a checkpoint was written before that was done."""
-        if len(self.history) < trainer.current_epoch:
-            self._close(trainer, pl_module, trainer.current_epoch)
+        self._close_left_open(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         """After an update: an inner schedule that counts updates follows."""
@@ -122,6 +122,11 @@ class CollapseCallback(Callback):
             raise ValueError(f"a TPTScheduler drives one optimizer, the module has {len(trainer.optimizers)}")
         optimizer = trainer.optimizers[0]
         return self.make_scheduler(getattr(optimizer, "optimizer", optimizer))
+
+    def _close_left_open(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """After a checkpoint of an epoch's last step Trainer begins the next epoch without its hook."""
+        if len(self.history) < trainer.current_epoch:
+            self._close(trainer, pl_module, trainer.current_epoch)
 
     def _close(self, trainer: Trainer, pl_module: LightningModule, epoch: int) -> None:
         measured = self.closer.close(self.scheduler, self.find(pl_module), epoch)

@@ -61,10 +61,10 @@ class WithScheduler(Module):
         """The callback steps it."""
 
 
-def fit(kind, folder, *, epochs=-1, resume=False, at_end=True, more=()):
+def fit(kind, folder, *, epochs=-1, resume=False, at_end=True, more=(), **saving):
     module = kind()
     collapse = CollapseCallback(DataLoader(rows(), 20), None if kind.returns_scheduler else make_scheduler)
-    saver = ModelCheckpoint(folder, save_last=True, save_on_train_epoch_end=at_end)
+    saver = ModelCheckpoint(folder, save_last=True, save_on_train_epoch_end=at_end, **saving)
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
     trainer = Trainer(max_epochs=epochs, callbacks=[saver, collapse, *more], default_root_dir=folder, **quiet)
     last = folder / "last.ckpt" if resume else None
@@ -85,6 +85,19 @@ def test_a_resumed_run_is_the_same_to_the_bit(kind, at_end, tmp_path):
         assert torch.equal(value, again.state_dict()[name]), name
     if at_end:  # nothing is left to train
         assert fit(kind, tmp_path / "cut", resume=True)[1].history == whole.history
+
+
+@pytest.mark.parametrize("kind", [Module, WithScheduler])
+def test_a_run_goes_on_from_the_last_step_of_an_epoch(kind, tmp_path):
+    """Such a checkpoint was written before the epoch was closed, and Trainer begins the next one without a hook."""
+    module, whole, _ = fit(kind, tmp_path / "whole")
+    steps = {"at_end": False, "every_n_train_steps": 5}  # an epoch has five
+    fit(kind, tmp_path / "cut", epochs=whole.scheduler.onset_epoch + 1, **steps)
+    again, resumed, _ = fit(kind, tmp_path / "cut", resume=True, **steps)
+    assert resumed.history == whole.history
+    assert resumed.scheduler.state_dict() == whole.scheduler.state_dict()
+    for name, value in module.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
 
 
 def test_measuring_changes_nothing_in_the_training(tmp_path):
