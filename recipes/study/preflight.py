@@ -13,11 +13,11 @@ from recipes.data.load import SMALLEST, load
 from recipes.evaluation.options import parse_options as parse_evaluation
 from recipes.study.spec import Study
 from recipes.study.trials import Trial
-from recipes.training.build import check_backbone, check_head, image_size
+from recipes.training.build import check_backbone, check_head, check_norm, image_size
 from recipes.training.loss_terms import build_terms
 from recipes.training.reporting import size_notes
 
-CHECKED_KEYS = ("device", "model.backbone", "model.head", "loss")
+CHECKED_KEYS = ("device", "model.backbone", "model.head", "model.norm", "loss")
 """The keys that are tried out, besides those of the data."""
 
 
@@ -38,7 +38,7 @@ def check_evaluations(study: Study) -> None:
 
 
 def check_trials(trials: Sequence[Trial]) -> None:
-    """Load and split each data setting once as a run would, and check the device, backbone, head and loss.
+    """Load and split each data setting once as a run would, and check the device, backbone, head, norm and loss.
 
     Images in files of their own are not read. A set that has to be downloaded is downloaded here, before several runs
     need it at once. Notes about the data go to stderr.
@@ -74,5 +74,6 @@ def _check_trial(trial: Trial) -> Sequence[str]:
     data = load(replace(config.data, memory_limit=0.0), seed=trial.seed, image_size=small)
     build_terms(config.loss, class_counts=data.class_counts(), num_features=2)
     check_head(config.model.head)
+    check_norm(config.model.norm)
     side = image_size(natives[0], backbone=config.model.backbone, requested=config.data.image_size)
     return [*data.notes, *size_notes(config, data, side)]

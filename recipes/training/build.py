@@ -65,7 +65,7 @@ def build_model(
     sample, _ = next(data.train[torch.arange(2)].in_batches(2))
     check_backbone(model.backbone)
     check_head(model.head)
-    _check_part("model.norm", model.norm, NORMS)
+    check_norm(model.norm)
     register_own_parts(model)
     start, argument = start_of(model)
     weights, args = read_weights(start, argument), classifier_args(model, data, seed=seed)
@@ -146,6 +146,11 @@ def check_backbone(name: str) -> None:
 def check_head(name: str) -> None:
     """Refuse a head that does not exist, and suggest a similar one."""
     _check_part("model.head", name, HEADS)
+
+
+def check_norm(name: str) -> None:
+    """The same for the last norm."""
+    _check_part("model.norm", name, NORMS)
 
 
 def _check_part(key: str, name: str, known: Collection[str]) -> None:

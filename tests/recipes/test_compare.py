@@ -108,6 +108,7 @@ def test_the_plan_runs_nothing_and_knows_the_time(miniature, capsys):
         (["--model.backbone=resnet19"], "did you mean resnet18"),
         (["--loss.nope.weight=1"], "loss.nope is unknown: one of cross_entropy"),
         (["--model.head=nope"], "model.head='nope' is unknown: one of"),
+        (["--model.norm=nope"], "model.norm='nope' is unknown: one of none, batch"),
         (["--device=nope"], "device='nope' cannot be used"),
     ],
 )
