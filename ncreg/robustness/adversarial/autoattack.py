@@ -12,7 +12,7 @@ from torch import Tensor
 from ncreg._checks import check_choice, check_integer, check_seed
 from ncreg.robustness._inputs import Model, in_parts
 from ncreg.robustness.adversarial.attempt import AttackResult, Attempt
-from ncreg.robustness.adversarial.objectives import frozen
+from ncreg.robustness.adversarial.objectives import frozen, warn_of_no_gradient
 from ncreg.robustness.adversarial.steps import Norm, check_epsilon, project
 
 Version = Literal["standard", "apgd"]
@@ -164,6 +164,8 @@ class _Logits:
     def __call__(self, x: Tensor) -> Tensor:
         # Square asks about no images once all are broken, which few models take.
         z = self.model(x.to(self.dtype)).float() if len(x) else x.new_zeros(0, self.num_classes)
+        if torch.is_grad_enabled() and x.requires_grad and not z.requires_grad:
+            warn_of_no_gradient()
         # Plus nothing times x: a model that gives no gradient then gives a zero one.
         return z + 0 * x.flatten(1).sum(1, keepdim=True)
 

@@ -10,7 +10,7 @@ from ncreg._checks import check_finite, check_integer
 from ncreg._readable import readable
 from ncreg.numerics import at_least_float32
 from ncreg.robustness._inputs import Model, check_attackable, predict
-from ncreg.robustness.adversarial.objectives import frozen
+from ncreg.robustness.adversarial.objectives import frozen, warn_of_no_gradient
 from ncreg.robustness.adversarial.steps import Norm, check_epsilon, l2_length, per_image, size_of
 
 
@@ -149,6 +149,8 @@ def logit_differences(model: Model, x: Tensor, order: Tensor) -> tuple[Tensor, T
             found = (
                 torch.autograd.grad(total, x, retain_graph=True, allow_unused=True) if total.requires_grad else [None]
             )
+            if found[0] is None:
+                warn_of_no_gradient()
             grads.append(torch.zeros_like(x) if found[0] is None else found[0].nan_to_num(0, 0, 0))
     return logits.detach(), torch.stack(grads).detach()
 

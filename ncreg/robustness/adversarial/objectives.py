@@ -1,5 +1,6 @@
 """Functions of the logits that an attack raises, and their gradient with respect to the images."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -112,11 +113,26 @@ def frozen(model: Model) -> Iterator[None]:
 
 
 def gradient(model: Model, images: Images, objective: Callable[[Rows], Scalars]) -> tuple[Images, Rows]:
-    """Gradient with respect to the images, zero where there is none or it is not finite; and the logits."""
+    """Gradient with respect to the images, zero where there is none or it is not finite; and the logits.
+
+    Warns where no path of autograd leads from the logits to the images.
+    """
     with torch.enable_grad():
         x = images.detach().clone().requires_grad_()
         logits = at_least_float32(model(x))
         total = objective(logits).sum()
         grad = torch.autograd.grad(total, x, allow_unused=True)[0] if total.requires_grad else None
+    if grad is None:
+        warn_of_no_gradient()
     grad = torch.zeros_like(images) if grad is None else grad.nan_to_num(0, 0, 0)
     return grad, logits.detach()
+
+
+def warn_of_no_gradient() -> None:
+    """Say that an attack by gradients stands still on this model; Python shows it once a place."""
+    warnings.warn(
+        "no gradient leads from the logits to the images (the model detaches, rounds, or runs under torch.no_grad): "
+        "attacks that follow gradients stand still, and the accuracy they leave says nothing; give a model that "
+        "autograd can follow, or use random_search, which needs no gradient",
+        stacklevel=3,
+    )

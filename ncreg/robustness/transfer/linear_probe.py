@@ -35,7 +35,7 @@ class LinearProbe:
     __str__ = readable
 
     def __call__(self, features: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch classes"]:
-        """Logits of features."""
+        """Logits of features, taken as data: no gradient goes back to them."""
         rows = check_features("features", features, len(self.mean))
         return ((rows - self.mean) / self.scale) @ self.weight.T + self.bias
 

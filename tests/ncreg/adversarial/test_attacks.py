@@ -173,6 +173,12 @@ class TestPGD:
         assert model.asked == [False, False]
         assert all(p.requires_grad for p in model.parameters())
 
+    @pytest.mark.parametrize("attack", [fgsm, pgd])
+    def test_a_model_that_autograd_cannot_follow_is_said(self, net, few, attack):
+        for hides in (torch.no_grad()(net.__call__), lambda x: net(x).detach(), lambda x: net(x.detach())):
+            with pytest.warns(UserWarning, match="no gradient leads from the logits to the images"):
+                attack(hides, *few, epsilon=EPS)
+
     def test_under_no_grad_and_inference_mode(self, net, few):
         expected = pgd(net, *few, epsilon=EPS, steps=3).robust
         with torch.no_grad():

@@ -131,7 +131,8 @@ class TestReport:
     def test_logits_that_do_not_depend_on_the_images(self, norm):
         images, target = torch.rand(6, 1, 8, 8), torch.tensor([0, 0, 0, 0, 1, 2])
         constant = lambda x: torch.tensor([[2.0, 1.0, 0.0]]).repeat(len(x), 1)  # noqa: E731
-        report = evaluate_adversarial(constant, images, target, epsilon=EPS, norm=norm)
+        with pytest.warns(UserWarning, match="no gradient leads from the logits to the images"):
+            report = evaluate_adversarial(constant, images, target, epsilon=EPS, norm=norm)
         assert report.headline.accuracy == pytest.approx(4 / 6)
         assert {f.name: f.value for f in report.findings}["zero_gradient"] == 1 and report.flagged
 
