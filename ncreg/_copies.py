@@ -13,7 +13,8 @@ def copied(module: Module) -> Module:
     """copy.deepcopy, also of modules that keep a computed tensor: those come along without their history.
 
     Pruning and torch.nn.utils.weight_norm keep the weight that they compute, anew in each forward pass; a layer may
-    keep its last output. deepcopy alone refuses such tensors.
+    keep its last output. deepcopy alone refuses such tensors. A view of a parameter, such as a tied `weight.t()`, is
+    still refused: a copy would be tied no more.
 
     Example:
         >>> import torch
@@ -23,14 +24,16 @@ def copied(module: Module) -> Module:
         >>> torch.equal(again(torch.ones(1, 3)), layer(torch.ones(1, 3)))
         True
     """
-    kept = (tensor for part in module.modules() for tensor in _tensors([vars(part), part._buffers]))
-    return copy.deepcopy(module, {id(tensor): tensor.detach().clone() for tensor in kept if not tensor.is_leaf})
+    kept = [tensor for part in module.modules() for tensor in _tensors([vars(part), part._buffers], set())]
+    computed = [tensor for tensor in kept if not (tensor.is_leaf or isinstance(tensor._base, nn.Parameter))]
+    return copy.deepcopy(module, {id(tensor): tensor.detach().clone() for tensor in computed})
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """Tensors in nested lists, tuples and dicts."""
+def _tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
+    """Tensors in nested lists, tuples and dicts, which may hold each other."""
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, list | tuple | dict):
+    elif isinstance(value, list | tuple | dict) and id(value) not in seen:
+        seen.add(id(value))
         for item in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(item)
+            yield from _tensors(item, seen)

@@ -26,10 +26,10 @@ class LastBatchNorm(nn.Module):
     Statistics are those of all ranks, exact for uneven batches, on CPU and GPU; every rank must take part in a training
     forward. In eval mode, and on one process, it is torch's batch_norm, but a batch that is not finite (an overflow in
     float16, whose step a GradScaler skips) leaves the running statistics alone, and under activation checkpointing a
-    batch counts once, not again where backward recomputes it. `eval()` warns once of batches that overflowed in
-    float16; under torch.compile nothing notices them. It is no subclass of torch's BatchNorm, so
-    SyncBatchNorm.convert_sync_batchnorm leaves it alone; so does torch.optim.swa_utils.update_bn: use `ncreg.update_bn`
-    after averaging weights.
+    batch counts once, not again where backward recomputes it (again if the norm itself is compiled). `eval()` warns
+    once of batches that overflowed in float16; under torch.compile nothing notices them. It is no subclass of torch's
+    BatchNorm, so SyncBatchNorm.convert_sync_batchnorm leaves it alone; so does torch.optim.swa_utils.update_bn: use
+    `ncreg.update_bn` after averaging weights.
 
     Args:
         num_features: d.
@@ -93,6 +93,7 @@ class LastBatchNorm(nn.Module):
         self.running_mean.zero_()
         self.running_var.fill_(1)
         self.num_batches_tracked.zero_()
+        self._entered = None
 
     @fx_leaf
     def forward(self, features: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:

@@ -169,13 +169,15 @@ def leave_with(main: Callable[[], int | None]) -> NoReturn:
     standard error change no exit code.
     """
     out, _ = (_Outlet.of(name) for name in ("stdout", "stderr"))
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # the caller closed it: print would write notes for one into the other
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     try:
         code: int | str = main() or 0
     except SystemExit as end:  # of --help
         code = end.code or 0
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None:  # as where the caller closed it
-            stream.flush()
+        stream.flush()
     sys.exit(READER_GONE if code == 0 and out is not None and out.unread else code)
 
 

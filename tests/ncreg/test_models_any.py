@@ -10,6 +10,7 @@ import torchvision
 from torch import nn
 from torch.nn.utils import prune
 
+from ncreg._copies import copied
 from ncreg.models import Classifier, Normalize, fold, swap_head
 from ncreg.quantization import round_weights
 
@@ -186,3 +187,15 @@ def test_the_path_of_a_timm_models_classifier_will_do():
     folded = fold(classifier)
     torch.testing.assert_close(folded(x), classifier(x))
     assert folded.num_classes == 5
+
+
+def test_a_copy_leaves_out_history_and_never_unties_a_view():
+    model = nn.Sequential(nn.Linear(4, 3))
+    model.kept = model(torch.ones(2, 4))
+    model.cfg = {}
+    model.cfg["self"] = model.cfg
+    again = copied(model)
+    assert again.cfg["self"] is again.cfg and torch.equal(again.kept, model.kept) and not again.kept.requires_grad
+    model.tied = model[0].weight.t()
+    with pytest.raises(RuntimeError, match="deepcopy"):
+        copied(model)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -532,3 +533,12 @@ def test_a_missing_optional_package_is_one_line_with_its_command(blocked, words,
         monkeypatch.setitem(sys.modules, module, None)
     short = ["--data.train_size", "64", "--data.batch_size", "32", "--tpt.max_epochs", "1", "--quiet"]
     assert refused(train_script.main, ["etf", *words, *short, "--out", tmp_path], capsys) == line
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell closes the streams")
+def test_a_closed_stream_takes_nothing_into_the_other():
+    shell = f"{shlex.quote(sys.executable)} recipes/train.py baseline"
+    closed = subprocess.run(f"{shell} --modle x 2>&-", shell=True, cwd=ROOT, capture_output=True, text=True)
+    assert (closed.returncode, closed.stdout) == (2, "")
+    unseen = subprocess.run(f"{shell} --print_config >&-", shell=True, cwd=ROOT, capture_output=True, text=True)
+    assert (unseen.returncode, unseen.stderr) == (0, "")

@@ -1,6 +1,7 @@
 """--loss.NAME.KEY sets a key of a loss of one's own too; quoted words lose their quotes as in a file."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -145,3 +146,20 @@ def test_a_misspelled_name_of_ones_own_gets_a_suggestion(here, capsys):
 
     assert main(["baseline", WHOLE, "--loss.Scalde.args.tau=3"]) == 2
     assert capsys.readouterr().err.endswith("; did you mean Scaled?\n")
+
+
+def test_dotted_keys_of_a_file_are_read_as_nested_ones(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "recipe: baseline\nmodel: {backbone: test_resnet}\n"
+        "loss.koleo.args:\n  eps: 1e-4  # small\n  b: .inf\nloss.cross_entropy.weight: 1e-1\n"
+        "model.head_args.scale: 1e-3\nmodel.model_args: {1: 2, x: .inf}\n"
+    )
+    config = parse([str(file)])
+    assert config.loss["koleo"].args == {"eps": 1e-4, "b": math.inf} and config.loss["cross_entropy"].weight == 0.1
+    assert config.model.head_args == {"scale": 1e-3} and config.model.model_args == {1: 2, "x": math.inf}
+    file.write_text('{"recipe": "baseline", "loss.koleo.args.eps": 1e-3, "optim": {"lr": 1e-2}}')
+    assert parse([str(file)]).loss["koleo"].args == {"eps": 1e-3} and parse([str(file)]).optim.lr == 0.01
+    file.write_text("recipe: baseline\nmodel: &m {backbone: test_resnet}\nloss.koleo.args.eps: 1\ndata: *m\n")
+    with pytest.raises(UserError, match=r"write loss\.koleo\.args\.eps as a mapping within a mapping"):
+        parse([str(file)])
