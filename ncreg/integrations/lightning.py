@@ -61,6 +61,7 @@ class CollapseCallback(Callback):
         self.scheduler: TPTScheduler | None = None
         self.history: list[dict[str, float]] = []
         self._restored: dict[str, Any] | None = None
+        self._closed: int | None = None  # the last epoch that was measured here
         self._updates = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -70,6 +71,8 @@ class CollapseCallback(Callback):
         if self._restored is not None and self.make_scheduler is not None and self.scheduler is not None:
             self.scheduler.load_state_dict(self._restored)
         self._restored = None
+        if self._closed is None:  # nothing restored: epochs of a run before were not measured here
+            self._closed = trainer.current_epoch
         self._close_left_open(trainer, pl_module)
         if self.scheduler is None:
             return
@@ -103,11 +106,13 @@ class CollapseCallback(Callback):
     def state_dict(self) -> dict[str, Any]:
         """The history, and the state of a scheduler that was made here."""
         own = self.scheduler is not None and self.make_scheduler is not None
-        return {"history": self.history, "scheduler": self.scheduler.state_dict() if own and self.scheduler else None}
+        scheduler = self.scheduler.state_dict() if own and self.scheduler else None
+        return {"history": self.history, "closed": self._closed, "scheduler": scheduler}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Keep what a checkpoint holds until there is an optimizer to build the scheduler on."""
         self.history, self._restored = list(state["history"]), state["scheduler"]
+        self._closed = state.get("closed", len(self.history))
 
     def _scheduler_of(self, trainer: Trainer) -> TPTScheduler | None:
         returned = [c.scheduler for c in trainer.lr_scheduler_configs if isinstance(c.scheduler, TPTScheduler)]
@@ -125,10 +130,11 @@ class CollapseCallback(Callback):
 
     def _close_left_open(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After a checkpoint of an epoch's last step Trainer begins the next epoch without its hook."""
-        if len(self.history) < trainer.current_epoch:
+        if (self._closed or 0) < trainer.current_epoch:
             self._close(trainer, pl_module, trainer.current_epoch)
 
     def _close(self, trainer: Trainer, pl_module: LightningModule, epoch: int) -> None:
+        self._closed = epoch
         measured = self.closer.close(self.scheduler, self.find(pl_module), epoch)
         if measured is not None:
             self.history.append(measured)

@@ -62,13 +62,17 @@ def split_deep(args: Sequence[str]) -> tuple[list[str], list[tuple[Way, str]]]:
     """
     left: list[str] = []
     deep: list[tuple[Way, str]] = []
-    words = iter(args)
-    for word in words:
+    words = list(args)
+    while words:
+        word = words.pop(0)
         option, equals, value = word.partition("=")
         way = _way(option)
-        if way is not None and not equals and (value := next(words, "--")).startswith("--"):
-            raise UserError(f"{option} needs a value {POINTER}")
-        deep = [pair for pair in deep if not f"{dotted(pair[0])}.".startswith(f"{option}.")]  # the last word wins
+        value = value if equals else (words or ["--"])[0]
+        if way is not None and not equals:
+            if value.startswith("--"):
+                raise UserError(f"{option} needs a value {POINTER}")
+            words.pop(0)
+        deep = [pair for pair in deep if not _sets_again(option, value, pair[0])]  # the last word wins
         if option == "--config" and deep:
             raise UserError(f"{dotted(deep[0][0])} stands before --config, which may set it too: put it behind")
         if way is None:
@@ -80,6 +84,16 @@ def split_deep(args: Sequence[str]) -> tuple[list[str], list[tuple[Way, str]]]:
     if deep and any(word.startswith("--print_config") for word in left):
         raise UserError(f"--print_config does not show {dotted(deep[0][0])}: leave one of the two out")
     return left, deep
+
+
+def _sets_again(option: str, value: str, way: Way) -> bool:
+    """Whether a word sets what stands at a way; a mapping for a term of the loss leaves the keys it does not name."""
+    if not f"{dotted(way)}.".startswith(f"{option}."):
+        return False
+    if way[0] != "loss" or option != dotted(way[:2]) or len(way) == 2:
+        return True
+    given = as_yaml_value(value)
+    return not isinstance(given, Mapping) or way[2] in given
 
 
 def _way(option: str) -> Way | None:

@@ -100,6 +100,21 @@ def test_a_run_goes_on_from_the_last_step_of_an_epoch(kind, tmp_path):
         assert torch.equal(value, again.state_dict()[name]), name
 
 
+def test_a_run_that_began_without_the_callback_is_measured_from_there_on(tmp_path):
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False, "accelerator": "cpu"}
+    before = Trainer(max_epochs=3, default_root_dir=tmp_path, **quiet)
+    before.fit(Module(), DataLoader(rows(), 12))
+    before.save_checkpoint(tmp_path / "three.ckpt")
+    collapse, closed = CollapseCallback(DataLoader(rows(), 20)), []
+    close = collapse.closer.close
+    collapse.closer.close = lambda scheduler, classifier, epoch: (
+        closed.append(epoch) or close(scheduler, classifier, epoch)
+    )
+    after = Trainer(max_epochs=5, callbacks=[collapse], default_root_dir=tmp_path, **quiet)
+    after.fit(Module(), DataLoader(rows(), 12), ckpt_path=tmp_path / "three.ckpt")
+    assert closed == [4, 5] and len(collapse.history) == 2
+
+
 def test_measuring_changes_nothing_in_the_training(tmp_path):
     quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False, "accelerator": "cpu"}
     weights = []

@@ -163,3 +163,18 @@ def test_dotted_keys_of_a_file_are_read_as_nested_ones(tmp_path):
     file.write_text("recipe: baseline\nmodel: &m {backbone: test_resnet}\nloss.koleo.args.eps: 1\ndata: *m\n")
     with pytest.raises(UserError, match=r"write loss\.koleo\.args\.eps as a mapping within a mapping"):
         parse([str(file)])
+
+
+def test_a_mapping_for_a_term_leaves_the_keys_that_it_does_not_name(here):
+    smooth = ["baseline", "--loss.cross_entropy.args.label_smoothing", "0.1"]
+    assert parse([*smooth, "--loss.cross_entropy", "{weight: 2}"]).loss["cross_entropy"] == TermConfig(
+        weight=2.0, args={"label_smoothing": 0.1}
+    )
+    for later in (
+        ["--loss.cross_entropy", "{args: {}}"],
+        ["--loss.cross_entropy.args={}"],
+        ["--loss={cross_entropy: {}}"],
+    ):
+        assert parse([*smooth, *later]).loss["cross_entropy"].args == {}
+    words = ["baseline", f"--loss.{OWN}.weight=5", f"--loss.{OWN}", "{phase: terminal}"]
+    assert parse(words).loss[OWN] == TermConfig(weight=5.0, phase="terminal")
