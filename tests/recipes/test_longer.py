@@ -53,7 +53,7 @@ def complete(tmp_path_factory):
 @pytest.fixture
 def copy(tmp_path):
     """Copies a run, so that it can be changed."""
-    return lambda path: shutil.copytree(path, tmp_path / path.name)
+    return lambda path: shutil.copytree(path, tmp_path / path.parent.name / path.name)
 
 
 def texts(path):
@@ -252,11 +252,11 @@ def test_which_bounds_a_run_needs_is_said_of_each_way_to_end():
         assert all(word in said for word in words), said
 
 
-def test_a_study_does_not_take_an_extended_run_for_its_own(short, copy, tmp_path):
+def test_a_study_does_not_take_an_extended_run_for_its_own(short, copy):
     path = copy(short)
-    assert find_run_dir(tmp_path) == path
+    assert find_run_dir(path.parent) == path
     assert main(["--resume", str(path), "--tpt.max_epochs", "3"]) == 0
-    assert find_run_dir(tmp_path) is None
+    assert find_run_dir(path.parent) is None
 
 
 def test_what_may_change_is_listed_in_help_and_in_the_documents(capsys):
