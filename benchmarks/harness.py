@@ -33,12 +33,17 @@ def baseline_words(keys: Mapping[str, Any]) -> list[str]:
     return ["baseline", *(word for key, value in keys.items() for word in (f"--{key}", str(value)))]
 
 
-def parser(description: str, *, rounds: int = 30) -> argparse.ArgumentParser:
-    """The arguments every benchmark shares."""
+def parser(
+    description: str, *, rounds: int | None = 30, threads: bool = True, device: bool = True
+) -> argparse.ArgumentParser:
+    """The arguments that benchmarks share; a script says which of them it has no use for, and they are refused."""
     made = argparse.ArgumentParser(description=description, allow_abbrev=False)
-    made.add_argument("--rounds", type=int, default=rounds, help="paired rounds after the warm-up")
-    made.add_argument("--threads", type=int, default=1, help="intra-op threads on CPU")
-    made.add_argument("--device", default="cpu", help="cpu or cuda")
+    if rounds is not None:
+        made.add_argument("--rounds", type=int, default=rounds, help="paired rounds after the warm-up")
+    if threads:
+        made.add_argument("--threads", type=int, default=1, help="intra-op threads on CPU")
+    if device:
+        made.add_argument("--device", default="cpu", help="cpu or cuda")
     made.add_argument("--out", type=Path, default=RESULTS, help="folder of the result file")
     return made
 
@@ -117,9 +122,10 @@ def _commit() -> str:
 
 
 def _told(words: list[str]) -> list[str]:
-    """The command line without --out: where a result lies says nothing about it."""
+    """The command line without --out and with the last part of an absolute path: where a file lies says nothing."""
     after_out = [False, *(word == "--out" for word in words)]
-    return [w for w, skip in zip(words, after_out, strict=False) if not skip and w.split("=")[0] != "--out"]
+    told = [w for w, skip in zip(words, after_out, strict=False) if not skip and w.split("=")[0] != "--out"]
+    return [Path(w).name if w.startswith("/") else w for w in told]
 
 
 def save(

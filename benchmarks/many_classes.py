@@ -113,7 +113,7 @@ def measured(name: str, classes: int, rounds: int, threads: int) -> dict[str, An
 
 def main() -> None:
     """Measure every contender at every size and write the result file."""
-    made = parser(__doc__.splitlines()[0], rounds=5)
+    made = parser(__doc__.splitlines()[0], rounds=5, device=False)
     made.add_argument("--alone", help="(internal) one contender in this process")
     made.add_argument("--classes", type=int, nargs="+", default=CLASSES)
     args = made.parse_args()
@@ -141,7 +141,7 @@ def main() -> None:
                 flush=True,
             )
         settings.append({"num_classes": classes, "dim": DIM, "batch": BATCH, "results": results})
-    print(save("many_classes", settings, goals=GOALS, device="cpu", out=args.out))
+    print(save("many_classes", settings, goals=GOALS, out=args.out))
 
 
 if __name__ == "__main__":

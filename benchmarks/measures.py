@@ -16,7 +16,6 @@ On a busy machine the ratios stand, the times don't; half an hour there, a few m
 
 from __future__ import annotations
 
-import argparse
 import os
 import resource
 import sys
@@ -147,12 +146,6 @@ def agreement(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
     return max(float((found[k] - expected[k]).abs() / expected[k].abs().clamp_min(1)) for k in expected if k in found)
 
 
-def refuse_threads(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """End with one line where `peak` would fork a process of several threads: the fork has one, and waits for ever."""
-    if args.threads > 1 and not args.device.startswith("cuda"):
-        parser.error(f"--threads {args.threads}: memory is measured in a fork, which has one thread: --threads 1")
-
-
 def peak(run: Callable[[], Any], device: str) -> float:
     """Peak memory of one run beyond what was there before, in MiB; on a CPU in a fork, whose peak starts anew."""
     if device.startswith("cuda"):
@@ -219,7 +212,8 @@ def main() -> None:
     parser = harness.parser(__doc__.splitlines()[0], rounds=5)
     parser.add_argument("--samples", type=int, default=50_000)
     args = parser.parse_args()
-    refuse_threads(parser, args)
+    if args.threads > 1 and not args.device.startswith("cuda"):  # the fork has one thread, and waits for ever
+        parser.error(f"--threads {args.threads}: memory is measured in a fork, which has one thread: --threads 1")
     torch.set_num_threads(args.threads)
     settings = []
     for dim, classes in ((512, 100), (2048, 1000)):

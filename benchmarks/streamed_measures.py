@@ -1,7 +1,7 @@
 """Measures of collapse of sets that no memory holds: features are made anew, block by block, and never kept.
 
 Settings: ImageNet's d = 2048 and C = 1000, one pass with the d × d scatter and two passes without it; and C = 10⁵
-classes of d = 64, two samples each, whose C × C tables go by tiles: one pass, all measures but those that compare each
+classes of d = 64, two samples each, whose C × C tables go by tiles: one pass, and two passes, which also compare each
 sample with every class (NC4, cosines, margins: N·C products more). Each is timed beside the making of the same blocks
 alone and, at d = 2048, beside the forward pass of a ResNet-50 on images of 224 pixels, which would make such features.
 Memory is what a run adds to a process of its own. Seconds for ImageNet's 1,281,167 images are those of a sample,
@@ -27,7 +27,7 @@ if __package__ in (None, ""):  # run as a script: import from the project's root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks.harness import parser, race, save
-from benchmarks.measures import peak, refuse_threads
+from benchmarks.measures import peak
 from ncreg.metrics import NeuralCollapse
 
 IMAGENET = 1_281_167
@@ -90,12 +90,11 @@ def timed(name: str, contenders: dict[str, Callable[[], Any]], rounds: int, abou
 
 def main() -> None:
     """Measure, print, save."""
-    arguments = parser((__doc__ or "").splitlines()[0], rounds=2)
+    arguments = parser((__doc__ or "").splitlines()[0], rounds=2, threads=False, device=False)  # a fork measures memory
     arguments.add_argument("--samples", type=int, default=65_536)
     arguments.add_argument("--classes", type=int, default=100_000, help="of the second setting")
     args = arguments.parse_args()
-    refuse_threads(arguments, args)
-    torch.set_num_threads(args.threads)
+    torch.set_num_threads(1)
     warnings.filterwarnings("ignore", message=".*once")  # that a second pass would give more
     sizes = (args.samples, 2048, 1000)
     head = nn.Linear(2048, 1000)
@@ -114,6 +113,7 @@ def main() -> None:
         contenders = {
             "made only": partial(made_only, *sizes),
             "one pass": partial(measured, *sizes, head),
+            "two passes, no scatter": partial(measured, *sizes, head, scatter=False),
         }
         about = dict(zip(("samples", "dim", "classes"), sizes, strict=True))
         settings.append(timed("many classes", contenders, args.rounds, about))

@@ -108,7 +108,7 @@ def profiled(run: Callable[[], None], rounds: int) -> dict[str, Any]:
 
 def main() -> None:
     """Profile, print, save."""
-    arguments = parser((__doc__ or "").splitlines()[0], rounds=3)
+    arguments = parser((__doc__ or "").splitlines()[0], rounds=3, device=False)
     arguments.add_argument("--images", type=int, default=4096, help="training images an epoch")
     arguments.add_argument("--models", default="test_resnet,resnet18", help="timm names, a comma between them")
     arguments.add_argument("--batch", type=int, default=128)

@@ -82,6 +82,26 @@ def test_every_script_imports_from_the_root_and_leaves_the_path_of_who_imports_i
         assert not starts_from_the_root(path, text.replace(".parents[", ".parents[1 + "))
 
 
+REFUSED = {"rounds": "rounds=None", "threads": "threads=False", "device": "device=False"}
+
+
+def unread_options(text):
+    """Options of benchmarks.harness.parser that a script offers and never reads."""
+    calls = [ast.unparse(node) for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
+    made = next(call for call in calls if re.match(r"(harness\.)?parser\(", call))
+    read = set(re.findall(r"\b(?:args|arguments)\.(\w+)", text))
+    return [name for name, word in (REFUSED | {"out": "-"}).items() if name not in read and word not in made]
+
+
+def test_benchmarks_offer_only_the_options_that_they_read():
+    paths = [path for path in SOURCES if path.relative_to(ROOT).parts[0] == "benchmarks" and path.stem != "harness"]
+    texts = {path.name: path.read_text() for path in paths}
+    shared = re.compile(r"^from benchmarks(\.harness)? import .*\b(harness|parser)\b", re.MULTILINE)
+    scripts = {name: text for name, text in texts.items() if shared.search(text)}
+    assert len(scripts) > 18 and [name for name, text in scripts.items() if unread_options(text)] == []
+    assert unread_options(texts["many_classes.py"].replace(", device=False", "")) == ["device"]
+
+
 def check_contracts(folder):
     """Run the import contracts of pyproject.toml on the packages in a folder."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

@@ -169,7 +169,7 @@ def write_table(content: dict[str, Any], page: Path) -> None:
 
 def main() -> None:
     """Choose, train, attack, test, save."""
-    parser = harness.parser("Adversarial training on the expected cost against plain PGD.", rounds=1)
+    parser = harness.parser("Adversarial training on the expected cost against plain PGD.", rounds=None, device=False)
     parser.add_argument("--write", action="store_true", help="fill the table in docs/evidence.md")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -183,7 +183,7 @@ def main() -> None:
             print(arm, rows[arm][-1], flush=True)
     content = {"choice": choice, "rows": rows, "compared": compared(rows)}
     goals = ["expected cost under attack is lower after training on costs, at equal clean accuracy"]
-    print(harness.save("studies/cost_training", [content], goals=goals, device=args.device, out=args.out))
+    print(harness.save("studies/cost_training", [content], goals=goals, out=args.out))
     if args.write:
         write_table(content, ROOT / "docs" / "evidence.md")
     print(table(content))

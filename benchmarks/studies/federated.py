@@ -129,7 +129,9 @@ def write_table(content: dict[str, Any], page: Path) -> None:
 
 def main() -> None:
     """Search, run, test, save."""
-    parser = harness.parser("FedAvg with skewed labels: norms, heads, adjustment.", rounds=1)
+    parser = harness.parser(
+        "FedAvg with skewed labels: norms, heads, adjustment.", rounds=None, threads=False, device=False
+    )
     parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each")
     parser.add_argument("--runs", type=Path, default=Path("runs/federated.json"), help="accuracies that are known")
     args = parser.parse_args()
@@ -147,7 +149,7 @@ def main() -> None:
     search = {str(job): known[str(job)] for job in searched}
     content = {"rates": rates, "accuracy": accuracy, "tests": tests(accuracy), "search": search}
     goals = ["fifteen contrasts, Holm at 5 %; no direction was expected"]
-    print(harness.save("studies/federated", [content], goals=goals, device=args.device, out=args.out))
+    print(harness.save("studies/federated", [content], goals=goals, out=args.out))
     write_table(content, ROOT / "docs" / "evidence.md")
     print(table(content))
 

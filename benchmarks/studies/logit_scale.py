@@ -147,7 +147,7 @@ def draw_nets(panel: Axes, rows: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     """Train, attack, save, draw."""
-    parser = harness.parser("Large logits fake robustness.", rounds=1)
+    parser = harness.parser("Large logits fake robustness.", rounds=None, device=False)
     parser.add_argument("--images", type=int, default=150, help="test images attacked")
     parser.add_argument("--seed", type=int, default=0, help="of every attack")
     parser.add_argument("--runs", type=Path, default=Path("runs/logit_scale"), help="folder of the two runs")
@@ -170,7 +170,7 @@ def main() -> None:
         "ETF + dot regression: PGD on the margin overrates robustness, targeted APGD does not",
     ]
     (args.out / "studies").mkdir(parents=True, exist_ok=True)
-    print(harness.save("studies/logit_scale", rows, goals=goals, device=args.device, out=args.out))
+    print(harness.save("studies/logit_scale", rows, goals=goals, out=args.out))
     caption = (
         "digits, test_resnet without a last norm, 60 epochs (recipes baseline and etf_dr, one seed); "
         f"{len(images)} test images,\nL∞ radius {RADII['baseline']}/255 for the linear head and {RADII['etf_dr']}/255 "

@@ -105,7 +105,7 @@ def report(found: Mapping[str, Any]) -> str:
 
 def main() -> None:
     """Run what is missing and save."""
-    parser = harness.parser("Variance of accuracy between seeds and between assignments.", rounds=1)
+    parser = harness.parser("Variance of accuracy between seeds and between assignments.", rounds=None, device=False)
     parser.add_argument("--work", type=Path, required=True, help="folder of the runs")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -117,7 +117,7 @@ def main() -> None:
         after = rest.partition(MARKS.format("end"))[2]
         PAGE.write_text(f"{before}{MARKS.format('begin')}\n{report(found)}\n{MARKS.format('end')}{after}")
     goals = ["two sources of variance of the test accuracy, told apart by their F tests against the rest"]
-    print(harness.save("studies/permutation_or_seed", strict([found]), goals=goals, device=args.device, out=args.out))
+    print(harness.save("studies/permutation_or_seed", strict([found]), goals=goals, out=args.out))
 
 
 if __name__ == "__main__":

@@ -185,7 +185,7 @@ def study(work: Path, target: str) -> dict[str, Any]:
 
 def main() -> None:
     """Run what is missing and save."""
-    parser = harness.parser("Scores of frozen features against fine-tuned accuracy.", rounds=1)
+    parser = harness.parser("Scores of frozen features against fine-tuned accuracy.", rounds=None, device=False)
     parser.add_argument("--work", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
     args = parser.parse_args()
@@ -202,7 +202,7 @@ def main() -> None:
         after = rest.partition(MARKS.format("end"))[2]
         block = f"{MARKS.format('begin')}\n{table(settings)}\n{MARKS.format('end')}"
         PAGE.write_text(f"{before}{block}{after}")
-    print(harness.save("studies/rank_backbones", strict(settings), goals=goals, device=args.device, out=args.out))
+    print(harness.save("studies/rank_backbones", strict(settings), goals=goals, out=args.out))
 
 
 if __name__ == "__main__":

@@ -179,7 +179,7 @@ def overview(rows: Sequence[Mapping[str, Any]], counts: Mapping[str, int], recor
 
 def main() -> int:
     """Sample, run, compare and save; the exit code is 0, 1 where a run failed, 75 where it was stopped."""
-    parser = harness.parser("Repeat runs of the committed studies.", rounds=1)
+    parser = harness.parser("Repeat runs of the committed studies.", rounds=None, threads=False, device=False)
     parser.add_argument("studies", nargs="*", help="names; default: all that have results")
     parser.add_argument("--runs", type=Path, required=True, help="folder of the repeated runs")
     parser.add_argument("--one-in", type=int, default=12, help="repeat one of so many runs of a study")
@@ -212,7 +212,7 @@ def main() -> int:
     print(json.dumps(first, indent=1))
     goals = ["every summary the same to the last bit", "16 hours of one thread for all studies, 8 on two cores"]
     (args.out / "studies").mkdir(parents=True, exist_ok=True)
-    print(harness.save("studies/repeat", [first, *rows], goals=goals, device=args.device, out=args.out))
+    print(harness.save("studies/repeat", [first, *rows], goals=goals, out=args.out))
     return 0
 
 

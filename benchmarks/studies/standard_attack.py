@@ -83,7 +83,7 @@ def found_beyond(rows: Sequence[Row]) -> dict[str, float]:
 
 def main() -> None:
     """Attack and save."""
-    parser = harness.parser("The standard AutoAttack on runs of a study.", rounds=1)
+    parser = harness.parser("The standard AutoAttack on runs of a study.", rounds=None, device=False)
     parser.add_argument("--runs", type=Path, required=True, help="folder of the study's runs")
     parser.add_argument("--study", default=FIRST, help=f"folder of its results.json beside this script; {FIRST}")
     parser.add_argument("--arms", nargs="+", default=["baseline", "etf", "default"])
@@ -103,7 +103,7 @@ def main() -> None:
         print(f"{arm}: {100 * share:.2f} points more than the first two attacks")
     goals = ["the four attacks of the standard suite leave what the first two of them leave, in every arm alike"]
     (args.out / "studies").mkdir(parents=True, exist_ok=True)
-    print(harness.save(name, rows, goals=goals, device=args.device, out=args.out))
+    print(harness.save(name, rows, goals=goals, out=args.out))
 
 
 if __name__ == "__main__":

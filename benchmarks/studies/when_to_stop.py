@@ -193,12 +193,14 @@ def _correlation(candidate: int, found: dict[str, Any]) -> str:
 
 def main() -> None:
     """Read, analyse, save, fill the page."""
-    args = harness.parser("Does anything seen up to zero error tell whether going on pays?", rounds=1).parse_args()
+    args = harness.parser(
+        "Does anything seen up to zero error tell whether going on pays?", rounds=None, threads=False, device=False
+    ).parse_args()
     runs = read_runs(ROOT / "benchmarks" / "studies")
     content = {"with": analysis(runs)}
     content["without"] = analysis([run for run in runs if not run.setting.startswith("label_noise")])
     goals = ["a rule found on half of the settings gains more than always going on in the other half"]
-    print(harness.save("studies/when_to_stop", [content], goals=goals, device=args.device, out=args.out))
+    print(harness.save("studies/when_to_stop", [content], goals=goals, out=args.out))
     page = ROOT / "docs" / "evidence.md"
     before, mark, rest = page.read_text().partition("<!-- when_to_stop -->\n")
     _, end, after = rest.partition("<!-- end of when_to_stop -->")
