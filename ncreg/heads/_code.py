@@ -14,7 +14,7 @@ from ncreg._checks import check_flag, check_indices, check_integer, check_num_cl
 from ncreg._transforms import fx_leaf, own_backward_pays
 from ncreg.frames import code_rows
 from ncreg.heads._cosine import DEFAULT_LOSS, autocast_on, check_features, checked_scale, over_length
-from ncreg.numerics import as_float
+from ncreg.numerics import as_float, fill
 
 MOST_CLASSES = 2**31  # columns that a product counts; the hash itself tells apart 2³²
 MOST_BYTES = 2**30  # of a matrix that is built from a code: beyond it, it is refused
@@ -24,9 +24,10 @@ CLASSES = 8192  # class vectors at a time
 class CodeHead(nn.Module):
     """A fixed head without weights: logits = scale · W h/‖h‖, W (C, d) the ±1/√d of `ncreg.frames.procedural_code`.
 
-    Rows of W are computed in chunks when they are needed, in the forward and in the backward pass, and the state_dict
-    is empty. The logits (B, C) of a batch are made all the same: to train on very many classes without them, give the
-    head to `ncreg.losses.ChunkedCrossEntropyLoss`.
+    Rows of W are computed in chunks when they are needed, in the forward and in the backward pass. The state_dict holds
+    one of them, the buffer `first_vector` of class 0: by its signs, a file of another seed is refused instead of giving
+    class vectors that nothing was trained on. The logits (B, C) of a batch are made all the same: to train on very many
+    classes without them, give the head to `ncreg.losses.ChunkedCrossEntropyLoss`.
 
     The default scale is the one at which a feature along its own class vector has a mean cross-entropy of at most 0.01
     over random signs: ln(C − 1) − s + d·ln cosh(s/d) = ln(e^0.01 − 1); where d is so small that equal vectors alone
@@ -47,12 +48,12 @@ class CodeHead(nn.Module):
     Example:
         >>> head = CodeHead(512, 1_000_000)
         >>> head, len(head.state_dict())
-        (CodeHead(in_features=512, num_classes=1000000, normalize=True, scale=18.76, seed=0), 0)
+        (CodeHead(in_features=512, num_classes=1000000, normalize=True, scale=18.76, seed=0), 1)
         >>> head(head.class_rows(torch.tensor([123_456]))).argmax(1)
         tensor([123456])
     """
 
-    _place: Tensor
+    first_vector: Tensor
     bias = None
     chunks = "class_rows"
 
@@ -75,15 +76,35 @@ class CodeHead(nn.Module):
         self.normalize, self.seed = check_flag("normalize", normalize), check_seed(seed)
         default = _default_scale(self.in_features, self.num_classes) if normalize and scale is None else 1.0
         self.scale = checked_scale(scale, default)
-        self.register_buffer("_place", torch.empty(0, device=device, dtype=as_float(dtype)), persistent=False)
+        place = torch.empty(0, device=device, dtype=as_float(dtype))
+        self.register_buffer("first_vector", self._first(place))
+
+    def _first(self, like: Tensor) -> Tensor:
+        """The vector of class 0, with the device and dtype of a tensor."""
+        return code_rows(
+            torch.zeros(1, dtype=torch.int64, device=like.device), self.in_features, seed=self.seed, dtype=like.dtype
+        )[0]
 
     def reset_parameters(self) -> None:
-        """Nothing to write: the class vectors are computed."""
+        """Write the one class vector that is kept; the others are computed when they are needed."""
+        fill(self.first_vector, self._first(self.first_vector))
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        key = prefix + "first_vector"
+        given = state_dict.setdefault(key, self.first_vector)  # files of earlier versions hold none
+        alike = given.shape == self.first_vector.shape and given.is_floating_point() and not given.is_meta
+        if alike and not torch.equal(given.sign(), self._first(given).sign()):
+            args[-1].append(
+                f"{key}: the state_dict comes from class vectors of another seed than seed={self.seed}: build the head "
+                "with the seed that it was trained with"
+            )
+            state_dict[key] = self.first_vector
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def class_rows(self, classes: Tensor, dtype: torch.dtype | None = None) -> Float[Tensor, "rows in_features"]:
         """The vectors of some classes, given by their indices, on the indices' device."""
         check_indices(classes, self.num_classes)
-        return code_rows(classes, self.in_features, seed=self.seed, dtype=dtype or self._place.dtype)
+        return code_rows(classes, self.in_features, seed=self.seed, dtype=dtype or self.first_vector.dtype)
 
     @property
     def weight(self) -> Float[Tensor, "num_classes in_features"]:
@@ -92,14 +113,14 @@ class CodeHead(nn.Module):
         Raises:
             RuntimeError: where they would take more than 1 GiB; the message says how much.
         """
-        size = self.num_classes * self.in_features * self._place.element_size()
+        size = self.num_classes * self.in_features * self.first_vector.element_size()
         if size > MOST_BYTES:
             raise RuntimeError(
-                f"the class vectors of CodeHead ({self.num_classes} x {self.in_features} of {self._place.dtype}) would "
-                f"take {size:,} bytes, more than the {MOST_BYTES:,} that it builds: class_rows(indices) gives those of "
-                "some classes"
+                f"the class vectors of CodeHead ({self.num_classes} x {self.in_features} of {self.first_vector.dtype}) "
+                f"would take {size:,} bytes, more than the {MOST_BYTES:,} that it builds: class_rows(indices) gives "
+                "those of some classes"
             )
-        return self.class_rows(torch.arange(self.num_classes, device=self._place.device))
+        return self.class_rows(torch.arange(self.num_classes, device=self.first_vector.device))
 
     @fx_leaf
     def forward(self, features: Float[Tensor, "batch in_features"]) -> Float[Tensor, "batch num_classes"]:

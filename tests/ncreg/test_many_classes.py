@@ -280,12 +280,31 @@ def test_code_head_is_fixed_head_on_its_matrix_with_all_derivatives() -> None:
 
 def test_code_head_makes_a_million_classes_from_nothing() -> None:
     model = swap_head("test_resnet", "code", num_classes=1_000_000, norm="batch").eval()
-    assert not model.head.state_dict() and not list(model.head.parameters())
+    assert list(model.head.state_dict()) == ["first_vector"] and not list(model.head.parameters())
     # the logits of the parameters that remain are the backbone's and the norm's alone
     size = sum(tensor.numel() for tensor in model.state_dict().values())
     assert size < 1_000_000
     with pytest.raises(RuntimeError, match=r"would take 2,048,000,000 bytes, more than the 1,073,741,824"):
         CodeHead(512, 1_000_000).weight  # noqa: B018
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_code_of_another_seed_is_refused_on_loading(dtype: torch.dtype) -> None:
+    trained = nn.Sequential(nn.Linear(4, 33), CodeHead(33, 50, seed=7)).to(dtype)
+    state = trained.state_dict()
+    averaged = {name: tensor * 0.9 + tensor * 0.1 for name, tensor in state.items()}
+    for good in (state, averaged):
+        again = nn.Sequential(nn.Linear(4, 33), CodeHead(33, 50, seed=7))
+        again.load_state_dict(good)
+        assert torch.equal(again[1].weight, CodeHead(33, 50, seed=7).weight)
+    other = nn.Sequential(nn.Linear(4, 33), CodeHead(33, 50, seed=8))
+    for strict in (True, False):
+        with pytest.raises(RuntimeError, match=r"1.first_vector: .* of another seed than seed=8: build the head with"):
+            other.load_state_dict(state, strict=strict)
+    with pytest.raises(RuntimeError, match="size mismatch for 1.first_vector"):
+        nn.Sequential(nn.Linear(4, 33), CodeHead(40, 50, seed=7)).load_state_dict(state)
+    earlier = {name: tensor for name, tensor in state.items() if name != "1.first_vector"}
+    other.load_state_dict(earlier)  # a file without it loads as it did
 
 
 def test_what_needs_the_matrix_of_a_code_is_refused_with_its_bytes() -> None:
@@ -303,7 +322,7 @@ def test_small_codes_fold_and_are_saved(tmp_path, through_folder: bool) -> None:
     if through_folder:
         model.save_pretrained(tmp_path)
         again = Classifier.from_pretrained(tmp_path)
-        assert torch.equal(again(images), model(images)) and not again.head.state_dict()
+        assert torch.equal(again(images), model(images)) and list(again.head.state_dict()) == ["first_vector"]
     else:
         assert torch.equal(fold(model, normalize="drop")(images).argmax(1), model(images).argmax(1))
 
