@@ -46,7 +46,7 @@ from recipes.core.interrupt import EXIT_CODE, Stopped, StopRequest
 from recipes.core.memory import keep_freed_memory
 from recipes.core.own_code import own_files, texts
 from recipes.core.script import leave_with
-from recipes.data.augment import batches, epoch_order
+from recipes.data.augment import batches, check_shift, epoch_order
 from recipes.data.lazy_images import report_lost_workers
 from recipes.data.left_out import check_readable
 from recipes.data.load import Dataset, load
@@ -262,6 +262,7 @@ def measured_images(config: TrainConfig, data: Dataset) -> Split:
 
 def prepare(config: TrainConfig, data: Dataset, device: torch.device, ranks: Ranks) -> tuple[Split, TrainState]:
     """The images that are measured and the state at the start, once everything is tried out that a run can refuse."""
+    check_shift(config.augment, data.train)
     measured = measured_images(config, data)
     state = build_state(config, data, device, ranks)
     layer_measures(config.extra_measures, state.model, measured)
@@ -305,7 +306,7 @@ def open_run(config: TrainConfig, command: Sequence[str], resume: RunDir | None,
             backbone = config.model.backbone.replace(":", "/").rstrip("/").rpartition("/")[2]  # local-dir:/a/b gives b
             path = RunDir.create(
                 config.out,
-                f"{file_name(config.data.name)}-{config.recipe}-{backbone}-seed{config.seed}",
+                f"{file_name(config.data.name)}-{file_name(config.recipe)}-{backbone}-seed{config.seed}",
                 config=as_yaml(config),
                 command=command,
                 images=config.data.root if config.data.name == "folder" else None,
@@ -413,7 +414,7 @@ def show_plan(config: TrainConfig) -> None:
     except NotHere as error:  # the rates need neither images nor a model
         reason = f"{error}; so model and loss were not tried out"
     planned, means = plans(config.tpt, config.optim), zero_error_means(config.tpt.threshold)
-    path = config.out / f"plan-{config.recipe}.png"
+    path = config.out / f"plan-{file_name(config.recipe)}.png"
     try:
         config.out.mkdir(parents=True, exist_ok=True)
         plot_plan(planned, path, title=f"{config.recipe}, at most {config.tpt.max_epochs} epochs\nzero error: {means}")

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jsonargparse
 
 from recipes.core.config import TermConfig, TrainConfig
+from recipes.core.config_files import spelled_out
 from recipes.core.deep_keys import (
     KINDS,
     POINTER,
@@ -18,7 +19,6 @@ from recipes.core.deep_keys import (
     mappings,
     refuse_ambiguous,
     set_deep,
-    spelled_out,
     split_deep,
     with_files,
 )
@@ -239,6 +239,11 @@ def _in_plain_words(line: str) -> str:
     if found := re.match(r"(.*): Expected a <class '(\w+)'>. Got value: (.*)", line):
         key, kind, value = found.groups()
         return f"{key}: expected {KINDS.get(kind, kind)}, got {value}"
+    if found := re.match(
+        r'"loss": (?:Expected a dot import path string: |Not a valid subclass of TermConfig. Got value: )(\S+)', line
+    ):
+        value = found[1].replace("None", "null")
+        return f'"loss": a term takes {KINDS["dict"]} of its keys ({", ".join(keys(TermConfig))}), got {value}'
     if found := re.match(r"\"config\": File does not exist: '(.*)'", line):
         return f"config={found[1]} does not exist: give a YAML file of keys, or name a recipe in its place"
     if found := re.match(r"\"(\w+)\": Unable to load config '(.*?)'", line):

@@ -16,6 +16,7 @@ from torch import Tensor
 from recipes.core.errors import UserError
 from recipes.core.own_code import read_text
 from recipes.core.suggestions import did_you_mean
+from recipes.core.unique_keys import UniqueKeyLoader
 
 DEFAULT = "default"
 """Key of a YAML file that holds the cost of every mistake that the file does not name."""
@@ -98,21 +99,10 @@ def _of_csv(text: str, what: str) -> Entries:
     return entries
 
 
-class _Once(yaml.SafeLoader):
-    """A loader that refuses a key which comes twice, of which YAML's own keeps the last."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        """The mapping of a node."""
-        names = [item.value for item, _ in node.value]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise yaml.YAMLError(f"{_listed(twice)} comes twice")
-        return super().construct_mapping(node, deep)
-
-
 def _of_yaml(text: str, what: str) -> tuple[Entries, float | None]:
     """Costs of a mapping of mappings, and the cost of all other mistakes."""
     try:
-        content = yaml.load(text, Loader=_Once)  # noqa: S506  (a SafeLoader)
+        content = yaml.load(text, Loader=UniqueKeyLoader)  # noqa: S506  (a SafeLoader)
     except yaml.YAMLError as error:
         raise UserError(f"{what}: {' '.join(str(error).split())}") from None
     if not isinstance(content, Mapping):

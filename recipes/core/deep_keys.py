@@ -7,10 +7,9 @@ quoted words, and keys of a loss of one's own, where --loss.NAME stands for the 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import fields, is_dataclass
-from pathlib import Path
 from typing import Any, get_type_hints
 
 import jsonargparse
@@ -187,55 +186,6 @@ def as_yaml_value(text: str) -> Any:
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_argument("--value", type=Any)
     return parser.parse_args([f"--value={text}"]).value
-
-
-def spelled_out(args: Sequence[str]) -> Iterator[str]:
-    """The command line where keys within mappings that a file has in the dotted form stand behind it as words.
-
-    A file that holds none of them, or cannot be read, is left as it is. Values keep the text that they have in the
-    file, so that numbers are read as everywhere.
-
-    Raises:
-        UserError: the file has such keys, and anchors, which they would be torn from.
-    """
-    words = iter(args)
-    for word in words:
-        option, equals, file = word.partition("=")
-        if option != "--config":
-            yield word
-            continue
-        file = file if equals else next(words, "")
-        rest, deep = _divided(file)
-        yield "--config"
-        yield rest if deep else file
-        yield from deep
-
-
-def _divided(file: str) -> tuple[str, list[str]]:
-    """The text of a file without its dotted keys within mappings, and those as words."""
-    try:
-        text = Path(file).read_text(encoding="utf-8")
-        top = yaml.compose(text, Loader=yaml.SafeLoader)
-        anchors = any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text))
-    except (OSError, ValueError, yaml.YAMLError):
-        return "", []  # jsonargparse says what is wrong with it
-    inside = tuple(f"{key}." for key in mappings())
-    rest, deep = [], []
-    for key, value in top.value if isinstance(top, yaml.MappingNode) else []:
-        if not (isinstance(key.value, str) and key.value.startswith(inside)):
-            rest.append(_text(text, key, value))
-        elif anchors:
-            raise UserError(f"{file}: write {key.value} as a mapping within a mapping, it stands beside anchors (&, *)")
-        else:
-            empty = isinstance(value, yaml.ScalarNode) and value.style is None and not value.value
-            deep.append(f"--{key.value}={'null' if empty else _text(text, value, value)}")
-    return f"{{{', '.join(rest)}}}" if getattr(top, "flow_style", False) else "\n".join(rest) or "{}", deep
-
-
-def _text(text: str, first: yaml.Node, last: yaml.Node) -> str:
-    """The text of a file from one node to another, as far to the right as it stands there."""
-    indent = " " * first.start_mark.column if getattr(first, "flow_style", None) is False else ""
-    return indent + text[first.start_mark.index : last.end_mark.index].rstrip()
 
 
 def with_files(args: Sequence[str], terms: Iterable[str]) -> list[str]:

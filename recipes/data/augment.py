@@ -17,6 +17,7 @@ from torch import Tensor
 
 from recipes.core.config import AugmentConfig
 from recipes.core.distributed import Ranks
+from recipes.core.errors import UserError
 from recipes.data.split import Split
 
 
@@ -32,6 +33,20 @@ class Batch:
         """The batch in `count` equal chunks, for gradient accumulation."""
         for chunk in zip(*(tensor.chunk(count) for tensor in (self.images, self.target, self.labels)), strict=True):
             yield Batch(*chunk)
+
+
+def check_shift(augment: AugmentConfig, split: Split) -> None:
+    """Refuse a shift that can move a whole image out of sight.
+
+    Raises:
+        UserError: names the side of the images.
+    """
+    side = min(split.images.shape[-2:])
+    if augment.crop >= side:
+        raise UserError(
+            f"augment.crop={augment.crop} moves whole images of {side} pixels out of sight, black ones are left: "
+            f"at most {side - 1}, an eighth of the side ({side // 8}) is usual"
+        )
 
 
 def epoch_order(seed: int, epoch: int, count: int) -> Tensor:

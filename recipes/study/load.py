@@ -17,6 +17,7 @@ from recipes.core.config import TrainConfig
 from recipes.core.errors import UserError
 from recipes.core.files import file_name
 from recipes.core.suggestions import did_you_mean
+from recipes.core.unique_keys import UniqueKeyLoader
 from recipes.study.spec import Arm, Study
 from recipes.study.validation import check_study
 
@@ -28,26 +29,13 @@ def read_study(path: Path) -> Study:
         UserError: no such file, an unknown key, a value of the wrong type, a rule broken.
     """
     try:
-        return study_from_dict(yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader))
+        return study_from_dict(yaml.load(path.read_text(encoding="utf-8"), UniqueKeyLoader))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is no text in UTF-8 ({error.reason} at byte {error.start}): save it as such") from None
     except (yaml.YAMLError, UserError) as error:
         raise UserError(f"{path}: {' '.join(str(error).split())}") from None
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """Refuses a mapping that has a key twice; YAML itself silently keeps the last one."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """The mapping of a node."""
-        seen = set()
-        for key, _ in node.value:
-            if key.value in seen and isinstance(key, yaml.ScalarNode):
-                raise yaml.YAMLError(f"line {key.start_mark.line + 1}: {key.value} is named twice")
-            seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
-        return super().construct_mapping(node, deep)
 
 
 def study_from_dict(content: Any) -> Study:

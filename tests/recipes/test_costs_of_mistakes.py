@@ -62,7 +62,7 @@ def test_a_class_may_be_called_default(tmp_path):
         ("a.yaml", "default: 1\ncat: {car: -2}\n", r"taking cat for car is -2: must be finite, not negative"),
         ("a.yaml", "default: 1\ncat: {car: .inf}\n", r"taking cat for car is inf"),
         ("a.yaml", "default: 1\ncat: {cat: 2}\n", r"taking cat for cat, which is right, is 2: must be 0"),
-        ("a.yaml", "default: 1\ncat: {car: 1}\ncat: {dog: 2}\n", r"cat comes twice"),
+        ("a.yaml", "default: 1\ncat: {car: 1}\ncat: {dog: 2}\n", r"line 3: cat is named twice"),
         ("a.yaml", "default: 1\nno: {cat: 1}\n", r"YAML reads a class as False"),
         ("a.yaml", "default: 1\ncat: {car: much}\n", r"taking cat for car is 'much', not a number"),
         ("a.yaml", "default: 0\n", r"no mistake costs anything"),

@@ -178,3 +178,57 @@ def test_a_mapping_for_a_term_leaves_the_keys_that_it_does_not_name(here):
         assert parse([*smooth, *later]).loss["cross_entropy"].args == {}
     words = ["baseline", f"--loss.{OWN}.weight=5", f"--loss.{OWN}", "{phase: terminal}"]
     assert parse(words).loss[OWN] == TermConfig(weight=5.0, phase="terminal")
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("optim.lr: 3\noptim: {weight_decay: 0.5}\n", {"optim": {"lr": 3.0, "weight_decay": 0.5}}),
+        ("{optim.lr: 3, optim: {weight_decay: 0.5}}", {"optim": {"lr": 3.0, "weight_decay": 0.5}}),
+        (
+            "model.head_args: {scale: 3}\nmodel.norm: batch\nmodel:\n  head: etf\n",
+            {"model": {"head": "etf", "norm": "batch", "head_args": {"scale": 3}}},
+        ),
+        (
+            "model.head_args.scale: 3\nmodel: {head_args: {normalize: false}}\n",
+            {"model": {"head_args": {"scale": 3, "normalize": False}}},
+        ),
+        (
+            "loss.ntce.weight: 2\nloss: {cross_entropy: {}}\n",
+            {"loss": {"cross_entropy": TermConfig(), "ntce": TermConfig(weight=2.0)}},
+        ),
+    ],
+)
+def test_the_order_of_keys_in_a_file_tells_nothing(text, found, tmp_path):
+    (tmp_path / "mine.yaml").write_text(text)
+    config = parse([str(tmp_path / "mine.yaml")])
+    for group, expected in found.items():
+        part = getattr(config, group)
+        assert (part if group == "loss" else {key: getattr(part, key) for key in expected}) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("optim: {lr: 3}\noptim: {weight_decay: 0.5}\n", "optim is named in line 1 and again in line 2"),
+        ("optim.lr: 3\nseed: 1\noptim.lr: 4\n", "optim.lr is named in line 1 and again in line 3"),
+        ("model:\n  head: etf\nmodel.head: linear\n", "model.head is named in line 2 and again in line 3"),
+        ("model: {head_args: {a: 1}}\nmodel.head_args: {b: 2}\n", "model.head_args is named in line 1 and again in"),
+        ("model: {head_args: {a: 1}}\nmodel.head_args.a: 2\n", "model.head_args.a is named in line 1 and again in"),
+        ("loss: {ntce: {weight: 1}}\nloss.ntce.weight: 2\n", "loss.ntce.weight is named in line 1 and again in"),
+        ("optim.lr: 3\noptim: &x {momentum: 0.5}\nmodel: {head_args: *x}\n", "write optim.lr as a mapping within"),
+        ("optim: &x\n  lr: *x\n", r"an anchor \(&\) stands around an alias \(\*\) of itself"),
+    ],
+)
+def test_a_key_named_twice_in_a_file_is_refused(text, line, tmp_path):
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(UserError, match=line):
+        parse([str(tmp_path / "mine.yaml")])
+
+
+@pytest.mark.parametrize(("word", "value"), [("--loss.koleo=3", "3"), ("--loss.koleo=null", "null")])
+def test_a_term_that_is_no_mapping_is_refused_in_plain_words(word, value):
+    with pytest.raises(UserError) as said:
+        parse(["etf", word])
+    assert str(said.value).startswith('"loss": a term takes {KEY: VALUE} of its keys (weight, phase, class_weights,')
+    assert f"got {value} (" in str(said.value)
