@@ -16,7 +16,7 @@ REFUSED = {
     "image size": ["--model.backbone", "densenet121", "--data.image_size", "8"],
     "frozen": ["--model.norm", "none", "--model.freeze_epochs", "1"],
     "stop measure": ["--tpt.stop_patience", "3", "--tpt.stop_measure", "nc77"],
-    "shift": ["--augment.crop", "9"],
+    "shift": ["--augment.crop", "32"],
     "batch": ["--data.batch_size", "5000"],
     "measured images": ["--measure_size", "2"],
     "layer measure": [

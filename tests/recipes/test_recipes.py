@@ -289,10 +289,7 @@ REFUSED = {
     "too many images": (["etf", "--data.train_size", "9999"], "data.train_size=9999: only"),
     "one-image batches": (["etf", "--data.batch_size", "1"], "data.batch_size=1"),
     "batch beyond the set": (["etf", "--data.batch_size", "4096"], "lower --data.batch_size"),
-    "shift out of sight": (
-        ["etf", "--augment.crop", "8"],
-        "augment.crop=8 moves whole images of 8 pixels .* at most 7",
-    ),
+    "shift out of sight": (["etf", "--augment.crop", "28"], "augment.crop=28 moves whole images of 28 pixels"),
     "unknown loss": (["etf", "--loss.centre.weight", "1"], "loss.centre is unknown: one of cross_entropy"),
     "unknown loss argument": (["etf", "--loss.cross_entropy.args", "{tau: 1}"], "loss.cross_entropy.args.*tau"),
     "nothing at all": ([], r"name a recipe \(adversarial, baseline"),
