@@ -1,7 +1,9 @@
 """Copies of modules, whatever their parts keep from the last forward pass."""
 
 import copy
+from collections import deque
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -30,10 +32,27 @@ def copied(module: Module) -> Module:
 
 
 def _tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
-    """Tensors in nested lists, tuples and dicts, which may hold each other."""
+    """Tensors in nested containers and plain objects, such as dataclasses, which may hold each other; no modules."""
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, list | tuple | dict) and id(value) not in seen:
+    elif not isinstance(value, nn.Module | type | ModuleType) and id(value) not in seen:
         seen.add(id(value))
-        for item in value.values() if isinstance(value, dict) else value:
+        for item in _items(value):
             yield from _tensors(item, seen)
+
+
+def _items(value: Any) -> Iterator[Any]:
+    """What an object holds, as far as copy.deepcopy would copy it."""
+    if isinstance(value, dict):
+        yield from value.values()
+    elif isinstance(value, list | tuple | set | frozenset | deque):
+        yield from value
+    elif not callable(value):
+        yield from getattr(value, "__dict__", {}).values()
+        yield from (getattr(value, name) for name in _slots(type(value)) if hasattr(value, name))
+
+
+def _slots(kind: type) -> Iterator[str]:
+    for base in kind.__mro__:
+        names = vars(base).get("__slots__", ())
+        yield from (names,) if isinstance(names, str) else names

@@ -105,6 +105,14 @@ def recomputed() -> bool:
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
+def takes_in(loss: nn.Module) -> bool:
+    """Whether a loss's running state follows this batch: in training mode, and not where gradients are off.
+
+    Loops call eval() on the model, seldom on the loss: without this, validation batches would move what it keeps.
+    """
+    return loss.training and torch.is_grad_enabled()
+
+
 def for_state(owner: str, *tensors: Tensor) -> tuple[Tensor, ...]:
     """The tensors as a running state may keep them, which outlives torch.func's wrappers.
 

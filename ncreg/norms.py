@@ -95,6 +95,10 @@ class LastBatchNorm(nn.Module):
         self.num_batches_tracked.zero_()
         self._entered = None
 
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._entered = None  # what overflowed belongs to the statistics of before
+
     @fx_leaf
     def forward(self, features: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
         """Normalised features, by batch statistics in training and running statistics in eval mode."""

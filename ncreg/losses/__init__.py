@@ -17,7 +17,8 @@ Formula, source and arguments are at the function of the same name in `ncreg.fun
              the global batch's; every rank must make the call. On where samples are compared with each other, off
              where the loss is a mean over samples: equal batches then need none. With class_weight= they do, since
              the weights of each rank's batch add up to something else: hand in gather=True.
-    memory   a ClassMeanMemory, one for each loss, which every batch updates in training mode, after the loss.
+    memory   a ClassMeanMemory, one for each loss, which every batch updates in training mode, after the loss,
+             except under torch.no_grad(), as validation is: loops seldom call eval() on a loss.
 """
 
 from ncreg.losses.chunked import ChunkedCrossEntropyLoss

@@ -53,9 +53,11 @@ class _ClassSums(torch.autograd.Function):
         factors: Factors,
     ) -> tuple[Tensor, Tensor, Tensor]:
         with torch.autocast(inputs.device.type, enabled=False):
-            factors = factors._replace(inputs=inputs.detach())
             pulls = ctx.needs_input_grad[0] and not (ctx.needs_input_grad[1] or ctx.needs_input_grad[2])
-            return _forward(ctx, labels, spread, factors, pulls)
+            found = _forward(ctx, labels, spread, factors._replace(inputs=inputs.detach()), pulls)
+            if not pulls:  # saved as they came, so that a change of them before backward is noticed
+                ctx.save_for_backward(found[0], labels, spread, inputs, weight, bias)
+            return found
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
@@ -96,13 +98,12 @@ def _forward(
         if pulled is not None:
             _add_product(pulled.mul_(kept), powers, vectors)
         peak = higher
-    ctx.factors, ctx.pulls, ctx.has_spread = factors, pulls, spread is not None
+    ctx.factors = factors._replace(inputs=factors.inputs.new_empty(0), weight=None, bias=None)
+    ctx.pulls, ctx.has_spread = pulls, spread is not None
     lse = (peak + total.log())[:, 0]
     if pulled is not None and spread_rows is not None:
         place, inside = _within(labels, 0, factors.parts()[-1][1])  # labels of other ranks' classes lie outside
         ctx.save_for_backward(pulled.div_(total), factors.of_classes(place[:, 0]) * inside[:, None], spread_rows)
-    else:
-        ctx.save_for_backward(lse, labels, spread, factors.weight)  # the weight, so that a change of it is noticed
     return lse, own, even
 
 
@@ -131,10 +132,9 @@ def _from_pulls(ctx: Any, upstream: tuple[Tensor, ...]) -> Tensor:
 
 def _by_chunks(ctx: Any, upstream: tuple[Tensor, ...]) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients in inputs, weight and bias, each chunk's logits computed again."""
-    lse, labels, spread, _ = ctx.saved_tensors
-    factors: Factors = ctx.factors
+    lse, labels, spread, inputs, weight, bias = ctx.saved_tensors
+    factors: Factors = ctx.factors._replace(inputs=inputs, weight=weight, bias=bias)
     by_lse, by_own, by_spread = upstream
-    inputs, weight, bias = factors.inputs, factors.weight, factors.bias
     by_inputs = torch.zeros_like(inputs, dtype=lse.dtype) if ctx.needs_input_grad[0] else None
     by_weight = torch.empty_like(weight) if weight is not None and ctx.needs_input_grad[1] else None
     by_bias = torch.empty_like(bias) if bias is not None and ctx.needs_input_grad[2] else None

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ncreg._checks import check_flag, check_num_classes, described
-from ncreg._transforms import fx_leaf
+from ncreg._transforms import fx_leaf, takes_in
 from ncreg.distributed import gather_batch
 from ncreg.losses._directions import Center, check_center, directions, exact_unit_rows, mean_directions
 from ncreg.losses._inputs import ClassVectors, Features, Labels, Loss, check_rows, dot_products, show_hyperparameters
@@ -139,7 +139,7 @@ class IntraClassCosineLoss(nn.Module):
             features, target = gather_batch(features, target)
         past = None if self.memory is None else self.memory.means
         loss = intra_class_cosine_loss(features, target, center=self.center, memory=past)
-        if self.memory is not None and self.training:
+        if self.memory is not None and takes_in(self):
             self.memory.update(features, target, self.center)
         return loss
 
@@ -225,7 +225,7 @@ class InterClassCosineLoss(nn.Module):
             features, target = gather_batch(features, target)
         past = None if self.memory is None else self.memory.means
         loss = inter_class_cosine_loss(features, target, self.num_classes, center=self.center, memory=past)
-        if self.memory is not None and self.training:
+        if self.memory is not None and takes_in(self):
             self.memory.update(features, target, self.center)
         return loss
 

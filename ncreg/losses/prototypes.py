@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ncreg._checks import check_flag, check_fraction, check_integer, check_num_classes, check_positive
-from ncreg._transforms import for_state, fx_leaf, row_count
+from ncreg._transforms import for_state, fx_leaf, row_count, takes_in
 from ncreg.distributed import gather_batch
 from ncreg.losses._inputs import (
     ClassVectors,
@@ -193,7 +193,7 @@ def update_centers(
 
 
 class CenterLoss(nn.Module):
-    """`center_loss` with its centres: a buffer that each batch in training mode moves after the loss.
+    """`center_loss` with its centres: a buffer that batches move after the loss, in training mode with gradients on.
 
     Example:
         >>> loss = CenterLoss(2, 2, rate=0.5)
@@ -229,7 +229,7 @@ class CenterLoss(nn.Module):
         if self.gather:
             features, target = gather_batch(features, target)
         loss = center_loss(features, target, self.centers, reduction=self.reduction)
-        if self.training:
+        if takes_in(self):
             features, target = for_state("CenterLoss", features, target)
             self.centers = update_centers(self.centers, features, target, rate=self.rate)
         return loss

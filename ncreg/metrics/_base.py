@@ -16,6 +16,25 @@ from ncreg.metrics._plot import Result, drawable, tell_apart
 from ncreg.metrics._second_pass import SecondPassTables
 from ncreg.numerics import float64_device
 
+CHANGED = (
+    "the classifier has changed since compute() measured these samples, and none came since: features of before meet "
+    "class vectors of now; keep the first result, or make the metric with compute_with_cache=True"
+)
+
+
+def first_of(stacked: Tensor) -> Tensor:
+    """The reduction of a state that is the same everywhere."""
+    return stacked[0]
+
+
+def mark_of(*things: object) -> Tensor:
+    """A state of 0 and 1 that differs between metrics of other things, so that a MetricCollection keeps them apart.
+
+    Metrics whose states agree after the first batch share them there. Bits, since large numbers may be equal but for
+    rounding.
+    """
+    return torch.tensor([id(thing) >> place & 1 for thing in things for place in range(64)], device="cpu")
+
 
 class Float64Metric(Metric):
     """A torchmetrics.Metric whose states are float64 sums, and whose result is read anew at every compute()."""
@@ -30,6 +49,7 @@ class Float64Metric(Metric):
         self._classifier: LastLayer | None = None
         self._tables: SecondPassTables | None = None  # made from the final class means when first needed
         self._gathered: tuple[Tensor, Tensor] | None = None  # the classifier as all ranks read it for the second pass
+        self._measured: tuple[Any, ...] | None = None  # updates and version of the classifier at the last compute()
 
     @property
     def home(self) -> torch.device:
@@ -41,27 +61,44 @@ class Float64Metric(Metric):
 
         @functools.wraps(compute)
         def quiet(*args: Any, **kwargs: Any) -> Any:
-            synced = self._is_synced
+            synced, measured = self._is_synced, self._computed is None and self._warn_changed()
             # A rank with an empty shard has nothing to update; without any sample at all compute() raises.
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="The ``compute`` method of metric", category=UserWarning)
                 try:
-                    return wrapped(*args, **kwargs)
+                    found = wrapped(*args, **kwargs)
                 except BaseException:
                     if self._is_synced and not synced:  # torchmetrics would leave the metric synced, of no more use
                         self.unsync()
                     raise
+            self._measured = measured or self._measured
+            return found
 
         return quiet
+
+    def _warn_changed(self) -> tuple[Any, ...] | None:
+        """Warn where a training step came between two measurements of the same samples; what to compare with later."""
+        if self._classifier is None:
+            return None
+        now, before = (self._update_count, self._classifier.version()), self._measured
+        if before is not None and before[0] == now[0] and before[1] != now[1]:
+            warnings.warn(CHANGED, UserWarning, stacklevel=4)
+        return now
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Update, and return the measures of this batch alone; a batch that is refused leaves the metric as it was."""
         before = dict(vars(self)) | self._copy_state_dict()  # torchmetrics resets the metric on the way
+        self._measured = None
         try:
             return super().forward(*args, **kwargs)
         except BaseException:
             vars(self).update(before)
             raise
+        finally:
+            self._measured = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"_measured": None}  # the copy's classifier may be another object
 
     def reset(self) -> None:
         """Forget all samples; the classifier is read again when it is next needed."""
@@ -69,7 +106,7 @@ class Float64Metric(Metric):
             if isinstance(default, list):  # torchmetrics empties the lists that its Running wrapper keeps
                 setattr(self, name, [])
         super().reset()
-        self._tables = self._gathered = None
+        self._tables = self._gathered = self._measured = None
 
     def plot(self, val: Result | Sequence[Result] | None = None, ax: Any = None) -> tuple[Any, Any]:
         """Figure and axis (torchmetrics' protocol): a point for each measure, or its curve over several results.
@@ -110,11 +147,30 @@ class Float64Metric(Metric):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # A state of other sizes is refused here: compute() would not know what is wrong with it.
-        self._check_state(
-            "load", {name: state_dict[prefix + name] for name in self._defaults if prefix + name in state_dict}
-        )
+        found = {name: state_dict[prefix + name] for name in self._defaults if prefix + name in state_dict}
+        self._check_state("load", found)
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self._tables = self._gathered = None
+        for name, value in found.items():
+            setattr(self, name, self._own_copy(name, value))
+        self._tables = self._gathered = self._measured = self._computed = None
+
+    def _own_copy(self, name: str, value: Any) -> Any:
+        """A state from elsewhere in the place and dtype of those here; sums grow in place, so nobody may share them."""
+        if name == "mark":  # of this metric, whoever wrote the state
+            return torch.as_tensor(self._defaults[name]).to(self.home, copy=True)
+        if isinstance(value, list):
+            return [self._own_copy(name, part) for part in value]
+        exact = value.is_floating_point() and name != "features"
+        return value.detach().to(self.home, torch.float64 if exact else value.dtype, copy=True)
+
+    def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
+        """Add the samples of another metric, or of its state."""
+        if isinstance(incoming_state, type(self)):
+            incoming_state = incoming_state.metric_state
+        if isinstance(incoming_state, dict) and "mark" in self._defaults:  # states of earlier versions have none
+            incoming_state = incoming_state | {"mark": self.metric_state["mark"]}
+        super().merge_state(incoming_state)
+        self._computed = None  # torchmetrics would give the result of before once more
 
     def _apply(self, fn: Callable, exclude_state: Any = "") -> nn.Module:
         def keep_float64(tensor: Tensor) -> Tensor:  # and integers: labels and counts

@@ -6,7 +6,7 @@ import copy
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ncreg._checks import described
 from ncreg.metrics._geometry import LARGEST
@@ -31,13 +31,40 @@ class LastLayer:
                 f"classifier must have a tensor .weight of shape (num_classes, num_features), "
                 f"got {type(module).__name__}: pass the last layer, e.g. model.head or model.get_classifier()"
             )
-        self.module, self.num_classes, self.num_features = module, num_classes, num_features
+        self._module, self.num_classes, self.num_features = module, num_classes, num_features
+        self._copies: dict[int, Any] | None = None  # of the deepcopy that made this
         self._checked_tensors()
+
+    @property
+    def module(self) -> Any:
+        """The classifier; in a copy of a module that holds metric and classifier the copied one."""
+        if self._copies is not None:
+            self._module, self._copies = self._copies.get(id(self._module), self._module), None
+        return self._module
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LastLayer:
         other = copy.copy(self)
-        other.module = memo.get(id(self.module), self.module)
+        other._copies = memo  # looked up when first needed: the classifier may be copied after its metric
         return other
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_module": self.module} | {name: value for name, value in vars(self).items() if name != "_module"}
+
+    def version(self) -> tuple[int, ...]:
+        """Numbers that change where the weights are written to or replaced; nothing is read from the device."""
+        module = self.module  # a weight that is computed at each access would be another tensor every time
+        held = list(getattr(module, "__dict__", {}).values())
+        if isinstance(module, nn.Module):
+            held = [*module.parameters(), *module.buffers()]
+        tensors = [value for value in held if isinstance(value, Tensor)]
+        return tuple(part for value in tensors for part in (id(value), 0 if value.is_inference() else value._version))
+
+    def agrees_with(self, other: LastLayer) -> bool:
+        """Whether the two are one classifier, or hold the same values."""
+        if self.module is other.module:
+            return True
+        mine, theirs = (layer.read(torch.device("cpu"), on_every_rank=False) for layer in (self, other))
+        return all(map(torch.equal, mine, theirs))
 
     def read(self, device: torch.device, *, on_every_rank: bool) -> tuple[Tensor, Tensor]:
         """Weight (C, d) and bias (C,), zero without one, in float64, as they are now.

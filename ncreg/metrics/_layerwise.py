@@ -16,6 +16,7 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 from torchmetrics.utilities.plot import _error_on_missing_matplotlib
 
 from ncreg._checks import check_choice, check_num_classes, described
+from ncreg._transforms import recomputed
 from ncreg.metrics._neural_collapse import NeuralCollapse
 from ncreg.metrics._plot import tell_apart
 
@@ -194,7 +195,8 @@ class LayerwiseCollapse:
 
     def _hook(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
         def keep(module: nn.Module, inputs: Any, output: Any) -> None:
-            self._seen[name].append(self._pooled(name, output))
+            if not recomputed():
+                self._seen[name].append(self._pooled(name, output))
 
         return keep
 

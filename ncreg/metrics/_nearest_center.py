@@ -12,20 +12,11 @@ from torchmetrics import Metric
 
 from ncreg._checks import check_flag, described
 from ncreg.metrics import _reduce
-from ncreg.metrics._base import Float64Metric, check_shapes
+from ncreg.metrics._base import Float64Metric, check_shapes, first_of, mark_of
 from ncreg.metrics._geometry import class_geometry
 from ncreg.metrics._inputs import check_batch, check_not_meta
 from ncreg.metrics._last_layer import LastLayer
 from ncreg.metrics._second_pass import SecondPassTables, new_second, view_second
-
-
-def _first(stacked: Tensor) -> Tensor:
-    return stacked[0]
-
-
-def _mark(thing: object) -> Tensor:
-    """Numbers of 0 and 1 that differ between two objects: those of one number might be equal but for rounding."""
-    return torch.tensor([id(thing) >> place & 1 for place in range(64)], device="cpu")
 
 
 class NearestClassCenter(Float64Metric):
@@ -83,9 +74,9 @@ class NearestClassCenter(Float64Metric):
         if self._classifier is not None:
             self._classifier.check_not_sharded()
         # A state, not a buffer: metrics with other means must not pass for the same one in a MetricCollection.
-        self.add_state("means", means.detach().to(self.home, torch.float64, copy=True), dist_reduce_fx=_first)
+        self.add_state("means", means.detach().to(self.home, torch.float64, copy=True), dist_reduce_fx=first_of)
         if self._classifier is not None:  # for the same reason: others may decide alike on the first batch alone
-            self.add_state("mark", _mark(self._classifier.module).to(self.home), dist_reduce_fx=_first)
+            self.add_state("mark", mark_of(self._classifier.module).to(self.home), first_of)
         # per class: samples, nearest centre is their own, classifier chooses their own, the two choices differ
         self.add_state("counts", torch.zeros(len(means), 4, device=self.home, dtype=torch.int64), "sum")
 
@@ -128,7 +119,7 @@ class NearestClassCenter(Float64Metric):
         """Add the samples of another metric of the same means, or of its state.
 
         Raises:
-            ValueError: the means differ.
+            ValueError: the means differ, or the classifiers, or the other samples have met none.
         """
         theirs = incoming_state.means if isinstance(incoming_state, NearestClassCenter) else None
         theirs = incoming_state.get("means") if isinstance(incoming_state, dict) else theirs
@@ -141,7 +132,26 @@ class NearestClassCenter(Float64Metric):
                 f"cannot merge: means are {tuple(self.means.shape)} here and {tuple(theirs.shape)} there, "
                 "or differ in their values"
             )
+        if self._classifier is not None:
+            self._check_decided(self._classifier, incoming_state)
         super().merge_state(incoming_state)
+
+    def _check_decided(self, mine: LastLayer, incoming_state: dict[str, Any] | Metric) -> None:
+        """Check that the samples to be merged have met the same classifier."""
+        if isinstance(incoming_state, NearestClassCenter):
+            theirs = incoming_state._classifier
+            if theirs is None:
+                raise ValueError("cannot merge: the other metric has no classifier, so that its samples have no nc4")
+            if not mine.agrees_with(theirs):
+                raise ValueError("cannot merge: the two metrics have different classifiers: their weights differ")
+        counts = incoming_state.get("counts") if isinstance(incoming_state, dict) else None
+        if isinstance(counts, Tensor) and counts.shape == self.counts.shape:
+            _, nearest, correct, disagree = counts.sum(0).tolist()
+            if correct == disagree == 0 < nearest:  # no classifier that always agrees with the nearest centre is wrong
+                raise ValueError(
+                    "cannot merge: the state is of a metric without a classifier, and its samples have no nc4: "
+                    "take one of NearestClassCenter(means, classifier)"
+                )
 
     def _check_state(self, doing: str, state: Mapping[str, Any]) -> None:
         check_shapes(doing, state, {"means": self.means, "counts": self.counts}, "num_classes or num_features")

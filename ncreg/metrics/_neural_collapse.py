@@ -16,7 +16,7 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 
 from ncreg._checks import check_choice, check_flag, check_integer, check_num_classes
 from ncreg.metrics import _first_pass, _formulas, _reduce
-from ncreg.metrics._base import Float64Metric, check_cached, check_shapes
+from ncreg.metrics._base import Float64Metric, check_cached, check_shapes, first_of, mark_of
 from ncreg.metrics._geometry import Geometry
 from ncreg.metrics._inputs import check_batch
 from ncreg.metrics._last_layer import LastLayer
@@ -124,6 +124,9 @@ class NeuralCollapse(Float64Metric):
         self.add_state("reference", [], dist_reduce_fx="cat")
         self.add_state("second", [], dist_reduce_fx="cat")
         self.add_state("margins", [], dist_reduce_fx="cat")
+        # Sums of the second pass depend on these, those of the first do not: a collection must keep such metrics apart.
+        mark = mark_of(self._classifier and self._classifier.module, center == "features")
+        self.add_state("mark", mark.to(self.home), first_of)
 
     def update(self, features: Float[Tensor, "batch dim"], target: Integer[Tensor, " batch"]) -> None:
         """Take in a batch of features (B, d) and class labels (B,).
@@ -307,10 +310,10 @@ class NeuralCollapse(Float64Metric):
                 if mine != theirs:
                     raise ValueError(f"cannot merge: {name} is {mine} here and {theirs} there")
         elif isinstance(incoming_state, dict):
-            if incoming_state.keys() != self._defaults.keys():
+            here, there = (sorted(set(state) - {"mark"}) for state in (self._defaults, incoming_state))
+            if here != there:
                 raise ValueError(
-                    f"cannot merge: states are {sorted(self._defaults)} here and {sorted(incoming_state)} there; "
-                    "cache must be the same in both"
+                    f"cannot merge: states are {here} here and {there} there; cache must be the same in both"
                 )
             self._check_state("merge", incoming_state)
         if not self.cache and isinstance(incoming_state, dict | NeuralCollapse):

@@ -1,5 +1,7 @@
 """Collapse by depth: what the hooks collect is what the layers gave, and nothing stays behind."""
 
+import functools
+
 import numpy as np
 import oracles
 import pytest
@@ -7,6 +9,7 @@ import timm
 import torch
 from torch import nn
 from torch.nn.functional import relu
+from torch.utils.checkpoint import checkpoint
 
 from ncreg.metrics import LayerwiseCollapse
 
@@ -95,6 +98,18 @@ def test_training_goes_on_inside(net):
     depth.reset()
     with pytest.raises(ValueError, match="no samples seen"):
         depth.compute()
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_activation_checkpointing_shows_a_batch_once(net, use_reentrant):
+    images, target = batches()[0]
+    found = []
+    for run in (net, functools.partial(checkpoint, net, use_reentrant=use_reentrant)):
+        with LayerwiseCollapse(net, layers=["last"]) as depth:
+            run(images.clone().requires_grad_()).square().sum().backward()  # runs the layers once more
+            depth.update(target)
+            found.append(depth.compute())
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize(("name", "size", "count"), [("test_resnet", 32, 5), ("test_vit", 160, 6)])

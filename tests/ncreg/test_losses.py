@@ -334,6 +334,28 @@ def test_centres_follow_wens_rule():
     torch.testing.assert_close(loss(h, y), torch.tensor((9 + 1 + 2.25**2) / 6))
 
 
+@pytest.mark.parametrize("gradients_off", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: losses.CenterLoss(2, 2, rate=0.5),
+        lambda: losses.IntraClassCosineLoss(memory=losses.ClassMeanMemory(2, 2)),
+        lambda: losses.InterClassCosineLoss(2, memory=losses.ClassMeanMemory(2, 2)),
+    ],
+)
+def test_validation_without_eval_leaves_what_a_loss_keeps_as_training_made_it(make, gradients_off):
+    """Loops call eval() on the model, seldom on the loss."""
+    training, y = torch.tensor([[4.0, 0.0], [2.0, 1.0], [0.0, 3.0]]), torch.tensor([0, 0, 1])
+    loss, alone = make(), make()
+    for _ in range(2):
+        loss(training, y), alone(training, y)
+        expected = copy.deepcopy(alone).eval()(-training, y)
+        with gradients_off():
+            assert loss(-training, y) == expected
+    torch.testing.assert_close(loss.state_dict(), alone.state_dict(), rtol=0, atol=0)
+    loss(training.requires_grad_(), y).backward()
+
+
 def test_koleo_of_one_sample_is_zero_and_says_so():
     rows = batch(samples=1)["features"].requires_grad_()
     for reduction, shape in (("mean", ()), ("none", (1,))):

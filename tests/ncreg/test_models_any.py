@@ -2,6 +2,9 @@
 
 import pickle
 import warnings
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import timm
@@ -189,6 +192,15 @@ def test_the_path_of_a_timm_models_classifier_will_do():
     assert folded.num_classes == 5
 
 
+@dataclass
+class Kept:
+    last: Any
+
+
+class Slotted:
+    __slots__ = ("last",)
+
+
 def test_a_copy_leaves_out_history_and_never_unties_a_view():
     model = nn.Sequential(nn.Linear(4, 3))
     model.kept = model(torch.ones(2, 4))
@@ -196,6 +208,14 @@ def test_a_copy_leaves_out_history_and_never_unties_a_view():
     model.cfg["self"] = model.cfg
     again = copied(model)
     assert again.cfg["self"] is again.cfg and torch.equal(again.kept, model.kept) and not again.kept.requires_grad
+    del model.kept
+    model.holders = [deque([model(torch.ones(2, 4))]), Kept(model(torch.ones(2, 4))), {"slots": Slotted()}]
+    model.holders[2]["slots"].last = (model(torch.ones(2, 4)),)
+    last, box, nested = copied(model).holders
+    for found in (last[0], box.last, nested["slots"].last[0]):
+        assert torch.equal(found, model.holders[0][0]) and not found.requires_grad
+    model.holders[1].last = model.holders[2]["slots"].last = None
+    model.holders[0].clear()
     model.tied = model[0].weight.t()
     with pytest.raises(RuntimeError, match="deepcopy"):
         copied(model)

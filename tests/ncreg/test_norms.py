@@ -59,6 +59,15 @@ def test_a_batch_that_overflows_in_float16_is_told_once_on_the_way_to_eval_mode(
         model.eval()
 
 
+def test_what_overflowed_before_loading_is_not_told_of_the_loaded_statistics():
+    right, norm = LastBatchNorm(6).half(), LastBatchNorm(6).half()
+    right(batch(64, 6).half())
+    norm(2000 * batch(64, 6).half())
+    norm.load_state_dict(right.state_dict())
+    norm.eval()  # warnings are errors
+    assert torch.equal(norm.running_var, right.running_var) and norm.num_batches_tracked == 1
+
+
 def test_nothing_is_told_where_all_batches_enter_or_none_is_seen():
     for model in (LastBatchNorm(6).half(), LastBatchNorm(6)):
         model.eval().train()

@@ -1,0 +1,156 @@
+"""Metrics in loops of others: loaded twice, merged, tracked, copied with their model, in a collection of two passes."""
+
+import copy
+
+import pytest
+import torch
+from test_metrics import MODES, assert_agrees, expect, make, measure
+from torch import nn
+from torchmetrics import MetricCollection, MetricTracker
+
+from ncreg.metrics import NearestClassCenter, NeuralCollapse
+
+
+def states(metric):
+    metric.persistent(True)
+    return metric.state_dict()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_two_metrics_that_load_one_state_go_on_apart(mode):
+    """Streamed sums grow in place: the second metric, and the state itself, would have grown with the first."""
+    features, target, head = make(3, 5, 90)
+    first = NeuralCollapse(3, 5, head, **MODES[mode])
+    first.update(features[:30], target[:30])
+    state = states(first)
+    loaded = [NeuralCollapse(3, 5, head, **MODES[mode]) for _ in range(3)]
+    for metric in loaded:
+        metric.persistent(True)
+        metric.load_state_dict(state)
+    for metric, end in zip(loaded[:2], (60, 90), strict=True):
+        metric.update(features[30:end], target[30:end])
+    for metric, end in zip(loaded, (60, 90, 30), strict=True):
+        assert_agrees(metric.compute(), expect(features[:end], target[:end], head))
+
+
+def test_a_state_that_was_cast_on_its_way_grows_in_float64_again():
+    """In float32 sums of 100 batches would be off by 1e-6."""
+    features, target, head = make(3, 5, 6000, spread=1e-3)
+    metric = NeuralCollapse(3, 5, head, cache=False)
+    metric.persistent(True)
+    cast = {name: value.float() for name, value in metric.state_dict().items() if torch.is_tensor(value)}
+    metric.load_state_dict(cast)
+    for rows, labels in zip(features.split(60), target.split(60), strict=True):
+        metric.update(rows, labels)
+    assert_agrees(metric.compute(), expect(features, target, head))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("as_dict", [True, False])
+def test_a_kept_result_does_not_outlive_a_merge(mode, as_dict):
+    features, target, head = make(3, 5, 90)
+    shards = [NeuralCollapse(3, 5, head, compute_with_cache=True, **MODES[mode]) for _ in range(2)]
+    for metric, part in zip(shards, (slice(40), slice(40, None)), strict=True):
+        metric.update(features[part], target[part])
+        assert_agrees(metric.compute(), expect(features[part], target[part], head))
+    shards[0].merge_state(shards[1].metric_state if as_dict else shards[1])
+    assert_agrees(shards[0].compute(), expect(features, target, head))
+
+
+@pytest.mark.parametrize("first", ["measure", "head"])
+def test_a_copied_model_measures_its_own_classifier_wherever_the_metric_stands_in_it(first):
+    """A metric before the head was copied before it, and went on to read the original's weights."""
+    features, target, head = make(3, 5, 60)
+    parts = {"head": head, "measure": NeuralCollapse(3, 5, head)}
+    model = nn.ModuleDict({first: parts.pop(first), **parts})
+    copies = [copy.deepcopy(model), copy.deepcopy(copy.deepcopy(model))]
+    with torch.no_grad():
+        head.weight.neg_()[0] += 3
+    for copied in copies:
+        copied["measure"].update(features, target)
+        assert_agrees(copied["measure"].compute(), expect(features, target, copied["head"]))
+        assert not torch.equal(copied["head"].weight, head.weight)
+    apart = model["measure"].clone()  # by itself it keeps to the classifier that it was made with
+    apart.update(features, target)
+    assert_agrees(apart.compute(), expect(features, target, head))
+
+
+def test_metrics_of_a_collection_keep_their_own_second_pass():
+    """Their first passes agree: torchmetrics would take them for one, with the first one's margins for all."""
+    features, target, head = make(3, 5, 90)
+    _, _, other = make(3, 5, 90, seed=1)
+    settings = {"raw": (head, {}), "averaged": (other, {}), "paper": (head, {"center": "features"}), "same": (head, {})}
+    found = MetricCollection(
+        {name: NeuralCollapse(3, 5, layer, cache=False, **more) for name, (layer, more) in settings.items()}
+    )
+    for _ in zip(*(metric.passes() for metric in found.values(copy_state=False)), strict=True):
+        for rows, labels in zip(features.split(20), target.split(20), strict=True):
+            found.update(rows, labels)
+    values = found.compute()
+    for name, (layer, more) in settings.items():
+        own = {key.removeprefix(f"{name}_"): value for key, value in values.items() if key.startswith(f"{name}_")}
+        alone = measure(features, target, layer, cache=False, **more)
+        assert own.keys() == alone.keys()
+        assert_agrees(own, alone, 1e-12)
+    assert ["raw", "same"] in [sorted(group) for group in found.compute_groups.values()]
+
+
+def test_a_tracker_is_told_that_its_earlier_steps_meet_the_weights_of_now():
+    features, target, head = make(3, 5, 60)
+    for kept in (False, True):
+        tracker = MetricTracker(NeuralCollapse(3, 5, head, compute_with_cache=kept), maximize=False)
+        seen = []
+        for _ in range(3):
+            tracker.increment()
+            tracker.update(features, target)
+            seen.append(float(tracker.compute()["nc3"]))
+            with torch.no_grad():
+                head.weight.neg_()[0] += 1
+        if kept:
+            assert tracker.compute_all()["nc3"].tolist() == seen
+        else:
+            with pytest.warns(UserWarning, match="compute_with_cache=True"):
+                tracker.compute_all()
+
+
+def test_nothing_is_told_where_new_samples_came_or_the_classifier_stayed():
+    features, target, head = make(3, 5, 60)
+    metric = NeuralCollapse(3, 5, head)
+    for step in range(3):
+        if step == 2:
+            metric.reset()
+        metric.update(features, target)
+        for _ in range(2):
+            metric.compute()  # warnings are errors
+        metric(features, target)
+        with torch.no_grad():
+            head.weight.mul_(2)
+
+
+def test_merged_decisions_are_of_one_classifier():
+    features, target, head = make(3, 5, 60)
+    _, _, other = make(3, 5, 60, seed=1)
+    means = torch.randn(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+    def shard(layer, part):
+        metric = NearestClassCenter(means, layer)
+        metric.update(features[part], target[part])
+        return metric
+
+    whole = shard(head, slice(None)).compute()
+    for mate in (head, copy.deepcopy(head)):  # each process of several has a copy of its own
+        merged, second = shard(head, slice(20)), shard(mate, slice(20, None))
+        merged.merge_state(second)
+        assert merged.compute() == whole
+        merged = shard(head, slice(20))
+        merged.merge_state({name: second.metric_state[name] for name in ("means", "counts")})  # as earlier versions had
+        assert merged.compute() == whole
+    with pytest.raises(ValueError, match="different classifiers"):
+        shard(head, slice(20)).merge_state(shard(other, slice(20, None)))
+    without = shard(None, slice(20, None))
+    for incoming in (without, without.metric_state):
+        with pytest.raises(ValueError, match="without a classifier|has no classifier"):
+            shard(head, slice(20)).merge_state(incoming)
+    merged = shard(None, slice(20))
+    merged.merge_state(shard(head, slice(20, None)))
+    assert merged.compute() == {"ncc_accuracy": whole["ncc_accuracy"]}
