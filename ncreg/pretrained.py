@@ -126,7 +126,7 @@ def save_pretrained(classifier: Classifier, folder: str | Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).unlink(missing_ok=True)  # written last: a folder that has it is whole
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / CONFIG).write_text(text)
+    (folder / CONFIG).write_text(text, encoding="utf-8")
 
 
 def from_pretrained(source: str | Path, *, device: str | torch.device = "cpu") -> Classifier:
@@ -143,7 +143,7 @@ def from_pretrained(source: str | Path, *, device: str | torch.device = "cpu") -
     """
     files = _files_of(source)
     try:
-        config = json.loads(files[CONFIG].read_text())
+        config = json.loads(files[CONFIG].read_text(encoding="utf-8"))
         if config.get("architecture") != ARCHITECTURE:
             raise ValueError(
                 f"its architecture is {config.get('architecture')!r}, not {ARCHITECTURE}; a model of timm is built by "

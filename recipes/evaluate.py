@@ -29,7 +29,7 @@ if __name__ == "__main__":
     require_recipes()
 
 from recipes.core.errors import UserError
-from recipes.core.files import check_folder, write_atomically, write_json
+from recipes.core.files import check_folder, path_of_its_own, write_atomically, write_json
 from recipes.core.script import Parser, leave_with, run_script, take_keys
 from recipes.evaluation.model_options import MODEL_HELP, ModelOptions, add_model_options, model_options
 
@@ -94,9 +94,12 @@ def evaluate(argv: Sequence[str]) -> None:
         cost=args.cost,
         train_images=TRAIN_IMAGES if args.train_images is None else args.train_images,
     )
-    path = tested.home / file_name(found.result, tested)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, found.result)
+    about = {"run": tested.word, "weights": options.weights}
+    name, home = file_name(found.result, tested), tested.home
+    own = tested.is_run and options.out_dir is None
+    path = home / f"{name}.json" if own else path_of_its_own(home, name, about)
+    home.mkdir(parents=True, exist_ok=True)
+    write_json(path, found.result | ({} if options.weights is None else {"weights": str(options.weights)}))
     if found.page:
         write_atomically(path.with_suffix(".html"), found.page)
     print(accuracy_table(found.result))  # after all files: its reader may go away, as `head` does
@@ -119,10 +122,11 @@ def _evaluate_features(args: argparse.Namespace, options: ModelOptions, override
     check_folder(out, "the folder of the results,")
     found = evaluate_features(args.features, args.test_features, class_names=options.class_names)
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "features.json", found.result)
-    write_atomically(out / "features.html", found.page)
+    path = path_of_its_own(out, "features", {"features": args.features})
+    write_json(path, found.result)
+    write_atomically(path.with_suffix(".html"), found.page)
     print(found.table)
-    print(f"\nmore measures: {out / 'features.json'}\nwhat they mean, with figures: {out / 'features.html'}")
+    print(f"\nmore measures: {path}\nwhat they mean, with figures: {path.with_suffix('.html')}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

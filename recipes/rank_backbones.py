@@ -26,7 +26,7 @@ if __name__ == "__main__":
     require_recipes()
 
 from recipes.core.errors import PARTIAL, UserError
-from recipes.core.files import check_folder, environment, file_name, write_json
+from recipes.core.files import check_folder, environment, file_name, path_of_its_own, write_json
 from recipes.core.script import Parser, leave_with, run_script, take_keys
 from recipes.evaluation.candidates import CANDIDATE_HELP, read_candidates
 
@@ -74,7 +74,7 @@ def rank(argv: Sequence[str]) -> int:
     )
     out = args.out_dir or Path("evaluations") / f"rank-{file_name(ranking.data)}"
     out.mkdir(parents=True, exist_ok=True)
-    path = out / "rank_backbones.json"
+    path = path_of_its_own(out, "rank_backbones", {"data_keys": ranking.data_keys, "held_out": ranking.held_out})
     write_json(path, ranking.record() | {"environment": environment(["recipes/rank_backbones.py", *argv])})
     figure, _ = draw_ranking(ranking, path)
     for note in ranking.notes:

@@ -127,12 +127,15 @@ def run_epochs(
     """THE loop: load, build, then train and measure epoch by epoch, and report."""
     began = time.perf_counter()
     if resume is not None:
+        ranks.together(lambda: guard.enter_context(resume.alone()) if ranks.main else None)
         check_code(resume, config)
     former = () if resume is None else resume.unreadable()
     data = ranks.together(lambda: load_data(config, device, given, former))
     check_readable((data.train, data.val, data.test), ranks)
     measured, state = prepare(config if resume is None else from_seed(config), data, device, ranks)
     run = open_run(config, command, resume, state)
+    if resume is None and ranks.main:
+        guard.enter_context(run.alone())
     check_data(run, data, trained=state.scheduler.finished)
     record_bounds(run, config, command, state.scheduler.epoch)
     guard.enter_context(run.noting_unreadable())

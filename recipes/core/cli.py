@@ -67,7 +67,7 @@ def is_recipe_file(word: str) -> bool:
 
 def card(path: Path) -> str:
     """The first comment line of a recipe card: what it is."""
-    return path.read_text().splitlines()[0].lstrip("# ")
+    return path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
 
 
 def boolean_keys() -> list[str]:

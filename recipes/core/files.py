@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -10,6 +11,7 @@ import platform
 import re
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,6 +24,12 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+CAN_LOCK = fcntl is not None
+"""Whether the system has the locks of `locked`."""
+
+LONGEST_NAME = 180
+"""Bytes of a name that the application makes up; file systems take 255, of which it adds dates and suffixes."""
+
 PACKAGES = ("ncreg", "torch", "torchvision", "timm", "torchmetrics", "numpy", "scikit-learn")
 
 
@@ -33,6 +41,19 @@ def file_name(text: str) -> str:
         ('timm-hfds-owner-set', 'torchvision.CIFAR10')
     """
     return re.sub(r"[^\w.-]+", "-", text).strip("-")
+
+
+def fitting(name: str, most: int = LONGEST_NAME) -> str:
+    """A name of at most `most` bytes: a longer one keeps its beginning, and a checksum tells it from others.
+
+    Example:
+        >>> fitting("short"), fitting("x" * 300, 20)
+        ('short', 'xxxxxxxxxxx-1b432d13')
+    """
+    whole = os.fsencode(name)
+    if len(whole) <= most:
+        return name
+    return f"{whole[: most - 9].decode('utf-8', errors='ignore')}-{zlib.crc32(whole):08x}"
 
 
 def check_folder(folder: Path, option: str) -> None:
@@ -67,7 +88,7 @@ def write_atomically(path: Path, text: str) -> None:
     """Write a text file, whole or not at all: a reader never sees half of it."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        unfinished.write_text(text)
+        unfinished.write_text(text, encoding="utf-8", errors="surrogateescape")  # names of files are any bytes
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
@@ -76,6 +97,32 @@ def write_atomically(path: Path, text: str) -> None:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON file, whole or not at all; a number that is not finite becomes null."""
     write_atomically(path, json.dumps(strict(content), indent=1, allow_nan=False) + "\n")
+
+
+def path_of_its_own(folder: Path, name: str, about: Mapping[str, object]) -> Path:
+    """Where to write a result: folder/name.json, or name-2, name-3 … where a file there is about something else.
+
+    Args:
+        folder: of the results.
+        name: of the file, without .json.
+        about: keys of the result that say what it is about, with their values; paths are the same from any folder.
+    """
+    for attempt in itertools.count(1):
+        path = folder / (f"{name}.json" if attempt == 1 else f"{name}-{attempt}.json")
+        try:
+            held = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # none, or a damaged one
+            break
+        if isinstance(held, dict) and all(_same(held.get(key), value) for key, value in about.items()):
+            break
+    if attempt > 1:
+        note = f"note: {folder / name}.json holds other results: these go to {path.name}"
+        print(note, file=sys.stderr)
+    return path
+
+
+def _same(one: object, other: object) -> bool:
+    return os.path.abspath(str(one)) == os.path.abspath(str(other))
 
 
 def json_row(entry: Mapping[str, Any]) -> str:
@@ -135,21 +182,25 @@ def processor() -> str:
 def locked(folder: Path, *, wait: bool = False) -> Iterator[int | None]:
     """Lock a folder: gives the lock's file descriptor, or None if another process holds it and `wait` is false.
 
-    The kernel releases the lock when the last process that holds it ends, however it ends.
+    The kernel releases the lock when the last process that holds it ends, however it ends. A file system without
+    locks, as Lustre and NFS can be mounted, goes unlocked, and a note says so.
 
     Raises:
         UserError: the system has no such locks (Windows).
     """
-    if fcntl is None:
+    if not CAN_LOCK:
         raise UserError("evaluations and studies lock their folders as POSIX does: run them on Linux, macOS or WSL")
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except OSError:
+        except BlockingIOError:
             yield None
             return
+        except OSError as error:
+            note = f"note: the file system of {folder} has no locks ({error.strerror}): keep other processes from it"
+            print(note, file=sys.stderr)
         yield descriptor
     finally:
         os.close(descriptor)

@@ -163,10 +163,11 @@ def run_script(body: Callable[[Sequence[str]], int | None], argv: Sequence[str] 
 
 
 def leave_with(main: Callable[[], int | None]) -> NoReturn:
-    """End the process with the exit code of `main`, which goes on unread where the reader of its output leaves.
+    """End the process with the exit code of `main`, which does all its work whatever becomes of its output.
 
-    Where that of standard output left, as `head` does, `READER_GONE` takes the place of 0. Notes and progress on
-    standard error change no exit code.
+    Where the reader of standard output left, as `head` does, `READER_GONE` takes the place of 0. Where it could not be
+    written, as on a full disk, 2 does, and a line on standard error says so. Notes and progress on standard error
+    change no exit code. What the encoding of standard output lacks is written as escapes, as on standard error.
     """
     out, _ = (_Outlet.of(name) for name in ("stdout", "stderr"))
     for name in ("stdout", "stderr"):
@@ -176,17 +177,24 @@ def leave_with(main: Callable[[], int | None]) -> NoReturn:
         code: int | str = main() or 0
     except SystemExit as end:  # of --help
         code = end.code or 0
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+    sys.stdout.flush()
+    if out is not None and out.failure is not None:
+        print(
+            f"error: standard output cannot be written ({out.failure.strerror}): a part of it is lost, files are not",
+            file=sys.stderr,
+        )
+        code = code or 2
+    sys.stderr.flush()
     sys.exit(READER_GONE if code == 0 and out is not None and out.unread else code)
 
 
 class _Outlet(io.FileIO):
-    """The file below a standard stream: what is written goes nowhere once its reader has left."""
+    """The file below a standard stream: what is written goes nowhere once its reader has left or its disk is full."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number, "w", closefd=False)
         self.unread = False
+        self.failure: OSError | None = None
 
     @classmethod
     def of(cls, name: str) -> _Outlet | None:
@@ -199,6 +207,8 @@ class _Outlet(io.FileIO):
         stream.flush()
         below = outlet if isinstance(stream.buffer, io.RawIOBase) else io.BufferedWriter(outlet)  # raw: python -u
         settings = {key: getattr(stream, key) for key in ("encoding", "errors", "line_buffering", "write_through")}
+        if settings["errors"] == "strict":
+            settings["errors"] = "backslashreplace"
         setattr(sys, name, io.TextIOWrapper(below, **settings))
         return outlet
 
@@ -210,10 +220,12 @@ class _Outlet(io.FileIO):
             if not _reader_gone(self):
                 raise
             self.unread = True
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self.fileno())  # what libraries and processes print goes there too
-            os.close(nowhere)
-            return super().write(data)
+        except OSError as error:  # a full disk, a terminal that was closed
+            self.failure = error
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.fileno())  # what libraries and processes print goes there too
+        os.close(nowhere)
+        return super().write(data)
 
 
 def _reader_gone(file: io.FileIO) -> bool:

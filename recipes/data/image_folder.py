@@ -24,6 +24,13 @@ from recipes.data.lazy_images import LazyImages, worker_count
 from recipes.data.split import SPLIT_NAMES, Source, Split, resized
 from recipes.data.unreadable import Unreadable
 
+SYSTEM_FOLDERS = frozenset(
+    {"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
+)
+"""Folders that macOS, Windows, Linux and network drives put beside images; @eaDir holds thumbnails of all of them."""
+
+HIDDEN = "whose name or folder begins with a dot, or whose folder is one of the system's, such as @eaDir"
+
 LOOKED_AT = 36
 """Files, at least where there are so many, whose headers tell the size of a set's images."""
 
@@ -39,7 +46,7 @@ def image_folder(
     """Images in root/train/CLASS, with root/val or root/test or both beside it, or in root/CLASS alone.
 
     If only one of val and test exists, it is the test split; if both exist, val is the validation split. Links are
-    followed; names that begin with a dot are skipped.
+    followed; names that begin with a dot and the folders of `SYSTEM_FOLDERS` are skipped.
 
     Args:
         config: names the folder.
@@ -118,8 +125,20 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def hidden_images(folder: Path) -> int:
-    """Number of images that `image_files` leaves out because their name or that of a folder begins with a dot."""
+    """Number of images that `image_files` leaves out because their name or that of a folder is hidden."""
     return sum(hidden and _is_image(path) for path, hidden in _files(folder))
+
+
+def other_files(folder: Path) -> Counter[str]:
+    """How many files `image_files` leaves out because of their suffix, by suffix; hidden ones do not count."""
+    return Counter(
+        path.suffix or "without a suffix" for path, hidden in _files(folder) if not hidden and not _is_image(path)
+    )
+
+
+def _visible_files(folder: Path) -> list[os.DirEntry[str]]:
+    """The files that lie in a folder itself."""
+    return [entry for entry in _entries(folder) if not entry.is_dir() and not _is_hidden(entry.name)]
 
 
 def _is_image(path: Path) -> bool:
@@ -132,15 +151,19 @@ def _files(folder: Path, hidden: bool = False, above: tuple[Path, ...] = ()) -> 
     if any(place.is_relative_to(real) for place in above):
         return
     for entry in _entries(folder):
-        dotted = hidden or entry.name.startswith(".")
+        unseen = hidden or _is_hidden(entry.name)
         if entry.is_dir():
-            yield from _files(Path(entry.path), dotted, (*above, real))
+            yield from _files(Path(entry.path), unseen, (*above, real))
         else:
-            yield Path(entry.path), dotted
+            yield Path(entry.path), unseen
 
 
 def _folders(folder: Path) -> list[Path]:
-    return sorted(Path(entry.path) for entry in _entries(folder) if entry.is_dir() and not entry.name.startswith("."))
+    return sorted(Path(entry.path) for entry in _entries(folder) if entry.is_dir() and not _is_hidden(entry.name))
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name in SYSTEM_FOLDERS
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
@@ -218,16 +241,14 @@ def _left_out(root: Path, parts: dict[str, Path]) -> Iterable[str]:
     strange: Counter[str] = Counter()
     unseen = 0
     for part in used:
-        for path, hidden in _files(part):
-            image = _is_image(path)
-            unseen += hidden and image
-            if not hidden and (path.parent == part or not image):
-                strange["images outside class folders" if image else path.suffix or "without a suffix"] += 1
-    if strange:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(strange.items()))
+        strange += other_files(part)
+        strange["images outside class folders"] += sum(_is_image(Path(entry.name)) for entry in _visible_files(part))
+        unseen += hidden_images(part)
+    if +strange:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted((+strange).items()))
         yield f"left out: files in {root} that are no images of a class ({kinds}); read are {', '.join(IMG_EXTENSIONS)}"
     if unseen:
-        yield f"left out: hidden images in {root}, whose name or folder begins with a dot ({unseen})"
+        yield f"left out: hidden images in {root}, {HIDDEN} ({unseen})"
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from torchvision.transforms.v2.functional import rgb_to_grayscale
 from recipes.core.config import DataConfig
 from recipes.core.errors import UserError
 from recipes.core.suggestions import a_kind
+from recipes.data.class_names import distinct, same_classes, without_unlabelled
 from recipes.data.decode import decoded
 from recipes.data.lazy_images import LazyImages, worker_count
 from recipes.data.split import Source, Split, resized
@@ -52,7 +53,9 @@ def source_of(splits: Mapping[str, Any], config: DataConfig, image_size: Size, *
     channels = max(image.shape[0] for image in seen)
     first = min(seen[0].shape[1:])
     side = image_size(first)
-    parts = {part: _split(found, side, channels, worker_count(config.workers), what) for part, found in splits.items()}
+    opened = {part: _split(found, side, channels, worker_count(config.workers), what) for part, found in splits.items()}
+    parts, renamed = same_classes(opened, {part: _own_names(found) for part, found in splits.items()}, what)
+    parts, left_out = without_unlabelled(parts, what)
     labels = torch.cat([part.target for part in parts.values()])
     names = class_names(train, count=int(labels.max()) + 1)
     if int(labels.min()) < 0 or int(labels.max()) >= len(names):
@@ -62,7 +65,7 @@ def source_of(splits: Mapping[str, Any], config: DataConfig, image_size: Size, *
         )
     native = median_low(min(image.shape[1:]) for image in seen)
     divided = parts["train"], parts.get("test"), parts.get("val")
-    return Source(names, *divided, native_side=native, first_side=first)
+    return Source(names, *divided, (*renamed, *left_out), native_side=native, first_side=first)
 
 
 def check_dataset(found: Any, what: str) -> None:
@@ -78,11 +81,13 @@ def check_dataset(found: Any, what: str) -> None:
 
 
 def class_names(found: Any, *, count: int) -> tuple[str, ...]:
-    """The names of a dataset's classes, from its `classes`, else their numbers; a name that repeats gets its number."""
-    names = getattr(found, "classes", None) or range(count)
-    plain = [", ".join(name) if isinstance(name, tuple) else str(name) for name in names]
-    # names may repeat: ImageNet has two classes called crane
-    return tuple(name if plain.count(name) == 1 else f"{name} ({number})" for number, name in enumerate(plain))
+    """The names of a dataset's classes, from its `classes`, else their numbers; see `distinct`."""
+    return _own_names(found) or tuple(map(str, range(count)))
+
+
+def _own_names(found: Any) -> tuple[str, ...] | None:
+    """The names of a dataset's classes, from its `classes`; None without any."""
+    return distinct(getattr(found, "classes", None) or ()) or None
 
 
 def pixels_of(image: Any, channels: int | None) -> Tensor:

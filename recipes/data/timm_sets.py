@@ -8,7 +8,6 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from operator import itemgetter
 from pathlib import Path
 from statistics import median_low
 from typing import Any
@@ -22,6 +21,7 @@ from recipes.core.errors import NotHere, UserError
 from recipes.core.extras import is_installed
 from recipes.core.memory import physical_memory
 from recipes.core.suggestions import did_you_mean
+from recipes.data.class_names import same_classes, without_unlabelled
 from recipes.data.lazy_images import LazyImages, worker_count
 from recipes.data.map_style import Size, pixels_of, source_of
 from recipes.data.split import SPLIT_NAMES, Source, Split, resized
@@ -139,7 +139,7 @@ def _split_names(name: str, root: Path) -> list[str]:
         if not is_installed("webdataset"):
             raise ImportError("webdataset is not installed: pip install webdataset")
         about = next((root / name for name in ("_info.json", "info.json") if (root / name).is_file()), None)
-        splits = json.loads(about.read_text()).get("splits") if about else None
+        splits = json.loads(about.read_text(encoding="utf-8")).get("splits") if about else None
         if not splits:
             raise UserError(f"data.name={PREFIX}{name}: {root} has no _info.json (or info.json) that lists its splits")
         return list(splits)
@@ -200,12 +200,26 @@ def _held(found: Mapping[str, Any], config: DataConfig, image_size: Size, what: 
     splits = {part: read.split(part_set, part) for part, part_set in found.items()}
     if any(split.images.shape[1] != read.channels for split in splits.values()):  # colour came after gray
         splits = {part: read.split(part_set, part) for part, part_set in found.items()}
-    names = tuple(map(str, range(1 + max(int(split.target.max()) for split in splits.values()))))
-    classes = getattr(found["train"].reader, "class_to_idx", {})
-    if sorted(classes.values()) == list(range(len(names))):
-        names = tuple(str(name) for name, _ in sorted(classes.items(), key=itemgetter(1)))
+    splits, renamed = same_classes(splits, {part: _names(part_set) for part, part_set in found.items()}, what)
+    splits, left_out = without_unlabelled(splits, what)
+    labels = torch.cat([split.target for split in splits.values()])
+    lowest, count = int(labels.min()), 1 + int(labels.max())
+    if lowest < 0:
+        raise UserError(f"{what}: labels run from {lowest} to {count - 1}, but must count from 0")
+    names = _names(found["train"]) or ()
+    if len(names) != count:
+        names = tuple(map(str, range(count)))
     parts = splits["train"], splits.get("test"), splits.get("val")
-    return Source(names, *parts, tuple(read.notes), native_side=median_low(read.edges), first_side=read.edges[0])
+    notes = (*read.notes, *renamed, *left_out)
+    return Source(names, *parts, notes, native_side=median_low(read.edges), first_side=read.edges[0])
+
+
+def _names(found: Any) -> tuple[str, ...] | None:
+    """The names of a set's classes in the order of their numbers; None unless these are 0, 1, 2 and so on."""
+    numbers = getattr(found.reader, "class_to_idx", None) or {}
+    if sorted(numbers.values()) != list(range(len(numbers))):
+        return None
+    return tuple(str(name) for name in sorted(numbers, key=numbers.__getitem__)) or None
 
 
 @dataclass(frozen=True)

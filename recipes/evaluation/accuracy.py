@@ -196,14 +196,14 @@ def _data_keys(config: DataConfig) -> dict[str, Any]:
 
 
 def file_name(result: dict[str, Any], tested: ModelUnderTest) -> str:
-    """Name of a result's file in its folder; other data and other checkpoints have names of their own."""
+    """Name of a result's file, without .json; other data and other checkpoints have names of their own."""
     keys = result["data_keys"]
     checksum = f"{zlib.crc32(json.dumps(keys).encode()):08x}"
     source = Path(tested.word)
     is_own = tested.is_run and keys == _data_keys(run_config(source).data)
     data = keys["name"] if is_own else f"{keys['name']}-{Path(keys['root']).name}-{checksum}"
     checkpoint = f"-{source.stem}" if tested.is_run and source.suffix == ".pt" else ""
-    return f"evaluation-{files.file_name(data)}-{result['part']}{checkpoint}.json"
+    return f"{files.fitting(f'evaluation-{files.file_name(data)}')}-{result['part']}{files.fitting(checkpoint, 40)}"
 
 
 def accuracy_table(result: dict[str, Any]) -> str:

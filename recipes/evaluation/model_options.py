@@ -124,7 +124,7 @@ def read_names(text: str | None) -> tuple[str, ...] | None:
         return None
     path = Path(text)
     try:
-        words = path.read_text(encoding="utf-8").splitlines() if path.is_file() else text.split(",")
+        words = path.read_text(encoding="utf-8-sig").splitlines() if path.is_file() else text.split(",")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--class-names {text} cannot be read: {error}") from None
     names = tuple(word.strip() for word in words if word.strip())

@@ -249,7 +249,7 @@ def _of_hub(word: str, repository: str, options: ModelOptions) -> FoundModel:
 def _of_folder(word: str, folder: Path, options: ModelOptions) -> FoundModel:
     """A folder that `Classifier.save_pretrained`, or timm of a folded model, wrote."""
     _refuse(word, options, "weights", "num_classes", "untrained")
-    architecture = json.loads((folder / "config.json").read_text()).get("architecture", "")
+    architecture = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architecture", "")
     if architecture == "ncreg.Classifier":
         return _as_classifier(Classifier.from_pretrained(folder))
     return _written_by_timm(keep(f"local-dir:{folder}", options, model_args={"pretrained": True}))

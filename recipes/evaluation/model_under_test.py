@@ -15,9 +15,10 @@ from recipes.core.cli import parse
 from recipes.core.config import DataConfig, TrainConfig
 from recipes.core.distributed import pick_device
 from recipes.core.errors import UserError
-from recipes.core.files import file_name
+from recipes.core.files import file_name, fitting
 from recipes.core.own_code import in_a_line, use_copies
 from recipes.core.suggestions import did_you_mean
+from recipes.data.class_names import distinct
 from recipes.data.load import read_source
 from recipes.data.split import Source
 from recipes.evaluation.class_order import ClassOrder, class_order, listed
@@ -183,7 +184,9 @@ def open_model(
     options = _with_side(options, config.data.image_size)
     found = find_model(str(word), options)
     classifier = found.classifier.to(pick_device(device)).requires_grad_(False)
-    names = found.names if options.class_names is None else [options.class_names]
+    names = [distinct(known) for known in found.names] if options.class_names is None else [options.class_names]
+    if classifier.class_names is not None:
+        classifier.class_names = distinct(classifier.class_names)
     if any(len(known) != classifier.num_classes for known in names):
         source = "--class-names has" if options.class_names is not None else "MODEL has"
         raise UserError(f"{source} {listed(names[0])} names for {classifier.num_classes} outputs: one for each")
@@ -239,7 +242,7 @@ def slug(word: str, weights: Path | None = None) -> str:
         'timm-resnet18.a1_in1k-best'
     """
     words = [word, *([weights.stem] if weights is not None else [])]
-    return "-".join(file_name(text).strip(".-") for text in words) or "model"
+    return fitting("-".join(file_name(text).strip(".-") for text in words)) or "model"
 
 
 def is_run(path: Path) -> bool:

@@ -16,7 +16,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from ncreg.models import Classifier
 from recipes.core.errors import PARTIAL, UserError
 from recipes.core.memory import check_fits
-from recipes.data.image_folder import hidden_images, image_files, read_image
+from recipes.data.image_folder import hidden_images, image_files, other_files, read_image
 from recipes.training.metrics import images_at_once
 
 MOST_NAMED = 10
@@ -41,6 +41,13 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
             found += image_files(path)
             if hidden := hidden_images(path):
                 print(f"note: hidden images in {path} are left out ({hidden}): name them to have them", file=sys.stderr)
+            if others := other_files(path):
+                kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()))
+                print(
+                    f"note: files in {path} are left out ({kinds}), as folders are searched for "
+                    f"{', '.join(IMG_EXTENSIONS)}: name them to have them",
+                    file=sys.stderr,
+                )
         elif path.is_file():
             found.append(path)
         else:
@@ -115,7 +122,7 @@ def write_predictions(rows: Sequence[dict[str, Any]], form: str, out: Path | Non
     """
     if out is None:
         if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors=BYTES)
+            sys.stdout.reconfigure(encoding="utf-8", errors=BYTES)  # as in a file, whatever the terminal's is
         _write(rows, form, sys.stdout)
         return
     try:

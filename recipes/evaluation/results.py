@@ -89,7 +89,7 @@ class Result:
             UserError: it does not exist, has another version, or keys that are missing or unknown.
         """
         try:
-            content = json.loads(path.read_text())
+            content = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error}") from None
         except ValueError as error:  # half a character too

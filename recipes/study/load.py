@@ -94,7 +94,7 @@ def is_study_file(path: Path) -> bool:
 
     Example:
         >>> path = getfixture("tmp_path") / "mine.yaml"
-        >>> _ = path.write_text("optim: {lr: 0.2}")
+        >>> _ = path.write_text("optim: {lr: 0.2}", encoding="utf-8")
         >>> is_study_file(path)
         False
     """

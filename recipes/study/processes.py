@@ -134,7 +134,7 @@ def in_this_process(script: str, argv: Sequence[str], log: Path, lock: int) -> E
     import importlib
 
     module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
-    with log.open("a") as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+    with log.open("a", encoding="utf-8") as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
         try:
             return Ended(module.main(list(argv)))
         except SystemExit as end:  # argparse's way to refuse an argument

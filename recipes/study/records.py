@@ -98,16 +98,16 @@ def read_run(trial: Trial, runs: Path, evaluations: Evaluations | None) -> RunRe
 def _read_run(trial: Trial, folder: Path, evaluations: Evaluations | None) -> RunRecord | None:
     run, failure = find_run_dir(folder), folder / "failure.json"
     if failure.exists():
-        text = json.loads(failure.read_text())["error"].replace(str(folder), "RUN")
-        made_by = environment([]) if run is None else json.loads((run / "environment.json").read_text())
+        text = json.loads(failure.read_text(encoding="utf-8"))["error"].replace(str(folder), "RUN")
+        made_by = environment([]) if run is None else json.loads((run / "environment.json").read_text(encoding="utf-8"))
         return RunRecord(_result(trial, made_by, status="failed", error=text))
     if run is None or not (run / "summary.json").exists() or not has_evaluations(run, evaluations):
         return None
     result = _result(
         trial,
-        json.loads((run / "environment.json").read_text()),
+        json.loads((run / "environment.json").read_text(encoding="utf-8")),
         status="done",
-        summary=json.loads((run / "summary.json").read_text()),
+        summary=json.loads((run / "summary.json").read_text(encoding="utf-8")),
         evaluation=None if evaluations is None else evaluations.words,
         robustness=None if evaluations is None else evaluation_results(run, evaluations),
     )
@@ -155,7 +155,7 @@ def evaluation_results(run: Path, evaluations: Evaluations) -> dict[str, Any]:
 
 
 def _read(path: Path) -> Any:
-    return json.loads(path.read_text()) if path.exists() else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def _without_long_lists(value: Any) -> Any:
@@ -179,7 +179,7 @@ def _timing(run: Path) -> dict[str, Any]:
 
 
 def _curves(run: Path) -> dict[str, list[float | None]]:
-    rows = [json.loads(row) for row in (run / "history.jsonl").read_text().splitlines()]
+    rows = [json.loads(row) for row in (run / "history.jsonl").read_text(encoding="utf-8").splitlines()]
     return {name: [_five_digits(row[name]) for row in rows] for name in CURVES} | {
         name: [_five_digits(row["measures"].get(name)) for row in rows] for name in COLLAPSE_CURVES
     }

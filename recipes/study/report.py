@@ -46,8 +46,8 @@ def write_report(out: Path) -> None:
     _write_figures(out / "figures", view["figures"], view["key_figures"])
     templates = _templates()
     html, markdown = (templates.get_template(f"{name}.jinja").render(view) for name in ("report.html", "report.md"))
-    (out / "report.html").write_text(html.rstrip() + "\n")
-    (out / "report.md").write_text(align_pipe_tables(markdown.rstrip() + "\n"))
+    (out / "report.html").write_text(html.rstrip() + "\n", encoding="utf-8")
+    (out / "report.md").write_text(align_pipe_tables(markdown.rstrip() + "\n"), encoding="utf-8")
 
 
 def _templates() -> Environment:
@@ -68,7 +68,7 @@ def _write_figures(folder: Path, figures: Sequence[Figure], key_figures: Sequenc
         stale.unlink()
     for figure in figures:
         path = folder / ("" if figure.name in key_figures else "more") / f"{figure.name}.svg"
-        path.write_text('<?xml version="1.0" encoding="utf-8"?>\n' + figure.svg)
+        path.write_text('<?xml version="1.0" encoding="utf-8"?>\n' + figure.svg, encoding="utf-8")
 
 
 def report_view(content: Mapping[str, Any], attachments: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

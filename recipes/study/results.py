@@ -101,7 +101,7 @@ def back_up(folder: Path) -> Path:
     """Copy results.json to results-before-N.json, before one with fewer runs replaces it; returns the copy."""
     free = (folder / f"results-before-{number}.json" for number in itertools.count(1))
     copy = next(path for path in free if not path.exists())
-    write_atomically(copy, (folder / "results.json").read_text())
+    write_atomically(copy, (folder / "results.json").read_text(encoding="utf-8"))
     return copy
 
 
@@ -112,7 +112,7 @@ def read(path: Path) -> dict[str, Any]:
         UserError: it is not one, has another schema, or has a run whose commit is not named.
     """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except ValueError as error:
@@ -152,7 +152,7 @@ def read_attachment(folder: Path, name: str) -> dict[str, Any]:
     """
     path = folder / f"{name}.json"
     try:
-        return dict(json.loads(path.read_text())) if path.exists() else {}
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
     except (ValueError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}): put it back as it was, or remove it with what it says") from None
 

@@ -65,7 +65,9 @@ def find_run_dir(folder: Path) -> Path | None:
 def has_evaluations(run: Path, evaluations: Evaluations | None) -> bool:
     """Whether a run has been evaluated as the study wants; true where the study wants no evaluation."""
     note = run / "evaluated.json"
-    return evaluations is None or (note.exists() and json.loads(note.read_text())["words"] == evaluations.words)
+    return evaluations is None or (
+        note.exists() and json.loads(note.read_text(encoding="utf-8"))["words"] == evaluations.words
+    )
 
 
 class _ScriptFailed(Exception):
@@ -131,7 +133,7 @@ def _evaluate(run: Path, evaluations: Evaluations, seed: int, start: Start) -> N
 
 def _failure_message(script: str, ended: Ended, log: Path) -> str:
     """The last error in the log, or its last line, and how the script ended."""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     last = next((line for line in reversed(lines) if line.startswith("error:")), lines[-1] if lines else "")
     how = f"signal {-ended.code}" if ended.code < 0 else f"exit code {ended.code}"
     return f"{script}: {last or 'no word'} ({how})"

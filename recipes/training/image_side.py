@@ -35,7 +35,7 @@ def local_config(backbone: str) -> dict[str, Any] | None:
     if kind.lower() != "local-dir":
         return None
     try:
-        found = json.loads((Path(folder) / "config.json").read_text())
+        found = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
         return found | {"model_args": found.get("model_args") or {}, "architecture": found["architecture"]}
     except (OSError, ValueError, KeyError, AttributeError):
         return None  # timm reports what is wrong with the file

@@ -164,7 +164,7 @@ def record_bounds(run: RunDir, config: TrainConfig, command: Sequence[str], epoc
         if run.finished:
             _set_aside(run, epoch)
         path = run.path / "config.yaml"
-        comments = [line for line in path.read_text().splitlines() if line.startswith("#")]
+        comments = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
         words = [f"{key} {_word(then)} -> {_word(now)}" for key, (then, now) in changed.items()]
         comments += [f"# extended at epoch {epoch}: {', '.join(words)}"]
         write_atomically(path, "\n".join([*comments, as_yaml(replace(former, tpt=config.tpt))]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from ncreg.checkpoint import load_checkpoint, save_checkpoint
 from recipes.core.cli import BOUNDS, parse
 from recipes.core.config import TrainConfig, as_yaml
 from recipes.core.errors import RankError, UserError
-from recipes.core.files import environment, json_row, write_atomically, write_json
+from recipes.core.files import CAN_LOCK, environment, fitting, json_row, locked, write_atomically, write_json
 from recipes.data.fingerprint import checksums
 from recipes.data.unreadable import Unreadable
 
@@ -68,7 +68,7 @@ class RunDir:
         """
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
         try:
-            run = cls(new_folder(out, f"{name}-{stamp}"))
+            run = cls(new_folder(out, f"{fitting(name)}-{stamp}"))
             for folder in ("checkpoints", "figures"):
                 (run.path / folder).mkdir()
             run.write("environment.json", environment(command))
@@ -89,7 +89,11 @@ class RunDir:
         `unreadable`, only runs count that ended at images which could not be read.
         """
         wanted = _with_defaults(config)
-        found = [path.parent for path in out.glob("*/config.yaml") if _with_defaults(path.read_text()) == wanted]
+        found = [
+            path.parent
+            for path in out.glob("*/config.yaml")
+            if _with_defaults(path.read_text(encoding="utf-8")) == wanted
+        ]
         started = [run for run in map(cls, found) if not run.finished and run.checkpoints()]
         started = [run for run in started if run.unreadable()] if unreadable else started
         return max(started, key=lambda run: (run.epochs, run.path.stat().st_mtime_ns), default=None)
@@ -116,6 +120,26 @@ class RunDir:
             raise UserError(f"run {self.path} cannot be written to: {error}; {kept}") from None
 
     @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other processes from training the run: each would write its steps over the other's.
+
+        Raises:
+            UserError: another process trains it.
+        """
+        if not CAN_LOCK:
+            yield
+            return
+        with ExitStack() as held:
+            with self.writing():
+                lock = held.enter_context(locked(self.path))
+            if lock is None:
+                raise UserError(
+                    f"run {self.path} is being trained by another process: wait for its end, or stop it; without "
+                    "--resume a run of its own begins"
+                )
+            yield
+
+    @contextmanager
     def noting_unreadable(self) -> Iterator[None]:
         """Note images that turn out to be unreadable: the run can go on once they are mended or gone.
 
@@ -135,7 +159,7 @@ class RunDir:
     def unreadable(self) -> list[str]:
         """The images at which the run ended because they could not be read."""
         noted = self.path / UNREADABLE
-        return list(json.loads(noted.read_text())["images"]) if noted.is_file() else []
+        return list(json.loads(noted.read_text(encoding="utf-8"))["images"]) if noted.is_file() else []
 
     def all_read(self) -> None:
         """The run has come to its end: of the unreadable images, note those alone that are gone."""
@@ -154,7 +178,7 @@ class RunDir:
     def code(self) -> dict[str, Path]:
         """The run's copies of files of the user's own, by the path in the configuration."""
         noted = self.path / CODE
-        copies = json.loads(noted.read_text()) if noted.is_file() else {}
+        copies = json.loads(noted.read_text(encoding="utf-8")) if noted.is_file() else {}
         return {path: self.path / "code" / name for path, name in copies.items()}
 
     def write(self, name: str, content: Mapping[str, Any]) -> None:
@@ -171,7 +195,7 @@ class RunDir:
     def log(self, record: Mapping[str, Any]) -> None:
         """Add an epoch's record to history.jsonl."""
         if self.writes:
-            with self.writing(), (self.path / "history.jsonl").open("a") as file:
+            with self.writing(), (self.path / "history.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json_row(record))
 
     def config(self, changes: Sequence[str] = ()) -> TrainConfig:
@@ -199,7 +223,7 @@ class RunDir:
     def extensions(self) -> list[dict[str, Any]]:
         """How its bounds were moved: the epoch, what they were and became, and by which command."""
         noted = self.path / EXTENSIONS
-        return list(json.loads(noted.read_text())["extensions"]) if noted.is_file() else []
+        return list(json.loads(noted.read_text(encoding="utf-8"))["extensions"]) if noted.is_file() else []
 
     def checkpoint(self, name: str) -> Path:
         """Path of a checkpoint: last, previous, best or onset."""

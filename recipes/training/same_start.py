@@ -56,7 +56,7 @@ def check_data(run: RunDir, data: Dataset, *, trained: bool) -> None:
         return  # `load` looks at the files themselves
     now = described(data)
     noted = run.path / DATA
-    then = json.loads(noted.read_text()) if noted.is_file() else None
+    then = json.loads(noted.read_text(encoding="utf-8")) if noted.is_file() else None
     if then is None and run.writes and not run.epochs:
         run.write(DATA, now)
     elif then is not None and then != now:
@@ -71,7 +71,7 @@ def check_images(run: RunDir) -> None:
     """Refuse to resume on other images than the run began with."""
     if not (run.path / "images.json").is_file():
         return
-    began = json.loads((run.path / "images.json").read_text())
+    began = json.loads((run.path / "images.json").read_text(encoding="utf-8"))
     root, then = Path(began["root"]), began["files"]
     now = checksums(root)
     mended = set(run.unreadable())
@@ -97,7 +97,7 @@ def former_images(run: RunDir, data: DataConfig) -> list[str]:
     noted = run.path / "images.json"
     if data.name != "folder" or not noted.is_file():
         return []
-    began, former = json.loads(noted.read_text()), run.unreadable()
+    began, former = json.loads(noted.read_text(encoding="utf-8")), run.unreadable()
     root = Path(began["root"])
     if data.root != root or not root.is_dir():
         return []

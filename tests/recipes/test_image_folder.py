@@ -14,7 +14,7 @@ from torchvision.transforms.v2.functional import center_crop, resize
 from recipes.core.config import DataConfig
 from recipes.core.errors import UserError
 from recipes.data.fingerprint import checksums
-from recipes.data.image_folder import image_files, read_image, split_folders
+from recipes.data.image_folder import HIDDEN, image_files, read_image, split_folders
 from recipes.data.load import load
 from recipes.data.split import resized
 from recipes.train import main
@@ -114,7 +114,7 @@ def test_hidden_names_are_no_classes_and_no_images(tmp_path):
     (tmp_path / "b" / "._00.png").write_bytes(b"\0\5\x16\7")
     parts = loaded(tmp_path)
     assert parts.class_names == ("a", "b") and sum(map(len, (parts.train, parts.val, parts.test))) == 40
-    assert parts.notes == (f"left out: hidden images in {tmp_path}, whose name or folder begins with a dot (7)",)
+    assert parts.notes == (f"left out: hidden images in {tmp_path}, {HIDDEN} (7)",)
     (tmp_path / "a").rename(tmp_path / "train")  # a class all the same, though it holds a hidden folder
     assert loaded(tmp_path).class_names == ("b", "train")
 

@@ -1,0 +1,160 @@
+"""Faults of data that other libraries had reported: splits numbered apart, no labels, names that repeat."""
+
+import json
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from torchvision.datasets import ImageFolder
+
+from recipes import evaluate, predict
+from recipes.core.config import DataConfig
+from recipes.core.errors import UserError
+from recipes.data.class_names import distinct
+from recipes.data.image_folder import image_files
+from recipes.data.load import load
+
+LEVELS = {"cat": 40, "dog": 120, "owl": 200}
+"""Gray level of each class, so that an image tells what it shows."""
+
+
+def images(folder, counts):
+    for name, count in counts.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            Image.fromarray(np.full((8, 8, 3), LEVELS[name] + number, np.uint8)).save(folder / name / f"{number}.png")
+
+
+def loaded(given=None, **keys):
+    return load(DataConfig(batch_size=4, **keys), seed=0, image_size=lambda own: 8, given=given)
+
+
+def shown(split, names):
+    """Whether each image's level is that of the class its label stands for."""
+    levels = split.read()[:, 0, 0, 0].tolist()
+    return [
+        LEVELS[names[label]] <= level < LEVELS[names[label]] + 20
+        for label, level in zip(split.target, levels, strict=True)
+    ]
+
+
+@pytest.fixture
+def apart(tmp_path):
+    """A set whose test images have none of the first class, so that a reader by itself numbers the others anew."""
+    images(tmp_path / "train", {"cat": 10, "dog": 10, "owl": 10})
+    images(tmp_path / "test", {"dog": 4, "owl": 4})
+    return tmp_path
+
+
+@pytest.mark.parametrize("how", ["datasets", "timm"])
+def test_splits_that_number_their_classes_apart_are_taken_by_name(apart, how):
+    parts = {part: ImageFolder(str(apart / part)) for part in ("train", "test")}
+    assert parts["test"].class_to_idx == {"dog": 0, "owl": 1}  # and {"cat": 0, "dog": 1, "owl": 2} for training
+    data = loaded(parts) if how == "datasets" else loaded(name="timm:", root=apart)
+    assert data.class_names == ("cat", "dog", "owl") and len(data.test) == 8
+    for split in (data.train, data.val, data.test):
+        assert all(shown(split, data.class_names))
+    assert any(
+        "test numbers its classes differently from train (dog is 0 there and 1 in train)" in n for n in data.notes
+    )
+
+
+def test_a_class_that_training_does_not_know_is_refused_by_name(apart):
+    images(apart / "other", {"cat": 8, "owl": 8})
+    parts = {"train": ImageFolder(str(apart / "other")), "test": ImageFolder(str(apart / "test"))}
+    with pytest.raises(UserError, match="test has images of dog, which train does not know; its classes are cat, owl"):
+        loaded(parts)
+
+
+def test_names_without_images_may_stand_in_any_split(apart):
+    parts = {part: ImageFolder(str(apart / part)) for part in ("train", "test")}
+    parts["test"].classes = ["dog", "owl", "a name that no image has"]
+    assert all(shown(loaded(parts).test, ("cat", "dog", "owl")))
+
+
+@pytest.mark.parametrize("val", [True, False])
+def test_test_images_without_labels_are_left_out(apart, val):
+    bare = ImageFolder(str(apart / "test"))
+    bare.samples = [(path, -1) for path, _ in bare.samples]
+    bare.targets = [-1] * len(bare.samples)
+    parts = {"train": ImageFolder(str(apart / "train")), "test": bare}
+    if val:
+        parts["val"] = ImageFolder(str(apart / "test"))
+    data = loaded(parts)
+    assert any("test has no labels (all are negative)" in note for note in data.notes)
+    assert len(data.test) == (8 if val else 6) and all(shown(data.test, data.class_names))
+
+
+def test_labels_some_of_which_are_negative_are_refused(apart):
+    some = ImageFolder(str(apart / "train"))
+    some.samples[3] = (some.samples[3][0], -1)
+    some.targets = [label for _, label in some.samples]
+    with pytest.raises(UserError, match="labels run from -1 to 2"):
+        loaded(some)
+
+
+def test_names_that_repeat_get_their_number():
+    assert distinct(["crane", "owl", ("crane",), 3]) == ("crane (0)", "owl", "crane (2)", "3")
+    assert distinct([]) == ()
+
+
+def test_two_outputs_of_one_name_keep_a_probability_each(tmp_path, monkeypatch):
+    """ImageNet has two classes called crane: by name, the second would take the place of the first."""
+    images(tmp_path / "set", {"cat": 3, "owl": 3})
+    (tmp_path / "two.py").write_text(
+        "import timm, torch\n"
+        "def model():\n"
+        "    torch.manual_seed(0)\n"
+        "    made = timm.create_model('test_resnet', num_classes=4)\n"
+        "    made.class_names = ['cat', 'crane', 'crane', 'owl']\n"
+        "    return made\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    words = ["two.py:model", "set", "--image-size", "32", "--format", "json", "--out", "rows.json"]
+    assert predict.main(words) == 0
+    for row in json.loads((tmp_path / "rows.json").read_text()):
+        assert list(row["probabilities"]) == ["cat", "crane (1)", "crane (2)", "owl"]
+        assert sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+        assert row["probability"] == max(row["probabilities"].values())
+    data = ["--data.name", "folder", "--data.root", "set", "--split", "all", "--train-images", "0"]
+    assert evaluate.main([*words[:1], "--image-size", "32", *data]) == 0
+    (file,) = (tmp_path / "evaluations").rglob("evaluation-*.json")
+    result = json.loads(file.read_text())
+    assert len(result["per_class"]) == len(result["confusion"]) == 4
+
+
+@pytest.mark.parametrize("name", ["@eaDir", "__MACOSX", "lost+found", "System Volume Information", "$RECYCLE.BIN"])
+def test_folders_of_the_system_are_no_classes_and_hold_no_images(tmp_path, name):
+    """A network drive keeps thumbnails of all images in @eaDir: copies of test images among those of training."""
+    images(tmp_path, {"cat": 10, "dog": 10})
+    images(tmp_path / "cat" / name / "0.png", {"cat": 3})
+    images(tmp_path / name, {"owl": 2})
+    assert len(image_files(tmp_path / "cat")) == 10
+    data = loaded(name="folder", root=tmp_path)
+    assert data.class_names == ("cat", "dog") and sum(map(len, (data.train, data.val, data.test))) == 20
+    assert len(data.notes) == 1 and "hidden images" in data.notes[0] and "(5)" in data.notes[0]
+
+
+def test_predict_names_the_files_of_a_folder_that_it_leaves_out(tmp_path, monkeypatch, capsys):
+    images(tmp_path / "set", {"cat": 2})
+    for name in ("a.heic", "b.gif", "c.gif", ".hidden.gif", "d"):
+        (tmp_path / "set" / name).write_bytes(b"")
+    torch.manual_seed(0)
+    torch.save(timm.create_model("test_resnet", num_classes=2).state_dict(), tmp_path / "two.pth")
+    monkeypatch.chdir(tmp_path)
+    assert predict.main(["timm:test_resnet", "set", "--weights", "two.pth"]) == 0
+    said = capsys.readouterr()
+    assert "note: files in set are left out (2 .gif, 1 .heic, 1 without a suffix)" in said.err
+    assert said.out.count("\n") == 3
+
+
+def test_class_names_of_a_file_with_a_byte_order_mark(tmp_path, monkeypatch, capsys):
+    """Windows editors begin a file with one: the first name would have an invisible letter."""
+    images(tmp_path / "set", {"cat": 2, "owl": 2})
+    torch.save(timm.create_model("test_resnet", num_classes=2).state_dict(), tmp_path / "two.pth")
+    (tmp_path / "names.txt").write_bytes(b"\xef\xbb\xbfowl\r\ncat\r\n")
+    monkeypatch.chdir(tmp_path)
+    assert predict.main(["timm:test_resnet", "set", "--weights", "two.pth", "--class-names", "names.txt"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "file,class,probability,p(owl),p(cat)"
