@@ -216,8 +216,25 @@ def transfer(run: RunUnderTest, settings: Settings) -> Outcome:
 
     Of a model with a fixed projector they are the encoder's: what is behind it has collapsed onto the run's classes.
     """
-    size, split = settings.preset.features, run.split
+    tasks, warnings = transfer_tasks(run, settings)
     probes: dict[str, dict[str, Any]] = {}
+    for name, parts in tasks.items():
+        fitted, tested = (run.outputs(part, encoder=run.has_two_spaces) for part in parts)
+        task = (fitted.features, fitted.target, tested.features, tested.target)
+        shots = min(5, int(torch.bincount(fitted.target).min()))
+        probes[name] = {
+            "classes": int(fitted.target.max()) + 1,
+            "linear": robustness.linear_probe(*task, seed=settings.seed),
+            "knn": robustness.knn_probe(*task, seed=settings.seed),
+            "few_shot": robustness.few_shot(*task, shots=shots, draws=settings.preset.draws, seed=settings.seed),
+        }
+    means = {probe: sum(row[probe].accuracy for row in probes.values()) / len(probes) for probe in ("linear", "knn")}
+    return {"tasks": probes, "mean": means, "features": "encoder" if run.has_two_spaces else "last"}, warnings
+
+
+def transfer_tasks(run: RunUnderTest, settings: Settings) -> tuple[dict[str, tuple[Split, Split]], list[str]]:
+    """Training and test images of each set that is probed, no more than the preset takes, and warnings."""
+    size, split = settings.preset.features, run.split
     others = run.other_sets(settings.sets, settings.root)
     tasks: dict[str, tuple[Split, Split]] = {name: (data.train, getattr(data, split)) for name, data in others.items()}
     warnings, count = [], len(run.data.train)
@@ -233,17 +250,8 @@ def transfer(run: RunUnderTest, settings: Settings) -> Outcome:
             train = stratified(train, size, seed=settings.seed, what=name)
         if settings.preset.fraction < 1:
             test = _evenly_spaced(test, reduced(len(test), settings.preset.fraction) or 0)
-        fitted, tested = (run.outputs(part, encoder=run.has_two_spaces) for part in (train, test))
-        task = (fitted.features, fitted.target, tested.features, tested.target)
-        shots = min(5, int(torch.bincount(fitted.target).min()))
-        probes[name] = {
-            "classes": int(fitted.target.max()) + 1,
-            "linear": robustness.linear_probe(*task, seed=settings.seed),
-            "knn": robustness.knn_probe(*task, seed=settings.seed),
-            "few_shot": robustness.few_shot(*task, shots=shots, draws=settings.preset.draws, seed=settings.seed),
-        }
-    means = {probe: sum(row[probe].accuracy for row in probes.values()) / len(probes) for probe in ("linear", "knn")}
-    return {"tasks": probes, "mean": means, "features": "encoder" if run.has_two_spaces else "last"}, warnings
+        tasks[name] = train, test
+    return tasks, warnings
 
 
 def turned(split: Split, seed: int) -> Split:
