@@ -74,7 +74,8 @@ def round_weights(model: nn.Module, bits: Bits) -> nn.Module:
 
     Rounded are the parameters and buffers whose name ends in "weight" and that have at least two axes: linear layers,
     convolutions, embeddings, attention's projections, and the class vectors of learned and fixed heads. Norms, biases
-    and position embeddings stay as they are. Transposed convolutions have their channels on the second axis.
+    and position embeddings stay as they are. Transposed convolutions have their channels on the second axis, anew in
+    each group.
 
     Args:
         model: any module; it is not changed.
@@ -98,10 +99,9 @@ def round_weights(model: nn.Module, bits: Bits) -> nn.Module:
     for name in names:
         path, _, own = name.rpartition(".")
         module = rounded.get_submodule(path)
-        channel = 1 if isinstance(module, nn.modules.conv._ConvTransposeNd) else 0
         value = getattr(module, own)
         try:
-            value.data.copy_(round_weight(value.data, bits, channel=channel))
+            value.data.copy_(_of_module(module, value.data, bits))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
     return rounded
@@ -158,6 +158,15 @@ def round_frame(weight: Float[Tensor, "classes dim"], bits: Bits) -> RoundedFram
     rows = round_weight(weight, bits)
     rows = rows * (torch.linalg.vector_norm(weight, dim=1) / torch.linalg.vector_norm(rows, dim=1))[:, None]
     return RoundedFrame(rows, before, float(max_cosine(rows)))
+
+
+def _of_module(module: nn.Module, weight: Tensor, bits: Bits) -> Tensor:
+    """The weight with each output channel rounded by itself, wherever the module has these."""
+    if not isinstance(module, nn.modules.conv._ConvTransposeNd):
+        return round_weight(weight, bits)
+    # (in, out/groups, …): the channels of one group are read by the inputs of that group alone
+    channels = weight.unflatten(0, (module.groups, -1)).transpose(1, 2).flatten(0, 1)
+    return round_weight(channels, bits).unflatten(0, (module.groups, -1)).transpose(1, 2).flatten(0, 1)
 
 
 def _checked_bits(bits: Bits) -> Bits:

@@ -118,6 +118,29 @@ def test_every_edge_is_the_nearest_number_to_its_fraction(bins):
     assert found.count.tolist() == [0] * (bins // 2) + [1] * (bins - bins // 2)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("votes", [5, 10, 20])
+def test_confidences_that_are_votes_fall_into_their_own_bins_in_every_precision(votes, dtype):
+    """3 of 5 votes are 0.6000000238 in float32: above the edge 0.6 of float64, and so in the bin of 4 votes of 5."""
+    first = np.repeat(np.arange(votes + 1), 7)  # of so many votes for class 0
+    target = np.arange(len(first)) * 5 % 3 // 2
+    probabilities = torch.from_numpy(np.stack([first, votes - first], 1) / votes).to(dtype)
+    p, labels = probabilities.double().numpy(), torch.from_numpy(target)
+    top, right = np.maximum(first, votes - first), (first < votes - first) == target
+
+    def error(count, hits, confidence):  # no votes and one share the first bin
+        kept = [np.maximum(count, 1) == one for one in range(1, votes + 1)]
+        return sum(abs((hits - confidence)[chosen].sum()) for chosen in kept) / len(count)
+
+    found = cal.reliability_bins(probabilities, labels, bins=votes)
+    assert found.count.tolist() == [int((top == count).sum()) for count in range(1, votes + 1)]
+    found = cal.expected_calibration_error(probabilities, labels, bins=votes)
+    assert found == pytest.approx(error(top, right, p.max(1)), abs=1e-12)
+    each = [error(count, target == c, p[:, c]) for c, count in enumerate((first, votes - first))]
+    found = cal.classwise_calibration_error(probabilities, labels, bins=votes)
+    assert found == pytest.approx(sum(each) / 2, abs=1e-12)
+
+
 def test_adaptive_error_by_sorting_and_with_ties_by_every_order():
     z, y = sample(60, classes=3)
     p = z.softmax(1)

@@ -94,6 +94,20 @@ def test_attention_and_transposed_convolutions():
     assert torch.equal(round_weights(vit, 3).pos_embed, vit.pos_embed)
 
 
+@pytest.mark.parametrize("bits", [3, 8, "ternary"])
+@pytest.mark.parametrize(("kind", "size"), [(nn.ConvTranspose1d, 3), (nn.ConvTranspose2d, (2, 3))])
+def test_a_transposed_convolution_by_groups_is_rounded_as_its_groups_one_by_one(kind, size, bits):
+    """One scale for the same channel of every group would be that of the group with the largest weights."""
+    whole, parts = kind(6, 9, size, groups=3), [kind(2, 3, size) for _ in range(3)]
+    with torch.no_grad():
+        for group, part in enumerate(parts):
+            part.weight.mul_(10**group)
+        whole.weight.copy_(torch.cat([part.weight for part in parts]))
+    expected = torch.cat([round_weights(part, bits).weight for part in parts])
+    torch.testing.assert_close(round_weights(whole, bits).weight, expected, rtol=0, atol=0)
+    assert bool((expected.flatten(1).abs().amax(1) > 0).all())
+
+
 @pytest.mark.parametrize("bits", [8, 4, "ternary"])
 def test_frames_keep_their_lengths_and_say_their_largest_cosine(bits):
     frame = 3 * simplex_etf(10, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -50,7 +50,7 @@ def reliability_bins(
     """
     bins = check_integer("bins", bins, 1)
     confidence, correct = top_class(*check_probabilities(probabilities, target))
-    return binned(confidence, correct, bins)
+    return binned(confidence, correct, bins, probabilities.dtype)
 
 
 def expected_calibration_error(
@@ -69,7 +69,7 @@ def expected_calibration_error(
     """
     bins = check_integer("bins", bins, 1)
     confidence, correct = top_class(*check_probabilities(probabilities, target))
-    return gap_of(binned(confidence, correct, bins))
+    return gap_of(binned(confidence, correct, bins, probabilities.dtype))
 
 
 def adaptive_calibration_error(
@@ -105,7 +105,7 @@ def classwise_calibration_error(
         0.4
     """
     bins = check_integer("bins", bins, 1)
-    return classwise_gap(*check_probabilities(probabilities, target), bins)
+    return classwise_gap(*check_probabilities(probabilities, target), bins, probabilities.dtype)
 
 
 def brier_score(probabilities: Float[Tensor, "batch classes"], target: Int[Tensor, " batch"]) -> float:
@@ -171,10 +171,11 @@ def top_class(p: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return confidence, (predicted == target).double()
 
 
-def binned(confidence: Tensor, correct: Tensor, bins: int) -> ReliabilityBins:
-    """`reliability_bins` of checked input."""
+def binned(confidence: Tensor, correct: Tensor, bins: int, dtype: torch.dtype = torch.float64) -> ReliabilityBins:
+    """`reliability_bins` of checked input, which came in this dtype."""
     edges = torch.arange(bins + 1, dtype=torch.float64, device="cpu") / bins  # m/M as it rounds; linspace may be off
-    index = torch.bucketize(confidence, edges[1:-1])  # a confidence on an edge belongs below it
+    ends = edges[1:-1].to(dtype).double()  # 0.6 of float32, 3 of 5 votes, lies above that of float64
+    index = torch.bucketize(confidence, ends)  # a confidence on an edge belongs below it
     count = torch.bincount(index, minlength=bins)
     total = confidence.new_zeros(2, bins).index_add(1, index, torch.stack([confidence, correct]))
     mean = total / count  # 0/0 of an empty bin is NaN
@@ -196,10 +197,10 @@ def adaptive_gap(confidence: Tensor, correct: Tensor, bins: int) -> float:
     return float(sum(part.sum().abs() for part in gap.tensor_split(bins)) / len(gap))
 
 
-def classwise_gap(p: Tensor, target: Tensor, bins: int) -> float:
+def classwise_gap(p: Tensor, target: Tensor, bins: int, dtype: torch.dtype = torch.float64) -> float:
     """`classwise_calibration_error` of checked input."""
     hits = torch.nn.functional.one_hot(target, p.shape[1]).double()
-    return sum(gap_of(binned(p[:, c].contiguous(), hits[:, c], bins)) for c in range(p.shape[1])) / p.shape[1]
+    return sum(gap_of(binned(p[:, c].contiguous(), hits[:, c], bins, dtype)) for c in range(p.shape[1])) / p.shape[1]
 
 
 def brier(p: Tensor, target: Tensor) -> float:
