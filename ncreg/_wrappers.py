@@ -1,8 +1,13 @@
-"""Wrappers that training tools put around a model, or around parts of it, and the names they lengthen."""
+"""What training tools put around a model or its parts: wrappers, the names they lengthen, weights that are computed."""
 
 import re
+from typing import Any
 
+import torch
 from torch import nn
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 _WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "base_model.model")
 """Where DistributedDataParallel (and most others), torch.compile, FSDP, activation checkpointing and PEFT keep it."""
@@ -37,3 +42,31 @@ def unwrapped(module: nn.Module) -> nn.Module:
         else:
             return unwrapped(inner)
     return module
+
+
+def computes(hook: Any) -> bool:
+    """Whether a forward pre-hook computes a weight from others: torch's pruning, its older weight and spectral norm."""
+    return isinstance(hook, BasePruningMethod | WeightNorm | SpectralNorm)
+
+
+def refresh(module: nn.Module) -> None:
+    """Compute such weights anew, as the module's next forward pass would: after a training step they are of before it.
+
+    Example:
+        >>> from torch.nn.utils import prune
+        >>> layer = prune.l1_unstructured(nn.Linear(3, 2), "weight", amount=0)
+        >>> layer.weight_orig.data.fill_(4.0)
+        tensor([[4., 4., 4.],
+                [4., 4., 4.]])
+        >>> refresh(layer)
+        >>> layer.weight.tolist()
+        [[4.0, 4.0, 4.0], [4.0, 4.0, 4.0]]
+    """
+    for hook in module._forward_pre_hooks.values():
+        if not computes(hook):
+            continue
+        with torch.inference_mode(False), torch.enable_grad():
+            if isinstance(hook, SpectralNorm):  # its own call would also move its estimate
+                setattr(module, hook.name, hook.compute_weight(module, do_power_iteration=False))
+            else:
+                hook(module, None)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ncreg._checks import check_flag, check_indices, check_integer, check_num_classes, check_seed
 from ncreg._transforms import fx_leaf, own_backward_pays
 from ncreg.frames import code_rows
-from ncreg.heads._cosine import DEFAULT_LOSS, autocast_on, check_features, checked_scale, over_length
+from ncreg.heads._cosine import DEFAULT_LOSS, autocast_on, check_features, checked_scale, over_length, shown
 from ncreg.numerics import as_float, fill
 
 MOST_CLASSES = 2**31  # columns that a product counts; the hash itself tells apart 2³²
@@ -134,7 +134,7 @@ class CodeHead(nn.Module):
     def extra_repr(self) -> str:
         """What tells this head from another."""
         sizes = f"in_features={self.in_features}, num_classes={self.num_classes}"
-        return f"{sizes}, normalize={self.normalize}, scale={self.scale:.4g}, seed={self.seed}"
+        return f"{sizes}, normalize={self.normalize}, scale={shown(self.scale)}, seed={self.seed}"
 
 
 def scaled_features(features: Tensor, head: Any) -> Tensor:

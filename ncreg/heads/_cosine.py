@@ -23,10 +23,22 @@ def checked_scale(scale: float | None, default: float) -> float:
     """The scale, or its default where it is None."""
     if scale is None:
         return default
+    if isinstance(scale, Tensor) and scale.requires_grad:
+        raise TypeError(
+            "scale requires a gradient, and is a constant here: to learn it, set it on the head that was built, "
+            "head.scale = torch.nn.Parameter(torch.tensor(…))"
+        )
     number = check_number("scale", scale)
     if not (math.isfinite(number) and number > 0):
         raise ValueError(f"scale={scale} must be finite and above 0; None takes the default, {default:.4g}")
     return number
+
+
+def shown(scale: float | Tensor) -> str:
+    """A scale in a head's repr."""
+    if isinstance(scale, Tensor):
+        return "…" if scale.is_meta else f"{scale.item():.4g}"
+    return f"{scale:.4g}"
 
 
 def default_scale(num_classes: int) -> float:
@@ -58,13 +70,15 @@ def autocast_on(features: Tensor) -> bool:
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
-def over_length(features: Tensor, scale: float) -> Tensor:
-    """Scale/‖h‖ a row (batch, 1), in float32 where features are coarser.
+def over_length(features: Tensor, scale: float | Tensor) -> Tensor:
+    """Scale/‖h‖ a row (batch, 1), in float32 where features are coarser; the scale may be a learned one.
 
     ‖h‖ is at least EPS, in float16 also at least scale/HALF_FACTOR: the factor is a zero feature's gradient.
     """
-    floor = max(EPS, scale / HALF_FACTOR) if features.dtype == torch.float16 else EPS
-    return scale / lengths(features).clamp_min(floor)
+    length = lengths(features).clamp_min(EPS)
+    if features.dtype == torch.float16:
+        length = length.clamp_min((scale.detach() if isinstance(scale, Tensor) else scale) / HALF_FACTOR)
+    return scale / length
 
 
 def lengths(features: Tensor) -> Tensor:
@@ -74,7 +88,7 @@ def lengths(features: Tensor) -> Tensor:
     return length.masked_fill(length == torch.inf, torch.nan)
 
 
-def fixed_logits(features: Tensor, frame: Tensor, scale: float, normalize: bool) -> Tensor:
+def fixed_logits(features: Tensor, frame: Tensor, scale: float | Tensor, normalize: bool) -> Tensor:
     """Logits of a head whose frame follows the features' dtype: scale · W h, or scale · W h/‖h‖."""
     check_pooled(features, frame.shape[1], "head")
     frame = frame_for(features, frame)
@@ -82,25 +96,25 @@ def fixed_logits(features: Tensor, frame: Tensor, scale: float, normalize: bool)
     if normalize:
         return cosine_logits(features, frame, scale)
     logits = F.linear(features, frame)
-    return logits if scale == 1 else scale * logits
+    return scale * logits if isinstance(scale, Tensor) or scale != 1 else logits
 
 
-def cosine_logits(features: Tensor, weight: Tensor, scale: float) -> Tensor:
+def cosine_logits(features: Tensor, weight: Tensor, scale: float | Tensor) -> Tensor:
     """Scale · W h/‖h‖, the length divided out of the (smaller) product."""
     if autocast_on(features):
         low = torch.get_autocast_dtype(features.device.type)
         features, weight = features.to(low), weight.to(low)
-    if eager(features):
+    if eager(features, scale):
         return _CosineLogits.apply(features, weight, scale)
     return plain_cosine_logits(features, weight, scale)
 
 
-def eager(features: Tensor) -> bool:
-    """Whether a backward of our own pays; float16 would overflow on the short cut."""
-    return features.dtype != torch.float16 and own_backward_pays(features)
+def eager(features: Tensor, scale: float | Tensor) -> bool:
+    """Whether a backward of our own pays: it has none for a learned scale, and float16 would overflow there."""
+    return not isinstance(scale, Tensor) and features.dtype != torch.float16 and own_backward_pays(features)
 
 
-def plain_cosine_logits(features: Tensor, weight: Tensor, scale: float) -> Tensor:
+def plain_cosine_logits(features: Tensor, weight: Tensor, scale: float | Tensor) -> Tensor:
     """The formula as it stands."""
     logits = F.linear(features, weight)
     return logits * over_length(features, scale).to(logits.dtype)

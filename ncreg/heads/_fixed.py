@@ -20,6 +20,7 @@ from ncreg.heads._cosine import (
     eager,
     fixed_logits,
     over_length,
+    shown,
 )
 from ncreg.heads._grouped import GroupedCosine, group_sums
 from ncreg.heads._permuted import PermutedHead, checked_permutation
@@ -107,7 +108,7 @@ class FixedHead(nn.Module):
     def extra_repr(self) -> str:
         """What tells this head from another."""
         sizes = f"in_features={self.in_features}, num_classes={self.num_classes}"
-        return f"{sizes}, normalize={self.normalize}, scale={self.scale:.4g}"
+        return f"{sizes}, normalize={self.normalize}, scale={shown(self.scale)}"
 
 
 def _margin_scale(weight: Tensor) -> float:
@@ -235,7 +236,7 @@ class ETFHead(PermutedHead):
         if self.structure == "dense":
             return fixed_logits(features, self.weight, self.scale, self.normalize)
         check_features(features, self.in_features)
-        if self.structure == "grouped" and self.normalize and self._seats is None and eager(features):
+        if self.structure == "grouped" and self.normalize and self._seats is None and eager(features, self.scale):
             return GroupedCosine.apply(features, self.num_classes, self.scale)
         return self._structured(features, over_length(features, self.scale) if self.normalize else self.scale)
 
@@ -259,7 +260,7 @@ class ETFHead(PermutedHead):
         sizes = f"in_features={self.in_features}, num_classes={self.num_classes}, structure={self.structure!r}"
         seed = f", seed={self.seed}" if self.structure == "dense" else ""
         permuted = "" if self._seats is None else ", permuted"
-        return f"{sizes}, normalize={self.normalize}, scale={self.scale:.4g}{seed}{permuted}"
+        return f"{sizes}, normalize={self.normalize}, scale={shown(self.scale)}{seed}{permuted}"
 
 
 def _householder(features: Tensor, dim: int) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ncreg._checks import check_flag, check_integer, check_num_classes
 from ncreg._transforms import fx_leaf
-from ncreg.heads._cosine import check_features, checked_scale, cosine_logits, default_scale, over_length
+from ncreg.heads._cosine import check_features, checked_scale, cosine_logits, default_scale, over_length, shown
 from ncreg.numerics import as_float, fill, seeded
 
 
@@ -31,7 +31,6 @@ class LinearHead(nn.Linear):
         torch.Size([2, 10])
     """
 
-    scale = 1.0
     normalize = False
     chunks = "weight"  # how ncreg.losses.chunked makes the logits of some classes
 
@@ -53,6 +52,11 @@ class LinearHead(nn.Linear):
     def num_classes(self) -> int:
         """C, nn.Linear's out_features."""
         return self.out_features
+
+    @property
+    def scale(self) -> float:
+        """1, and not to be set: the weights have a length of their own."""
+        return 1.0
 
     def reset_parameters(self) -> None:
         """Draw the initial weights from the head's own generator."""
@@ -129,4 +133,4 @@ class CosineHead(nn.Module):
 
     def extra_repr(self) -> str:
         """What tells this head from another."""
-        return f"in_features={self.in_features}, num_classes={self.num_classes}, scale={self.scale:.4g}"
+        return f"in_features={self.in_features}, num_classes={self.num_classes}, scale={shown(self.scale)}"

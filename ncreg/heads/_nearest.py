@@ -15,7 +15,7 @@ from ncreg._checks import check_flag, check_integer, check_num_classes, check_nu
 from ncreg._transforms import fx_leaf, jit_tracing, wrapped
 from ncreg.distributed import all_reduce_sum, world_size
 from ncreg.frames import nearest_simplex_etf, simplex_etf
-from ncreg.heads._cosine import EPS, check_features, checked_scale, default_scale, fixed_logits, lengths
+from ncreg.heads._cosine import EPS, check_features, checked_scale, default_scale, fixed_logits, lengths, shown
 from ncreg.numerics import fill, seeded
 
 PULL = 1e-4  # towards the present frame, relative to the means: keeps still what the means leave open
@@ -203,4 +203,4 @@ class NearestETFHead(nn.Module):
         """What tells this head from another."""
         sizes = f"in_features={self.in_features}, num_classes={self.num_classes}"
         aim = f"momentum={self.momentum}, every={self.every}, seed={self.seed}"
-        return f"{sizes}, normalize={self.normalize}, scale={self.scale:.4g}, {aim}"
+        return f"{sizes}, normalize={self.normalize}, scale={shown(self.scale)}, {aim}"

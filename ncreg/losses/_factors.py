@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, NamedTuple
 
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ncreg._checks import check_integer
+from ncreg._wrappers import computes, refresh
 from ncreg.losses._inputs import unit_rows
 from ncreg.numerics import is_dtensor
 
@@ -93,11 +95,32 @@ def kind_of(head: Any) -> str:
     return str(kind)
 
 
+def _check_called_alike(head: nn.Module) -> None:
+    """Refuse a head whose forward pass is more than its class vectors, and say that its hooks are not called."""
+    if torch.compiler.is_compiling():
+        return
+    owner = next(kind for kind in type(head).__mro__ if "forward" in vars(kind))
+    if "forward" in vars(head) or owner.__module__.partition(".")[0] not in ("torch", "ncreg"):
+        raise TypeError(
+            f"head={type(head).__name__} has a forward pass of its own, and its logits would be made without it, from "
+            "the class vectors alone: use F.cross_entropy(head(features), target)"
+        )
+    if head._forward_hooks or any(not computes(hook) for hook in head._forward_pre_hooks.values()):
+        # The words never vary, so that Python's default filter shows them once.
+        warnings.warn(
+            "the head has forward hooks, which are not called: its logits are made in parts, from its class vectors; "
+            "where a hook changes them use F.cross_entropy(head(features), target)",
+            stacklevel=4,
+        )
+
+
 def taken_apart(features: Tensor, head: Any, chunk: int | None) -> Factors:
     """The factors of a head's logits; a structured simplex has none."""
     kind = kind_of(head)
     if kind == "logits":
         raise TypeError(f"head={head} holds no class vectors: F.cross_entropy(head(features), target) costs less")
+    _check_called_alike(head)
+    refresh(head)
     if features.shape[1] != head.in_features:
         raise ValueError(f"features have {features.shape[1]} columns where head takes {head.in_features}")
     weight = None if kind == "class_rows" else head.weight
@@ -111,5 +134,5 @@ def taken_apart(features: Tensor, head: Any, chunk: int | None) -> Factors:
     scale = getattr(head, "scale", 1.0)
     inputs = unit_rows(features).to(features.dtype) if getattr(head, "normalize", False) else features
     chunk = max(1, ENTRIES // len(features)) if chunk is None else check_integer("chunk", chunk, 1)
-    inputs = inputs if scale == 1 else inputs * scale
+    inputs = inputs * scale if isinstance(scale, Tensor) or scale != 1 else inputs
     return Factors(inputs, weight, head.bias, head, kind == "unit weight", low, chunk)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ncreg._checks import described
+from ncreg._wrappers import refresh
 from ncreg.metrics._geometry import LARGEST
 from ncreg.metrics._inputs import check_not_meta
 from ncreg.numerics import is_dtensor, whole
@@ -107,6 +108,8 @@ class LastLayer:
                 )
 
     def _checked_tensors(self) -> tuple[Tensor, Tensor | None]:
+        if isinstance(self.module, nn.Module):
+            refresh(self.module)
         weight: Any = getattr(self.module, "class_vectors", self.module.weight)
         bias: Any = getattr(self.module, "bias", None)
         bias = None if bias is False else bias

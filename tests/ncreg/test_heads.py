@@ -16,7 +16,8 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 
 from ncreg.frames import etf_distance, max_cosine, nearest_simplex_etf, orthoplex, simplex_etf, softmax_code
-from ncreg.heads import HEADS, CosineHead, ETFHead, FixedHead, LinearHead, NearestETFHead
+from ncreg.functional import chunked_cross_entropy
+from ncreg.heads import HEADS, CodeHead, CosineHead, ETFHead, FixedHead, LinearHead, NearestETFHead
 from ncreg.heads._cosine import cosine_logits, plain_cosine_logits
 from ncreg.heads._grouped import GroupedCosine, grouped_cosine
 from ncreg.models import swap_head
@@ -507,3 +508,61 @@ def test_a_model_that_is_traced_in_training_is_right_at_other_batch_sizes_and_wa
     traced = torch.jit.trace(model, torch.rand(2, 3, 32, 32))
     images = torch.rand(5, 3, 32, 32)
     torch.testing.assert_close(traced(images), model(images))
+
+
+@pytest.mark.parametrize("start", [1.0, 6.0])
+@pytest.mark.parametrize(
+    "build",
+    {
+        "dense": lambda: ETFHead(24, 5),
+        "dense, raw": lambda: ETFHead(24, 5, normalize=False),
+        "grouped": lambda: ETFHead(24, 5, structure="grouped"),
+        "grouped, raw": lambda: ETFHead(24, 5, structure="grouped", normalize=False),
+        "fixed": lambda: FixedHead(torch.eye(5, 24)),
+        "nearest": lambda: NearestETFHead(24, 5),
+        "cosine": lambda: CosineHead(24, 5),
+        "code": lambda: CodeHead(24, 5),
+    }.values(),
+)
+def test_a_scale_that_is_set_to_be_learned_gets_its_gradient(build, start):
+    """d/ds of the cross-entropy of s·u is the mean over p of u less that of the label; 1 counts as any other scale."""
+    head, generator = build().double(), torch.Generator().manual_seed(3)
+    features = torch.randn(9, 24, dtype=torch.float64, generator=generator, requires_grad=True)
+    target = torch.arange(9) % 5
+    head.scale = torch.nn.Parameter(torch.tensor(start, dtype=torch.float64))
+    assert f"scale={start:.4g}" in repr(head) and "scale" in dict(head.named_parameters())
+    rows = features.detach().numpy()
+    rows = rows / np.linalg.norm(rows, axis=1, keepdims=True) if head.normalize else rows
+    inner = rows @ getattr(head, "class_vectors", head.weight).detach().numpy().T
+    chances = np.exp(start * inner) / np.exp(start * inner).sum(1, keepdims=True)
+    wanted = ((chances * inner).sum(1) - inner[np.arange(9), target]).mean()
+    for loss in (
+        lambda: F.cross_entropy(head(features), target),
+        lambda: chunked_cross_entropy(features, head, target, chunk=2),
+    ):
+        found = torch.autograd.grad(loss(), [head.scale, features])
+        assert float(found[0]) == pytest.approx(wanted, rel=1e-9)
+        constant = copy.deepcopy(head)
+        del constant._parameters["scale"]
+        constant.scale = start
+        expected = torch.autograd.grad(F.cross_entropy(constant(features), target), features)[0]
+        torch.testing.assert_close(found[1], expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_scale_that_could_not_be_learned_is_refused():
+    for build in (ETFHead, CosineHead, CodeHead):
+        with pytest.raises(TypeError, match="set it on the head that was built"):
+            build(24, 5, scale=torch.nn.Parameter(torch.tensor(3.0)))
+    assert ETFHead(24, 5, scale=torch.tensor(3.0)).scale == 3
+    with pytest.raises(AttributeError, match="scale"):
+        LinearHead(24, 5).scale = 3.0
+
+
+@pytest.mark.parametrize("build", [lambda: ETFHead(24, 5), lambda: ETFHead(24, 5, structure="grouped")])
+def test_a_learned_scale_in_float16_keeps_a_zero_features_gradient_within_range(build):
+    head, features = build().half(), torch.zeros(2, 24, dtype=torch.float16, requires_grad=True)
+    head.scale = torch.nn.Parameter(torch.tensor(30.0, dtype=torch.float16))
+    head(features).float().square().sum().backward()
+    head(features)[:, 0].sum().backward()
+    assert bool(features.grad.isfinite().all()) and bool(head.scale.grad.isfinite())
