@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from ncreg._checks import described
 from ncreg.metrics._last_layer import LastLayer
 from ncreg.metrics._plot import Result, drawable, tell_apart
 from ncreg.metrics._second_pass import SecondPassTables
@@ -160,6 +161,8 @@ class Float64Metric(Metric):
             return torch.as_tensor(self._defaults[name]).to(self.home, copy=True)
         if isinstance(value, list):
             return [self._own_copy(name, part) for part in value]
+        if not isinstance(value, Tensor):
+            raise ValueError(f"cannot load: {name} must hold tensors, as metric_state does, got {described(value)}")
         exact = value.is_floating_point() and name != "features"
         return value.detach().to(self.home, torch.float64 if exact else value.dtype, copy=True)
 

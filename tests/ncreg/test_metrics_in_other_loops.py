@@ -45,6 +45,24 @@ def test_a_state_that_was_cast_on_its_way_grows_in_float64_again():
     assert_agrees(metric.compute(), expect(features, target, head))
 
 
+def test_states_of_earlier_versions_load_and_others_are_named():
+    features, target, head = make(3, 5, 60)
+    metric = NeuralCollapse(3, 5, head, cache=False)
+    metric.update(features, target)
+    state = states(metric)
+    state.pop("mark", None)
+    loaded = NeuralCollapse(3, 5, head, cache=False)
+    loaded.persistent(True)
+    loaded.load_state_dict(state)
+    assert_agrees(loaded.compute(), expect(features, target, head))
+    earlier = {name: value for name, value in metric.metric_state.items() if name != "mark"}
+    loaded.merge_state(earlier)
+    twice = expect(torch.cat([features, features]), torch.cat([target, target]), head)
+    assert_agrees(loaded.compute(), twice)
+    with pytest.raises(ValueError, match="cannot load: margins must hold tensors"):
+        loaded.load_state_dict(state | {"margins": [3]})
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("as_dict", [True, False])
 def test_a_kept_result_does_not_outlive_a_merge(mode, as_dict):
