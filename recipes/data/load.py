@@ -26,6 +26,7 @@ from recipes.data.left_out import of_classes, still_there, without_unreadable
 from recipes.data.map_style import Size
 from recipes.data.names import IN_PYTHON
 from recipes.data.own_sets import given_set, no_set, own_set
+from recipes.data.repeated import repeated_images
 from recipes.data.split import Source, Split, TooFew, divide, stratified
 from recipes.data.timm_sets import PREFIX, timm_set
 from recipes.data.torchvision_sets import torchvision_set
@@ -203,6 +204,8 @@ def split_source(source: Source, config: DataConfig, *, seed: int, wanted: str |
     splits = [split[rows] if not rows.all() else split for split, rows in zip((train, val, test), here, strict=True)]
     train, val, test = in_memory_if_small(splits, config.memory_limit)
     notes = (*source.notes, *_missing_classes(source.class_names, validation=val, test=test))
+    if config.name not in AS_THEY_ARE and not config.label_noise:
+        notes += (*repeated_images(source.class_names, train, validation=val, test=test),)
     drawn = source.test is None
     sides = source.native_side, source.first_side
     return Dataset(source.class_names, train, val, test, clean, drawn, notes, gone[0], *sides)
@@ -286,6 +289,9 @@ def check_set(option: str, name: str) -> None:
         known = ", ".join(key for key in SOURCES if key != IN_PYTHON)
         raise UserError(f"{option}{name!r} is unknown: one of {known}, torchvision.NAME, timm:NAME, FILE.py:NAME{near}")
 
+
+AS_THEY_ARE = ("digits", "fashion_mnist", "mnist5k")
+"""Sets whose images everybody knows, and nobody will change."""
 
 SOURCES: dict[str, Callable[[DataConfig, Size], Source]] = {
     "digits": digits,

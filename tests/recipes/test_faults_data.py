@@ -158,3 +158,39 @@ def test_class_names_of_a_file_with_a_byte_order_mark(tmp_path, monkeypatch, cap
     monkeypatch.chdir(tmp_path)
     assert predict.main(["timm:test_resnet", "set", "--weights", "two.pth", "--class-names", "names.txt"]) == 0
     assert capsys.readouterr().out.splitlines()[0] == "file,class,probability,p(owl),p(cat)"
+
+
+def test_test_images_that_were_trained_on_are_counted(tmp_path):
+    """Copies among test images make a classifier look better than it is on new ones."""
+    images(tmp_path / "train", {"cat": 10, "dog": 10})
+    images(tmp_path / "test", {"cat": 3, "dog": 2})  # levels that training has too
+    Image.fromarray(np.full((8, 8, 3), 1, np.uint8)).save(tmp_path / "test" / "dog" / "new.png")
+    data = loaded(name="folder", root=tmp_path)
+    trained = set(data.train.images[:, 0, 0, 0].tolist())
+    both = sum(level in trained for level in data.test.images[:, 0, 0, 0].tolist())
+    (note,) = data.notes
+    assert both >= 2 and note.startswith(
+        f"{both} test images are among the training images too, to the last pixel, of 6"
+    )
+
+
+def test_images_under_two_classes_are_counted(tmp_path):
+    images(tmp_path, {"cat": 10, "dog": 10})
+    for number in range(12):
+        shade = np.full((8, 8, 3), 220 + number, np.uint8)
+        for name in ("cat", "dog"):
+            Image.fromarray(shade).save(tmp_path / name / f"same{number}.png")
+    data = loaded(name="folder", root=tmp_path)
+    held = {}
+    for level, label in zip(data.train.images[:, 0, 0, 0].tolist(), data.train.target.tolist(), strict=True):
+        held.setdefault(level, set()).add(label)
+    twice = sum(len(labels) == 2 for labels in held.values())
+    assert twice > 1 and data.notes[0].startswith(f"{twice} training images are there under another class too")
+    assert "the first as cat and dog" in data.notes[0]
+    assert not any("another class" in note for note in loaded(name="folder", root=tmp_path, label_noise=0.1).notes)
+
+
+def test_images_in_their_files_are_not_read_to_find_copies(tmp_path):
+    images(tmp_path / "train", {"cat": 10, "dog": 10})
+    images(tmp_path / "test", {"cat": 3, "dog": 2})
+    assert loaded(name="folder", root=tmp_path, memory_limit=0).notes == ()
