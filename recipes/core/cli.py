@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jsonargparse
 
 from recipes.core.config import TermConfig, TrainConfig
-from recipes.core.config_files import spelled_out
+from recipes.core.config_files import OF_PARSER, TERM_KEYS, spelled_out
 from recipes.core.deep_keys import (
     KINDS,
     POINTER,
@@ -109,6 +109,7 @@ def parse_command(argv: Sequence[str], names: Mapping[str, Sequence[str]] | None
         args = ["--config", str(_recipe(args[0])), *args[1:]]
     args = list(spelled_out(args))
     _refuse_unknown_keys(args)
+    _refuse_parser_keys(args)
     try:
         values = _values(_with_own_terms(args))
         config = TrainConfig(**{item.name: values[item.name] for item in fields(TrainConfig)})
@@ -206,6 +207,18 @@ def _refuse_unknown_keys(args: Sequence[str]) -> None:
         if word not in known and not word.startswith(free):
             near = did_you_mean(word, known, USUAL_NAMES, prefix="--")
             raise UserError(f"--{word} is unknown{near} {POINTER}")
+
+
+def _refuse_parser_keys(args: Sequence[str]) -> None:
+    """Refuse the keys with which jsonargparse would take a term of the loss apart, in silence and past its own keys."""
+    for word, behind in zip(args, [*args[1:], ""], strict=True):
+        option, equals, value = word.partition("=")
+        if not re.match(r"--loss(\.|$)", option) or ".args" in option:
+            continue
+        value = value if equals else behind
+        within = re.search(rf"[{{,]\s*['\"]?({'|'.join(OF_PARSER)})['\"]?\s*:", value)
+        if within or set(option.split(".")) & set(OF_PARSER):
+            raise UserError(f"{option}{f': {within[1]}' if within else ''} is unknown: {TERM_KEYS} {POINTER}")
 
 
 def _option_names(args: Sequence[str]) -> Iterator[str]:

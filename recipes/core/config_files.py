@@ -15,6 +15,11 @@ import yaml
 from recipes.core.deep_keys import mappings
 from recipes.core.errors import UserError
 
+OF_PARSER = ("class_path", "init_args")
+"""Keys with which jsonargparse itself would take a term of the loss apart, past the names of its keys."""
+
+TERM_KEYS = "a term of the loss is named by its key, its arguments stand under loss.TERM.args"
+
 
 def spelled_out(args: Sequence[str]) -> Iterator[str]:
     """The command line where keys within mappings that a file has in the dotted form stand behind it as words.
@@ -89,6 +94,8 @@ def _refuse_twice(file: str, pairs: Sequence[tuple[Any, Any]], before: tuple[str
     here: dict[str, int] = {}
     for key, value in pairs:
         name, line = ".".join((*before, _name(key))), key.start_mark.line + 1
+        if len(before) == 2 and before[0] == "loss" and _name(key) in OF_PARSER:
+            raise UserError(f"{file}: {name} in line {line} is unknown: {TERM_KEYS}")
         replaces = not isinstance(value, yaml.MappingNode) or name in mappings()
         if name in here or (replaces and name in seen):
             first = (seen | here)[name]

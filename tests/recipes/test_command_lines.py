@@ -542,3 +542,26 @@ def test_a_closed_stream_takes_nothing_into_the_other():
     assert (closed.returncode, closed.stdout) == (2, "")
     unseen = subprocess.run(f"{shell} --print_config >&-", shell=True, cwd=ROOT, capture_output=True, text=True)
     assert (unseen.returncode, unseen.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--loss.koleo.init_args.weight", "3"],
+        ["--loss.koleo.class_path=recipes.core.config.TermConfig"],
+        ["--loss", "{koleo: {init_args: {weight: 3}}}"],
+        ["--loss.koleo", '{"class_path": "x"}'],
+        ["--config", "file.yaml"],
+        ["--config", "dotted.yaml"],
+    ],
+)
+def test_the_parser_s_own_keys_are_no_keys_of_a_term(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("file.yaml").write_text("loss:\n  koleo:\n    init_args: {weight: 3}\n")
+    Path("dotted.yaml").write_text("loss.koleo.init_args.weight: 3\n")
+    with pytest.raises(UserError, match=r"(init_args|class_path).* is unknown: a term of the loss is named by its key"):
+        parse(["baseline", *words])
+
+
+def test_an_argument_of_a_loss_may_have_any_name():
+    assert parse(["baseline", "--loss.koleo.args.init_args", "3"]).loss["koleo"].args == {"init_args": 3}
