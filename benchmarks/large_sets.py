@@ -30,6 +30,7 @@ from timm.data.loader import create_loader
 
 from benchmarks.harness import parser, race, save
 from recipes.core.cli import parse
+from recipes.core.errors import UserError
 from recipes.data.load import load
 from recipes.data.split import Split
 from recipes.training.build import build_model, build_optimizer
@@ -139,7 +140,10 @@ def main() -> None:
             photographs(Path(root), args.images, kind)
             words = ["--data.name", "folder", "--data.root", root, "--data.image_size", str(args.side)]
             words += ["--data.batch_size", str(args.batch), "--model.backbone", args.backbone]
-            ours, images = contenders(words, args)
+            try:
+                ours, images = contenders(words, args)
+            except UserError as error:  # too few for the parts or for a batch
+                arguments.error(f"--images {args.images} --batch {args.batch}: {error}")
             timed = partial(race, rounds=args.rounds, warmup=1, device=args.device)
             found = timed(ours, baseline="in memory")
             show(kind, found, "in memory")

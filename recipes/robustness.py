@@ -59,7 +59,7 @@ def evaluate(argv: Sequence[str]) -> int:
             print(f"all of it: {folder / 'results.json'} (docs/robustness.md explains the numbers)\n", flush=True)
     except KeyboardInterrupt:
         print("stopped: the parts that are done are kept, the same command goes on from there", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     return 0
 
 

@@ -15,6 +15,8 @@ from recipes.core.errors import UserError
 from recipes.core.suggestions import did_you_mean
 
 POINTER = "(--help lists the options)"
+INTERRUPTED = 130
+"""Exit code after Ctrl-C where nothing says how to go on: 128 and the number of SIGINT, as shells have it."""
 READER_GONE = 141
 """Exit code where the output's reader ended first: 128 and the number of SIGPIPE, as shells have it."""
 BOOLEANS = {"true": True, "false": False}
@@ -167,7 +169,8 @@ def leave_with(main: Callable[[], int | None]) -> NoReturn:
 
     Where the reader of standard output left, as `head` does, `READER_GONE` takes the place of 0. Where it could not be
     written, as on a full disk, 2 does, and a line on standard error says so. Notes and progress on standard error
-    change no exit code. What the encoding of standard output lacks is written as escapes, as on standard error.
+    change no exit code. Ctrl-C ends with a line and `INTERRUPTED`. What the encoding of standard output lacks is
+    written as escapes, as on standard error.
     """
     out, _ = (_Outlet.of(name) for name in ("stdout", "stderr"))
     for name in ("stdout", "stderr"):
@@ -177,6 +180,9 @@ def leave_with(main: Callable[[], int | None]) -> NoReturn:
         code: int | str = main() or 0
     except SystemExit as end:  # of --help
         code = end.code or 0
+    except KeyboardInterrupt:
+        print("stopped: what was not written yet is lost", file=sys.stderr)
+        code = INTERRUPTED
     sys.stdout.flush()
     if out is not None and out.failure is not None:
         print(

@@ -202,3 +202,12 @@ def test_every_text_file_is_utf8_wherever_it_is_read(package):
 def _own(call):
     """Whether a call is of `recipes.core.own_code.read_text`, which reads UTF-8."""
     return isinstance(call.func, ast.Name)
+
+
+def test_ctrl_c_is_one_line(tmp_path):
+    script = "import os, signal\nfrom recipes.core.script import leave_with\n"
+    script += "leave_with(lambda: print('before') or os.kill(os.getpid(), signal.SIGINT))"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, env=env, text=True)
+    assert ended.returncode == 130 and ended.stdout == "before\n"
+    assert ended.stderr == "stopped: what was not written yet is lost\n"
