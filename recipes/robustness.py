@@ -26,7 +26,7 @@ if __name__ == "__main__":
     require_recipes()
 
 from recipes.core.errors import UserError
-from recipes.core.script import leave_with, run_script, take_keys
+from recipes.core.script import INTERRUPTED, leave_with, run_script, take_keys
 from recipes.evaluation.model_options import model_options
 from recipes.evaluation.options import parse_options, settings_of
 
