@@ -1,4 +1,4 @@
-"""What must cross ranks: a sum with a gradient, and the batch of all ranks.
+"""What must cross ranks: a sum with a gradient, the batch of all ranks, and values of rank 0.
 
 Every function is the identity in a single process, so code reads the same with one rank or many.
 """
@@ -15,6 +15,21 @@ from ncreg._transforms import bare, batched
 def world_size() -> int:
     """The number of ranks; 1 when torch.distributed is not set up."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def broadcast(tensor: Tensor) -> None:
+    """Give every rank the values of rank 0, in place, however they lie in memory (NCCL takes contiguous tensors alone).
+
+    Example:
+        >>> buffer = torch.ones(2)
+        >>> broadcast(buffer)  # of one rank: its own
+    """
+    if world_size() == 1:
+        return
+    values = tensor.contiguous()
+    dist.broadcast(values, 0)
+    if values is not tensor:
+        tensor.copy_(values)
 
 
 class _AllReduceSum(torch.autograd.Function):

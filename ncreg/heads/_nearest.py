@@ -6,14 +6,13 @@ import math
 from typing import Any, cast
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ncreg._checks import check_flag, check_integer, check_num_classes, check_number, described
 from ncreg._transforms import fx_leaf, jit_tracing, wrapped
-from ncreg.distributed import all_reduce_sum, world_size
+from ncreg.distributed import all_reduce_sum, broadcast
 from ncreg.frames import nearest_simplex_etf, simplex_etf
 from ncreg.heads._cosine import EPS, check_features, checked_scale, default_scale, fixed_logits, lengths, shown
 from ncreg.numerics import fill, seeded
@@ -195,8 +194,7 @@ class NearestETFHead(nn.Module):
         """The nearest simplex; rank 0's, should other hardware round otherwise."""
         pull = PULL * torch.linalg.vector_norm(means) / math.sqrt(self.num_classes)
         weight = nearest_simplex_etf(means + pull * self.weight.to(means.dtype)).to(self.weight.dtype)
-        if world_size() > 1:
-            dist.broadcast(weight, 0)
+        broadcast(weight)
         return weight
 
     def extra_repr(self) -> str:

@@ -13,7 +13,7 @@ from timm.data.distributed_sampler import OrderedDistributedSampler
 from torch import Tensor, nn
 from torch.utils.data import DistributedSampler
 
-from ncreg.distributed import all_reduce_sum, world_size
+from ncreg.distributed import all_reduce_sum, broadcast, world_size
 from ncreg.metrics import NeuralCollapse
 from ncreg.models import Classifier
 
@@ -157,7 +157,7 @@ def _as_rank_zero(module: nn.Module) -> Iterator[None]:
     own = [(buffer, buffer.clone()) for buffer in module.buffers()]
     try:
         for buffer, _ in own:
-            dist.broadcast(buffer, 0)
+            broadcast(buffer)
         yield
     finally:
         for buffer, before in own:

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ncreg.distributed import broadcast
 from recipes.core.errors import UserError
 
 Made = TypeVar("Made")
@@ -78,9 +79,8 @@ class Ranks:
 
     def broadcast_buffers(self, model: nn.Module) -> None:
         """Give every rank the main rank's running statistics; DDP does so only before a forward pass in training."""
-        if self.size > 1:
-            for buffer in model.buffers():
-                dist.broadcast(buffer, 0)
+        for buffer in model.buffers():
+            broadcast(buffer)
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum over ranks, the same on all of them."""

@@ -12,6 +12,7 @@ from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, Tenso
 
 from ncreg import NeuralCollapse, TPTScheduler, swap_head
 from ncreg.integrations import EpochCloser, find_classifier, measure_training_set
+from tests import nccl_rules
 
 
 def classifier(classes=3):
@@ -94,6 +95,7 @@ def test_an_epoch_is_closed_once_and_never_skipped():
 
 def _measure_on(rank, world, port, queue):
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    nccl_rules.enforce()
     model = classifier()
     if rank:  # each process has gathered its own statistics
         for buffer in model.buffers():

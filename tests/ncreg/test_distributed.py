@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ncreg import losses
-from ncreg.distributed import all_reduce_sum, gather_batch, world_size
+from ncreg.distributed import all_reduce_sum, broadcast, gather_batch, world_size
+from tests import nccl_rules
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated")  # torch.func's own import
 CLASSES, DIM, INPUT = 4, 6, 5
@@ -89,6 +90,7 @@ def run_rank(rank, folder):
         if rank < ranks:
             file, patience = f"{folder}/{ranks}", timedelta(minutes=2)
             dist.init_process_group("gloo", f"file://{file}", patience, world_size=ranks, rank=rank)
+            nccl_rules.enforce()
             torch.save(run_cases(rank, ranks), f"{file}-{rank}.pt")
             dist.barrier()  # before torch 2.8 a group destroyed right after a collective may hang
             dist.destroy_process_group()
@@ -115,6 +117,8 @@ def run_cases(rank, ranks):
     found["other labels"] = gather_batch(shards[0], shards[1].to((torch.int32, torch.int64)[rank % 2]))
     found["refused"] = [refused(*other) for other in unlike(rank, *shards)]
     found["transforms"] = transforms(rank, ranks, *shards)
+    found["of rank 0"] = buffer = torch.full((3, 2), float(rank)).t()
+    broadcast(buffer)
     return found
 
 
@@ -228,6 +232,10 @@ def test_gather_batch_keeps_rank_order(ranks_found):
             torch.testing.assert_close(got, wanted, rtol=0, atol=0)
 
 
+def test_buffers_that_are_not_contiguous_are_broadcast_too(ranks_found):
+    assert all(torch.equal(found["of rank 0"], torch.zeros(2, 3)) for found in ranks_found)
+
+
 def test_labels_of_any_integer_type_are_gathered(ranks_found):
     for found in ranks_found:
         assert torch.equal(found["other labels"][1], whole_batch()[1].long())
@@ -245,6 +253,8 @@ def test_alone_everything_is_the_identity():
     assert world_size() == 1
     assert all_reduce_sum(rows) is rows
     assert gather_batch(rows, labels) == (rows, labels)
+    broadcast(buffer := torch.ones(2))
+    assert torch.equal(buffer, torch.ones(2))
 
 
 def test_a_batch_of_unequal_lengths_is_refused(monkeypatch):

@@ -21,6 +21,7 @@ from ncreg.heads import HEADS, CodeHead, CosineHead, ETFHead, FixedHead, LinearH
 from ncreg.heads._cosine import cosine_logits, plain_cosine_logits
 from ncreg.heads._grouped import GroupedCosine, grouped_cosine
 from ncreg.models import swap_head
+from tests import nccl_rules
 
 F64 = {"dtype": torch.float64}
 STRUCTURES = [("dense", 9), ("dense", 14), ("grouped", 10), ("grouped", 14), ("grouped", 30)]
@@ -350,6 +351,7 @@ def test_nearest_head_resumes_exactly_and_keeps_undetermined_directions():
 def _update_on_two(rank, path):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=2)
+    nccl_rules.enforce()
     ours, alone = NearestETFHead(6, 4, every=1, **F64), NearestETFHead(6, 4, every=1, **F64)
     batches = [(gaussian(7, 6, seed=s), torch.tensor([0, 1, 2, 3, 0, 1, s % 4])) for s in range(3)]
     for features, target in batches:

@@ -7,6 +7,7 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from ncreg.metrics import LayerwiseCollapse, NearestClassCenter, NeuralCollapse
+from tests import nccl_rules
 
 CLASSES, DIM, SAMPLES = 5, 8, 97
 MODES = [{}, {"scatter": False}, {"cache": False}, {"cache": False, "scatter": False}]
@@ -81,6 +82,7 @@ def _net():
 def _rank(rank, path):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{path}/rendezvous", rank=rank, world_size=4)
+    nccl_rules.enforce()
     pair = dist.new_group([0, 1])
     torch.save(_measure(rank, 4, None), f"{path}/4-{rank}.pt")
     torch.save(_by_depth(nn.parallel.DistributedDataParallel(_net()), rank, 4), f"{path}/depth-{rank}.pt")

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ncreg.norms import LastBatchNorm, last_norm
+from tests import nccl_rules
 
 
 def batch(rows, columns, seed=0):
@@ -158,6 +159,7 @@ SPLITS = [(5, 3), (1, 7), (1, 1), (8, 0)]
 
 def _rank(rank, path):
     dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=2)
+    nccl_rules.enforce()
     torch.set_num_threads(1)
     for gamma in ("vector", "scalar", "none"):
         for split in SPLITS:

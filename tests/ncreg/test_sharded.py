@@ -14,6 +14,7 @@ from ncreg.heads import HEADS, ETFHead, FixedHead
 from ncreg.metrics import NearestClassCenter, NeuralCollapse
 from ncreg.models import fold, swap_head
 from ncreg.norms import NORMS, LastBatchNorm, last_norm
+from tests import nccl_rules
 
 CLASSES = 4
 LEARNED_AND_FIXED = ["etf", "nearest_etf", "linear", "cosine"]
@@ -71,6 +72,7 @@ def shard(model, mesh, policy):
 def run_rank(rank, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/meet", timedelta(minutes=2), world_size=2, rank=rank)
+    nccl_rules.enforce()
     mesh, found = dist.device_mesh.init_device_mesh("cpu", (2,)), {}
     for head in LEARNED_AND_FIXED:
         for name, policy in {"float32": MixedPrecisionPolicy(), "bfloat16": HALF}.items():

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ncreg.functional import sharded_argmax, sharded_cross_entropy
 from ncreg.heads import CodeHead, CosineHead, LinearHead, class_shard, gather_head, shard_head
 from ncreg.losses import ShardedCrossEntropyLoss
+from tests import nccl_rules
 
 CLASSES, DIM, SPLIT = 11, 5, (9, 4)  # classes and samples that two ranks do not share evenly
 WEIGHT = torch.linspace(0.5, 2, CLASSES, dtype=torch.float64)
@@ -100,6 +101,7 @@ def an_empty_rank(rank):
 
 def run_rank(rank, folder):
     dist.init_process_group("gloo", f"file://{folder}/meet", timedelta(minutes=2), world_size=2, rank=rank)
+    nccl_rules.enforce()
     found = {(name, words): on_rank(rank, name, options) for name in HEADS for words, options in OPTIONS.items()}
     found |= {"refusals": refusals(rank), "frozen": frozen(rank), "empty": an_empty_rank(rank)}
     torch.save(found, f"{folder}/{rank}.pt")
