@@ -1,11 +1,10 @@
 """What training tools put around a model or its parts: wrappers, the names they lengthen, weights that are computed."""
 
 import re
+import sys
 from typing import Any
 
-import torch
-from torch import nn
-from torch.nn.utils.prune import BasePruningMethod
+from torch import Tensor, nn
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
@@ -46,27 +45,49 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 def computes(hook: Any) -> bool:
     """Whether a forward pre-hook computes a weight from others: torch's pruning, its older weight and spectral norm."""
-    return isinstance(hook, BasePruningMethod | WeightNorm | SpectralNorm)
+    return isinstance(hook, WeightNorm | SpectralNorm) or _prunes(hook)
 
 
-def refresh(module: nn.Module) -> None:
-    """Compute such weights anew, as the module's next forward pass would: after a training step they are of before it.
+def _prunes(hook: Any) -> bool:
+    pruning = sys.modules.get("torch.nn.utils.prune")  # torch does not import it by itself
+    return pruning is not None and isinstance(hook, pruning.BasePruningMethod)
+
+
+def fresh_weights(module: nn.Module) -> dict[str, Tensor]:
+    """Such weights as the module's next forward pass would compute them: after a training step it holds older ones.
+
+    The module itself stays as it is.
 
     Example:
         >>> from torch.nn.utils import prune
-        >>> layer = prune.l1_unstructured(nn.Linear(3, 2), "weight", amount=0)
+        >>> layer = prune.l1_unstructured(nn.Linear(1, 2), "weight", amount=0)
         >>> layer.weight_orig.data.fill_(4.0)
-        tensor([[4., 4., 4.],
-                [4., 4., 4.]])
-        >>> refresh(layer)
-        >>> layer.weight.tolist()
-        [[4.0, 4.0, 4.0], [4.0, 4.0, 4.0]]
+        tensor([[4.],
+                [4.]])
+        >>> fresh_weights(layer)["weight"].tolist()
+        [[4.0], [4.0]]
     """
-    for hook in module._forward_pre_hooks.values():
-        if not computes(hook):
-            continue
-        with torch.inference_mode(False), torch.enable_grad():
-            if isinstance(hook, SpectralNorm):  # its own call would also move its estimate
-                setattr(module, hook.name, hook.compute_weight(module, do_power_iteration=False))
-            else:
-                hook(module, None)
+    hooks: list[Any] = [hook for hook in module._forward_pre_hooks.values() if computes(hook)]
+    found: dict[str, Tensor] = {}
+    before: dict[str, Any] = {}
+    try:
+        for hook in hooks:  # one may compute from what another did
+            name = hook._tensor_name if _prunes(hook) else hook.name
+            before.setdefault(name, getattr(module, name))
+            found[name] = _computed(hook, module)
+            setattr(module, name, found[name])
+    finally:
+        for name, value in before.items():
+            setattr(module, name, value)
+    return found
+
+
+def _computed(hook: Any, module: nn.Module) -> Tensor:
+    weight: Tensor
+    if _prunes(hook):
+        weight = hook.apply_mask(module)
+    elif isinstance(hook, SpectralNorm):  # its estimate of the largest singular value stays
+        weight = hook.compute_weight(module, do_power_iteration=False)
+    else:
+        weight = hook.compute_weight(module)
+    return weight

@@ -132,6 +132,8 @@ def run_epochs(
     former = () if resume is None else resume.unreadable()
     data = ranks.together(lambda: load_data(config, device, given, former))
     check_readable((data.train, data.val, data.test), ranks)
+    if resume is None:
+        check_shift(config.augment, data.train)
     measured, state = prepare(config if resume is None else from_seed(config), data, device, ranks)
     run = open_run(config, command, resume, state)
     if resume is None and ranks.main:
@@ -265,7 +267,6 @@ def measured_images(config: TrainConfig, data: Dataset) -> Split:
 
 def prepare(config: TrainConfig, data: Dataset, device: torch.device, ranks: Ranks) -> tuple[Split, TrainState]:
     """The images that are measured and the state at the start, once everything is tried out that a run can refuse."""
-    check_shift(config.augment, data.train)
     measured = measured_images(config, data)
     state = build_state(config, data, device, ranks)
     layer_measures(config.extra_measures, state.model, measured)
@@ -412,6 +413,7 @@ def show_plan(config: TrainConfig) -> None:
         hook_code(config.on_epoch)
     try:
         data = load_data(config, device)
+        check_shift(config.augment, data.train)
         _, state = prepare(config, data, device, Ranks())
         curvature = partial(curvature_table, state.model, data.train, config.optim)
     except NotHere as error:  # the rates need neither images nor a model

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -85,21 +85,36 @@ class CodeHead(nn.Module):
             torch.zeros(1, dtype=torch.int64, device=like.device), self.in_features, seed=self.seed, dtype=like.dtype
         )[0]
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "first_vector" not in self._buffers:  # pickled by an earlier version
+            self.register_buffer("first_vector", self._first(cast(Tensor, self._buffers.pop("_place"))))
+
     def reset_parameters(self) -> None:
         """Write the one class vector that is kept; the others are computed when they are needed."""
         fill(self.first_vector, self._first(self.first_vector))
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         key = prefix + "first_vector"
-        given = state_dict.setdefault(key, self.first_vector)  # files of earlier versions hold none
-        alike = given.shape == self.first_vector.shape and given.is_floating_point() and not given.is_meta
-        if alike and not torch.equal(given.sign(), self._first(given).sign()):
-            args[-1].append(
-                f"{key}: the state_dict comes from class vectors of another seed than seed={self.seed}: build the head "
-                "with the seed that it was trained with"
-            )
-            state_dict[key] = self.first_vector
+        given = state_dict.setdefault(key, self._first(self.first_vector))  # files of earlier versions hold none
+        if isinstance(given, Tensor) and given.shape == self.first_vector.shape and not given.is_meta:
+            if wrong := self._why_not_the_first(given.cpu()):
+                args[-1].append(f"{key}: {wrong}")
+                state_dict[key] = self.first_vector
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _why_not_the_first(self, given: Tensor) -> str:
+        """What is wrong with a vector that should be that of class 0, to rounding; empty if nothing is."""
+        signs = given.sign().double()
+        if not torch.equal(signs.abs(), torch.ones_like(signs)):
+            return "no class vector, with entries of ±1/√d: was it saved before reset_parameters() wrote it?"
+        own = self._first(signs)
+        if torch.equal(signs, own.sign()):
+            return ""
+        return (
+            f"the state_dict comes from class vectors of another seed than seed={self.seed}: build the head with the "
+            "seed that it was trained with"
+        )
 
     def class_rows(self, classes: Tensor, dtype: torch.dtype | None = None) -> Float[Tensor, "rows in_features"]:
         """The vectors of some classes, given by their indices, on the indices' device."""

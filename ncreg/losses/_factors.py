@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ncreg._checks import check_integer
-from ncreg._wrappers import computes, refresh
+from ncreg._wrappers import computes, fresh_weights
 from ncreg.losses._inputs import unit_rows
 from ncreg.numerics import is_dtensor
 
@@ -100,16 +100,18 @@ def _check_called_alike(head: nn.Module) -> None:
     if torch.compiler.is_compiling():
         return
     owner = next(kind for kind in type(head).__mro__ if "forward" in vars(kind))
-    if "forward" in vars(head) or owner.__module__.partition(".")[0] not in ("torch", "ncreg"):
+    if owner.__module__.partition(".")[0] not in ("torch", "ncreg"):
         raise TypeError(
             f"head={type(head).__name__} has a forward pass of its own, and its logits would be made without it, from "
             "the class vectors alone: use F.cross_entropy(head(features), target)"
         )
-    if head._forward_hooks or any(not computes(hook) for hook in head._forward_pre_hooks.values()):
+    others = any(not computes(hook) for hook in head._forward_pre_hooks.values())
+    if others or head._forward_hooks or "forward" in vars(head):
         # The words never vary, so that Python's default filter shows them once.
         warnings.warn(
-            "the head has forward hooks, which are not called: its logits are made in parts, from its class vectors; "
-            "where a hook changes them use F.cross_entropy(head(features), target)",
+            "the head has forward hooks, or a forward pass put in place of its own, which are not called: its logits "
+            "are made in parts, from its class vectors; where one changes them use F.cross_entropy(head(features), "
+            "target)",
             stacklevel=4,
         )
 
@@ -119,11 +121,12 @@ def taken_apart(features: Tensor, head: Any, chunk: int | None) -> Factors:
     kind = kind_of(head)
     if kind == "logits":
         raise TypeError(f"head={head} holds no class vectors: F.cross_entropy(head(features), target) costs less")
+    head = getattr(head, "_orig_mod", head)  # torch.compile's wrapper calls the same forward pass
     _check_called_alike(head)
-    refresh(head)
+    fresh = fresh_weights(head)
     if features.shape[1] != head.in_features:
         raise ValueError(f"features have {features.shape[1]} columns where head takes {head.in_features}")
-    weight = None if kind == "class_rows" else head.weight
+    weight = None if kind == "class_rows" else fresh.get("weight", head.weight)
     device = features.device.type
     autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
     if weight is not None and features.dtype != weight.dtype and not autocast:
@@ -135,4 +138,4 @@ def taken_apart(features: Tensor, head: Any, chunk: int | None) -> Factors:
     inputs = unit_rows(features).to(features.dtype) if getattr(head, "normalize", False) else features
     chunk = max(1, ENTRIES // len(features)) if chunk is None else check_integer("chunk", chunk, 1)
     inputs = inputs * scale if isinstance(scale, Tensor) or scale != 1 else inputs
-    return Factors(inputs, weight, head.bias, head, kind == "unit weight", low, chunk)
+    return Factors(inputs, weight, fresh.get("bias", head.bias), head, kind == "unit weight", low, chunk)

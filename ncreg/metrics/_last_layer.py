@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ncreg._checks import described
-from ncreg._wrappers import refresh
+from ncreg._wrappers import fresh_weights
 from ncreg.metrics._geometry import LARGEST
 from ncreg.metrics._inputs import check_not_meta
 from ncreg.numerics import is_dtensor, whole
@@ -26,6 +26,8 @@ class LastLayer:
         ValueError: the weight or the bias has another shape, or no values (on the meta device).
     """
 
+    _copies: dict[int, Any] | None = None  # of the deepcopy that made this
+
     def __init__(self, module: Any, num_classes: int, num_features: int) -> None:
         if not isinstance(getattr(module, "weight", None), Tensor):
             raise TypeError(
@@ -33,7 +35,6 @@ class LastLayer:
                 f"got {type(module).__name__}: pass the last layer, e.g. model.head or model.get_classifier()"
             )
         self._module, self.num_classes, self.num_features = module, num_classes, num_features
-        self._copies: dict[int, Any] | None = None  # of the deepcopy that made this
         self._checked_tensors()
 
     @property
@@ -107,11 +108,22 @@ class LastLayer:
                     "types.SimpleNamespace(weight=head.weight.full_tensor(), bias=head.bias.full_tensor())"
                 )
 
+    def _tensors(self) -> tuple[Any, Any]:
+        """Class vectors and bias as the next forward pass has them; the classifier itself stays as it is."""
+        module = self.module
+        with torch.no_grad():
+            fresh = fresh_weights(module) if isinstance(module, nn.Module) else {}
+        before = {name: getattr(module, name) for name in fresh}
+        try:
+            for name, value in fresh.items():
+                setattr(module, name, value)
+            return getattr(module, "class_vectors", module.weight), getattr(module, "bias", None)
+        finally:
+            for name, value in before.items():
+                setattr(module, name, value)
+
     def _checked_tensors(self) -> tuple[Tensor, Tensor | None]:
-        if isinstance(self.module, nn.Module):
-            refresh(self.module)
-        weight: Any = getattr(self.module, "class_vectors", self.module.weight)
-        bias: Any = getattr(self.module, "bias", None)
+        weight, bias = self._tensors()
         bias = None if bias is False else bias
         for name, value, shape in (
             ("weight", weight, (self.num_classes, self.num_features)),

@@ -15,6 +15,7 @@ from recipes.core.config_files import OF_PARSER, TERM_KEYS, spelled_out
 from recipes.core.deep_keys import (
     KINDS,
     POINTER,
+    as_yaml_value,
     keys,
     mappings,
     refuse_ambiguous,
@@ -215,10 +216,11 @@ def _refuse_parser_keys(args: Sequence[str]) -> None:
         option, equals, value = word.partition("=")
         if not re.match(r"--loss(\.|$)", option) or ".args" in option:
             continue
-        value = value if equals else behind
-        within = re.search(rf"[{{,]\s*['\"]?({'|'.join(OF_PARSER)})['\"]?\s*:", value)
+        given = as_yaml_value(value if equals else behind)
+        terms = given.values() if option == "--loss" and isinstance(given, Mapping) else [given]
+        within = {key for term in terms if isinstance(term, Mapping) for key in term if key in OF_PARSER}
         if within or set(option.split(".")) & set(OF_PARSER):
-            raise UserError(f"{option}{f': {within[1]}' if within else ''} is unknown: {TERM_KEYS} {POINTER}")
+            raise UserError(f"{option}{f': {min(within)}' if within else ''} is unknown: {TERM_KEYS} {POINTER}")
 
 
 def _option_names(args: Sequence[str]) -> Iterator[str]:

@@ -59,10 +59,8 @@ def _divided(file: str) -> tuple[str | None, list[str]]:
             f"{file}: an anchor (&) stands around an alias (*) of itself: write out what it means"
         ) from None
     inside = tuple(f"{key}." for key in mappings())
-    words = [pair for pair in pairs if _name(pair[0]).startswith(inside)]
-    rest = [pair for pair in pairs if pair not in words]
-    if _section_comes_later([_name(key) for key, _ in rest]):
-        rest.sort(key=lambda pair: _name(pair[0]).count("."))
+    words = _ordered([pair for pair in pairs if _name(pair[0]).startswith(inside)])
+    rest = _ordered([pair for pair in pairs if not _name(pair[0]).startswith(inside)])
     if rest == pairs:
         return None, []
     if anchors:
@@ -70,50 +68,64 @@ def _divided(file: str) -> tuple[str | None, list[str]]:
         raise UserError(f"{file}: write {torn} as a mapping within a mapping, it stands beside anchors (&, *)")
     parts = [_text(text, key, value) for key, value in rest]
     flow = getattr(top, "flow_style", False)
-    return f"{{{', '.join(parts)}}}" if flow else "\n".join(parts) or "{}", [_word(text, *pair) for pair in words]
+    return f"{{{', '.join(parts)}}}" if flow else "\n".join(parts) or "{}", [_word(file, text, *pair) for pair in words]
 
 
 def _name(key: yaml.Node) -> str:
     return key.value if isinstance(key, yaml.ScalarNode) else ""
 
 
-def _section_comes_later(names: Sequence[str]) -> bool:
-    """Whether a dotted key stands before a section that would replace it."""
-    return any(early.startswith(f"{late}.") for at, late in enumerate(names) for early in names[:at])
+def _ordered(pairs: list[tuple[yaml.Node, yaml.Node]]) -> list[tuple[yaml.Node, yaml.Node]]:
+    """The pairs, sections first where one would replace a dotted key that stands before it."""
+    names = [_name(key) for key, _ in pairs]
+    late = any(early.startswith(f"{name}.") for at, name in enumerate(names) for early in names[:at])
+    return sorted(pairs, key=lambda pair: _name(pair[0]).count(".")) if late else pairs
 
 
-def _refuse_twice(file: str, pairs: Sequence[tuple[Any, Any]], before: tuple[str, ...], seen: dict[str, int]) -> None:
+Way = tuple[str, ...]
+
+
+def _refuse_twice(file: str, pairs: Sequence[tuple[Any, Any]], before: Way, seen: dict[Way, int]) -> None:
     """Refuse two values for one key, whether it is dotted or stands in a section.
 
     Args:
         file: for the message.
         pairs: keys and values of a mapping.
-        before: the way to it.
+        before: the way to it; a dot in a key below the top is no step.
         seen: lines of values, and of mappings that would replace one another; filled here.
     """
-    here: dict[str, int] = {}
+    here: dict[Way, int] = {}
     for key, value in pairs:
-        name, line = ".".join((*before, _name(key))), key.start_mark.line + 1
-        if len(before) == 2 and before[0] == "loss" and _name(key) in OF_PARSER:
-            raise UserError(f"{file}: {name} in line {line} is unknown: {TERM_KEYS}")
-        replaces = not isinstance(value, yaml.MappingNode) or name in mappings()
-        if name in here or (replaces and name in seen):
-            first = (seen | here)[name]
+        number = key.tag if key.tag != "tag:yaml.org,2002:str" else ""  # 1 and "1" are two keys
+        way = (*before, number + _name(key)) if before else tuple(_name(key).split("."))
+        line = key.start_mark.line + 1
+        replaces = not isinstance(value, yaml.MappingNode) or ".".join(way) in mappings()
+        if way in here or (replaces and way in seen):
+            name, first = ".".join((*before, _name(key))), (seen | here)[way]
             raise UserError(f"{file}: {name} is named in line {first} and again in line {line}: leave one of them out")
         if key.tag != "tag:yaml.org,2002:merge":
-            here[name] = line
-            seen |= {name: line} if replaces else {}
+            here[way] = line
+            seen |= {way: line} if replaces else {}
         if isinstance(value, yaml.MappingNode):
-            _refuse_twice(file, value.value, (*before, _name(key)), seen)
+            _refuse_twice(file, value.value, way, seen)
 
 
-def _word(text: str, key: yaml.Node, value: yaml.Node) -> str:
+def _word(file: str, text: str, key: yaml.Node, value: yaml.Node) -> str:
     """A key and its value as a word of the command line."""
+    written = _text(text, value, value)
+    if isinstance(value, yaml.ScalarNode) and (value.style in ("|", ">") or written.startswith("!")):
+        raise UserError(
+            f"{file}: write {key.value} as a mapping within a mapping: a dotted key takes a value in one line"
+        )
     empty = isinstance(value, yaml.ScalarNode) and value.style is None and not value.value
-    return f"--{key.value}={'null' if empty else _text(text, value, value)}"
+    return f"--{key.value}={'null' if empty else written}"
 
 
 def _text(text: str, first: yaml.Node, last: yaml.Node) -> str:
     """The text of a file from one node to another, as far to the right as it stands there."""
-    indent = " " * first.start_mark.column if getattr(first, "flow_style", None) is False else ""
-    return indent + text[first.start_mark.index : last.end_mark.index].rstrip()
+    start, column = first.start_mark.index, first.start_mark.column
+    before = text[:start].rstrip(" ")
+    if first is not last and before.endswith("?"):  # a key may be written "? key"
+        start, column = len(before) - 1, column - (start - len(before) + 1)
+    indent = " " * column if getattr(first, "flow_style", None) is False or start != first.start_mark.index else ""
+    return indent + text[start : last.end_mark.index].rstrip()

@@ -54,8 +54,10 @@ def same_classes(
         names: of the classes of each, by the split's name; None where it has none, whose numbers stand as they are.
         what: what messages call the data.
 
+    A split none of whose names is known, or whose labels go beyond its names, keeps its numbers, with a note.
+
     Raises:
-        UserError: a split has images of a class that the training split does not know.
+        UserError: a split knows some of the classes, and has images of one that the training split does not know.
     """
     known, taken, notes = names["train"], dict(splits), []
     for part, split in splits.items():
@@ -63,8 +65,12 @@ def same_classes(
         if known is None or own is None or tuple(own) == tuple(known) or _is_bare(split):
             continue
         number, present = _numbers(own, known), split.target.unique().tolist()
-        if bad := [label for label in present if not 0 <= label < len(own)]:
-            raise UserError(f"{what}: {part} has the label {bad[0]}, but names {len(own)} classes, which count from 0")
+        if not set(own) & set(known) or max(present) >= len(own) or min(present) < 0:
+            notes.append(
+                f"{what}: {part} names its classes {', '.join(own[:5])}{', …' if len(own) > 5 else ''}, which fit "
+                "neither its labels nor the names in train: its classes are taken by number"
+            )
+            continue
         if unknown := [own[label] for label in present if number[label] < 0]:
             raise UserError(
                 f"{what}: {part} has images of {', '.join(unknown[:5])}, which train does not know; its classes are "

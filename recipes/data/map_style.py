@@ -54,7 +54,8 @@ def source_of(splits: Mapping[str, Any], config: DataConfig, image_size: Size, *
     first = min(seen[0].shape[1:])
     side = image_size(first)
     opened = {part: _split(found, side, channels, worker_count(config.workers), what) for part, found in splits.items()}
-    parts, renamed = same_classes(opened, {part: _own_names(found) for part, found in splits.items()}, what)
+    named = {part: _own_names(found) if part == "train" else _names_to_match(found) for part, found in splits.items()}
+    parts, renamed = same_classes(opened, named, what)
     parts, left_out = without_unlabelled(parts, what)
     labels = torch.cat([part.target for part in parts.values()])
     names = class_names(train, count=int(labels.max()) + 1)
@@ -88,6 +89,15 @@ def class_names(found: Any, *, count: int) -> tuple[str, ...]:
 def _own_names(found: Any) -> tuple[str, ...] | None:
     """The names of a dataset's classes, from its `classes`; None without any."""
     return distinct(getattr(found, "classes", None) or ()) or None
+
+
+def _names_to_match(found: Any) -> tuple[str, ...] | None:
+    """The names by which a split's classes can be found among those of another; None where they cannot be."""
+    names = getattr(found, "classes", None)
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str | tuple) for name in names):
+        return None  # numbers, or something else of that name
+    told = distinct(names)
+    return told if told and len(set(names)) == len(names) else None
 
 
 def pixels_of(image: Any, channels: int | None) -> Tensor:

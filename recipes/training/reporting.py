@@ -278,7 +278,7 @@ def closing_lines(summary: Mapping[str, Any], path: Path) -> str:
     onset, end, means = summary["at_onset"], summary["at_end"], zero_error_means(summary["threshold"])
     if onset is None:
         lines = [
-            f"zero error not found in {summary['epochs']} epochs ({means}; the best was "
+            f"zero error not found in {summary['epochs']} epoch{'s' * (summary['epochs'] > 1)} ({means}; the best was "
             f"{summary['best_train_accuracy']:.2%}): raise --tpt.max_epochs or lower --tpt.threshold"
         ]
         heads = ["", f"epoch {summary['epochs']}"]

@@ -304,7 +304,18 @@ def test_code_of_another_seed_is_refused_on_loading(dtype: torch.dtype) -> None:
     with pytest.raises(RuntimeError, match="size mismatch for 1.first_vector"):
         nn.Sequential(nn.Linear(4, 33), CodeHead(40, 50, seed=7)).load_state_dict(state)
     earlier = {name: tensor for name, tensor in state.items() if name != "1.first_vector"}
+    other[1].first_vector.fill_(3.0)
     other.load_state_dict(earlier)  # a file without it loads as it did
+    assert torch.equal(other[1].first_vector, CodeHead(33, 50, seed=8).first_vector)
+    for odd in (torch.zeros(33), torch.full((33,), torch.nan)):
+        with pytest.raises(RuntimeError, match=r"1.first_vector: no class vector, with entries of ±1/√d"):
+            other.load_state_dict(earlier | {"1.first_vector": odd})
+
+
+def test_a_compiled_head_is_taken_apart_like_itself() -> None:
+    head, features, target = CosineHead(16, 50), torch.randn(8, 16), torch.arange(8)
+    loss = chunked_cross_entropy(features, torch.compile(head, backend="eager"), target)
+    torch.testing.assert_close(loss, F.cross_entropy(head(features), target))
 
 
 def test_what_needs_the_matrix_of_a_code_is_refused_with_its_bytes() -> None:

@@ -6,8 +6,10 @@ import pytest
 import torch
 from test_metrics import MODES, assert_agrees, expect, make, measure
 from torch import nn
+from torch.nn.utils import prune
 from torchmetrics import MetricCollection, MetricTracker
 
+from ncreg.losses import ChunkedCrossEntropyLoss
 from ncreg.metrics import NearestClassCenter, NeuralCollapse
 
 
@@ -172,3 +174,34 @@ def test_merged_decisions_are_of_one_classifier():
     merged = shard(None, slice(20))
     merged.merge_state(shard(head, slice(20, None)))
     assert merged.compute() == {"ncc_accuracy": whole["ncc_accuracy"]}
+
+
+def prune_some(layer):
+    prune.l1_unstructured(layer, "weight", amount=0.3)
+
+
+@pytest.mark.parametrize("bind", [prune_some, nn.utils.weight_norm, nn.utils.spectral_norm])
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated")
+def test_measuring_leaves_a_computed_weight_as_it_is(bind):
+    """The model can be copied after a validation pass, and a loss that reads the weight keeps its gradient."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4)).double()
+    bind(net[1])
+    inputs, target = torch.randn(40, 8, dtype=torch.float64), torch.arange(40) % 4
+    metric = NeuralCollapse(4, 8, net[1])
+    net.eval()
+    with torch.no_grad():
+        net(inputs)
+        metric.update(net[0](inputs), target)
+        metric.compute()
+        ChunkedCrossEntropyLoss()(net[0](inputs), net[1], target)
+    copied = copy.deepcopy(net)
+    assert torch.equal(copied(inputs), net(inputs))
+    net(inputs)
+    held = net[1].weight
+    metric.reset()
+    metric.update(net[0](inputs).detach(), target)
+    metric.compute()
+    assert net[1].weight is held and held.requires_grad
+    loss = ChunkedCrossEntropyLoss()(net[0](inputs), net[1], target)
+    torch.testing.assert_close(loss, nn.functional.cross_entropy(net(inputs), target))

@@ -15,6 +15,7 @@ from recipes.core.errors import UserError
 from recipes.data.class_names import distinct
 from recipes.data.image_folder import image_files
 from recipes.data.load import load
+from recipes.data.map_style import source_of
 
 LEVELS = {"cat": 40, "dog": 120, "owl": 200}
 """Gray level of each class, so that an image tells what it shows."""
@@ -194,3 +195,35 @@ def test_images_in_their_files_are_not_read_to_find_copies(tmp_path):
     images(tmp_path / "train", {"cat": 10, "dog": 10})
     images(tmp_path / "test", {"cat": 3, "dog": 2})
     assert loaded(name="folder", root=tmp_path, memory_limit=0).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("named", "note"),
+    [
+        (np.array(["cat", "dog", "owl"]), None),
+        (3, None),
+        ([0, 1, 2], None),
+        (["owl", "owl", "cat"], None),
+        (["Cat", "Dog", "Owl"], "names its classes Cat, Dog, Owl, which fit neither"),
+        (["cat", "dog"], "names its classes cat, dog, which fit neither"),
+    ],
+)
+def test_names_that_cannot_be_matched_leave_the_numbers_as_they_are(named, note):
+    class Named(torch.utils.data.Dataset):
+        def __init__(self, classes):
+            self.classes = classes
+
+        def __len__(self):
+            return 30
+
+        def __getitem__(self, index):
+            return torch.full((3, 8, 8), index, dtype=torch.uint8), index % 3
+
+    sets = {"train": Named(["cat", "dog", "owl"]), "test": Named(named)}
+    source = source_of(sets, DataConfig(), lambda native: 8, what="mine")
+    assert source.test.target.tolist() == [index % 3 for index in range(30)]
+    assert (
+        [text for text in source.notes if "names its classes" in text] == []
+        if note is None
+        else note in source.notes[0]
+    )

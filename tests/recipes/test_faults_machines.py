@@ -206,6 +206,7 @@ def _own(call):
 
 def test_ctrl_c_is_one_line(tmp_path):
     script = "import os, signal\nfrom recipes.core.script import leave_with\n"
+    script += "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a job in the background ignores it
     script += "leave_with(lambda: print('before') or os.kill(os.getpid(), signal.SIGINT))"
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, env=env, text=True)

@@ -193,6 +193,10 @@ def test_a_mapping_for_a_term_leaves_the_keys_that_it_does_not_name(here):
             "model.head_args.scale: 3\nmodel: {head_args: {normalize: false}}\n",
             {"model": {"head_args": {"scale": 3, "normalize": False}}},
         ),
+        ("? optim.lr\n: 0.2\n? optim\n: weight_decay: 0.1\n", {"optim": {"lr": 0.2, "weight_decay": 0.1}}),
+        ("model: {model_args: {'a.b': 1, a: {b: 2}}}\n", {"model": {"model_args": {"a.b": 1, "a": {"b": 2}}}}),
+        ("model: {model_args: {1: 2, '1': 3}}\n", {"model": {"model_args": {1: 2, "1": 3}}}),
+        ("model.model_args.b.d: 2\nmodel.model_args.b: {c: 3}\n", {"model": {"model_args": {"b": {"c": 3, "d": 2}}}}),
         (
             "loss.ntce.weight: 2\nloss: {cross_entropy: {}}\n",
             {"loss": {"cross_entropy": TermConfig(), "ntce": TermConfig(weight=2.0)}},
@@ -217,6 +221,10 @@ def test_the_order_of_keys_in_a_file_tells_nothing(text, found, tmp_path):
         ("model: {head_args: {a: 1}}\nmodel.head_args.a: 2\n", "model.head_args.a is named in line 1 and again in"),
         ("loss: {ntce: {weight: 1}}\nloss.ntce.weight: 2\n", "loss.ntce.weight is named in line 1 and again in"),
         ("optim.lr: 3\noptim: &x {momentum: 0.5}\nmodel: {head_args: *x}\n", "write optim.lr as a mapping within"),
+        (
+            "model.model_args.d: |\n  k: 1\n  l\n",
+            "write model.model_args.d as a mapping within a mapping: a dotted key",
+        ),
         ("optim: &x\n  lr: *x\n", r"an anchor \(&\) stands around an alias \(\*\) of itself"),
     ],
 )
@@ -224,6 +232,11 @@ def test_a_key_named_twice_in_a_file_is_refused(text, line, tmp_path):
     (tmp_path / "mine.yaml").write_text(text)
     with pytest.raises(UserError, match=line):
         parse([str(tmp_path / "mine.yaml")])
+
+
+@pytest.mark.parametrize("words", [["--loss.ntce={args: {init_args: 2}}"], ["--loss.ntce", "{args: {init_args: 2}}"]])
+def test_arguments_of_a_loss_may_have_names_that_the_parser_uses_elsewhere(words):
+    assert parse(["etf", *words]).loss["ntce"].args == {"init_args": 2}
 
 
 @pytest.mark.parametrize(("word", "value"), [("--loss.koleo=3", "3"), ("--loss.koleo=null", "null")])

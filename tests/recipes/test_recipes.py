@@ -54,6 +54,7 @@ def test_a_run_leaves_everything_it_promises(run):
         "config.yaml",
         "data.json",
         "environment.json",
+        "lock",
         "history.jsonl",
         "summary.json",
         "timing.json",
