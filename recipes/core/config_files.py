@@ -99,6 +99,8 @@ def _refuse_twice(file: str, pairs: Sequence[tuple[Any, Any]], before: Way, seen
         number = key.tag if key.tag != "tag:yaml.org,2002:str" else ""  # 1 and "1" are two keys
         way = (*before, number + _name(key)) if before else tuple(_name(key).split("."))
         line = key.start_mark.line + 1
+        if len(before) == 2 and before[0] == "loss" and _name(key) in OF_PARSER:
+            raise UserError(f"{file}: {'.'.join((*before, _name(key)))} in line {line} is unknown: {TERM_KEYS}")
         replaces = not isinstance(value, yaml.MappingNode) or ".".join(way) in mappings()
         if way in here or (replaces and way in seen):
             name, first = ".".join((*before, _name(key))), (seen | here)[way]
