@@ -142,7 +142,7 @@ def save(
         "machine": machine(device),
         "settings": settings,
     }
-    out.mkdir(parents=True, exist_ok=True)
     path = out / f"{name}-{device.split(':')[0]}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
     return path

@@ -2,6 +2,8 @@
 
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -56,8 +58,6 @@ def _prunes(hook: Any) -> bool:
 def fresh_weights(module: nn.Module) -> dict[str, Tensor]:
     """Such weights as the module's next forward pass would compute them: after a training step it holds older ones.
 
-    The module itself stays as it is.
-
     Example:
         >>> from torch.nn.utils import prune
         >>> layer = prune.l1_unstructured(nn.Linear(1, 2), "weight", amount=0)
@@ -67,19 +67,27 @@ def fresh_weights(module: nn.Module) -> dict[str, Tensor]:
         >>> fresh_weights(layer)["weight"].tolist()
         [[4.0], [4.0]]
     """
-    hooks: list[Any] = [hook for hook in module._forward_pre_hooks.values() if computes(hook)]
+    if not any(computes(hook) for hook in module._forward_pre_hooks.values()):
+        return {}
+    with as_next_forward(module) as found:
+        return found
+
+
+@contextmanager
+def as_next_forward(module: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """The module with the weights of `fresh_weights`, which are given; afterwards it holds its own again."""
     found: dict[str, Tensor] = {}
     before: dict[str, Any] = {}
     try:
-        for hook in hooks:  # one may compute from what another did
-            name = hook._tensor_name if _prunes(hook) else hook.name
+        for hook in [hook for hook in module._forward_pre_hooks.values() if computes(hook)]:
+            name: str = hook._tensor_name if _prunes(hook) else hook.name  # type: ignore[attr-defined]
             before.setdefault(name, getattr(module, name))
-            found[name] = _computed(hook, module)
+            found[name] = _computed(hook, module)  # perhaps from what another hook did
             setattr(module, name, found[name])
+        yield found
     finally:
         for name, value in before.items():
             setattr(module, name, value)
-    return found
 
 
 def _computed(hook: Any, module: nn.Module) -> Tensor:

@@ -5,6 +5,7 @@ import pytest
 from scipy import stats
 
 from benchmarks.studies import wider_probe as script
+from benchmarks.studies.cells import fill
 
 ARMS = ("baseline", "etf", "bn_wd", "waiting")
 
@@ -47,5 +48,5 @@ def test_the_table_shows_both_grids_and_how_often_each_was_too_short(tmp_path):
     assert " ▲" in etf and [cell.strip() for cell in etf.split("|")][3:6:2] == ["50 %", "0 %"]
     page = tmp_path / "page.md"
     page.write_text("a\n<!-- wider_probe -->\nold\n<!-- end of wider_probe -->\nb\n")
-    script.write_table(text, page)
+    fill("wider_probe", text, page)
     assert page.read_text() == f"a\n<!-- wider_probe -->\n\n{text}\n\n<!-- end of wider_probe -->\nb\n"

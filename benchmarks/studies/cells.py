@@ -1,13 +1,15 @@
-"""How the tables in the documents write a row and a paired difference."""
+"""How the tables in the documents write a row and a paired difference, and where a study's table stands."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from recipes.study.spec import Measure
 from recipes.study.tables import format_difference, format_interval
 
+EVIDENCE = Path(__file__).resolve().parents[2] / "docs" / "evidence.md"
 SIGNS = {"better": " ▲", "worse": " ▼", "higher": " ↑", "lower": " ↓", "equivalent": " =", "not worse": " ≥"}
 
 
@@ -22,3 +24,11 @@ def difference(entry: Mapping[str, Any], measure: Measure) -> str:
         return "–"
     text = f"{format_difference(entry, measure)} {format_interval(entry, measure, 'difference')}"
     return f"{text}{SIGNS.get(entry['verdict'], '')}"
+
+
+def fill(name: str, text: str, page: Path = EVIDENCE) -> None:
+    """Put the table of a script into the page, between the comments NAME and `end of NAME`, where it has these."""
+    before, mark, rest = page.read_text(encoding="utf-8").partition(f"<!-- {name} -->\n")
+    _, end, after = rest.partition(f"<!-- end of {name} -->")
+    if mark and end:
+        page.write_text(f"{before}{mark}\n{text}\n\n{end}{after}", encoding="utf-8")

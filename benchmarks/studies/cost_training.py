@@ -37,6 +37,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from benchmarks import harness
+from benchmarks.studies.cells import fill
 from ncreg.functional import expected_cost_loss
 from ncreg.robustness import evaluate_adversarial
 from ncreg.robustness.adversarial.steps import perturb
@@ -159,14 +160,6 @@ def table(content: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def write_table(content: dict[str, Any], page: Path) -> None:
-    """Fill the page between its two comments."""
-    before, _, rest = page.read_text().partition("<!-- cost_training -->\n")
-    _, end, after = rest.partition("<!-- end of cost_training -->")
-    if end:
-        page.write_text(f"{before}<!-- cost_training -->\n\n{table(content)}\n\n{end}{after}")
-
-
 def main() -> None:
     """Choose, train, attack, test, save."""
     parser = harness.parser("Adversarial training on the expected cost against plain PGD.", rounds=None, device=False)
@@ -185,7 +178,7 @@ def main() -> None:
     goals = ["expected cost under attack is lower after training on costs, at equal clean accuracy"]
     print(harness.save("studies/cost_training", [content], goals=goals, out=args.out))
     if args.write:
-        write_table(content, ROOT / "docs" / "evidence.md")
+        fill("cost_training", table(content))
     print(table(content))
 
 

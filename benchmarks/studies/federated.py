@@ -32,6 +32,7 @@ import numpy as np
 import torch
 
 from benchmarks import harness
+from benchmarks.studies.cells import fill
 from recipes.study.paired_tests import holm, paired_p, subtract, t_interval
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -119,14 +120,6 @@ def table(content: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def write_table(content: dict[str, Any], page: Path) -> None:
-    """Fill the page between its two comments."""
-    before, _, rest = page.read_text().partition("<!-- federated -->\n")
-    _, end, after = rest.partition("<!-- end of federated -->")
-    if end:
-        page.write_text(f"{before}<!-- federated -->\n\n{table(content)}\n\n{end}{after}")
-
-
 def main() -> None:
     """Search, run, test, save."""
     parser = harness.parser(
@@ -150,7 +143,7 @@ def main() -> None:
     content = {"rates": rates, "accuracy": accuracy, "tests": tests(accuracy), "search": search}
     goals = ["fifteen contrasts, Holm at 5 %; no direction was expected"]
     print(harness.save("studies/federated", [content], goals=goals, out=args.out))
-    write_table(content, ROOT / "docs" / "evidence.md")
+    fill("federated", table(content))
     print(table(content))
 
 

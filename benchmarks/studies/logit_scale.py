@@ -169,7 +169,6 @@ def main() -> None:
         "PGD on cross-entropy: accuracy rises with the scale of the logits; PGD on the margin: unchanged",
         "ETF + dot regression: PGD on the margin overrates robustness, targeted APGD does not",
     ]
-    (args.out / "studies").mkdir(parents=True, exist_ok=True)
     print(harness.save("studies/logit_scale", rows, goals=goals, out=args.out))
     caption = (
         "digits, test_resnet without a last norm, 60 epochs (recipes baseline and etf_dr, one seed); "

@@ -35,12 +35,12 @@ import torch
 from scipy.stats import f as f_distribution
 
 from benchmarks import harness
+from benchmarks.studies.cells import fill
 from recipes import train
 from recipes.core.files import strict
 
 ROOT = Path(__file__).resolve().parents[2]
 CLASSES, FRAME_SEED, SEEDS, ASSIGNMENTS = 10, 600, range(600, 605), 5
-PAGE, MARKS = ROOT / "docs" / "evidence.md", "<!-- permutation_or_seed: {} -->"
 WORDS = (
     *("etf", "--data.name=fashion_mnist", "--data.train_size=1000", "--data.batch_size=50", "--tpt.max_epochs=12"),
     *("--tpt.extend=null", "--optim.schedule=cosine", "--optim.lr=0.1", "--measure_size=200", "--device=cpu"),
@@ -111,11 +111,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     table = np.array([[accuracy(args.work, seed, number) for number in range(ASSIGNMENTS)] for seed in SEEDS])
     found = {"seeds": list(SEEDS), "assignments": assignments(), "accuracy": table.tolist()} | two_way(table)
-    (args.out / "studies").mkdir(parents=True, exist_ok=True)
-    if MARKS.format("begin") in (page := PAGE.read_text()):
-        before, _, rest = page.partition(MARKS.format("begin"))
-        after = rest.partition(MARKS.format("end"))[2]
-        PAGE.write_text(f"{before}{MARKS.format('begin')}\n{report(found)}\n{MARKS.format('end')}{after}")
+    fill("permutation_or_seed", report(found))
     goals = ["two sources of variance of the test accuracy, told apart by their F tests against the rest"]
     print(harness.save("studies/permutation_or_seed", strict([found]), goals=goals, out=args.out))
 

@@ -44,6 +44,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import harness
+from benchmarks.studies.cells import fill
 from benchmarks.studies.pretrained_inputs import write_squeezenet, write_weights
 from benchmarks.studies.rank_agreement import agreement, table
 from ncreg.optim import param_groups
@@ -75,8 +76,6 @@ UNTRAINED = (
 IMAGENET = {"tf_efficientnet_lite0": "tf_efficientnet_lite0.pth", "torchvision:squeezenet1_1": "squeezenet1_1.pth"}
 VIT_ARGS = f"--model.model_args={{img_size: {SIDE}}}"
 """A vision transformer is built for one size."""
-
-PAGE, MARKS = ROOT / "docs" / "evidence.md", "<!-- rank_backbones: {} -->"
 
 
 def source_run(work: Path, source: str, backbone: str) -> Path:
@@ -196,12 +195,7 @@ def main() -> None:
         write_squeezenet(args.work / IMAGENET["torchvision:squeezenet1_1"])
     settings = [study(args.work, target) for target in args.targets]
     goals = ["scores that rank candidates as fine-tuning does have τ and ρ near 1, intervals that exclude 0"]
-    (args.out / "studies").mkdir(parents=True, exist_ok=True)
-    if MARKS.format("begin") in (page := PAGE.read_text()):
-        before, _, rest = page.partition(MARKS.format("begin"))
-        after = rest.partition(MARKS.format("end"))[2]
-        block = f"{MARKS.format('begin')}\n{table(settings)}\n{MARKS.format('end')}"
-        PAGE.write_text(f"{before}{block}{after}")
+    fill("rank_backbones", table(settings))
     print(harness.save("studies/rank_backbones", strict(settings), goals=goals, out=args.out))
 
 

@@ -211,7 +211,6 @@ def main() -> int:
     first = overview(rows, counts, recorded) | {"workers": args.workers}
     print(json.dumps(first, indent=1))
     goals = ["every summary the same to the last bit", "16 hours of one thread for all studies, 8 on two cores"]
-    (args.out / "studies").mkdir(parents=True, exist_ok=True)
     print(harness.save("studies/repeat", [first, *rows], goals=goals, out=args.out))
     return 0
 

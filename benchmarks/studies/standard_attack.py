@@ -102,7 +102,6 @@ def main() -> None:
     for arm, share in found_beyond(rows).items():
         print(f"{arm}: {100 * share:.2f} points more than the first two attacks")
     goals = ["the four attacks of the standard suite leave what the first two of them leave, in every arm alike"]
-    (args.out / "studies").mkdir(parents=True, exist_ok=True)
     print(harness.save(name, rows, goals=goals, out=args.out))
 
 

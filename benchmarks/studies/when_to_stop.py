@@ -36,6 +36,7 @@ import numpy as np
 from scipy import stats
 
 from benchmarks import harness
+from benchmarks.studies.cells import fill
 
 ROOT = Path(__file__).resolve().parents[2]
 DRAWS = 9_999
@@ -201,11 +202,7 @@ def main() -> None:
     content["without"] = analysis([run for run in runs if not run.setting.startswith("label_noise")])
     goals = ["a rule found on half of the settings gains more than always going on in the other half"]
     print(harness.save("studies/when_to_stop", [content], goals=goals, out=args.out))
-    page = ROOT / "docs" / "evidence.md"
-    before, mark, rest = page.read_text().partition("<!-- when_to_stop -->\n")
-    _, end, after = rest.partition("<!-- end of when_to_stop -->")
-    if mark and end:
-        page.write_text(f"{before}{mark}\n{table(content)}\n\n{end}{after}")
+    fill("when_to_stop", table(content))
     print(table(content))
 
 

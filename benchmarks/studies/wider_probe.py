@@ -31,6 +31,7 @@ if __package__ in (None, ""):  # run as a script: import from the project's root
 import torch
 
 from benchmarks import harness
+from benchmarks.studies.cells import difference, fill
 from ncreg.robustness import linear_probe
 from recipes.evaluation.evaluations import transfer_tasks
 from recipes.evaluation.presets import PRESETS, Settings
@@ -42,7 +43,6 @@ ROOT = Path(__file__).resolve().parents[2]
 STUDIES = ROOT / "benchmarks" / "studies"
 GRID = tuple(10.0**power for power in range(-9, 3))
 MEASURE = Measure("robustness.transfer.mean.linear", label="transfer, linear probe", form="percent", margin=0.01)
-MARKS = {"better": " ▲", "worse": " ▼", "equivalent": " =", "not worse": " ≥"}
 
 Row = dict[str, Any]
 
@@ -114,19 +114,7 @@ def table(rows: list[Row], tables: dict[str, list[Row]]) -> str:
 
 def _cell(entry: Row) -> str:
     text = f"{100 * entry['mean']:.2f} ± {100 * entry['sd']:.2f}"
-    if entry["verdict"] == "baseline":
-        return text
-    ends = (entry["difference"], entry["difference_low"], entry["difference_high"])
-    mean, low, high = (f"{100 * value:+.2f}".replace("-", "−") for value in ends)
-    return f"{text}; {mean} [{low}, {high}]{MARKS.get(entry['verdict'], '')}"
-
-
-def write_table(text: str, page: Path) -> None:
-    """Fill the page between its two comments."""
-    before, _, rest = page.read_text().partition("<!-- wider_probe -->\n")
-    _, end, after = rest.partition("<!-- end of wider_probe -->")
-    if end:
-        page.write_text(f"{before}<!-- wider_probe -->\n\n{text}\n\n{end}{after}")
+    return text if entry["verdict"] == "baseline" else f"{text}; {difference(entry, MEASURE)}"
 
 
 def main() -> None:
@@ -157,10 +145,9 @@ def main() -> None:
     tables = compared(rows, arms, study["baseline"] or arms[0], study["min_seeds"])
     goals = ["a word about transfer stays where smaller penalties give the same one"]
     settings = [{"study": args.study, "grid": GRID, "tables": tables, "runs": rows}]
-    (args.out / "studies").mkdir(parents=True, exist_ok=True)
     print(harness.save("studies/wider_probe", settings, goals=goals, out=args.out))
     text = table(rows, tables)
-    write_table(text, ROOT / "docs" / "evidence.md")
+    fill("wider_probe", text)
     print(text)
 
 

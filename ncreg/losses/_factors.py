@@ -75,13 +75,19 @@ def classes_of(head: Any) -> int:
     Raises:
         TypeError: for another kind.
     """
+    head = uncompiled(head)
     kind_of(head)
     return int(head.out_features if isinstance(head, nn.Linear) else head.num_classes)
 
 
+def uncompiled(head: Any) -> Any:
+    """The head in the wrapper of torch.compile, which calls the same forward pass; any other as it is."""
+    return getattr(head, "_orig_mod", head)
+
+
 def kind_of(head: Any) -> str:
     """How logits of some classes alone are made: from "weight", "unit weight" or "class_rows"; or "logits", of all."""
-    kind = "weight" if type(head) is nn.Linear else getattr(head, "chunks", None)
+    kind = "weight" if type(uncompiled(head)) is nn.Linear else getattr(head, "chunks", None)
     if kind is None:
         raise TypeError(
             f"head={type(head).__name__} cannot be taken apart into chunks of classes: it must be nn.Linear or a head "
@@ -118,10 +124,10 @@ def _check_called_alike(head: nn.Module) -> None:
 
 def taken_apart(features: Tensor, head: Any, chunk: int | None) -> Factors:
     """The factors of a head's logits; a structured simplex has none."""
+    head = uncompiled(head)
     kind = kind_of(head)
     if kind == "logits":
         raise TypeError(f"head={head} holds no class vectors: F.cross_entropy(head(features), target) costs less")
-    head = getattr(head, "_orig_mod", head)  # torch.compile's wrapper calls the same forward pass
     _check_called_alike(head)
     fresh = fresh_weights(head)
     if features.shape[1] != head.in_features:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ncreg._checks import described
-from ncreg._wrappers import fresh_weights
+from ncreg._wrappers import as_next_forward
 from ncreg.metrics._geometry import LARGEST
 from ncreg.metrics._inputs import check_not_meta
 from ncreg.numerics import is_dtensor, whole
@@ -111,16 +112,8 @@ class LastLayer:
     def _tensors(self) -> tuple[Any, Any]:
         """Class vectors and bias as the next forward pass has them; the classifier itself stays as it is."""
         module = self.module
-        with torch.no_grad():
-            fresh = fresh_weights(module) if isinstance(module, nn.Module) else {}
-        before = {name: getattr(module, name) for name in fresh}
-        try:
-            for name, value in fresh.items():
-                setattr(module, name, value)
+        with torch.no_grad(), as_next_forward(module) if isinstance(module, nn.Module) else nullcontext():
             return getattr(module, "class_vectors", module.weight), getattr(module, "bias", None)
-        finally:
-            for name, value in before.items():
-                setattr(module, name, value)
 
     def _checked_tensors(self) -> tuple[Tensor, Tensor | None]:
         weight, bias = self._tensors()

@@ -47,14 +47,13 @@ def same_classes(
 ) -> tuple[dict[str, Split], list[str]]:
     """The splits with the classes of the training split, by name, and a note on each that had numbered them anew.
 
-    A folder without images of some class, opened by itself, numbers the classes behind it one lower.
+    A folder without images of some class, opened by itself, numbers the classes behind it one lower. A split none
+    of whose names is known, or whose labels go beyond its names, keeps its numbers, with a note.
 
     Args:
         splits: by name, as they were opened, each by itself.
         names: of the classes of each, by the split's name; None where it has none, whose numbers stand as they are.
         what: what messages call the data.
-
-    A split none of whose names is known, or whose labels go beyond its names, keeps its numbers, with a note.
 
     Raises:
         UserError: a split knows some of the classes, and has images of one that the training split does not know.

@@ -312,8 +312,9 @@ def test_code_of_another_seed_is_refused_on_loading(dtype: torch.dtype) -> None:
             other.load_state_dict(earlier | {"1.first_vector": odd})
 
 
-def test_a_compiled_head_is_taken_apart_like_itself() -> None:
-    head, features, target = CosineHead(16, 50), torch.randn(8, 16), torch.arange(8)
+@pytest.mark.parametrize("head", [CosineHead(16, 50), nn.Linear(16, 50)])
+def test_a_compiled_head_is_taken_apart_like_itself(head: nn.Module) -> None:
+    features, target = torch.randn(8, 16), torch.arange(8)
     loss = chunked_cross_entropy(features, torch.compile(head, backend="eager"), target)
     torch.testing.assert_close(loss, F.cross_entropy(head(features), target))
 
