@@ -43,6 +43,11 @@ class Split:
     def __len__(self) -> int:
         return len(self.target)
 
+    @property
+    def side(self) -> int:
+        """Of the images, in pixels."""
+        return int(self.images.shape[-1])
+
     def __getitem__(self, index: Tensor) -> Split:
         return Split(self.images[index], self.target[index])
 

@@ -29,15 +29,12 @@ from recipes.evaluation.feature_store import FeatureStore
 from recipes.evaluation.model_images import ToChannels
 from recipes.evaluation.model_pass import model_outputs
 from recipes.evaluation.model_under_test import ModelUnderTest, is_run, open_model
+from recipes.training.metrics import images_at_once
 
 IMAGES = 5_000
 """Images of each split, at most."""
 
 NASWOT_IMAGES = 128
-PIXELS = 64 * 224 * 224
-"""Of the images of a forward pass, together."""
-
-MOST_IN_BATCH = 512
 
 
 class _StoredFeatures(Mapping[str, Tensor]):
@@ -212,10 +209,9 @@ def _for_any_channels(tested: ModelUnderTest) -> Classifier:
 
 @torch.no_grad()
 def _pass(model: Classifier, split: Split, store: FeatureStore) -> None:
-    """Features of a split into a store, in batches whose size falls with that of the images."""
+    """Features of a split into a store."""
     like = next(model.parameters())
-    side = split.images.shape[-1]
-    for images, target in split.in_batches(max(1, min(MOST_IN_BATCH, PIXELS // side**2))):
+    for images, target in split.in_batches(images_at_once(split.side, like.device)):
         _, features = model_outputs(model, images.to(like.device))
         store.append(features.flatten(1), target)
 

@@ -18,7 +18,7 @@ from recipes.data.split import Split
 from recipes.evaluation.collapse import Collapse
 from recipes.evaluation.decisions import Decisions
 from recipes.evaluation.feature_store import FeatureStore
-from recipes.training.metrics import BATCH, images_at_once
+from recipes.training.metrics import images_at_once
 
 ALL_LAYERS = "all"
 LAYER_MEASURES = ("nc1", "cdnv", "nc2_equiangularity", "effective_rank", "within_effective_rank")
@@ -54,7 +54,7 @@ def pass_over(
     seen = Seen(store, Decisions(model.num_classes, cost))
     assert seen.decisions is not None
     with watched(model, layers) as watch:
-        for images, target in split.in_batches(images_at_once(model.num_classes)):
+        for images, target in split.in_batches(images_at_once(split.side, split.target.device, model.num_classes)):
             logits, features = model_outputs(model, images)
             seen.decisions.add(logits, target)
             store.append(features, target)
@@ -126,7 +126,7 @@ def nc5_of(model: Classifier, split: Split, train: Collapse) -> float | None:
     count = min(len(split), NOISE_IMAGES)
     chosen = split[torch.linspace(0, len(split) - 1, count, dtype=torch.float64).round().long()]
     rows = []
-    for images, _ in chosen.in_batches(BATCH):
+    for images, _ in chosen.in_batches(images_at_once(split.side, split.target.device)):
         _, features = model_outputs(model, noise_images(images, "shuffle", seed=0))
         rows.append(features.cpu().double())
     means = train.means[train.counts > 0].cpu()

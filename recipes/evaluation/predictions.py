@@ -74,8 +74,8 @@ def predict(model: Classifier, files: Sequence[Path]) -> tuple[list[dict[str, An
         "hand in fewer images at a time",
     )
     channels, _, side = model.image_shape
-    batch = images_at_once(model.num_classes)
     device = next(model.parameters()).device
+    batch = images_at_once(side, device, model.num_classes)
     rows: list[dict[str, Any]] = []
     unreadable: list[str] = []
     for start in range(0, len(files), batch):

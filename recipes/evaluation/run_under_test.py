@@ -21,7 +21,7 @@ from recipes.data.split import Split, as_floats, stratified
 from recipes.evaluation.model_options import ModelOptions
 from recipes.evaluation.model_under_test import check_own, is_run, open_model, tell
 from recipes.evaluation.results import digest
-from recipes.training.metrics import BATCH
+from recipes.training.metrics import images_at_once
 from recipes.training.run_dir import RunDir
 from recipes.training.same_start import former_images
 
@@ -171,14 +171,16 @@ class RunUnderTest:
             width = self.model.backbone_width if encoder else self.model.head_hidden_size
             none = torch.zeros(0, width + self.model.num_classes, dtype=torch.float64)
             return Outputs(none[:, :width], none[:, width:], split.target.cpu())
-        rows = [self.outputs_of_images(images, encoder) for images, _ in split.to(self.device).in_batches(BATCH)]
+        batch = images_at_once(split.side, self.device)
+        rows = [self.outputs_of_images(images, encoder) for images, _ in split.to(self.device).in_batches(batch)]
         features, logits = (torch.cat(part) for part in zip(*rows, strict=True))
         return Outputs(features, logits, split.target.cpu())
 
     @torch.no_grad()
     def outputs_of_images(self, images: Tensor, encoder: bool = False) -> tuple[Tensor, Tensor]:
         """Features and logits of images in [0, 1], in float64 on the CPU."""
-        rows = [self.model(part, with_features="encoder" if encoder else True) for part in images.split(BATCH)]
+        batch = images_at_once(images.shape[-1], images.device)
+        rows = [self.model(part, with_features="encoder" if encoder else True) for part in images.split(batch)]
         logits, *spaces = (torch.cat(part).cpu().double() for part in zip(*rows, strict=True))
         return spaces[-1], logits
 

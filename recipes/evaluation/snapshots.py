@@ -22,7 +22,7 @@ from recipes.evaluation.model_options import ModelOptions
 from recipes.evaluation.model_under_test import check_own, is_run, read_classifier, run_config, run_dir_of, tell
 from recipes.evaluation.run_under_test import RunUnderTest
 from recipes.training.build import build_model, class_vectors, image_size
-from recipes.training.metrics import BATCH
+from recipes.training.metrics import images_at_once
 from recipes.training.reporting import zero_error
 from recipes.training.run_dir import RunDir
 from recipes.training.same_start import former_images
@@ -166,7 +166,8 @@ def title_of(epoch: int, name: str, threshold: float) -> str:
 def snapshot(title: str, model: Classifier, split: Split) -> Snapshot:
     """Eval-mode features of the images."""
     model.eval()
-    features = torch.cat([model(images, with_features=True).features for images, _ in split.in_batches(BATCH)])
+    batch = images_at_once(split.side, split.target.device)
+    features = torch.cat([model(images, with_features=True).features for images, _ in split.in_batches(batch)])
     weight = class_vectors(model).detach()
     return Snapshot(title, features.float().cpu().numpy(), split.target.cpu().numpy(), weight.float().cpu().numpy())
 

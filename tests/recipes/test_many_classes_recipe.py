@@ -66,9 +66,12 @@ def test_the_table_of_confusions_is_refused_with_its_bytes(monkeypatch):
 
 
 def test_logits_of_a_batch_do_not_grow_with_the_classes():
-    assert metrics.images_at_once(10) == metrics.images_at_once(metrics.CLASSES_AT_ONCE) == metrics.BATCH
-    assert metrics.images_at_once(1_000_000) * 1_000_000 <= metrics.BATCH * metrics.CLASSES_AT_ONCE
-    assert metrics.images_at_once(10**9) == 1
+    cpu = torch.device("cpu")
+    assert (
+        metrics.images_at_once(8, cpu, 10) == metrics.images_at_once(8, cpu, metrics.CLASSES_AT_ONCE) == metrics.BATCH
+    )
+    assert metrics.images_at_once(8, cpu, 1_000_000) * 1_000_000 <= metrics.BATCH * metrics.CLASSES_AT_ONCE
+    assert metrics.images_at_once(8, cpu, 10**9) == 1
 
 
 @pytest.fixture
@@ -83,7 +86,7 @@ def test_predictions_in_small_batches_are_the_same_and_too_many_are_refused(pict
     model = swap_head("test_resnet", "linear", num_classes=7, model_args={"in_chans": 1}).eval()
     model.image_shape, model.class_names = (1, 8, 8), tuple("abcdefg")
     whole, unreadable = predict(model, pictures)
-    monkeypatch.setattr(predictions, "images_at_once", lambda classes: 2)
+    monkeypatch.setattr(predictions, "images_at_once", lambda *_: 2)
     by_two, _ = predict(model, pictures)
     assert not unreadable
     assert len(whole) == 5
