@@ -39,11 +39,11 @@ from ncreg.numerics import in_float64
 from recipes.core.cli import parse_command
 from recipes.core.config import TrainConfig, as_yaml
 from recipes.core.costs import read_costs
-from recipes.core.distributed import Ranks, join_ranks, pick_device
+from recipes.core.distributed import Ranks, copies_notes, join_ranks, pick_device
 from recipes.core.errors import NotHere, RankError, UserError
 from recipes.core.files import file_name
 from recipes.core.interrupt import EXIT_CODE, Stopped, StopRequest
-from recipes.core.memory import keep_freed_memory
+from recipes.core.memory import is_out_of_memory, keep_freed_memory, out_of_memory
 from recipes.core.own_code import own_files, texts
 from recipes.core.script import leave_with
 from recipes.data.augment import batches, check_shift, epoch_order
@@ -79,6 +79,9 @@ from recipes.training.same_start import check_code, check_data, check_images
 from recipes.training.state import TrainState
 from recipes.training.step import check_losses, forward_backward, update
 
+LESS_MEMORY = (
+    "--optim.accumulate N takes a batch in N parts; a smaller --data.batch_size or --data.image_size needs less too"
+)
 STEPS_BETWEEN_CHECKS = 50
 """On a GPU, the host waits for the losses (are they finite?) and looks for a stop request once in so many steps."""
 
@@ -341,7 +344,8 @@ def checkpoint_header(config: TrainConfig, data: Dataset) -> dict[str, Any]:
 def announce(config: TrainConfig, data: Dataset, state: TrainState, steps: int) -> Progress:
     """Print notes on the data and the opening line; the progress bar of the run."""
     main, scheduler = state.ranks.main, state.scheduler
-    hints = [] if config.quiet else batch_notes(config.data.batch_size, len(data.train))
+    hints = copies_notes()
+    hints += [] if config.quiet else batch_notes(config.data.batch_size, len(data.train))
     hints += [] if config.quiet else frozen_notes(state.model, config.model.freeze_epochs)
     hints += [] if config.quiet else size_notes(config, data, data.train.images.shape[-1])
     hints += [] if state.model.num_classes <= CLASSES_AT_ONCE else [LEFT_OUT]
@@ -461,6 +465,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         if os.environ.get("RANK", "0") == "0" or isinstance(error, RankError):
             print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        print(f"error: {out_of_memory(error, LESS_MEMORY)}", file=sys.stderr)
         return 2
     except Stopped as stopped:
         if os.environ.get("RANK", "0") == "0":

@@ -22,6 +22,31 @@ LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", 
 """What gloo and NCCL say where another rank is gone."""
 
 
+STARTERS = {
+    "srun": ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
+    "mpirun": ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+    "mpiexec": ("PMI_SIZE", "PMI_RANK"),
+}
+"""What starts copies of a command, and environment variables that tell a copy how many there are and which this is."""
+
+
+def copies_notes() -> list[str]:
+    """A sentence where srun or mpirun started several copies of a command and torchrun none; the first says it.
+
+    Such copies would train the same run side by side.
+    """
+    if "RANK" in os.environ:
+        return []
+    for starter, (count, which) in STARTERS.items():
+        copies = os.environ.get(count, "1")
+        if copies.isdigit() and int(copies) > 1 and os.environ.get(which, "0") == "0":
+            return [
+                f"{starter} started {copies} copies of this command, and each trains for itself: to train one run "
+                f"together, have {starter} start torchrun, once a node"
+            ]
+    return []
+
+
 def pick_device(name: str) -> torch.device:
     """The device called `name`; auto takes a GPU if there is one, and torchrun's processes take one each.
 

@@ -8,6 +8,9 @@ import sys
 
 from recipes.core.errors import UserError
 
+CPU_REFUSES = "DefaultCPUAllocator: can't allocate memory"
+"""What torch says where a CPU's memory is used up; a GPU's has an error of its own."""
+
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 NEVER, LARGEST = 2**31 - 1, 2**25  # bytes; glibc takes no greater thresholds
 
@@ -30,6 +33,29 @@ def keep_freed_memory() -> bool:
 def physical_memory() -> int:
     """Bytes of this machine's memory; 16 GiB where the system does not say."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**34
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is used up: Python's and numpy's own, torch's of a GPU, torch's of a CPU.
+
+    Example:
+        >>> is_out_of_memory(MemoryError()), is_out_of_memory(ValueError("too large"))
+        (True, False)
+    """
+    if isinstance(error, MemoryError) or CPU_REFUSES in str(error):
+        return True
+    return any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)  # torch need not be imported
+
+
+def out_of_memory(error: BaseException, way_out: str) -> str:
+    """The line for such an error, with torch's numbers.
+
+    Example:
+        >>> out_of_memory(MemoryError("Unable to allocate 8.00 PiB"), "fewer images")
+        'out of memory (Unable to allocate 8.00 PiB): fewer images'
+    """
+    said = str(error).split(CPU_REFUSES + ": ")[-1].strip().splitlines() or [type(error).__name__]
+    return f"out of memory ({said[0].strip()}): {way_out}"
 
 
 def check_fits(what: str, size: int, way_out: str) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NoReturn
 
 from recipes.core.errors import UserError
+from recipes.core.memory import is_out_of_memory, out_of_memory
 from recipes.core.suggestions import did_you_mean
 
 POINTER = "(--help lists the options)"
@@ -20,6 +21,7 @@ INTERRUPTED = 130
 READER_GONE = 141
 """Exit code where the output's reader ended first: 128 and the number of SIGPIPE, as shells have it."""
 BOOLEANS = {"true": True, "false": False}
+LESS_MEMORY = "fewer or smaller images at a time, --device cpu, or a machine with more"
 WIDTH = 100
 """Columns of a help text."""
 
@@ -161,6 +163,11 @@ def run_script(body: Callable[[Sequence[str]], int | None], argv: Sequence[str] 
         raise  # a pipe between processes; that of a reader is left to `leave_with`
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        print(f"error: {out_of_memory(error, LESS_MEMORY)}", file=sys.stderr)
         return 2
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from PIL import Image
 from torch import Tensor
@@ -12,6 +14,25 @@ BITS, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0
 
 WRONG_IMAGE = (OSError, SyntaxError, ValueError, EOFError, KeyError, Image.DecompressionBombError)
 """What Pillow raises for a file that is no image, or a damaged one."""
+
+
+def pages_of(image: Image.Image) -> int:
+    """Images in an opened file: pages of a TIFF, frames of a GIF or WebP; the small copies of cameras do not count.
+
+    Raises:
+        OSError, SyntaxError, …: those of `WRONG_IMAGE`, where the file is damaged.
+    """
+    return 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
+
+
+def several_pages(path: Path) -> str:
+    """The sentence on a file with several pages.
+
+    Example:
+        >>> several_pages(Path("scan.tif"))
+        'scan.tif holds several images (pages or frames): the first one is read'
+    """
+    return f"{path} holds several images (pages or frames): the first one is read"
 
 
 def decoded(image: Image.Image, channels: int) -> Tensor:

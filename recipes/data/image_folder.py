@@ -19,7 +19,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from recipes.core.config import DataConfig
 from recipes.core.errors import NotHere, UserError
-from recipes.data.decode import WRONG_IMAGE, decoded
+from recipes.data.decode import WRONG_IMAGE, decoded, pages_of, several_pages
 from recipes.data.lazy_images import LazyImages, worker_count
 from recipes.data.split import SPLIT_NAMES, Source, Split, resized
 from recipes.data.unreadable import Unreadable
@@ -78,8 +78,10 @@ def image_folder(
     if gone:
         notes.append(f"left out, as they are gone: {', '.join(sorted(gone))}")
     read: Any = splits["train"].images
+    edge, paged = read.read.look()
+    notes += [paged] if paged else []
     parts_read = (splits["train"], splits.get("test"), splits.get("val"))
-    return Source(names, *parts_read, tuple(notes), gone=gone, native_side=read.read.median_edge())
+    return Source(names, *parts_read, tuple(notes), gone=gone, native_side=edge)
 
 
 def _check_number(train: Path, classes: int, *, least: int) -> None:
@@ -272,20 +274,26 @@ class Files:
         Raises:
             Unreadable: it has not, or cannot be opened.
         """
-        self._shorter_edge(number)
+        self._header(number)
 
-    def median_edge(self) -> int | None:
-        """Median shorter edge in pixels of a few dozen images, spread over all of them; None if none can be read."""
-        count, edges = len(self.paths), []
+    def look(self) -> tuple[int | None, str | None]:
+        """What a few dozen files say, spread over all of them: the median shorter edge, and a note on files with pages.
+
+        The edge is in pixels, None if none of them can be read; the note is None where each has one image.
+        """
+        count, edges, paged = len(self.paths), [], []
         for number in range(0, count, max(1, count // LOOKED_AT)):
             with suppress(Unreadable):
-                edges.append(self._shorter_edge(number))
-        return median_low(edges) if edges else None
+                edge, pages = self._header(number)
+                edges.append(edge)
+                paged += [self.path(number)] if pages > 1 else []
+        note = f"{several_pages(paged[0])} ({len(paged)} such of {len(edges)} files looked at)" if paged else None
+        return (median_low(edges) if edges else None), note
 
-    def _shorter_edge(self, number: int) -> int:
-        """Of an image in pixels, as its file's header says."""
+    def _header(self, number: int) -> tuple[int, int]:
+        """Shorter edge in pixels and number of pages, as the file's header says."""
         with _named(self.path(number)) as path, Image.open(path) as opened:
-            return min(opened.size)
+            return min(opened.size), pages_of(opened)
 
 
 @contextmanager

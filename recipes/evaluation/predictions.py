@@ -7,15 +7,18 @@ import io
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch
+from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ncreg.models import Classifier
 from recipes.core.errors import PARTIAL, UserError
 from recipes.core.memory import check_fits
+from recipes.data.decode import WRONG_IMAGE, pages_of, several_pages
 from recipes.data.image_folder import hidden_images, image_files, other_files, read_image
 from recipes.training.metrics import images_at_once
 
@@ -55,6 +58,15 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     if not found:
         raise UserError(f"no images ({', '.join(IMG_EXTENSIONS)}) in {', '.join(map(str, paths))}")
     return found
+
+
+def pages_notes(files: Sequence[Path]) -> list[str]:
+    """A sentence where files hold several images, of which one is classified; unreadable ones are left to `predict`."""
+    paged = []
+    for file in files:
+        with suppress(*WRONG_IMAGE), Image.open(file) as opened:
+            paged += [file] if pages_of(opened) > 1 else []
+    return [f"{several_pages(paged[0])} ({len(paged)} such of {len(files)} files)"] if paged else []
 
 
 @torch.inference_mode()

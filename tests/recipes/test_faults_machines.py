@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -16,6 +17,7 @@ from test_faults_data import images
 
 from recipes import evaluate
 from recipes.core.cli import parse
+from recipes.core.distributed import copies_notes
 from recipes.core.files import fitting, locked, path_of_its_own, write_atomically
 from recipes.train import main, train
 from recipes.training.run_dir import RunDir
@@ -212,3 +214,57 @@ def test_ctrl_c_is_one_line(tmp_path):
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, env=env, text=True)
     assert ended.returncode == 130 and ended.stdout == "before\n"
     assert ended.stderr == "stopped: what was not written yet is lost\n"
+
+
+@pytest.mark.parametrize(
+    ("names", "starter"),
+    [
+        (("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"), "srun"),
+        (("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"), "mpirun"),
+        (("PMI_SIZE", "PMI_RANK"), "mpiexec"),
+    ],
+)
+def test_copies_that_a_cluster_starts_are_said_to_be_copies(names, starter, words, tmp_path, capsys, monkeypatch):
+    """`srun -n 4 python train.py` trains the same run four times."""
+    monkeypatch.setenv(names[0], "4")
+    monkeypatch.setenv(names[1], "0")
+    train(parse([*words, f"--out={tmp_path}"]))
+    said = f"note: {starter} started 4 copies of this command, and each trains for itself"
+    assert capsys.readouterr().err.count(said) == 1
+    for name, value in ((names[1], "1"), (names[0], "1"), ("RANK", "0")):  # another copy; one alone; one of torchrun's
+        with monkeypatch.context() as changed:
+            changed.setenv(name, value)
+            assert copies_notes() == []
+
+
+def torchs_own():
+    torch.empty(2**50)  # a petabyte: the allocator refuses it
+
+
+def numpys_own():
+    np.empty(2**50)
+
+
+def of_a_gpu():
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nsecond line")
+
+
+@pytest.mark.parametrize("full", [torchs_own, numpys_own, of_a_gpu])
+def test_memory_that_is_used_up_is_one_line_with_a_way_out(full, words, run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("recipes.train.forward_backward", lambda *_, **__: full())
+    assert main([*words, "--out", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: out of memory (") and "--optim.accumulate" in said and said.count("\n") == 1
+    monkeypatch.setattr("recipes.evaluation.model_pass.model_outputs", lambda *_: full())
+    assert evaluate.main([str(run), "--out-dir", str(tmp_path / "results")]) == 2
+    said = capsys.readouterr().err
+    assert "error: out of memory (" in said and "--device cpu" in said and "Traceback" not in said
+
+
+def test_other_errors_are_not_taken_for_it(words, tmp_path, monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr("recipes.train.forward_backward", broken)
+    with pytest.raises(RuntimeError, match="of ours"):
+        main([*words, "--out", str(tmp_path)])

@@ -17,6 +17,7 @@ from recipes.data.fingerprint import checksums
 from recipes.data.image_folder import HIDDEN, image_files, read_image, split_folders
 from recipes.data.load import load
 from recipes.data.split import resized
+from recipes.evaluation.predictions import pages_notes
 from recipes.train import main
 
 
@@ -288,3 +289,25 @@ def test_pixels_of_no_known_range_are_refused(tmp_path, mode):
     Image.new(mode, (28, 28)).save(tmp_path / "x.tif")
     with pytest.raises(UserError, match=rf"x\.tif is not a readable image \(pixels of 32 bits, mode {mode}"):
         read_image(tmp_path / "x.tif", 28)
+
+
+def scans(path, pages):
+    pictures = [Image.fromarray(np.full((8, 8), 10 * number, np.uint8)) for number in range(pages)]
+    pictures[0].save(path, save_all=True, append_images=pictures[1:])
+
+
+@pytest.mark.parametrize("name", ["scan.tif", "film.png", "film.webp"])
+def test_of_several_pages_the_first_is_read_and_that_is_said(tmp_path, name):
+    images(tmp_path / "set", [20, 20, 20])
+    assert not any("several images" in note for note in loaded(tmp_path / "set").notes)
+    scans(tmp_path / "set" / "a" / name, 3)
+    notes = [note for note in loaded(tmp_path / "set").notes if "several images" in note]
+    place = tmp_path / "set" / "a" / name
+    assert notes == [
+        f"{place} holds several images (pages or frames): the first one is read (1 such of 61 files looked at)"
+    ]
+    assert int(read_image(place, 8, 1).max()) <= 1  # level 0, not 10
+    assert pages_notes([place, tmp_path / "set" / "b" / "00.png"])[0].endswith("is read (1 such of 2 files)")
+    (tmp_path / "none.png").write_bytes(b"nothing")
+    scans(tmp_path / "one.tif", 1)
+    assert pages_notes([tmp_path / "none.png", tmp_path / "one.tif"]) == []
