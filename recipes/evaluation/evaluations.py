@@ -132,7 +132,7 @@ def _outputs_on_noise(run: RunUnderTest, settings: Settings) -> dict[str, Output
 def adversarial(run: RunUnderTest, settings: Settings) -> Outcome:
     """Accuracy under every attack at one radius, AutoAttack last, and under margin-PGD over a range of radii."""
     images, target = run.images(run.held_out(settings.attacked or settings.preset.attacked))
-    options: dict[str, Any] = {"norm": settings.norm, "seed": settings.seed}
+    options: dict[str, Any] = {"norm": settings.norm, "seed": settings.seed, "batch_size": run.attacked_at_once}
     kind: Any = settings.preset.name
     with_autoattack, cost = is_installed("pyautoattack"), costs_of(run, settings)
     report = robustness.evaluate_adversarial(
@@ -168,7 +168,7 @@ def adversarial(run: RunUnderTest, settings: Settings) -> Outcome:
 
 def _histogram_of(run: RunUnderTest, images: Tensor, target: Tensor) -> dict[str, Any]:
     """Clean margins in units of the logits' spread, which no scale of the logits changes: 40 bins over [-1, 1]."""
-    logits = robustness.predict(run.model, images).double()
+    logits = robustness.predict(run.model, images, run.attacked_at_once).double()
     own = logits.gather(1, target[:, None]).squeeze(1)
     margin = own - logits.scatter(1, target[:, None], -torch.inf).amax(1)
     relative = margin / (logits.amax(1) - logits.amin(1)).clamp_min(1e-300)
@@ -178,10 +178,11 @@ def _histogram_of(run: RunUnderTest, images: Tensor, target: Tensor) -> dict[str
 def distances(run: RunUnderTest, settings: Settings) -> Outcome:
     """Smallest adversarial changes: DeepFool's ρ as in Papyan, Han & Donoho 2020, and the least change in the norm."""
     images, target = run.images(run.held_out(settings.preset.distances))
-    deepfool = robustness.deepfool(run.model, images)
+    batch = run.attacked_at_once
+    deepfool = robustness.deepfool(run.model, images, batch_size=batch)
     few, classes = run.images(run.held_out(settings.preset.curve))
     norm: Any = settings.norm
-    nearest = robustness.minimum_norm(run.model, few, classes, norm=norm, seed=settings.seed)
+    nearest = robustness.minimum_norm(run.model, few, classes, norm=norm, seed=settings.seed, batch_size=batch)
     crossed = deepfool.distance[deepfool.crossed]
     median = float(crossed.median()) if len(crossed) else None
     report = {
@@ -207,7 +208,8 @@ def distances(run: RunUnderTest, settings: Settings) -> Outcome:
 def corruptions(run: RunUnderTest, settings: Settings) -> Outcome:
     """Accuracy under every type and severity."""
     images, target = run.images(run.held_out(settings.preset.corrupted))
-    report = robustness.corruption_accuracy(run.model, images, target, seed=settings.seed)
+    batch = run.attacked_at_once
+    report = robustness.corruption_accuracy(run.model, images, target, seed=settings.seed, batch_size=batch)
     return vars(report) | {"mean_error": 1 - report.mean_accuracy}, []
 
 

@@ -28,6 +28,9 @@ from recipes.training.same_start import former_images
 SETS = ("digits", "mnist5k", "fashion_mnist")
 """Image sets that need no download if their package or files are installed."""
 
+ATTACKED_AT_ONCE = 256
+"""Images of a pass whose gradients are taken, at most."""
+
 MODEL = "model"
 """Stands for the name of a checkpoint where a model is no run."""
 
@@ -160,6 +163,11 @@ class RunUnderTest:
     def has_two_spaces(self) -> bool:
         """Whether features collapse behind a fixed projector, so that other tasks read the encoder's."""
         return isinstance(self.model.project, FixedProjector)
+
+    @property
+    def attacked_at_once(self) -> int:
+        """Images of a pass whose gradients are taken: fewer of large ones, as the backward pass keeps them all."""
+        return min(ATTACKED_AT_ONCE, images_at_once(self.image_shape[-1], self.device))
 
     @torch.no_grad()
     def outputs(self, split: Split, *, encoder: bool = False) -> Outputs:

@@ -13,6 +13,7 @@ from sklearn.datasets import load_digits
 
 import recipes.evaluation.run_under_test as run_under_test_module
 from ncreg.checkpoint import load_classifier
+from ncreg.models import Classifier
 from recipes.core.cli import parse
 from recipes.core.errors import UserError
 from recipes.core.files import locked
@@ -29,6 +30,7 @@ from recipes.evaluation.run import evaluate_run
 from recipes.evaluation.run_under_test import RunUnderTest, with_channels
 from recipes.robustness import main, newest_run
 from recipes.train import train
+from recipes.training import metrics
 from recipes.training.build import build_model
 
 TINY = Preset("quick", attacked=12, curve=12, distances=12, corrupted=12, features=150, outside=40, draws=2)
@@ -78,6 +80,29 @@ def test_parts_agree_with_what_the_classifier_says(run, result):
     assert {path.stem for path in (folder / "figures").glob("*.png")} == {
         *("adversarial", "adversarial-margins", "bits", "calibration", "corruptions", "ood")
     }
+
+
+def test_large_images_are_taken_a_few_at_a_time_with_the_same_results(run, result, monkeypatch):
+    """256 images of 224 by 224 and their gradients need tens of gigabytes of a ResNet-50."""
+    most, forward = [], Classifier.forward
+
+    def counted(model, x, *args, **options):
+        most.append(len(x))
+        return forward(model, x, *args, **options)
+
+    monkeypatch.setattr(Classifier, "forward", counted)
+    monkeypatch.setitem(metrics.PIXELS, "cpu", 5 * 28 * 28)
+    parts = ["adversarial", "corruptions", "distances", "calibration", "ood", "transfer"]
+    found, _ = evaluate_run(run, SETTINGS, evaluations=parts, out="few", quiet=True)
+    assert max(most) == 5
+    whole = result[0].parts
+    assert found.parts["corruptions"] == whole["corruptions"]
+    for key in ("rho", "failures"):
+        assert found.parts["distances"][key] == pytest.approx(whole["distances"][key], rel=1e-4)
+    theirs = {row["name"]: row["correct"] for row in whole["adversarial"]["rows"]}
+    assert {row["name"]: row["correct"] for row in found.parts["adversarial"]["rows"]}.keys() == theirs.keys()
+    assert found.parts["adversarial"]["curve"] == whole["adversarial"]["curve"]
+    assert found.parts["calibration"]["before"]["nll"] == pytest.approx(whole["calibration"]["before"]["nll"], rel=1e-6)
 
 
 def fake_quantized(model, bits):
