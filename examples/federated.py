@@ -14,7 +14,7 @@ cross-entropy adjusted by each client's own class counts (arXiv 2007.07314) is a
 
 import argparse
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 
@@ -100,7 +100,7 @@ def train_client(
             optimizer.step()
 
 
-def mean_state(states: list[Mapping[str, Tensor]], sizes: list[int]) -> dict[str, Tensor]:
+def mean_state(states: Sequence[Mapping[str, Tensor]], sizes: Sequence[int]) -> dict[str, Tensor]:
     """Σ n_k·state_k/Σ n_k; what counts, such as a number of batches, is rounded."""
     total = sum(sizes)
     mean = {}

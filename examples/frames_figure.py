@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -26,7 +27,7 @@ FRAMES = {
 }
 
 
-def draw(axes, weight: torch.Tensor) -> None:
+def draw(axes: Any, weight: torch.Tensor) -> None:
     """Class vectors as arrows from the origin, nearest pairs joined."""
     closest = max_cosine(weight)
     for tip in weight.tolist():

@@ -10,7 +10,7 @@ learned one has at balance, so that both start from the same optimum.
 
 import argparse
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 
@@ -26,7 +26,7 @@ from ncreg.theory import cross_entropy_optimum, minority_collapse_threshold
 MAJORITY, MINORITY, SIZE, DIM = 5, 5, 10_000, 12
 CLASSES = MAJORITY + MINORITY
 DECAYS = {0.1: "#0072B2", 0.05: "#D55E00"}  # λ_W, with λ_H = λ_W/N; and a colour
-DOUBLE = {"dtype": torch.float64}
+DOUBLE: dict[str, Any] = {"dtype": torch.float64}
 
 
 class Optimum(NamedTuple):

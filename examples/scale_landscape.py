@@ -77,9 +77,10 @@ def main(argv: list[str] | None = None) -> None:
         cells = "".join(f"{scale:>9.3f} ({1 / scale:.4f})" for scale in scales)
         print(f"{num_classes:>8}{cells}{minimal_cross_entropy(1.0, num_classes):>18.3f}")
     points = 60 if arguments.quick else 400
-    grid = {"dtype": torch.float64}
     path = arguments.out / "scale_landscape.png"
-    draw(torch.linspace(0, 20, points, **grid), torch.linspace(-0.1, 0.999999, points, **grid), path)
+    along = torch.linspace(0, 20, points, dtype=torch.float64)
+    cosines = torch.linspace(-0.1, 0.999999, points, dtype=torch.float64)
+    draw(along, cosines, path)
     print(f"figure: {path}")
 
 

@@ -69,7 +69,7 @@ def train(epochs: int, train_size: int, batch_size: int = 64) -> tuple[list[dict
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        collapse = NeuralCollapse(10, model.head.in_features, classifier=model.head)  # ncreg: on training features
+        collapse = NeuralCollapse(10, model.head_hidden_size, classifier=model.head)  # ncreg: on training features
         fitted = evaluate(model, images, target, collapse)
         measured = {key: float(value) for key, value in collapse.compute().items()}
         scheduler.step(len(history) + 1, fitted)  # ncreg: clean *training* accuracy in [0, 1], not validation per cent

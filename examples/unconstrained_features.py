@@ -9,7 +9,7 @@ loss still is above its closed form. Right: how far the class means are from the
 import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 
@@ -27,7 +27,7 @@ from ncreg.norms import LastBatchNorm
 
 CLASSES, SAMPLES, DIM, DECAY = 10, 10, 16, 1e-3
 TARGET = torch.arange(CLASSES).repeat_interleave(SAMPLES)
-DOUBLE = {"dtype": torch.float64}
+DOUBLE: dict[str, Any] = {"dtype": torch.float64}
 # Okabe & Ito's colours, apart for colour-blind eyes as well; the second round is dashed
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 
@@ -48,8 +48,8 @@ def cases() -> dict[str, Case]:
     etf, norm = ETFHead(DIM, CLASSES, **DOUBLE), LastBatchNorm(DIM, **DOUBLE)
     frame, sizes = simplex_etf(CLASSES, DIM, **DOUBLE), (CLASSES, SAMPLES)
 
-    def decayed(fit: Tensor, *parts: Tensor) -> Tensor:
-        return fit + 0.5 * DECAY * sum(part.square().sum() for part in parts)
+    def decayed(fit: Tensor, *parts: Tensor | None) -> Tensor:
+        return fit + 0.5 * DECAY * sum(part.square().sum() for part in parts if part is not None)
 
     def cosines(h: Tensor) -> Tensor:
         intra = functional.intra_class_cosine_loss(h, TARGET)

@@ -64,7 +64,9 @@ def main(argv: list[str] | None = None) -> None:
             wrapped.zero_grad()
             accelerator.backward(F.cross_entropy(model(images), labels))
             wrapped.step()
-        history.rows.append(closer.close(scheduler, accelerator.unwrap_model(model), scheduler.epoch + 1))
+        row = closer.close(scheduler, accelerator.unwrap_model(model), scheduler.epoch + 1)
+        assert row is not None  # it is None only for an epoch that has been closed before
+        history.rows.append(row)
         accelerator.save_state(str(args.out))
     if accelerator.is_main_process:
         report(scheduler.onset_epoch, history.rows, accuracy(accelerator.unwrap_model(model).cpu(), test))

@@ -66,6 +66,7 @@ def main(argv: list[str] | None = None) -> None:
     module = Digits()
     last = args.out / "last.ckpt" if args.resume else None
     trainer.fit(module, DataLoader(train, batch_size=50), ckpt_path=last)
+    assert collapse.scheduler is not None  # the fit made it
     report(collapse.scheduler.onset_epoch, collapse.history, accuracy(module.model, test))
 
 

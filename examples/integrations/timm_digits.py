@@ -22,10 +22,9 @@ def run(*command: str) -> None:
 def run_and_kill(*command: str) -> None:
     """Kill the run after the second epoch of its terminal phase; what it prints is shown."""
     print("$", " ".join(command), flush=True)
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    terminal = 0
-    with subprocess.Popen([sys.executable, *command], **pipes) as process:
-        for line in process.stdout:
+    pipe, terminal = subprocess.PIPE, 0
+    with subprocess.Popen([sys.executable, *command], stdout=pipe, stderr=subprocess.STDOUT, text=True) as process:
+        for line in process.stdout or ():
             print(line, end="", flush=True)
             terminal += line.rstrip().endswith("(terminal)")
             if terminal == 2:

@@ -5,12 +5,21 @@ python examples/integrations/trainer_digits.py [--out FOLDER] [--quick] [--stop-
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 from digits import accuracy, datasets, report
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import DataLoader
-from transformers import ResNetConfig, ResNetForImageClassification, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    ResNetConfig,
+    ResNetForImageClassification,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from ncreg import TPTScheduler, param_groups, swap_head
 from ncreg.integrations.transformers import CollapseTrainerCallback, ModelWithLoss, TrainerSchedule
@@ -24,9 +33,9 @@ class StopAfter(TrainerCallback):
     def __init__(self, epoch: int | None) -> None:
         self.epoch = epoch
 
-    def on_save(self, args, state, control, **kwargs) -> None:  # noqa: ANN001
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """After each checkpoint."""
-        if round(state.epoch) == self.epoch:
+        if state.epoch is not None and round(state.epoch) == self.epoch:
             control.should_training_stop = True
 
 
