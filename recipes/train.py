@@ -35,6 +35,7 @@ import torch
 from timm.utils.model_ema import ModelEmaV3
 
 from ncreg.checkpoint import classifier_header
+from ncreg.models import Classifier
 from ncreg.numerics import in_float64
 from recipes.core.cli import parse_command
 from recipes.core.config import TrainConfig, as_yaml
@@ -54,6 +55,7 @@ from recipes.data.names import IN_PYTHON
 from recipes.data.split import Split, stratified
 from recipes.training import build
 from recipes.training.adversarial import Adversary
+from recipes.training.frozen import FrozenBackbone
 from recipes.training.layer_measures import curvature_table, layer_measures
 from recipes.training.longer import record_bounds, under_new_bounds
 from recipes.training.loss_terms import build_terms, try_terms
@@ -157,6 +159,7 @@ def run_epochs(
         precision=config.precision,
         cost=costs_of(config, data, device),
     )
+    frozen = FrozenBackbone(model, config, ranks, len(data.train) + len(measured) + len(data.val))
     tensorboard = TensorBoardLog(
         run.path / "tensorboard", wanted=config.tensorboard and ranks.main, epochs_done=scheduler.epoch
     )
@@ -168,15 +171,18 @@ def run_epochs(
 
     while not scheduler.finished:
         # Train for an epoch, or for the rest of it after a resume.
-        began, epoch = time.perf_counter(), state.epoch
+        epoch = state.epoch
         plan = {"epoch": epoch, "phase": scheduler.phase, "ramp": scheduler.ramp, "lr": max(scheduler.get_last_lr())}
         weights = {term.name: term.weight(scheduler.ramp) for term in state.terms}
         model.train()
+        images: Split = data.train
         if config.model.freeze_epochs and epoch <= config.model.freeze_epochs + 1:  # frozen, or free from now on
             build.freeze(model, state.optimizer, epoch <= config.model.freeze_epochs)
-            wrapped = ranks.wrap(model, device, compiled=config.compile)
+            trained, images = frozen.stands_in(epoch, data.train, clock)
+            wrapped = ranks.wrap(trained, device, compiled=config.compile)
+        began = time.perf_counter()
         for batch in batches(
-            data.train,
+            images,
             epoch_order(config.seed, epoch, len(data.train))[: steps * config.data.batch_size].view(steps, -1),
             config.augment,
             ranks=ranks,
@@ -205,9 +211,9 @@ def run_epochs(
 
         # Measure on clean images; the training accuracy tells the scheduler when the terminal phase begins.
         ranks.broadcast_buffers(model)
-        values = measure_epoch(measured, state, run)
-        on_validation = partial(measure, split=data.val, ranks=ranks, clock=clock, collapse=False)
-        validation = on_validation(model)
+        values = measure_epoch(*frozen.stands_in(epoch, measured, clock), state, run)
+        on_validation = partial(measure, ranks=ranks, clock=clock, collapse=False)
+        validation = on_validation(*frozen.stands_in(epoch, data.val, clock))
         scheduler.step(epoch, values["accuracy"], build.stop_value(values, config.tpt))
         mean_loss = float(ranks.sum(in_float64(torch.stack(state.losses)).mean())) / ranks.size
         record = epoch_record({**plan, "loss": mean_loss}, values, validation)
@@ -217,7 +223,7 @@ def run_epochs(
             clock.add("measure_layers", began)
         if state.ema is not None:
             ranks.broadcast_buffers(state.ema.module)
-            record["ema"] = on_validation(state.ema.module)
+            record["ema"] = on_validation(state.ema.module, data.val)
 
         # Write down, and save.
         copies = []
@@ -363,14 +369,16 @@ def announce(config: TrainConfig, data: Dataset, state: TrainState, steps: int) 
     )
 
 
-def measure_epoch(split: Split, state: TrainState, run: RunDir) -> dict[str, float]:
+def measure_epoch(model: Classifier, split: Split, state: TrainState, run: RunDir) -> dict[str, float]:
     """The measures on training images after an epoch, and the distances of the mean cosines from collapse.
+
+    `model` and `split` are the model and its images, or what stands in for them while the backbone is frozen.
 
     Raises:
         UserError: the last step left a model that is not finite.
     """
     try:
-        measures = measure(state.model, split, ranks=state.ranks, clock=state.clock)
+        measures = measure(model, split, ranks=state.ranks, clock=state.clock)
         return measures | cosine_gaps(measures, state.model.num_classes)
     except ValueError as error:
         raise UserError(

@@ -68,7 +68,8 @@ class DataConfig:
         imbalance: ratio of the largest to the smallest class of the training part, which is thinned along an
             exponential profile, the order of the classes drawn with the seed; validation and test stay as they are.
         hold_out: classes, by number, that the set goes without; recipes/robustness.py takes them for near-OOD images.
-        memory_limit: GiB of images held on the device at most; a larger set is read from its files at every epoch.
+        memory_limit: GiB of images held on the device at most; a larger set is read from its files at every epoch. As
+            much again may hold the features of a frozen backbone (model.freeze_epochs).
         workers: processes that read such a set; null takes one a core, 8 at most, 0 reads in the training process.
         unreadable: refuse to begin with images that cannot be read, or skip them.
         cost: file (.csv, .yaml) of what mistakes cost, by class names, for adversarial.loss=cost and the loss

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -49,7 +49,7 @@ class Split:
         return int(self.images.shape[-1])
 
     def __getitem__(self, index: Tensor) -> Split:
-        return Split(self.images[index], self.target[index])
+        return replace(self, images=self.images[index], target=self.target[index])
 
     def to(self, device: torch.device) -> Split:
         """The same images on a device."""

@@ -1,0 +1,130 @@
+"""A frozen backbone sees an image once where it sees the same one in every epoch, and nothing else changes."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+from torch import nn
+
+import recipes.train
+from ncreg.heads import LinearHead
+from ncreg.models import Classifier
+from recipes.core.cli import parse
+from recipes.core.distributed import Ranks
+from recipes.core.interrupt import Stopped
+from recipes.data.split import Split
+from recipes.train import train
+from recipes.training import frozen
+from recipes.training.frozen import EncodedSplit
+from recipes.training.metrics import Clock
+from recipes.training.run_dir import RunDir
+
+SHORT = [
+    *("finetune", "--model.backbone=test_resnet", "--model.pretrained=false", "--data.train_size=200"),
+    *("--data.batch_size=32", "--tpt.max_epochs=5", "--tpt.extend=null", "--model.freeze_epochs=3", "--quiet=true"),
+]
+
+
+def history(path):
+    return [json.loads(line) for line in (path / "history.jsonl").read_text().splitlines()]
+
+
+def run(out, *more):
+    return train(parse([*SHORT, *more, f"--out={out}"]))
+
+
+@pytest.fixture
+def forward(monkeypatch):
+    """Counts the images that go through the first layer of a backbone, by whether it learns from them."""
+    seen, call = {"learning": 0, "looking": 0}, nn.Conv2d.forward
+
+    def counted(layer, x):
+        if layer.in_channels in (1, 3):
+            seen["learning" if torch.is_grad_enabled() else "looking"] += len(x)
+        return call(layer, x)
+
+    monkeypatch.setattr(nn.Conv2d, "forward", counted)
+    return seen
+
+
+@pytest.mark.parametrize(
+    "more", [[], ["--precision=float64", "--model.project=8"], ["--augment.smoothing=0.1", "--optim.ema=0.9"]]
+)
+def test_the_numbers_are_those_of_images_in_every_epoch(tmp_path, monkeypatch, more):
+    once = history(run(tmp_path / "once", *more))
+    monkeypatch.setattr(frozen, "FEWEST_EPOCHS", 99)
+    for row, other in zip(once, history(run(tmp_path / "again", *more)), strict=True):
+        assert row["loss"] == pytest.approx(other["loss"], rel=1e-4)
+        assert row["val_loss"] == pytest.approx(other["val_loss"], rel=1e-4)
+        assert row["measures"] == pytest.approx(other["measures"], rel=1e-3, abs=1e-6)
+
+
+def test_a_frozen_backbone_sees_each_image_once(tmp_path, monkeypatch, forward):
+    run(tmp_path / "once")
+    once = dict(forward)
+    monkeypatch.setattr(frozen, "FEWEST_EPOCHS", 99)
+    run(tmp_path / "again")
+    again = {key: forward[key] - once[key] for key in once}
+    assert again["learning"] - once["learning"] == 3 * 6 * 32  # six full batches an epoch, none of them from images
+    # in place of three epochs of measuring there is one pass over every split, and a second look at its first batch
+    assert once["looking"] < again["looking"]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [["--augment.flip=true"], ["--augment.crop=1"], ["--augment.mixup=0.2"], ["--data.memory_limit=0.0001"]],
+)
+def test_images_that_change_and_features_that_do_not_fit_are_made_anew(tmp_path, monkeypatch, forward, more):
+    run(tmp_path / "may", *more)
+    may = dict(forward)
+    monkeypatch.setattr(frozen, "FEWEST_EPOCHS", 99)
+    run(tmp_path / "may_not", *more)
+    assert may == {key: forward[key] - may[key] for key in may}
+
+
+class Restless(nn.Module):
+    """A backbone whose dropout goes on in eval mode."""
+
+    num_features = 6
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(784, 6)
+
+    def forward(self, x):
+        return nn.functional.dropout(self.layer(x.flatten(1)), 0.5, training=True)
+
+
+def test_a_backbone_that_draws_numbers_is_asked_every_time():
+    split = Split(torch.zeros(9, 1, 28, 28, dtype=torch.uint8), torch.zeros(9, dtype=torch.long))
+    model = Classifier(Restless(), nn.Identity(), LinearHead(6, 3))
+    asked = frozen.FrozenBackbone(model, parse(SHORT), Ranks(), images=9)
+    assert asked.wanted
+    assert asked.stands_in(1, split, Clock()) == (model, split) and not asked.wanted
+
+
+def test_a_run_stopped_within_a_frozen_epoch_goes_on_to_the_last_bit(tmp_path, monkeypatch):
+    whole = run(tmp_path / "whole")
+    steps, update = [], recipes.train.update
+
+    def stopping(*args, **options):
+        update(*args, **options)
+        steps.append(1)
+        if len(steps) == 9:  # in the second of three frozen epochs
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(recipes.train, "update", stopping)
+    with pytest.raises(Stopped, match="of epoch 2"):
+        run(tmp_path / "stopped")
+    (folder,) = (tmp_path / "stopped").iterdir()
+    found = RunDir(folder)
+    train(found.config(), resume=found)
+    assert history(folder) == history(whole)
+
+
+def test_rows_of_an_encoded_split_are_features_of_their_images():
+    rows = EncodedSplit(torch.arange(12.0).reshape(6, 2), torch.arange(6))
+    ((features, target),) = list(rows[torch.tensor([4, 1])].in_batches(512))
+    assert features.tolist() == [[8.0, 9.0], [2.0, 3.0]] and target.tolist() == [4, 1] and rows.side == 1
