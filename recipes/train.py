@@ -159,11 +159,12 @@ def run_epochs(
         precision=config.precision,
         cost=costs_of(config, data, device),
     )
-    frozen = FrozenBackbone(model, config, ranks, len(data.train) + len(measured) + len(data.val))
+    worked_on = len(data.train) + len(measured) + len(data.val)
+    frozen = FrozenBackbone(model, config, ranks, worked_on, partial(leave_if_asked, stop, run))
     tensorboard = TensorBoardLog(
         run.path / "tensorboard", wanted=config.tensorboard and ranks.main, epochs_done=scheduler.epoch
     )
-    progress = announce(config, data, state, steps)
+    progress = announce(config, data, state, steps, frozen.notes())
     clock.add("setup", began)
     if resume is None:
         run.save(header | state.capture())
@@ -261,6 +262,16 @@ def run_epochs(
     return run.path
 
 
+def leave_if_asked(stop: StopRequest, run: RunDir) -> None:
+    """End a long pass over the images before an epoch's first step; the run is as it was saved last.
+
+    Raises:
+        Stopped: SIGTERM or SIGINT came.
+    """
+    if stop.requested:
+        raise Stopped(f"stopped; go on with --resume {run.path}")
+
+
 def load_data(config: TrainConfig, device: torch.device, given: Any = None, former: Sequence[str] = ()) -> Dataset:
     """The images on the device, at the size that the backbone takes; see `load` for `given` and `former`."""
     size = partial(build.image_size, backbone=config.model.backbone, requested=config.data.image_size)
@@ -347,13 +358,14 @@ def checkpoint_header(config: TrainConfig, data: Dataset) -> dict[str, Any]:
     )
 
 
-def announce(config: TrainConfig, data: Dataset, state: TrainState, steps: int) -> Progress:
-    """Print notes on the data and the opening line; the progress bar of the run."""
+def announce(config: TrainConfig, data: Dataset, state: TrainState, steps: int, hints: list[str]) -> Progress:
+    """Print notes on the data, the hints and the opening line; the progress bar of the run."""
     main, scheduler = state.ranks.main, state.scheduler
-    hints = copies_notes()
+    hints = [] if config.quiet else hints
     hints += [] if config.quiet else batch_notes(config.data.batch_size, len(data.train))
     hints += [] if config.quiet else frozen_notes(state.model, config.model.freeze_epochs)
     hints += [] if config.quiet else size_notes(config, data, data.train.images.shape[-1])
+    hints += copies_notes()
     hints += [] if state.model.num_classes <= CLASSES_AT_ONCE else [LEFT_OUT]
     for note in [*data.notes, *hints] if main else ():
         print(f"note: {note}", file=sys.stderr)

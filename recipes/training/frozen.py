@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -48,10 +48,13 @@ class FrozenBackbone:
         config: of the run.
         ranks: the processes.
         images: of all splits that are worked on in these epochs, together.
+        between: called between the batches of a pass, which may take long; it may raise `Stopped`.
     """
 
-    def __init__(self, model: Classifier, config: TrainConfig, ranks: Ranks, images: int) -> None:
-        self.model, self.epochs = model, config.model.freeze_epochs
+    def __init__(
+        self, model: Classifier, config: TrainConfig, ranks: Ranks, images: int, between: Callable[[], object]
+    ) -> None:
+        self.model, self.epochs, self.between = model, config.model.freeze_epochs, between
         augment = config.augment
         size = next(model.parameters()).element_size()
         fits = size * images * model.backbone_width <= config.data.memory_limit * 2**30
@@ -68,6 +71,11 @@ class FrozenBackbone:
         )
         self.known: dict[int, tuple[Split, EncodedSplit]] = {}
 
+    def notes(self) -> list[str]:
+        """A sentence on what the first epoch begins with."""
+        once = f"the backbone is frozen for {self.epochs} epochs: its features of every image are computed once"
+        return [once] if self.wanted else []
+
     def stands_in(self, epoch: int, split: Split, clock: Clock) -> tuple[Classifier, Split]:
         """What works on a split in an epoch: the parts behind the backbone and its features, or model and images."""
         if epoch > self.epochs:
@@ -76,24 +84,26 @@ class FrozenBackbone:
             return self.model, split
         if id(split) not in self.known:
             began = time.perf_counter()
-            features = self._encoded(split)
-            clock.add("encode", began)
-            if features is None:
-                self.wanted = False
+            self.wanted = bool(self.known) or self._answers_alike(split)
+            if not self.wanted:
                 return self.model, split
-            self.known[id(split)] = split, EncodedSplit(features, split.target)
+            self.known[id(split)] = split, EncodedSplit(self._encoded(split), split.target)
+            clock.add("encode", began)
         return self.behind, self.known[id(split)][1]
 
+    def _answers_alike(self, split: Split) -> bool:
+        """Whether the backbone gives the same features of two images when it is asked again."""
+        few = split[torch.arange(min(2, len(split)), device=split.target.device)]
+        return torch.equal(self._encoded(few), self._encoded(few))
+
     @torch.no_grad()
-    def _encoded(self, split: Split) -> Tensor | None:
-        """The backbone's features of all images; None where it gives others when it is asked again."""
+    def _encoded(self, split: Split) -> Tensor:
+        """The backbone's features of all images, (N, width)."""
         backbone, training = self.model.backbone, self.model.backbone.training
         backbone.eval()
-        rows: list[Tensor] = []
+        rows = []
         for images, _ in split.in_batches(images_at_once(split.side, split.target.device)):
-            entering = self.model.preprocess(images)
-            rows.append(backbone(entering))
-            if len(rows) == 1 and not torch.equal(backbone(entering), rows[0]):
-                return None
+            self.between()
+            rows.append(backbone(self.model.preprocess(images)))
         backbone.train(training)
         return torch.cat(rows)

@@ -14,6 +14,7 @@ from ncreg.models import Classifier
 from recipes.core.cli import parse
 from recipes.core.distributed import Ranks
 from recipes.core.interrupt import Stopped
+from recipes.data.load import load
 from recipes.data.split import Split
 from recipes.train import train
 from recipes.training import frozen
@@ -67,9 +68,11 @@ def test_a_frozen_backbone_sees_each_image_once(tmp_path, monkeypatch, forward):
     monkeypatch.setattr(frozen, "FEWEST_EPOCHS", 99)
     run(tmp_path / "again")
     again = {key: forward[key] - once[key] for key in once}
-    assert again["learning"] - once["learning"] == 3 * 6 * 32  # six full batches an epoch, none of them from images
-    # in place of three epochs of measuring there is one pass over every split, and a second look at its first batch
-    assert once["looking"] < again["looking"]
+    data = load(parse(SHORT).data, seed=0, image_size=lambda native: 28)
+    fitted, val = len(data.train), len(data.val)
+    assert again["learning"] - once["learning"] == 3 * 32 * (fitted // 32)  # no batch of the three epochs is of images
+    before = 3 * (fitted + val)  # the measured images are all that it trains on
+    assert once["looking"] - again["looking"] == fitted + val + 2 * 2 - before  # two images are asked twice
 
 
 @pytest.mark.parametrize(
@@ -100,7 +103,7 @@ class Restless(nn.Module):
 def test_a_backbone_that_draws_numbers_is_asked_every_time():
     split = Split(torch.zeros(9, 1, 28, 28, dtype=torch.uint8), torch.zeros(9, dtype=torch.long))
     model = Classifier(Restless(), nn.Identity(), LinearHead(6, 3))
-    asked = frozen.FrozenBackbone(model, parse(SHORT), Ranks(), images=9)
+    asked = frozen.FrozenBackbone(model, parse(SHORT), Ranks(), images=9, between=list)
     assert asked.wanted
     assert asked.stands_in(1, split, Clock()) == (model, split) and not asked.wanted
 
@@ -122,6 +125,17 @@ def test_a_run_stopped_within_a_frozen_epoch_goes_on_to_the_last_bit(tmp_path, m
     found = RunDir(folder)
     train(found.config(), resume=found)
     assert history(folder) == history(whole)
+
+
+def test_a_long_first_pass_is_left_when_it_is_asked(tmp_path, monkeypatch):
+    monkeypatch.setattr(frozen, "images_at_once", lambda *_: os.kill(os.getpid(), signal.SIGTERM) or 32)
+    with pytest.raises(Stopped, match="go on with --resume"):
+        run(tmp_path / "stopped")
+    monkeypatch.undo()
+    (folder,) = (tmp_path / "stopped").iterdir()
+    found = RunDir(folder)
+    train(found.config(), resume=found)
+    assert history(folder) == history(run(tmp_path / "whole"))
 
 
 def test_rows_of_an_encoded_split_are_features_of_their_images():
