@@ -159,12 +159,18 @@ def run_epochs(
         precision=config.precision,
         cost=costs_of(config, data, device),
     )
-    worked_on = len(data.train) + len(measured) + len(data.val)
-    frozen = FrozenBackbone(model, config, ranks, worked_on, partial(leave_if_asked, stop, run))
+    frozen = FrozenBackbone(
+        model,
+        config,
+        ranks,
+        (data.train, measured, data.val),
+        between=partial(leave_if_asked, stop, run),
+        tell=partial(tell, ranks.main and not config.quiet),
+    )
     tensorboard = TensorBoardLog(
         run.path / "tensorboard", wanted=config.tensorboard and ranks.main, epochs_done=scheduler.epoch
     )
-    progress = announce(config, data, state, steps, frozen.notes())
+    progress = announce(config, data, state, steps)
     clock.add("setup", began)
     if resume is None:
         run.save(header | state.capture())
@@ -262,6 +268,12 @@ def run_epochs(
     return run.path
 
 
+def tell(wanted: bool, note: str) -> None:
+    """Print a sentence for the user beside the output, where it is wanted."""
+    if wanted:
+        print(f"note: {note}", file=sys.stderr)
+
+
 def leave_if_asked(stop: StopRequest, run: RunDir) -> None:
     """End a long pass over the images before an epoch's first step; the run is as it was saved last.
 
@@ -307,7 +319,7 @@ def costs_of(config: TrainConfig, data: Dataset, device: torch.device) -> torch.
 def build_state(config: TrainConfig, data: Dataset, device: torch.device, ranks: Ranks) -> TrainState:
     """Model, loss terms, optimizer and schedule at the start of a run."""
     dtype = torch.float64 if config.precision == "float64" else torch.float32
-    note = partial(print, "note:", file=sys.stderr) if ranks.main else lambda text: None
+    note = partial(tell, ranks.main)
     model = build.build_model(config.model, data, seed=config.seed, dtype=dtype, note=note).to(device)
     widths = {"num_features": model.head_hidden_size, "num_encoder_features": model.backbone_width}
     cost = costs_of(config, data, device)
@@ -358,17 +370,16 @@ def checkpoint_header(config: TrainConfig, data: Dataset) -> dict[str, Any]:
     )
 
 
-def announce(config: TrainConfig, data: Dataset, state: TrainState, steps: int, hints: list[str]) -> Progress:
-    """Print notes on the data, the hints and the opening line; the progress bar of the run."""
+def announce(config: TrainConfig, data: Dataset, state: TrainState, steps: int) -> Progress:
+    """Print notes on the data and the opening line; the progress bar of the run."""
     main, scheduler = state.ranks.main, state.scheduler
-    hints = [] if config.quiet else hints
-    hints += [] if config.quiet else batch_notes(config.data.batch_size, len(data.train))
+    hints = [] if config.quiet else batch_notes(config.data.batch_size, len(data.train))
     hints += [] if config.quiet else frozen_notes(state.model, config.model.freeze_epochs)
     hints += [] if config.quiet else size_notes(config, data, data.train.images.shape[-1])
     hints += copies_notes()
     hints += [] if state.model.num_classes <= CLASSES_AT_ONCE else [LEFT_OUT]
-    for note in [*data.notes, *hints] if main else ():
-        print(f"note: {note}", file=sys.stderr)
+    for note in [*data.notes, *hints]:
+        tell(main, note)
     if main and not config.quiet:
         line = opening_line(data, state.model, data_name=config.data.name, backbone=config.model.backbone)
         print(line, flush=True)
@@ -417,11 +428,12 @@ def finish(run: RunDir, state: TrainState, summary: dict[str, Any], *, images: i
         onset, threshold = state.scheduler.onset_epoch, summary["threshold"]
         plot_run(run.path / "figures", state.history, onset, title=run.path.name, threshold=threshold)
     seconds = state.clock.seconds
-    run.write("timing.json", {"seconds": seconds, "train_images_per_second": images / seconds["train"]})
+    speed = images / (seconds["train"] + seconds.get("encode", 0.0))
+    run.write("timing.json", {"seconds": seconds, "train_images_per_second": speed})
     run.write("summary.json", summary)
     run.all_read()
     print(closing_lines(summary, run.path))
-    print(timing_line(state.clock, images / seconds["train"]))
+    print(timing_line(state.clock, speed))
 
 
 def show_plan(config: TrainConfig) -> None:

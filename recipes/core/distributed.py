@@ -39,7 +39,7 @@ def copies_notes() -> list[str]:
         return []
     for starter, (count, which) in STARTERS.items():
         copies = os.environ.get(count, "1")
-        if copies.isdigit() and int(copies) > 1 and os.environ.get(which, "0") == "0":
+        if copies.isdecimal() and int(copies) > 1 and os.environ.get(which, "0") == "0":
             return [
                 f"{starter} started {copies} copies of this command, and each trains for itself: to train one run "
                 f"together, have {starter} start torchrun, once a node"

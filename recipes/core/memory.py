@@ -8,8 +8,18 @@ import sys
 
 from recipes.core.errors import UserError
 
-CPU_REFUSES = "DefaultCPUAllocator: can't allocate memory"
-"""What torch says where a CPU's memory is used up; a GPU's has an error of its own."""
+CPU_REFUSES = "DefaultCPUAllocator: "
+"""How torch begins where a CPU's memory is used up; a GPU's has an error of its own."""
+
+FULL = (
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+    "out of memory",
+    "bad_alloc",
+    "alloc_failed",
+)
+"""What systems, drivers and their libraries say, in small letters."""
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 NEVER, LARGEST = 2**31 - 1, 2**25  # bytes; glibc takes no greater thresholds
@@ -36,15 +46,16 @@ def physical_memory() -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory is used up: Python's and numpy's own, torch's of a GPU, torch's of a CPU.
+    """Whether an error says that memory is used up: Python's and numpy's, torch's, or one of a driver or library below.
 
     Example:
         >>> is_out_of_memory(MemoryError()), is_out_of_memory(ValueError("too large"))
         (True, False)
     """
-    if isinstance(error, MemoryError) or CPU_REFUSES in str(error):
+    if isinstance(error, MemoryError):
         return True
-    return any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)  # torch need not be imported
+    said = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in said for words in FULL)
 
 
 def out_of_memory(error: BaseException, way_out: str) -> str:
@@ -54,7 +65,7 @@ def out_of_memory(error: BaseException, way_out: str) -> str:
         >>> out_of_memory(MemoryError("Unable to allocate 8.00 PiB"), "fewer images")
         'out of memory (Unable to allocate 8.00 PiB): fewer images'
     """
-    said = str(error).split(CPU_REFUSES + ": ")[-1].strip().splitlines() or [type(error).__name__]
+    said = str(error).split(CPU_REFUSES)[-1].strip().splitlines() or [type(error).__name__]
     return f"out of memory ({said[0].strip()}): {way_out}"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -12,17 +14,26 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 BITS, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0
 """Tags of TIFF 6.0, section 8: bits of a sample, and what 0 means."""
 
-WRONG_IMAGE = (OSError, SyntaxError, ValueError, EOFError, KeyError, Image.DecompressionBombError)
+WRONG_IMAGE = (
+    *(OSError, SyntaxError, ValueError, TypeError, LookupError, RuntimeError, EOFError),
+    *(struct.error, Image.DecompressionBombError),
+)
 """What Pillow raises for a file that is no image, or a damaged one."""
 
 
-def pages_of(image: Image.Image) -> int:
-    """Images in an opened file: pages of a TIFF, frames of a GIF or WebP; the small copies of cameras do not count.
+def has_more_pages(image: Image.Image) -> bool:
+    """Whether an opened file has a second image: pages of a TIFF, frames of a GIF or WebP, no small copies of cameras.
 
-    Raises:
-        OSError, SyntaxError, …: those of `WRONG_IMAGE`, where the file is damaged.
+    What is damaged behind the first image does not count. The opened image stands at its second page then.
     """
-    return 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
+    if image.format == "MPO":
+        return False
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            image.seek(1)
+    except Exception:  # EOFError where there is none; a damaged second page may raise anything, and is never read
+        return False
+    return True
 
 
 def several_pages(path: Path) -> str:

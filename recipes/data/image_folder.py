@@ -19,7 +19,8 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from recipes.core.config import DataConfig
 from recipes.core.errors import NotHere, UserError
-from recipes.data.decode import WRONG_IMAGE, decoded, pages_of, several_pages
+from recipes.core.memory import is_out_of_memory
+from recipes.data.decode import WRONG_IMAGE, decoded, has_more_pages, several_pages
 from recipes.data.lazy_images import LazyImages, worker_count
 from recipes.data.split import SPLIT_NAMES, Source, Split, resized
 from recipes.data.unreadable import Unreadable
@@ -274,7 +275,8 @@ class Files:
         Raises:
             Unreadable: it has not, or cannot be opened.
         """
-        self._header(number)
+        with self._opened(number):
+            pass
 
     def look(self) -> tuple[int | None, str | None]:
         """What a few dozen files say, spread over all of them: the median shorter edge, and a note on files with pages.
@@ -284,16 +286,17 @@ class Files:
         count, edges, paged = len(self.paths), [], []
         for number in range(0, count, max(1, count // LOOKED_AT)):
             with suppress(Unreadable):
-                edge, pages = self._header(number)
-                edges.append(edge)
-                paged += [self.path(number)] if pages > 1 else []
+                with self._opened(number) as opened:
+                    edges.append(min(opened.size))
+                    paged += [self.path(number)] if has_more_pages(opened) else []
         note = f"{several_pages(paged[0])} ({len(paged)} such of {len(edges)} files looked at)" if paged else None
         return (median_low(edges) if edges else None), note
 
-    def _header(self, number: int) -> tuple[int, int]:
-        """Shorter edge in pixels and number of pages, as the file's header says."""
+    @contextmanager
+    def _opened(self, number: int) -> Iterator[Image.Image]:
+        """An image of which no more than the header has been read."""
         with _named(self.path(number)) as path, Image.open(path) as opened:
-            return min(opened.size), pages_of(opened)
+            yield opened
 
 
 @contextmanager
@@ -302,6 +305,8 @@ def _named(path: Path) -> Iterator[Path]:
     try:
         yield path
     except WRONG_IMAGE as error:
+        if is_out_of_memory(error):
+            raise
         reason = " ".join(str(error).replace(str(path), "").split()).strip(" :'") or type(error).__name__
         raise Unreadable({str(path): f"{path} is not a readable image ({reason}): repair or remove it"}) from None
 

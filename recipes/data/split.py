@@ -53,7 +53,7 @@ class Split:
 
     def to(self, device: torch.device) -> Split:
         """The same images on a device."""
-        return Split(self.images.to(device), self.target.to(device))
+        return replace(self, images=self.images.to(device), target=self.target.to(device))
 
     def read(self) -> Tensor:
         """All images as bytes (N, channels, side, side), read from their files if they are not in memory."""

@@ -14,6 +14,7 @@ from ncreg.metrics import LayerwiseCollapse, ood_orthogonality
 from ncreg.models import Classifier
 from ncreg.robustness import noise_images
 from recipes.core.errors import UserError
+from recipes.core.memory import is_out_of_memory
 from recipes.data.split import Split
 from recipes.evaluation.collapse import Collapse
 from recipes.evaluation.decisions import Decisions
@@ -76,7 +77,7 @@ def model_outputs(model: Classifier, images: Tensor) -> tuple[Tensor, Tensor]:
     try:
         logits, features = model(images.to(next(model.parameters()).dtype), with_features=True)
     except (RuntimeError, AssertionError, ValueError) as error:
-        if "out of memory" in str(error):
+        if is_out_of_memory(error):
             raise
         reason = " ".join(str(error).split())
         raise UserError(

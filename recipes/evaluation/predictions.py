@@ -18,8 +18,8 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from ncreg.models import Classifier
 from recipes.core.errors import PARTIAL, UserError
 from recipes.core.memory import check_fits
-from recipes.data.decode import WRONG_IMAGE, pages_of, several_pages
-from recipes.data.image_folder import hidden_images, image_files, other_files, read_image
+from recipes.data.decode import WRONG_IMAGE, has_more_pages, several_pages
+from recipes.data.image_folder import LOOKED_AT, hidden_images, image_files, other_files, read_image
 from recipes.training.metrics import images_at_once
 
 MOST_NAMED = 10
@@ -61,12 +61,13 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
 
 
 def pages_notes(files: Sequence[Path]) -> list[str]:
-    """A sentence where files hold several images, of which one is classified; unreadable ones are left to `predict`."""
+    """A sentence where a few dozen of the files tell that some hold several images, of which one is classified."""
+    looked_at = files[:: max(1, len(files) // LOOKED_AT)]
     paged = []
-    for file in files:
-        with suppress(*WRONG_IMAGE), Image.open(file) as opened:
-            paged += [file] if pages_of(opened) > 1 else []
-    return [f"{several_pages(paged[0])} ({len(paged)} such of {len(files)} files)"] if paged else []
+    for file in looked_at:
+        with suppress(*WRONG_IMAGE), Image.open(file) as opened:  # unreadable ones are left to `predict`
+            paged += [file] if has_more_pages(opened) else []
+    return [f"{several_pages(paged[0])} ({len(paged)} such of {len(looked_at)} files looked at)"] if paged else []
 
 
 @torch.inference_mode()

@@ -13,6 +13,8 @@ from tqdm import tqdm
 
 from recipes.core.errors import UserError
 from recipes.core.files import environment, locked
+from recipes.core.memory import is_out_of_memory, out_of_memory
+from recipes.core.script import LESS_MEMORY
 from recipes.evaluation.costs import costs_of, digest_of
 from recipes.evaluation.evaluations import EVALUATIONS
 from recipes.evaluation.model_options import ModelOptions
@@ -105,7 +107,8 @@ def add_evaluations(
         except NotAvailable as reason:
             result.skipped[name] = str(reason)
         except (ValueError, TypeError, RuntimeError, AssertionError) as error:
-            failed.append(f"part {name}: {' '.join(str(error).split())}")
+            said = out_of_memory(error, LESS_MEMORY) if is_out_of_memory(error) else " ".join(str(error).split())
+            failed.append(f"part {name}: {said}")
         else:
             result.parts[name], result.commits[name] = plain(outcome, name), origin["git_commit"]
             result.environment = origin

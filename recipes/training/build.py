@@ -23,6 +23,7 @@ from ncreg.optim import param_groups
 from ncreg.tpt import TPTScheduler
 from recipes.core.config import ModelConfig, OptimConfig, TPTConfig
 from recipes.core.errors import UserError
+from recipes.core.memory import is_out_of_memory
 from recipes.core.own_code import is_own, raised
 from recipes.core.suggestions import did_you_mean
 from recipes.data.load import SMALLEST, Dataset
@@ -87,6 +88,8 @@ def build_model(
         with torch.no_grad():
             classifier.eval()(sample.to(next(classifier.parameters()).device))
     except (RuntimeError, AssertionError) as error:
+        if is_out_of_memory(error):
+            raise
         reason, side = " ".join(str(error).split()), sample.shape[-1]
         built_for = model.model_args.get("img_size", native_size(model.backbone)[0])
         way = "set --data.image_size" if side == built_for else f"--data.image_size {built_for} fits"

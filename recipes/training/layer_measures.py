@@ -10,6 +10,7 @@ from torch import nn
 from ncreg.models import Classifier
 from recipes.core.config import OptimConfig
 from recipes.core.errors import UserError
+from recipes.core.memory import is_out_of_memory
 from recipes.data.split import Split
 
 IMAGES, STEPS, TOLERANCE = 128, 20, 0.02
@@ -45,6 +46,8 @@ def layer_measures(names: Sequence[str], model: Classifier, split: Split) -> dic
             else:
                 found[name] = hessian_norms(model, images, target, steps=STEPS, tolerance=TOLERANCE)
     except (ValueError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         reason = " ".join(str(error).split())
         raise UserError(f"extra_measures={name}: {reason}; leave it out for this model") from None
     finally:

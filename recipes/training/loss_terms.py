@@ -18,6 +18,7 @@ from ncreg.functional import class_weights
 from ncreg.numerics import in_float64
 from recipes.core.config import TermConfig
 from recipes.core.errors import UserError
+from recipes.core.memory import is_out_of_memory
 from recipes.core.own_code import in_a_line, is_own, load_own, raised
 from recipes.core.suggestions import a_kind, did_you_mean
 from recipes.training.own_parts import given_what_it_takes
@@ -269,6 +270,8 @@ def try_terms(terms: Sequence[Term], model: Classifier, *, soft: bool) -> None:
         try:
             value = replace(term, loss=copy.deepcopy(term.loss))(tried)
         except raised(term.name, ValueError, TypeError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise
             said = in_a_line(error) if is_own(term.name) else " ".join(str(error).split())
             raise UserError(f"loss.{term.name}{with_soft}: {said}") from None
         if not isinstance(value, Tensor):

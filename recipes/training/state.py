@@ -89,10 +89,10 @@ class TrainState:
         self.scaler.load_state_dict(state["scaler"])
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])
-        device = next(self.model.parameters()).device
+        like = next(self.model.parameters())
         same_size = len(state["random"]) == self.ranks.size  # a run may be resumed by another number of ranks
         losses = state["taken"][self.ranks.rank if same_size else 0]
-        self.losses = [torch.tensor(loss, device=device) for loss in losses]
+        self.losses = [torch.tensor(loss, device=like.device, dtype=like.dtype) for loss in losses]
         self.history, self.at_onset = list(state["history"]), state["at_onset"]
         self.clock = Clock(dict(state["seconds"]))
         if same_size:

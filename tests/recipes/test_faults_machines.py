@@ -15,6 +15,7 @@ import timm
 import torch
 from test_faults_data import images
 
+from ncreg.models import Classifier
 from recipes import evaluate
 from recipes.core.cli import parse
 from recipes.core.distributed import copies_notes
@@ -255,7 +256,7 @@ def test_memory_that_is_used_up_is_one_line_with_a_way_out(full, words, run, tmp
     assert main([*words, "--out", str(tmp_path)]) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: out of memory (") and "--optim.accumulate" in said and said.count("\n") == 1
-    monkeypatch.setattr("recipes.evaluation.model_pass.model_outputs", lambda *_: full())
+    monkeypatch.setattr(Classifier, "forward", lambda *_, **__: full())
     assert evaluate.main([str(run), "--out-dir", str(tmp_path / "results")]) == 2
     said = capsys.readouterr().err
     assert "error: out of memory (" in said and "--device cpu" in said and "Traceback" not in said

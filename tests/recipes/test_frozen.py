@@ -4,6 +4,7 @@ import json
 import os
 import signal
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -72,7 +73,9 @@ def test_a_frozen_backbone_sees_each_image_once(tmp_path, monkeypatch, forward):
     fitted, val = len(data.train), len(data.val)
     assert again["learning"] - once["learning"] == 3 * 32 * (fitted // 32)  # no batch of the three epochs is of images
     before = 3 * (fitted + val)  # the measured images are all that it trains on
-    assert once["looking"] - again["looking"] == fitted + val + 2 * 2 - before  # two images are asked twice
+    assert (
+        once["looking"] - again["looking"] == fitted + val + 2 * 2 + 1 - before
+    )  # two images are asked twice, one once more
 
 
 @pytest.mark.parametrize(
@@ -87,25 +90,39 @@ def test_images_that_change_and_features_that_do_not_fit_are_made_anew(tmp_path,
     assert may == {key: forward[key] - may[key] for key in may}
 
 
-class Restless(nn.Module):
-    """A backbone whose dropout goes on in eval mode."""
+class Own(nn.Module):
+    """A backbone whose features are not a function of the image alone."""
 
     num_features = 6
 
-    def __init__(self):
+    def __init__(self, kind):
         super().__init__()
-        self.layer = nn.Linear(784, 6)
+        self.kind, self.layer = kind, nn.Linear(784, 6)
 
     def forward(self, x):
-        return nn.functional.dropout(self.layer(x.flatten(1)), 0.5, training=True)
+        rows = self.layer(x.flatten(1))
+        if self.kind == "rare dropout":  # most answers are alike
+            return nn.functional.dropout(rows, 1e-4, training=True)
+        if self.kind == "numpy":
+            return rows if np.random.rand() < 2 else rows + 1
+        return rows - rows.mean(0) if self.kind == "batch" else rows
 
 
-def test_a_backbone_that_draws_numbers_is_asked_every_time():
-    split = Split(torch.zeros(9, 1, 28, 28, dtype=torch.uint8), torch.zeros(9, dtype=torch.long))
-    model = Classifier(Restless(), nn.Identity(), LinearHead(6, 3))
-    asked = frozen.FrozenBackbone(model, parse(SHORT), Ranks(), images=9, between=list)
-    assert asked.wanted
-    assert asked.stands_in(1, split, Clock()) == (model, split) and not asked.wanted
+@pytest.mark.parametrize("kind", ["fixed", "rare dropout", "numpy", "batch"])
+def test_a_backbone_that_is_no_function_of_the_image_is_asked_every_time(kind):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (9, 1, 28, 28), generator=generator, dtype=torch.uint8)
+    split = Split(images, torch.zeros(9, dtype=torch.long))
+    model = Classifier(Own(kind), nn.Identity(), LinearHead(6, 3))
+    told: list[str] = []
+    asked = frozen.FrozenBackbone(model, parse(SHORT), Ranks(), [split, split], between=list, tell=told.append)
+    before = (torch.get_rng_state(), np.random.get_state()[1])
+    trained, rows = asked.stands_in(1, split, Clock())
+    assert torch.equal(torch.get_rng_state(), before[0]) and (np.random.get_state()[1] == before[1]).all()
+    assert asked.wanted == (trained is not model) == bool(told) == (kind == "fixed")
+    if kind == "fixed":
+        assert torch.equal(rows.images, model.backbone(images / 255).detach()) and trained.head is model.head
+        assert asked.stands_in(4, split, Clock()) == (model, split) and len(told) == 1  # free from the fourth epoch on
 
 
 def test_a_run_stopped_within_a_frozen_epoch_goes_on_to_the_last_bit(tmp_path, monkeypatch):
@@ -127,8 +144,15 @@ def test_a_run_stopped_within_a_frozen_epoch_goes_on_to_the_last_bit(tmp_path, m
     assert history(folder) == history(whole)
 
 
-def test_a_long_first_pass_is_left_when_it_is_asked(tmp_path, monkeypatch):
-    monkeypatch.setattr(frozen, "images_at_once", lambda *_: os.kill(os.getpid(), signal.SIGTERM) or 32)
+@pytest.mark.parametrize("number", [3, 5])  # two passes over two images are behind: the first pass, and the last
+def test_a_long_first_pass_is_left_when_it_is_asked(tmp_path, monkeypatch, number):
+    passes = []
+
+    def at_once(*_):
+        passes.append(1)
+        return (os.kill(os.getpid(), signal.SIGTERM) if len(passes) == number else None) or 32
+
+    monkeypatch.setattr(frozen, "images_at_once", at_once)
     with pytest.raises(Stopped, match="go on with --resume"):
         run(tmp_path / "stopped")
     monkeypatch.undo()

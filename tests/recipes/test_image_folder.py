@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 from torchvision.transforms.v2.functional import center_crop, resize
 
 from recipes.core.config import DataConfig
 from recipes.core.errors import UserError
 from recipes.data.fingerprint import checksums
-from recipes.data.image_folder import HIDDEN, image_files, read_image, split_folders
+from recipes.data.image_folder import HIDDEN, Files, image_files, read_image, split_folders
 from recipes.data.load import load
 from recipes.data.split import resized
+from recipes.data.unreadable import Unreadable
 from recipes.evaluation.predictions import pages_notes
 from recipes.train import main
 
@@ -307,7 +309,36 @@ def test_of_several_pages_the_first_is_read_and_that_is_said(tmp_path, name):
         f"{place} holds several images (pages or frames): the first one is read (1 such of 61 files looked at)"
     ]
     assert int(read_image(place, 8, 1).max()) <= 1  # level 0, not 10
-    assert pages_notes([place, tmp_path / "set" / "b" / "00.png"])[0].endswith("is read (1 such of 2 files)")
+    assert pages_notes([place, tmp_path / "set" / "b" / "00.png"])[0].endswith("is read (1 such of 2 files looked at)")
     (tmp_path / "none.png").write_bytes(b"nothing")
     scans(tmp_path / "one.tif", 1)
     assert pages_notes([tmp_path / "none.png", tmp_path / "one.tif"]) == []
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # Pillow, of the first page
+@pytest.mark.parametrize("kind", ["TIFF", "GIF"])
+def test_damage_behind_the_first_page_costs_nothing(tmp_path, kind):
+    """A file cut off anywhere: it is read, or refused as no image, as if nobody had asked for further pages."""
+    whole = tmp_path / f"whole.{kind.lower()}"
+    scans(whole, 3)
+    content, read = whole.read_bytes(), 0
+    for length in range(8, len(content), 7):
+        cut = tmp_path / "cut.png"  # Pillow goes by the content
+        cut.write_bytes(content[:length])
+        pages_notes([cut])
+        files = Files(np.array([str(cut).encode()]), 8)
+        try:
+            files.check(0)
+            files.look()
+            read += 1
+            read_image(cut, 8)
+        except Unreadable:
+            continue
+    assert read
+
+
+def test_a_second_page_is_looked_for_without_reading_all_of_them(tmp_path, monkeypatch):
+    scans(tmp_path / "scan.tif", 20)
+    seeks, seek = [], TiffImageFile.seek
+    monkeypatch.setattr(TiffImageFile, "seek", lambda image, page: seeks.append(page) or seek(image, page))
+    assert "several images" in pages_notes([tmp_path / "scan.tif"])[0] and seeks == [1]
