@@ -125,8 +125,9 @@ def test_a_backbone_that_is_no_function_of_the_image_is_asked_every_time(kind):
         assert asked.stands_in(4, split, Clock()) == (model, split) and len(told) == 1  # free from the fourth epoch on
 
 
-def test_a_run_stopped_within_a_frozen_epoch_goes_on_to_the_last_bit(tmp_path, monkeypatch):
-    whole = run(tmp_path / "whole")
+@pytest.mark.parametrize("more", [[], ["--precision=float64"]])
+def test_a_run_stopped_within_a_frozen_epoch_goes_on_to_the_last_bit(tmp_path, monkeypatch, more):
+    whole = run(tmp_path / "whole", *more)
     steps, update = [], recipes.train.update
 
     def stopping(*args, **options):
@@ -137,7 +138,7 @@ def test_a_run_stopped_within_a_frozen_epoch_goes_on_to_the_last_bit(tmp_path, m
 
     monkeypatch.setattr(recipes.train, "update", stopping)
     with pytest.raises(Stopped, match="of epoch 2"):
-        run(tmp_path / "stopped")
+        run(tmp_path / "stopped", *more)
     (folder,) = (tmp_path / "stopped").iterdir()
     found = RunDir(folder)
     train(found.config(), resume=found)
