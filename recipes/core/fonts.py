@@ -39,6 +39,7 @@ def drawable(names: Sequence[str], style: Any) -> tuple[list[str], Any]:
 
 
 def _letters_of(fonts: Sequence[str]) -> set[str]:
+    """Letters of the files that matplotlib takes for these families; other files of a family may have fewer."""
     return set().union(*(_letters(font_manager.findfont(font_manager.FontProperties(family=[font]))) for font in fonts))
 
 
@@ -54,10 +55,10 @@ def _letters(path: str) -> frozenset[str]:
 def _font_with(missing: frozenset[str]) -> str | None:
     """The installed font that has the most of these letters; None if no font has any."""
     installed = {
-        entry.name: entry.fname
+        entry.name
         for entry in font_manager.fontManager.ttflist
         if entry.style == "normal" and not entry.name.startswith("Last Resort")  # it draws a box for every letter
     }
-    found = {name: len(missing & _letters(path)) for name, path in installed.items()}
+    found = {name: len(missing & _letters_of([name])) for name in installed}  # of the file that will be drawn with
     best = max(sorted(found), key=lambda name: found[name], default=None)
     return best if best is not None and found[best] else None

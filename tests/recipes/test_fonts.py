@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from matplotlib import font_manager
 
-from recipes.core.fonts import _letters, drawable
+from recipes.core.fonts import _font_with, _letters, drawable
 from recipes.core.plot_style import STYLE
 from recipes.evaluation.simplex_plot import View, corners, draw
 
@@ -39,6 +39,15 @@ def test_another_installed_font_lends_its_letters(tmp_path):
     name = "".join(letter for letter in letters if letter.isalpha())[:5]
     shown, fonts = drawn([name], tmp_path / "names.png")
     assert shown == [name] and fonts[0] == "DejaVu Sans" and len(fonts) > 1
+
+
+def test_the_order_in_which_fonts_are_found_decides_nothing(tmp_path, monkeypatch):
+    """A family has files of several weights, and the bold ones may lack letters."""
+    fonts = font_manager.fontManager.ttflist
+    for order in (sorted(fonts, key=lambda font: font.fname), sorted(fonts, key=lambda font: font.fname)[::-1]):
+        monkeypatch.setattr(font_manager.fontManager, "ttflist", order)
+        _font_with.cache_clear()
+        test_another_installed_font_lends_its_letters(tmp_path)
 
 
 def test_names_of_latin_letters_change_nothing():
