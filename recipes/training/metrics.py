@@ -30,8 +30,8 @@ BATCH = 512
 PIXELS = {"cpu": 512 * 32 * 32, "other": 64 * 224 * 224}
 """Pixels of the images of a forward pass, at most: on a CPU larger activations leave the caches, on others the memory.
 
-With 512 images of 64 by 64 EfficientNet-Lite0 is half again as slow as with 128, with 256 of 224 by 224 three times as
-slow as with 10 (one thread, Intel Sapphire Rapids, torch 2.14.1, medians of two and three rounds).
+benchmarks/forward_batches.py times other numbers: of images of 64 by 64, 512 at once take EfficientNet-Lite0 1.5 times
+as long as 128 do.
 """
 
 CLASSES_AT_ONCE = 2**16
