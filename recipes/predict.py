@@ -56,7 +56,7 @@ def predict(argv: Sequence[str]) -> int:
         args.model, model_options(args), checkpoint=args.checkpoint, device=args.device, needs_data=False
     )
     files = predictions.find_images(args.images)
-    tell([*tested.notes, *predictions.pages_notes(files)])
+    tell([*tested.notes, *predictions.notes_on_pages(files)])
     rows, unreadable = predictions.predict(tested.named(), files)
     if rows:
         predictions.write_predictions(rows, args.format, args.out)

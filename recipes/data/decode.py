@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,14 +37,21 @@ def has_more_pages(image: Image.Image) -> bool:
     return True
 
 
-def several_pages(path: Path) -> str:
-    """The sentence on a file with several pages.
+def pages_notes(paged: Sequence[Path], looked_at: int) -> list[str]:
+    """A sentence where some of the files that were looked at hold several images.
 
     Example:
-        >>> several_pages(Path("scan.tif"))
-        'scan.tif holds several images (pages or frames): the first one is read'
+        >>> pages_notes([Path("scan.tif")], 36)
+        ['scan.tif holds several images (pages or frames): the first one is read (1 such of 36 files looked at)']
+        >>> pages_notes([], 36)
+        []
     """
-    return f"{path} holds several images (pages or frames): the first one is read"
+    if not paged:
+        return []
+    return [
+        f"{paged[0]} holds several images (pages or frames): the first one is read ({len(paged)} such of {looked_at} "
+        "files looked at)"
+    ]
 
 
 def decoded(image: Image.Image, channels: int) -> Tensor:

@@ -20,7 +20,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from recipes.core.config import DataConfig
 from recipes.core.errors import NotHere, UserError
 from recipes.core.memory import is_out_of_memory
-from recipes.data.decode import WRONG_IMAGE, decoded, has_more_pages, several_pages
+from recipes.data.decode import WRONG_IMAGE, decoded, has_more_pages, pages_notes
 from recipes.data.lazy_images import LazyImages, worker_count
 from recipes.data.split import SPLIT_NAMES, Source, Split, resized
 from recipes.data.unreadable import Unreadable
@@ -79,8 +79,8 @@ def image_folder(
     if gone:
         notes.append(f"left out, as they are gone: {', '.join(sorted(gone))}")
     read: Any = splits["train"].images
-    edge, paged = read.read.look()
-    notes += [paged] if paged else []
+    edge, on_pages = read.read.look()
+    notes += on_pages
     parts_read = (splits["train"], splits.get("test"), splits.get("val"))
     return Source(names, *parts_read, tuple(notes), gone=gone, native_side=edge)
 
@@ -278,10 +278,10 @@ class Files:
         with self._opened(number):
             pass
 
-    def look(self) -> tuple[int | None, str | None]:
-        """What a few dozen files say, spread over all of them: the median shorter edge, and a note on files with pages.
+    def look(self) -> tuple[int | None, list[str]]:
+        """What a few dozen files say, spread over all of them: the median shorter edge, and notes on files with pages.
 
-        The edge is in pixels, None if none of them can be read; the note is None where each has one image.
+        The edge is in pixels, None if none of them can be read.
         """
         count, edges, paged = len(self.paths), [], []
         for number in range(0, count, max(1, count // LOOKED_AT)):
@@ -289,8 +289,7 @@ class Files:
                 with self._opened(number) as opened:
                     edges.append(min(opened.size))
                     paged += [self.path(number)] if has_more_pages(opened) else []
-        note = f"{several_pages(paged[0])} ({len(paged)} such of {len(edges)} files looked at)" if paged else None
-        return (median_low(edges) if edges else None), note
+        return (median_low(edges) if edges else None), pages_notes(paged, len(edges))
 
     @contextmanager
     def _opened(self, number: int) -> Iterator[Image.Image]:

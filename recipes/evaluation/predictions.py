@@ -18,7 +18,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from ncreg.models import Classifier
 from recipes.core.errors import PARTIAL, UserError
 from recipes.core.memory import check_fits
-from recipes.data.decode import WRONG_IMAGE, has_more_pages, several_pages
+from recipes.data.decode import WRONG_IMAGE, has_more_pages, pages_notes
 from recipes.data.image_folder import LOOKED_AT, hidden_images, image_files, other_files, read_image
 from recipes.training.metrics import images_at_once
 
@@ -60,14 +60,14 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     return found
 
 
-def pages_notes(files: Sequence[Path]) -> list[str]:
+def notes_on_pages(files: Sequence[Path]) -> list[str]:
     """A sentence where a few dozen of the files tell that some hold several images, of which one is classified."""
     looked_at = files[:: max(1, len(files) // LOOKED_AT)]
     paged = []
     for file in looked_at:
         with suppress(*WRONG_IMAGE), Image.open(file) as opened:  # unreadable ones are left to `predict`
             paged += [file] if has_more_pages(opened) else []
-    return [f"{several_pages(paged[0])} ({len(paged)} such of {len(looked_at)} files looked at)"] if paged else []
+    return pages_notes(paged, len(looked_at))
 
 
 @torch.inference_mode()

@@ -19,7 +19,7 @@ from recipes.data.image_folder import HIDDEN, Files, image_files, read_image, sp
 from recipes.data.load import load
 from recipes.data.split import resized
 from recipes.data.unreadable import Unreadable
-from recipes.evaluation.predictions import pages_notes
+from recipes.evaluation.predictions import notes_on_pages
 from recipes.train import main
 
 
@@ -309,10 +309,12 @@ def test_of_several_pages_the_first_is_read_and_that_is_said(tmp_path, name):
         f"{place} holds several images (pages or frames): the first one is read (1 such of 61 files looked at)"
     ]
     assert int(read_image(place, 8, 1).max()) <= 1  # level 0, not 10
-    assert pages_notes([place, tmp_path / "set" / "b" / "00.png"])[0].endswith("is read (1 such of 2 files looked at)")
+    assert notes_on_pages([place, tmp_path / "set" / "b" / "00.png"])[0].endswith(
+        "is read (1 such of 2 files looked at)"
+    )
     (tmp_path / "none.png").write_bytes(b"nothing")
     scans(tmp_path / "one.tif", 1)
-    assert pages_notes([tmp_path / "none.png", tmp_path / "one.tif"]) == []
+    assert notes_on_pages([tmp_path / "none.png", tmp_path / "one.tif"]) == []
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")  # Pillow, of the first page
@@ -325,7 +327,7 @@ def test_damage_behind_the_first_page_costs_nothing(tmp_path, kind):
     for length in range(8, len(content), 7):
         cut = tmp_path / "cut.png"  # Pillow goes by the content
         cut.write_bytes(content[:length])
-        pages_notes([cut])
+        notes_on_pages([cut])
         files = Files(np.array([str(cut).encode()]), 8)
         try:
             files.check(0)
@@ -341,4 +343,4 @@ def test_a_second_page_is_looked_for_without_reading_all_of_them(tmp_path, monke
     scans(tmp_path / "scan.tif", 20)
     seeks, seek = [], TiffImageFile.seek
     monkeypatch.setattr(TiffImageFile, "seek", lambda image, page: seeks.append(page) or seek(image, page))
-    assert "several images" in pages_notes([tmp_path / "scan.tif"])[0] and seeks == [1]
+    assert "several images" in notes_on_pages([tmp_path / "scan.tif"])[0] and seeks == [1]

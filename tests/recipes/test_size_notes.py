@@ -107,9 +107,9 @@ def test_few_headers_are_read_of_a_large_set_and_unreadable_ones_do_not_count(tm
     opened, before = [], Image.open
     monkeypatch.setattr(Image, "open", lambda path: opened.append(path) or before(path))
     paths = [str(tmp_path / ("bad.png" if number % 3 else "good.png")).encode() for number in range(5000)]
-    assert Files(np.array(paths), 8).look() == (20, None)
+    assert Files(np.array(paths), 8).look() == (20, [])
     assert LOOKED_AT <= len(opened) <= 2 * LOOKED_AT
-    assert Files(np.array(paths[1:3]), 8).look() == (None, None)
+    assert Files(np.array(paths[1:3]), 8).look() == (None, [])
 
 
 def test_train_and_compare_print_it_once(tmp_path, capsys):
