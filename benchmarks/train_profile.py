@@ -31,7 +31,7 @@ from recipes.core.distributed import joined_ranks
 from recipes.core.memory import keep_freed_memory
 from recipes.data.augment import batches, epoch_order
 from recipes.data.load import Dataset
-from recipes.train import build_state, load_data
+from recipes.training.prepare import build_state, load_data
 from recipes.training.step import check_losses, forward_backward, update
 
 GOALS = ["what is neither a convolution nor another layer takes at most 10 % of a step"]

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch.optim import SGD
 
-from recipes.core.config import OptimConfig, TPTConfig
+from recipes.core.config import OptimConfig, TPTConfig, TrainConfig
+from recipes.core.distributed import Ranks, pick_device
+from recipes.core.errors import NotHere, UserError
+from recipes.core.files import file_name
+from recipes.data.augment import check_shift
 from recipes.training.build import build_scheduler
+from recipes.training.layer_measures import curvature_table
+from recipes.training.prepare import load_data, prepare
+from recipes.training.reporting import hook_code, zero_error_means
 
 ONSETS = (1 / 10, 1 / 4, 1 / 2)
 """Assumed epochs of zero error, as fractions of tpt.max_epochs."""
@@ -46,3 +55,38 @@ def plan_table(planned: Mapping[int | None, list[float]]) -> str:
             cells[4] = f"{rates[onset]:.3g}" if onset < len(rates) else "-"
         lines.append("".join(f"{cell:>{width}}" for cell, width in zip(cells, (12, 8, 12, 15, 12, 12), strict=True)))
     return "\n".join(lines)
+
+
+def show_plan(config: TrainConfig) -> None:
+    """Print learning rates for assumed epochs of zero error, plotted into the folder of runs too, and the curvature.
+
+    Raises:
+        UserError: the run would be refused before its first step.
+    """
+    from recipes.training.plots import plot_plan
+
+    device, curvature = pick_device(config.device), None
+    if config.on_epoch is not None:
+        hook_code(config.on_epoch)
+    try:
+        data = load_data(config, device)
+        check_shift(config.augment, data.train)
+        _, state = prepare(config, data, device, Ranks())
+        curvature = partial(curvature_table, state.model, data.train, config.optim)
+    except NotHere as error:  # the rates need neither images nor a model
+        reason = f"{error}; so model and loss were not tried out"
+    planned, means = plans(config.tpt, config.optim), zero_error_means(config.tpt.threshold)
+    path = config.out / f"plan-{file_name(config.recipe)}.png"
+    try:
+        config.out.mkdir(parents=True, exist_ok=True)
+        plot_plan(planned, path, title=f"{config.recipe}, at most {config.tpt.max_epochs} epochs\nzero error: {means}")
+    except OSError as error:
+        raise UserError(f"out={config.out} cannot be written to: {error}; --out FOLDER names another") from None
+    print(f"{plan_table(planned)}\nzero error: {means}\nfigure: {path}", flush=True)
+    if curvature is not None:
+        try:
+            print(curvature())
+            return
+        except (ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+    print(f"note: no curvature of the loss by layer: {reason}", file=sys.stderr)

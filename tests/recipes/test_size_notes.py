@@ -10,12 +10,11 @@ import torch
 from PIL import Image
 
 from recipes import compare as compare_script
-from recipes import train as train_script
 from recipes.core.cli import parse
 from recipes.core.distributed import Ranks
 from recipes.data.image_folder import LOOKED_AT, Files
-from recipes.train import load_data
 from recipes.training.image_side import smallest_side
+from recipes.training.prepare import announce, build_state, load_data
 from recipes.training.reporting import size_notes
 
 
@@ -120,7 +119,7 @@ def test_train_and_compare_print_it_once(tmp_path, capsys):
     for more, count in ([], 1), (["--quiet"], 0):
         config = parse(["etf", *words, *more])
         data = load_data(config, device)
-        train_script.announce(config, data, train_script.build_state(config, data, device, Ranks()), 4).close()
+        announce(config, data, build_state(config, data, device, Ranks()), 4).close()
         assert capsys.readouterr().err.count("25 times as many pixels") == count
     assert compare_script.main(["baseline", "etf", *words, "--plan", "--runs", str(tmp_path / "studies")]) == 0
     assert capsys.readouterr().err.count("25 times as many pixels") == 1

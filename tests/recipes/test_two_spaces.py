@@ -17,8 +17,9 @@ from recipes.evaluation.evaluations import transfer, turned
 from recipes.evaluation.presets import PRESETS, Settings
 from recipes.evaluation.run_under_test import RunUnderTest
 from recipes.study.trials import config_hash, dotted_config
-from recipes.train import build_state, main, train
+from recipes.train import main, train
 from recipes.training.loss_terms import build_terms
+from recipes.training.prepare import build_state
 from recipes.training.step import forward_backward
 
 SMALL = ["--data.train_size", "192", "--data.batch_size", "48", "--tpt.max_epochs", "2", "--quiet", "true"]

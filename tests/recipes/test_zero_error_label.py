@@ -10,8 +10,8 @@ from recipes.core.config import TrainConfig
 from recipes.core.errors import NotHere
 from recipes.evaluation import collapse_plots, snapshots
 from recipes.evaluation import plots as evaluation_plots
-from recipes.train import show_plan
 from recipes.training import plots
+from recipes.training.plan import show_plan
 from recipes.training.reporting import closing_lines, zero_error, zero_error_means
 
 HISTORY = [
@@ -74,7 +74,7 @@ def test_lines_of_text_say_the_threshold_to_its_last_digit(threshold):
 
 
 def test_the_plan_says_it_in_print_and_figure(drawn, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("recipes.train.load_data", lambda *args: (_ for _ in ()).throw(NotHere("elsewhere")))
+    monkeypatch.setattr("recipes.training.plan.load_data", lambda *args: (_ for _ in ()).throw(NotHere("elsewhere")))
     config = replace(TrainConfig(), out=tmp_path)
     show_plan(config)
     said = f"zero error: training accuracy of {100 * config.tpt.threshold:g}% or more"
