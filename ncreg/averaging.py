@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ncreg._checks import described
+from ncreg._modes import modes_kept
 from ncreg.distributed import all_reduce_sum, world_size
 from ncreg.norms import LastBatchNorm
 from ncreg.numerics import fill, in_float64
@@ -57,20 +58,18 @@ def update_bn(loader: Iterable[Any], model: nn.Module, device: torch.device | st
     first = next(batches, None)
     if first is None:
         raise ValueError("loader gave no batch: the running statistics stay as they were")
-    modes = {module: module.training for module in model.modules()}
     pools: list[_Pool] = []
-    try:
+    with modes_kept(model):
         model.train()
-        pools += [_Pool(norm) for norm in norms if norm.training]  # the model's own train() may keep some frozen
-        for batch in chain([first], batches):
-            model(_images(batch) if device is None else _images(batch).to(device))
-        for pool in pools:
-            pool.write()
-    finally:
-        for pool in pools:
-            pool.close()
-        for module, mode in modes.items():
-            module.training = mode
+        try:
+            pools += [_Pool(norm) for norm in norms if norm.training]  # the model's own train() may keep some frozen
+            for batch in chain([first], batches):
+                model(_images(batch) if device is None else _images(batch).to(device))
+            for pool in pools:
+                pool.write()
+        finally:
+            for pool in pools:
+                pool.close()
 
 
 def _has_statistics(module: nn.Module) -> bool:

@@ -81,10 +81,14 @@ def over_length(features: Tensor, scale: float | Tensor) -> Tensor:
     return scale / length
 
 
+def wide_dtype(features: Tensor) -> torch.dtype:
+    """The dtype of sums over a row: float64 stays, coarser ones become float32."""
+    return torch.float64 if features.dtype == torch.float64 else torch.float32
+
+
 def lengths(features: Tensor) -> Tensor:
     """‖h‖ a row (batch, 1); NaN where its squares overflow (float32: beyond 1.8e19), or h/inf would pass as 0."""
-    wide = torch.float64 if features.dtype == torch.float64 else torch.float32
-    length = torch.linalg.vector_norm(features, dim=1, keepdim=True, dtype=wide)
+    length = torch.linalg.vector_norm(features, dim=1, keepdim=True, dtype=wide_dtype(features))
     return length.masked_fill(length == torch.inf, torch.nan)
 
 
@@ -115,9 +119,18 @@ def eager(features: Tensor, scale: float | Tensor) -> bool:
 
 
 def plain_cosine_logits(features: Tensor, weight: Tensor, scale: float | Tensor) -> Tensor:
-    """The formula as it stands."""
+    """The formula as it stands.
+
+    In float16 a product with long features overflows, so a row beyond 2 is first divided by a power of two, which is a
+    constant: unit features do not hang on it, and bits get lost only where they are next to nothing in the row.
+    """
+    factor = over_length(features, scale)
+    if features.dtype == torch.float16:
+        largest = features.detach().abs().amax(1, keepdim=True).float()
+        shrink = torch.exp2(-largest.clamp_min(1).log2().floor())
+        features, factor = features * shrink.half(), factor / shrink
     logits = F.linear(features, weight)
-    return logits * over_length(features, scale).to(logits.dtype)
+    return logits * factor.to(logits.dtype)
 
 
 class _CosineLogits(torch.autograd.Function):

@@ -21,6 +21,7 @@ from ncreg.heads._cosine import (
     fixed_logits,
     over_length,
     shown,
+    wide_dtype,
 )
 from ncreg.heads._grouped import GroupedCosine, group_sums
 from ncreg.heads._permuted import PermutedHead, checked_permutation
@@ -243,9 +244,9 @@ class ETFHead(PermutedHead):
     def _structured(self, features: Tensor, factor: Tensor | float) -> Tensor:
         """Inner products with the class vectors, without the class vectors, times a factor for each row."""
         stretched = (self.num_classes / (self.num_classes - 1)) ** 0.5 * factor
-        groups = group_sums(features, self.in_features, self.num_classes) if self.structure == "grouped" else features
-        if groups.dtype == torch.float16:
-            groups = groups.float()  # backward sums a row of gradients, which float16 may not hold
+        grouped = self.structure == "grouped"
+        groups = group_sums(features, self.in_features, self.num_classes) if grouped else features
+        groups = groups.to(wide_dtype(features))  # sums over a row, of gradients too, are beyond float16 or coarse
         logits = (
             _householder(groups, self.in_features)
             if self.structure == "householder"

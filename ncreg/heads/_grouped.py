@@ -6,17 +6,21 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from einops import reduce
+from einops import rearrange
 from torch import Tensor
 
-from ncreg.heads._cosine import EPS, lengths, over_length
+from ncreg.heads._cosine import EPS, lengths, over_length, wide_dtype
 
 
 def group_sums(features: Tensor, dim: int, num_classes: int) -> Tensor:
-    """Sums over the features j ≡ c mod C of each class c, divided by the root of their number."""
+    """Sums over the features j ≡ c mod C of each class c, divided by the root of their number.
+
+    Of float16 and bfloat16 the result is float32: what classes share is taken off it next, and may be most of it.
+    """
     whole, rest = divmod(dim, num_classes)  # of a plain integer: a trace would take features.shape[1] for a tensor
     rounds, remainder = features.split([whole * num_classes, rest], dim=1)
-    sums = reduce(rounds, "batch (group classes) -> batch classes", "sum", classes=num_classes)
+    sums = rearrange(rounds, "batch (group classes) -> batch group classes", classes=num_classes)
+    sums = sums.sum(1, dtype=wide_dtype(features))
     if rest:
         sums = sums + F.pad(remainder, (0, num_classes - rest))
     return sums * _roots(dim, num_classes, sums)
@@ -33,7 +37,7 @@ def grouped_cosine(features: Tensor, num_classes: int, scale: float) -> Tensor:
     """The formula as it stands: scale · a(g − mean g)/‖h‖ with a = √(C/(C−1)), g the group sums."""
     groups = group_sums(features, features.shape[1], num_classes)
     logits = groups - groups.mean(1, keepdim=True)
-    return (logits * over_length(features, _stretch(num_classes, scale))).to(logits.dtype)
+    return (logits * over_length(features, _stretch(num_classes, scale))).to(features.dtype)
 
 
 def _stretch(num_classes: int, scale: float) -> float:
@@ -52,7 +56,7 @@ class GroupedCosine(torch.autograd.Function):
         length = lengths(features)
         factor = _stretch(num_classes, scale) / length.clamp_min(EPS)
         groups = group_sums(features, features.shape[1], num_classes)
-        logits = groups.sub_(groups.mean(1, keepdim=True)).mul_(factor)
+        logits = groups.sub_(groups.mean(1, keepdim=True)).mul_(factor).to(features.dtype)
         ctx.num_classes, ctx.scale = num_classes, scale
         ctx.save_for_backward(features, logits, length, factor)
         return logits
@@ -64,9 +68,10 @@ class GroupedCosine(torch.autograd.Function):
         if torch.is_grad_enabled():
             plain = grouped_cosine(features, ctx.num_classes, ctx.scale)
             return torch.autograd.grad(plain, features, gradient, create_graph=True)[0], None, None
-        pulled = (gradient * factor).to(gradient.dtype)
+        pulled = gradient * factor
         along = (pulled * logits).sum(1, keepdim=True) / torch.threshold(length, EPS, torch.inf)
         pulled.sub_(pulled.mean(1, keepdim=True)).mul_(_roots(features.shape[1], ctx.num_classes, pulled))
+        pulled = pulled.to(features.dtype)
         whole, rest = divmod(features.shape[1], ctx.num_classes)
         spread = torch.cat([pulled] * whole + [pulled[:, :rest]] * (rest > 0), dim=1)
         along = (along / -_stretch(ctx.num_classes, ctx.scale)).to(features.dtype)

@@ -13,6 +13,7 @@ from timm.data.distributed_sampler import OrderedDistributedSampler
 from torch import Tensor, nn
 from torch.utils.data import DistributedSampler
 
+from ncreg._modes import evaluating
 from ncreg.distributed import all_reduce_sum, broadcast, world_size
 from ncreg.metrics import NeuralCollapse
 from ncreg.models import Classifier
@@ -72,7 +73,7 @@ def measure_training_set(
         cache=keep_features,
     ).to(like.device)
     counts = torch.zeros(2, dtype=torch.int64, device=like.device)  # right, all
-    with _as_rank_zero(classifier), _unnoticed(classifier):
+    with _as_rank_zero(classifier), evaluating(classifier):
         for images, target in _share(batches):
             target = target.to(like.device)
             images = images.to(like.device, like.dtype if images.is_floating_point() else None)
@@ -132,20 +133,6 @@ def _pair(batch: Any) -> tuple[Tensor, Tensor]:
         return batch[0], batch[1]
     got = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
     raise ValueError(f"a batch must be (images, target) or hold pixel_values and labels, got {got}")
-
-
-@contextmanager
-def _unnoticed(module: nn.Module) -> Iterator[None]:
-    """Eval mode, no gradients, the random generators forked; every submodule's own mode comes back."""
-    modes = [(part, part.training) for part in module.modules()]
-    devices = sorted({p.device.index for p in module.parameters() if p.device.type == "cuda"})
-    try:
-        module.eval()
-        with torch.no_grad(), torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        for part, training in modes:
-            part.training = training
 
 
 @contextmanager

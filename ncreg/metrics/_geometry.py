@@ -13,6 +13,7 @@ _LARGEST_BLOCK = 2**24  # entries of a temporary of pairs
 _SMALL = 256  # a singular value decomposition of this size is cheap
 LARGEST = 1e100  # beyond it, and below its reciprocal, squares of squares leave float64
 _EPS = torch.finfo(torch.float64).eps
+_ROUNDINGS = 8  # at most so many units in the last place are wrong in a class mean
 
 
 class Geometry(NamedTuple):
@@ -51,30 +52,34 @@ def class_geometry(count: Tensor, mean: Tensor) -> Geometry:
         )
     global_mean = mean[present].mean(0)
     mean = torch.where(present[:, None], mean, global_mean)
-    values, basis = _span(mean[present] - global_mean)
+    values, basis = _span(mean[present] - global_mean, rounding=_ROUNDINGS * _EPS * largest)
+    if not len(basis):  # they coincide: what tells them apart is rounding, which no measure may take for a distance
+        mean, values = global_mean.expand_as(mean), torch.zeros_like(values)
     return Geometry(count, mean, present, global_mean, basis, values)
 
 
-def _span(centred: Tensor) -> tuple[Tensor, Tensor]:
+def _span(centred: Tensor, rounding: float) -> tuple[Tensor, Tensor]:
     """Singular values of the centred means (P, d), and an orthonormal basis (r, d) of their row space.
 
-    r is the numerical rank of the between-class covariance, whose eigenvalues are the squared singular values.
+    r ≤ P − 1 is the numerical rank of the between-class covariance, whose eigenvalues are the squared singular values.
+    What errors of size `rounding` in the means, which may lie far from zero, can have made counts as zero.
     The Gram matrix of the smaller side is several times cheaper than the singular value decomposition, but squares
     the condition number: it is used only where that costs less than about 1e-10.
     """
     classes, dim = centred.shape
+    noise = classes * dim * rounding**2
     if min(classes, dim) > _SMALL:
         wide = classes <= dim
         eigenvalues, vectors = torch.linalg.eigh(centred @ centred.T if wide else centred.T @ centred)
         full = min(classes - 1, dim)
-        if eigenvalues[-full] > 1e-5 * eigenvalues[-1]:
+        if eigenvalues[-full] > max(1e-5 * eigenvalues[-1], noise):
             values = eigenvalues.clamp_min(0).sqrt().flip(0)
             vectors = vectors.flip(1)[:, :full].T
             return values, (vectors @ centred) / values[:full, None] if wide else vectors
     _, values, basis = torch.linalg.svd(centred, full_matrices=False)
     squared = values.square()
-    rank = int((squared > squared.amax() * max(centred.shape) * _EPS).sum())
-    return values, basis[:rank]
+    rank = int((squared > max(squared.amax() * max(centred.shape) * _EPS, noise)).sum())
+    return values, basis[: min(rank, classes - 1)]
 
 
 def tiles(rows: int) -> Iterator[tuple[slice, slice, int]]:

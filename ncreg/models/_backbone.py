@@ -1,14 +1,15 @@
 """Taking the classifier off: timm by its own contract, any other module by the classifier's attribute path."""
 
 import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
 from timm.models import get_model_input_config
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
+
+from ncreg._modes import evaluating
 
 
 class Removed(NamedTuple):
@@ -156,21 +157,6 @@ def _identity_features(model: nn.Module, path: str, input_size: Sequence[int] | 
             f"take it off the model first, or name another path, classifier='…'; {_candidates(model)}"
         )
     return features
-
-
-@contextmanager
-def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Eval mode, no gradients and a fork of the random generators; every submodule's own mode comes back."""
-    modes = [(part, part.training) for module in modules for part in module.modules()]
-    devices = {p.device for module in modules for p in module.parameters() if p.device.type == "cuda"}
-    try:
-        for module in modules:
-            module.eval()
-        with torch.no_grad(), torch.random.fork_rng(devices=sorted(devices, key=str)):
-            yield
-    finally:
-        for part, training in modes:
-            part.training = training
 
 
 def evaluated(model: nn.Module, image: Tensor, name: str = "the model") -> Any:

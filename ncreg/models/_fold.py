@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from ncreg._checks import described
 from ncreg._copies import copied
-from ncreg.models._backbone import evaluating, example_image, logits_alone, parameter_like
+from ncreg._modes import evaluating
+from ncreg.models._backbone import example_image, logits_alone, parameter_like
 from ncreg.models._classifier import Classifier
 from ncreg.models._data_config import folded_cfg
 from ncreg.models._whole import is_sharded, whole_copy

@@ -10,7 +10,8 @@ from timm.models import get_model_input_config
 from torch import Tensor, nn
 
 from ncreg._copies import copied
-from ncreg.models._backbone import Headless, evaluating, example_image, logits_alone, parameter_like
+from ncreg._modes import evaluating, set_own_mode
+from ncreg.models._backbone import Headless, example_image, logits_alone, parameter_like
 from ncreg.models._classifier import Classifier, ClassifierOutput, EncoderOutput, WithFeatures, output_of
 from ncreg.numerics import in_float64
 
@@ -107,7 +108,7 @@ def _classifier(
     classes = getattr(head, "out_features", headless.num_classes)
     kept = kind(backbone, nn.Identity(), head, num_classes=classes, head_hidden_size=width)
     kept._removed = headless.removed
-    kept.training = headless.module.training
+    set_own_mode(kept, headless.module.training)
     return kept
 
 

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from ncreg._checks import check_integer, check_keywords, check_num_classes, described
 from ncreg._copies import copied
+from ncreg._modes import evaluating, set_own_mode
 from ncreg.heads import HEADS
 from ncreg.models._backbone import (
     Headless,
     behead,
     behead_timm,
     dropout_before_head,
-    evaluating,
     example_image,
     parameter_like,
     pooled_features,
@@ -94,16 +94,7 @@ def swap_head(
     """
     keeps = isinstance(head, str) and head == "keep"
     norm = ("none" if keeps else "batch") if norm is None else norm
-    for name, value in {"model": model, "head": head, "norm": norm}.items():
-        if not isinstance(value, str | nn.Module):
-            raise TypeError(f"{name} must be a name or an nn.Module, got {described(value)}")
-    for name, args in {"model_args": model_args, "head_args": head_args}.items():
-        if not (args is None or isinstance(args, Mapping)):
-            raise TypeError(f"{name}={args!r} must be a dict of keyword arguments, not {type(args).__name__}")
-    if not (weights is None or isinstance(weights, Mapping)):
-        raise TypeError(f"weights must be a dict of tensors by name, not {weights!r}: ncreg.load_weights reads a file")
-    if not (classifier is None or isinstance(classifier, str)):
-        raise TypeError(f"classifier={classifier!r} must be the path of a submodule, such as 'fc', or None")
+    _check_types(model, head, norm, model_args=model_args, head_args=head_args, weights=weights, classifier=classifier)
     if isinstance(model, str):
         model = model.removeprefix("timm:")
     if num_classes is not None:
@@ -115,17 +106,7 @@ def swap_head(
         return _kept(model, num_classes, model_args, classifier, input_size, weights)
     headless = _headless(model, model_args, classifier, input_size, weights)
     backbone = headless.module
-    if rates := dropout_before_head(backbone):
-        by_hand = "; ".join(f"model.{place} = 0.0" for place in rates)
-        argument = "dropout" if isinstance(model, str) and model.startswith(PREFIX) else "drop_rate"
-        by_name = f"model_args={{'{argument}': 0.0}} removes it"
-        remedy = by_name if isinstance(model, str) else f"first {by_hand} removes it"
-        warnings.warn(
-            f"dropout of rate {max(rates.values())} stands between the backbone and the last norm and blurs its "
-            f"statistics; {remedy}",
-            UserWarning,
-            stacklevel=2,
-        )
+    _warn_of_dropout(model, backbone)
     new_head = _head_maker(head, headless, num_classes, head_args)
     *tail, last = _new_parts(headless, project, norm, new_head)
     features, logits = _try_out(headless.features, tail, last)
@@ -141,13 +122,44 @@ def swap_head(
         head_hidden_size=features.shape[1],
     )
     swapped._removed, swapped._new_head = headless.removed, new_head if isinstance(head, str) else None
-    swapped.training = backbone.training
+    set_own_mode(swapped, backbone.training)
     if isinstance(model, Classifier):
         swapped.image_shape, swapped.data_config = model.image_shape, model.data_config
         swapped.class_names = model.class_names if swapped.num_classes == model.num_classes else None
     if isinstance(head, str) and isinstance(norm, str):
         swapped.built_by = {"head": head, "norm": norm, "project": project, "head_args": dict(head_args or {})}
     return swapped
+
+
+def _check_types(
+    model: object, head: object, norm: object, *, weights: object, classifier: object, **keywords: object
+) -> None:
+    """Refuse what is of another type; `keywords` are the dicts of keyword arguments by name."""
+    for name, value in {"model": model, "head": head, "norm": norm}.items():
+        if not isinstance(value, str | nn.Module):
+            raise TypeError(f"{name} must be a name or an nn.Module, got {described(value)}")
+    for name, args in keywords.items():
+        if not (args is None or isinstance(args, Mapping)):
+            raise TypeError(f"{name}={args!r} must be a dict of keyword arguments, not {type(args).__name__}")
+    if not (weights is None or isinstance(weights, Mapping)):
+        raise TypeError(f"weights must be a dict of tensors by name, not {weights!r}: ncreg.load_weights reads a file")
+    if not (classifier is None or isinstance(classifier, str)):
+        raise TypeError(f"classifier={classifier!r} must be the path of a submodule, such as 'fc', or None")
+
+
+def _warn_of_dropout(model: str | nn.Module, backbone: nn.Module) -> None:
+    """Say where dropout stands before the last norm, and what takes it away."""
+    if rates := dropout_before_head(backbone):
+        by_hand = "; ".join(f"model.{place} = 0.0" for place in rates)
+        argument = "dropout" if isinstance(model, str) and model.startswith(PREFIX) else "drop_rate"
+        by_name = f"model_args={{'{argument}': 0.0}} removes it"
+        remedy = by_name if isinstance(model, str) else f"first {by_hand} removes it"
+        warnings.warn(
+            f"dropout of rate {max(rates.values())} stands between the backbone and the last norm and blurs its "
+            f"statistics; {remedy}",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _checked_size(input_size: Sequence[int] | None) -> tuple[int, ...] | None:

@@ -45,15 +45,16 @@ class Adversary:
         generator = torch.Generator().manual_seed(int(drawn[0]) >> 1)
         whole = (len(batch.labels) * self.ranks.size, *batch.images.shape[1:])
         start = (torch.rand(whole, generator=generator) * 2 - 1).chunk(self.ranks.size)[self.ranks.rank]
-        training = [module for module in model.modules() if module.training]
+        modes = [(module, module.training) for module in model.modules()]
         model.eval()
         try:
             with autocast(self.precision, device):
                 pairs = zip(batch.chunks(self.chunks), start.to(device).chunk(self.chunks), strict=True)
                 images = [attacked(model, chunk, first, self.config, self.cost) for chunk, first in pairs]
         finally:
-            for module in training:
-                module.training = True
+            model.train()  # what a backbone keeps from pass to pass in eval mode goes: its weights move on
+            for module, training in modes:
+                module.training = training
         return replace(batch, images=torch.cat(images))
 
 

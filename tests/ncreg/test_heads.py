@@ -258,6 +258,37 @@ def test_running_means_in_float64_are_float64s():
     torch.testing.assert_close(head.means, wanted, rtol=0, atol=1e-15)
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize(
+    "build",
+    [ETFHead, NearestETFHead, CosineHead, *(partial(ETFHead, structure=kind) for kind in ("grouped", "centre"))],
+)
+def test_long_features_along_their_class_vectors_keep_their_logits_in_float16(build, autocast):
+    """A product with them is beyond float16's largest number, 65504; the logits are not."""
+    head = build(32, 32, scale=20.0)
+    vectors = F.normalize(head.weight.detach().double(), dim=1)
+    rows = vectors / vectors.abs().amax(1, keepdim=True) * 60000
+    features = rows.half().requires_grad_()
+    head = head if autocast else head.half()
+    with torch.autocast("cpu", dtype=torch.float16, enabled=autocast):
+        logits = head(features)
+    assert (logits.double() - 20 * F.normalize(features.detach().double(), dim=1) @ vectors.T).abs().max() < 0.05
+    (1024 * F.cross_entropy(logits.float(), torch.arange(32).roll(1))).backward()
+    assert features.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("dim", "classes"), [(2048, 2), (768, 10), (33, 10)])
+def test_what_all_features_share_costs_a_grouped_head_no_digits(dim, classes, dtype):
+    """Group sums of features behind a ReLU are large, and what is left of them once their mean is off is small."""
+    head = ETFHead(dim, classes, structure="grouped", scale=20.0)
+    features = (gaussian(64, dim, dtype=torch.float32) + 3).mul_(300 if dtype == torch.float16 else 1).to(dtype)
+    exact = 20 * F.normalize(features.double(), dim=1) @ head.weight.double().T
+    assert exact.abs().max() < 5
+    for rows in (features, features.clone().requires_grad_()):
+        assert (head(rows).double() - exact).abs().max() < 2 * torch.finfo(dtype).eps * exact.abs().max()
+
+
 @pytest.mark.parametrize("length", [0.0, 2e-4, 0.1])
 @pytest.mark.parametrize("pure", [False, True])
 @pytest.mark.parametrize(

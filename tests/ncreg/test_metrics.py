@@ -687,3 +687,41 @@ def test_means_of_many_classes_that_barely_fill_a_direction_are_decomposed_as_th
     expected = measure(features, target, head)
     monkeypatch.setattr("ncreg.metrics._geometry._SMALL", 4)
     assert_agrees(measure(features, target, head), expected, 1e-7)
+
+
+@pytest.mark.parametrize("cache", [True, False])
+@pytest.mark.parametrize("offset", [0.0, 1e6, 1e8, 1e10])
+def test_nc1_far_from_zero_is_that_of_the_same_features_at_zero(offset, cache):
+    """Means have P − 1 directions at most; what float64 cannot tell from rounding at this distance is none of them."""
+    draw = torch.Generator().manual_seed(3)
+    labels = torch.arange(1000) % 5
+    spread = torch.randn(5, 8, generator=draw, dtype=torch.float64)[labels]
+    far = offset + 1e-2 * (spread + torch.randn(1000, 8, generator=draw, dtype=torch.float64))
+    near = far.numpy().astype("longdouble") - offset  # exact
+    means = np.stack([near[labels == k].mean(0) for k in range(5)])
+    within = sum((near[labels == k] - means[k]).T @ (near[labels == k] - means[k]) for k in range(5)) / 1000
+    centred = means - means.mean(0)
+    values, vectors = np.linalg.eigh((centred.T @ centred / 5).astype("float64"))
+    top = vectors[:, -4:]
+    exact = float(np.trace(top.T @ within.astype("float64") @ top / values[-4:])) / 5
+    metric = NeuralCollapse(5, 8, cache=cache)
+    for _ in metric.passes():
+        for rows in torch.arange(1000).split(100):
+            metric.update(far[rows], labels[rows])
+    found = metric.compute()
+    assert found["nc1_rank"] == 4
+    assert float(found["nc1"]) == pytest.approx(exact, rel=max(1e-9, 1e-14 * offset / 1e-2))
+
+
+@pytest.mark.parametrize("cache", [True, False])
+@pytest.mark.parametrize("classes", [7, 300])
+def test_features_that_are_all_alike_have_no_between_class_direction(classes, cache):
+    """A dead network: the means differ by rounding alone, and NC1 is neither 0 nor a large number but NaN."""
+    row = torch.rand(320, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    labels = torch.arange(1003) % classes
+    metric = NeuralCollapse(classes, 320, cache=cache)
+    for _ in metric.passes():
+        for rows in torch.arange(1003).split(100):
+            metric.update(row.expand(len(rows), 320), labels[rows])
+    found = metric.compute()
+    assert found["nc1_rank"] == 0 and found["nc1"].isnan() and found["nc2_equinorm"].isnan()

@@ -219,3 +219,57 @@ def test_a_copy_leaves_out_history_and_never_unties_a_view():
     model.tied = model[0].weight.t()
     with pytest.raises(RuntimeError, match="deepcopy"):
         copied(model)
+
+
+class RemembersBiases(nn.Module):
+    """As timm's LeViT and TinyViT: in eval mode what follows from the weights is kept until training mode comes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.biases = nn.Parameter(torch.zeros(6))
+        self.kept: torch.Tensor | None = None
+
+    def train(self, mode: bool = True) -> "RemembersBiases":
+        self.kept = None if mode else self.kept
+        return super().train(mode)
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            return rows + self.biases
+        self.kept = self.biases.detach().clone() if self.kept is None else self.kept
+        return rows + self.kept
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("head", ["linear", "keep"])
+def test_weights_loaded_after_the_swap_reach_a_backbone_that_remembers(head, training):
+    def plain():
+        return nn.Sequential(nn.Flatten(), RemembersBiases(), nn.Linear(6, 3)).train(training)
+
+    new = swap_head(plain(), head, num_classes=3, input_size=(6,))
+    moved = {name: tensor + 1 if "biases" in name else tensor for name, tensor in new.state_dict().items()}
+    assert sum("biases" in name for name in moved) == 1
+    new.load_state_dict(moved)
+    images = torch.rand(4, 6)
+    first = new(images, with_features=True)[1]
+    assert (
+        new.training == new.head.training == next(p for p in new.modules() if hasattr(p, "kept")).training == training
+    )
+    if head == "keep":
+        torch.testing.assert_close(first, images + 1)
+    elif not training:
+        torch.testing.assert_close(first, (images + 1) / (1 + new.norm.eps) ** 0.5)
+
+
+def test_tiny_vit_in_eval_mode_computes_with_weights_that_are_loaded_after_the_swap():
+    torch.manual_seed(0)
+    old = swap_head("tiny_vit_5m_224", "linear", num_classes=5)
+    with torch.no_grad():
+        for name, weight in old.named_parameters():
+            if "attention_biases" in name:
+                weight.normal_()
+    new = swap_head(timm.create_model("tiny_vit_5m_224").eval(), "linear", num_classes=5)
+    new.load_state_dict(old.state_dict())
+    images = torch.rand(2, 3, 224, 224)
+    with torch.no_grad():
+        torch.testing.assert_close(new(images), old.eval()(images))
