@@ -36,7 +36,7 @@ def modes_kept(*modules: nn.Module) -> Iterator[None]:
 
 def set_own_mode(module: nn.Module, training: bool) -> None:
     """Set the mode of a module that holds finished parts, and of the empty places between them, but of no part."""
-    for part in module.modules():
+    for part in [module, *module.children()]:
         if part is module or type(part) is nn.Identity:
             part.training = training
 

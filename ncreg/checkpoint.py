@@ -33,6 +33,7 @@ def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
     Raises:
         TypeError: `state` is no dict.
         ValueError: `state` holds an object that `load_checkpoint` would refuse, or another "format".
+        OSError: the file cannot be written, as on a full disk.
 
     Example:
         >>> folder = getfixture("tmp_path")
@@ -282,6 +283,11 @@ def _write(state: dict[str, Any], file: BinaryIO) -> None:
         torch.save(state, file)
     except (pickle.PicklingError, TypeError, AttributeError, NotImplementedError, RecursionError) as error:
         raise ValueError(f"state holds an object that cannot be saved ({_reason(error)})") from error
+    except RuntimeError as error:  # torch's archive is closed after a full disk too, and then misses what it wrote
+        cause = error.__context__
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__context__
+        raise cause or error from None
 
 
 def _check_readable(path: Path) -> None:

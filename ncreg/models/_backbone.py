@@ -37,7 +37,11 @@ def behead_timm(model: nn.Module) -> None:
     pair = {}
     if "distillation" in inspect.signature(reset).parameters:  # repvit forgets otherwise that it had a pair
         pair["distillation"] = getattr(model.head, "distillation", False)
+    known = set(model.modules())
     reset(0, **pair)
+    for part in model.modules():
+        if part not in known:  # what timm puts in the classifier's place would be in training mode
+            part.training = model.training
 
 
 def behead(model: nn.Module, path: str | None, input_size: Sequence[int] | None) -> Headless:
@@ -62,7 +66,7 @@ def behead(model: nn.Module, path: str | None, input_size: Sequence[int] | None)
     num_classes = getattr(classifier, "out_features", getattr(classifier, "out_channels", None))
     if path is not None and input_size is None:
         input_size = _size_of_vectors(model)
-    model.set_submodule(found, nn.Identity())
+    model.set_submodule(found, nn.Identity().train(classifier.training))
     named_layer = path is not None and isinstance(classifier, nn.Linear | nn.Conv2d)
     size = None if named_layer and input_size is None else tuple(example_image(model, input_size).shape[1:])
     removed = Removed(found, type(classifier), size)

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from ncreg.checkpoint import load_checkpoint, save_checkpoint
-from recipes.core.cli import BOUNDS, parse
+from recipes.core.cli import BOUNDS, ON_RESUME, parse
 from recipes.core.config import TrainConfig, as_yaml
 from recipes.core.errors import RankError, UserError
 from recipes.core.files import CAN_LOCK, environment, fitting, json_row, locked, write_atomically, write_json
@@ -85,14 +85,13 @@ class RunDir:
     def unfinished(cls, out: Path, config: str, *, unreadable: bool = False) -> RunDir | None:
         """The unfinished run in `out` with this configuration (as YAML) that has the most epochs, or None.
 
+        Keys that change nothing of what a run computes, such as quiet and data.workers, may differ.
         Of several with as many epochs, the newest; dates alone would mislead after a clock was set back. With
         `unreadable`, only runs count that ended at images which could not be read.
         """
-        wanted = _with_defaults(config)
+        wanted = _computed(config)
         found = [
-            path.parent
-            for path in out.glob("*/config.yaml")
-            if _with_defaults(path.read_text(encoding="utf-8")) == wanted
+            path.parent for path in out.glob("*/config.yaml") if _computed(path.read_text(encoding="utf-8")) == wanted
         ]
         started = [run for run in map(cls, found) if not run.finished and run.checkpoints()]
         started = [run for run in started if run.unreadable()] if unreadable else started
@@ -239,9 +238,12 @@ class RunDir:
             return
         coming = self.checkpoint("coming")
         with self.writing():
-            save_checkpoint(coming, state)
-            for name in also:
-                save_checkpoint(self.checkpoint(name), state)
+            try:
+                for name in ("coming", *also):
+                    save_checkpoint(self.checkpoint(name), state)
+            except BaseException:
+                coming.unlink(missing_ok=True)
+                raise
             if self.checkpoint("last").exists():
                 os.replace(self.checkpoint("last"), self.checkpoint("previous"))
             os.replace(coming, self.checkpoint("last"))
@@ -262,12 +264,15 @@ class RunDir:
             if "epoch" in state:
                 return state, "; ".join(damaged)
             damaged.append(f"checkpoint {path} was not written by a training run")
-        why = "; ".join(damaged) or "it has no checkpoint"
+        why = "; ".join(damaged) or "it has no checkpoint; without --resume a new run begins"
         raise UserError(f"run {self.path} cannot be resumed: {why}")
 
 
-def _with_defaults(config: str) -> Any:
-    """The values of a configuration in YAML; keys that came after it was written have their defaults."""
+def _computed(config: str) -> Any:
+    """The values of a configuration in YAML that say what a run computes; None where it cannot be read.
+
+    Keys that came after it was written have their defaults.
+    """
     try:
         given = yaml.safe_load(config)
     except yaml.YAMLError:
@@ -275,12 +280,18 @@ def _with_defaults(config: str) -> Any:
     if not isinstance(given, dict):
         return None
     defaults: dict[str, Any] = yaml.safe_load(as_yaml(TrainConfig()))
-    return {
+    values = {
         key: default | given[key]
         if isinstance(default, dict) and key != "loss" and isinstance(given.get(key), dict)
         else given.get(key, default)
         for key, default in defaults.items()
     } | {key: value for key, value in given.items() if key not in defaults}
+    for key in set(ON_RESUME) - set(BOUNDS):
+        group, _, name = key.rpartition(".")
+        inner = values.get(group) if group else values
+        if isinstance(inner, dict):
+            inner.pop(name, None)
+    return values
 
 
 def new_folder(out: Path, name: str) -> Path:

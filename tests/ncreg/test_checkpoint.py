@@ -2,6 +2,7 @@
 
 import collections
 import enum
+import errno
 import os
 import pickle
 import types
@@ -29,6 +30,23 @@ def test_round_trip_is_exact(tmp_path):
     assert torch.equal(back["nested"].pop("weight"), state["nested"].pop("weight"))
     assert back == {"format": checkpoint.FORMAT, **state}
     assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the limit on a file's size is POSIX's")
+@pytest.mark.parametrize("limit", [0, 4_000, 600_000, 1_900_000])
+def test_a_file_that_finds_no_room_is_an_os_error_wherever_the_room_ends(tmp_path, limit):
+    """torch's archive turns such an error into one of its own, about positions, where the end comes within a tensor."""
+    resource = pytest.importorskip("resource")
+    path, before = tmp_path / "last.pt", resource.getrlimit(resource.RLIMIT_FSIZE)
+    save_checkpoint(path, {"epoch": 1})
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(OSError) as caught:
+            save_checkpoint(path, {"epoch": 2, "weight": torch.zeros(500_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.errno == errno.EFBIG
+    assert load_checkpoint(path)["epoch"] == 1 and [file.name for file in tmp_path.iterdir()] == ["last.pt"]
 
 
 @pytest.mark.parametrize("failing", ["fsync", "replace"])
