@@ -57,10 +57,12 @@ $(PY):
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.train: pyproject.toml | $(PY)
+	@echo "installing ncreg, torch, torchvision and timm into $(VENV): 6 GB, some minutes"
 	$(PY) -m pip install --quiet -e ".[recipes,robust]"
 	touch $@
 
 $(VENV)/.dev: pyproject.toml | $(PY)
+	@echo "installing ncreg and all that its tests need into $(VENV): 7 GB, some minutes"
 	$(PY) -m pip install --quiet -e ".[recipes,robust,data,export,lightning,hf,docs,dev]"
 	touch $@
 

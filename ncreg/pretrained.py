@@ -176,8 +176,9 @@ def _build_arguments(classifier: Classifier) -> dict[str, Any]:
     architecture = cfg.get("architecture")
     if classifier.built_by is None or architecture is None:
         raise ValueError(
-            "save_pretrained needs a classifier that swap_head built from a timm backbone, and from head and norm by "
-            "name; keep the code of other parts, and save state_dict() or ncreg.fold(classifier)"
+            "save_pretrained needs a classifier that swap_head built from a timm backbone, or from torchvision:NAME, "
+            "and from head and norm by name; keep the code of other parts, and save state_dict() or "
+            "ncreg.fold(classifier)"
         )
     if not isinstance(classifier.preprocess, nn.Identity | Normalize):
         raise ValueError(f"preprocess={type(classifier.preprocess).__name__} cannot be saved: Normalize or none can")

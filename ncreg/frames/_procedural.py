@@ -70,7 +70,8 @@ def code_rows(
     keys = _mixed((words * _GOLDEN + _mixed_number(seed >> 32)) & _LOW)
     state = _mixed(classes.long() ^ _mixed_number(seed + _GOLDEN))  # seed 0 and class 0 are no fixed point then
     bits = _mixed(_mixed(state[:, None] ^ keys))
-    octets = (bits[:, :, None] >> torch.arange(0, 32, 8, device=bits.device)) & 0xFF
+    # the function, not the operator >>, which has no ONNX form
+    octets = torch.bitwise_right_shift(bits[:, :, None], torch.arange(0, 32, 8, device=bits.device)) & 0xFF
     signs = _signs_of_octets(dtype, octets.device) * dim**-0.5
     return signs[octets].view(classes.shape[0], 32 * words.shape[0])[:, :dim]
 
@@ -78,7 +79,7 @@ def code_rows(
 def _signs_of_octets(dtype: torch.dtype, device: torch.device) -> Float[Tensor, "256 8"]:
     """±1 for the bits of each octet, the lowest first."""
     octets = torch.arange(256, device=device)
-    return (((octets[:, None] >> torch.arange(8, device=device)) & 1) * 2 - 1).to(dtype)
+    return ((torch.bitwise_right_shift(octets[:, None], torch.arange(8, device=device)) & 1) * 2 - 1).to(dtype)
 
 
 def _mixed(words: Integer[Tensor, ...]) -> Integer[Tensor, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -68,6 +68,35 @@ class ModelWithLoss(nn.Module):
             )
         logits, features = self.classifier(pixel_values, with_features=True)
         return ({} if labels is None else {"loss": self.loss(logits, features, labels)}) | {"logits": logits}
+
+    def activation_checkpointing_enable(
+        self,
+        activation_checkpointing_kwargs: Mapping[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
+    ) -> None:
+        """What Trainer calls under `gradient_checkpointing=True`: the backbone computes parts of its pass again.
+
+        Raises:
+            ValueError: for settings, which timm's backbones do not take.
+        """
+        asked = {key: value for key, value in (activation_checkpointing_kwargs or {}).items() if value is not None}
+        if not asked.pop("use_reentrant", False) and not asked and every_n_layers == 1 and not offload:
+            return self.classifier.set_grad_checkpointing(True)
+        raise ValueError(
+            f"gradient checkpointing with {dict(activation_checkpointing_kwargs or {})}, every_n_layers="
+            f"{every_n_layers}, offload={offload}: timm's backbones take no such settings; leave them at their defaults"
+        )
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None, **settings: Any
+    ) -> None:
+        """The same under the name that earlier versions of Trainer call."""
+        self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **settings)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Back to a pass that keeps everything."""
+        self.classifier.set_grad_checkpointing(False)
 
 
 class TrainerSchedule:
@@ -135,6 +164,8 @@ class CollapseTrainerCallback(TrainerCallback):
         schedule = kwargs["lr_scheduler"]
         if isinstance(schedule, TrainerSchedule) and schedule.scheduler.finished:  # Trainer would train a step first
             raise ValueError(f"the run ended with epoch {schedule.scheduler.epoch}: nothing is left to train")
+        if state.global_step >= state.max_steps:  # resumed from its last step: no epoch begins or ends any more
+            self.on_epoch_begin(args, state, control, **kwargs)
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

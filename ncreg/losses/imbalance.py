@@ -1,6 +1,6 @@
 """Losses and weights for classes of unequal size."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -112,14 +112,22 @@ class LogitAdjustedLoss(nn.Module):
         gather: bool = False,
     ) -> None:
         super().__init__()
-        # Whole numbers stay exact where .half() rounds a module's floating-point buffers.
         counts = checked_counts(class_counts)
-        self.register_buffer("class_counts", counts.long() if bool((counts == counts.round()).all()) else counts)
+        # floats, since an average of buffers rounds integers down; float32, which every device has, where it is exact
+        self.register_buffer("class_counts", counts.float() if bool((counts == counts.float()).all()) else counts)
         self.tau = check_finite("tau", tau)
         self.label_smoothing = check_fraction("label_smoothing", label_smoothing)
         self.register_buffer("class_weight", class_weight)
         self.reduction = check_reduction(reduction)
         self.gather = check_flag("gather", gather)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LogitAdjustedLoss":
+        """The counts follow the module to another device, not to a coarser dtype."""
+        exact = self.class_counts
+        super()._apply(fn, recurse)
+        if self.class_counts.dtype != exact.dtype and not exact.is_meta:
+            self.class_counts = exact.to(self.class_counts.device)
+        return self
 
     @fx_leaf
     def forward(self, logits: Logits, target: Target) -> GatheredLosses:

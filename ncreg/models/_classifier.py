@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ncreg._checks import check_flag, check_integer, check_numbers
 from ncreg._copies import copied
+from ncreg._transforms import fx_leaf, jit_tracing
 from ncreg._wrappers import unwrapped
 from ncreg.models._backbone import Removed, example_image, parameter_like, pooled_features
 from ncreg.models._data_config import classifier_cfg
@@ -99,8 +100,21 @@ class Normalize(nn.Module):
                     self._buffers[name] = given.to(new)
         return self
 
+    @fx_leaf
     def forward(self, images: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch _ _ _"]:
-        """Normalise a batch of images."""
+        """Normalise a batch of images.
+
+        Raises:
+            TypeError: images are no floats.
+            ValueError: they have another number of channels, which broadcasting would make up or repeat.
+        """
+        if not images.is_floating_point():
+            raise TypeError(
+                f"images must be floats in [0, 1], got {images.dtype}: images.float() / 255 makes them of bytes"
+            )
+        channels = len(self._given["mean"])
+        if images.ndim < 3 or (not jit_tracing() and images.shape[-3] != channels):
+            raise ValueError(f"images must be (batch, {channels}, height, width), got {tuple(images.shape)}")
         return (images - self.mean) / self.std
 
     def extra_repr(self) -> str:

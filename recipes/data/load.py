@@ -25,7 +25,7 @@ from recipes.data.lazy_images import LazyImages
 from recipes.data.left_out import of_classes, still_there, without_unreadable
 from recipes.data.map_style import Size
 from recipes.data.names import IN_PYTHON
-from recipes.data.own_sets import given_set, no_set, own_set
+from recipes.data.own_sets import given_set, no_set, noting_unread_root, own_set
 from recipes.data.repeated import repeated_images
 from recipes.data.split import Source, Split, TooFew, divide, stratified
 from recipes.data.timm_sets import PREFIX, timm_set
@@ -148,6 +148,8 @@ def read_source(
     else:
         check_set("data.name=", config.name)
         source = _reader(config.name)(config, image_size)
+        if config.name in IN_PACKAGES:
+            source = noting_unread_root(source, config)
     if class_names is not None:
         source = of_classes(source, class_names)
     if partial:
@@ -289,6 +291,9 @@ def check_set(option: str, name: str) -> None:
         known = ", ".join(key for key in SOURCES if key != IN_PYTHON)
         raise UserError(f"{option}{name!r} is unknown: one of {known}, torchvision.NAME, timm:NAME, FILE.py:NAME{near}")
 
+
+IN_PACKAGES = ("digits", "mnist5k")
+"""Sets that a Python package holds."""
 
 AS_THEY_ARE = ("digits", "fashion_mnist", "mnist5k")
 """Sets whose images everybody knows, and nobody will change."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from recipes.core.config import DataConfig
@@ -31,7 +32,16 @@ def own_set(config: DataConfig, image_size: Size) -> Source:
         raise
     except Exception as error:  # the user's code may raise anything
         raise UserError(f"{what}: the function fails: {in_a_line(error)}") from None
-    return given_set(given, config, image_size, what=what)
+    source = given_set(given, config, image_size, what=what)
+    return source if takes_root else noting_unread_root(source, config)
+
+
+def noting_unread_root(source: Source, config: DataConfig) -> Source:
+    """A source that reads no files of data.root, with a note where that was given all the same."""
+    if config.root == type(config).root:
+        return source
+    note = f"data.root={config.root} is not read: data.name={config.name} needs none; --data.name folder reads it"
+    return replace(source, notes=(*source.notes, note))
 
 
 def given_set(given: Any, config: DataConfig, image_size: Size, *, what: str = "data") -> Source:

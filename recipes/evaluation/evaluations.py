@@ -93,6 +93,7 @@ def ood(run: RunUnderTest, settings: Settings) -> Outcome:
         "nc5_centred": report.nc5_centred,
         "skipped": report.skipped,
         "training_images": report.num_train,
+        "neighbours": report.neighbours,
         "mean_auroc": _means(report.detections, groups),
         "histograms": _score_histograms(report),
         "by_layer": detection_by_layer(inner, train, test, outside, list(own | near) or list(far))

@@ -63,7 +63,7 @@ def test_a_model_with_logits_is_swapped_and_folded_back(name, path):
     assert folded.state_dict().keys() == model.state_dict().keys()
 
 
-def train(folder, *, stop=None, resume=None, **saving):
+def train(folder, *, stop=None, resume=None, epochs=40, **saving):
     model = ModelWithLoss(classifier())
     optimizer = torch.optim.SGD(param_groups(model, 5e-4), lr=0.1, momentum=0.9)
     inner = CosineAnnealingLR(optimizer, 5 * 30)
@@ -79,7 +79,7 @@ def train(folder, *, stop=None, resume=None, **saving):
 
     arguments = TrainingArguments(
         str(folder),
-        num_train_epochs=40,
+        num_train_epochs=epochs,
         per_device_train_batch_size=6,
         use_cpu=True,
         report_to=[],
@@ -114,6 +114,35 @@ def test_a_resumed_trainer_is_the_same_to_the_bit(saving, tmp_path):
     if saving["save_strategy"] == "epoch":
         with pytest.raises(ValueError, match="the run ended with epoch .*: nothing is left to train"):
             train(tmp_path / "cut", resume=True, **saving)
+
+
+def test_a_run_resumed_from_its_last_step_closes_the_last_epoch(tmp_path):
+    saving = {"save_strategy": "steps", "save_steps": 5, "epochs": 3}
+    weights, scheduler, history = train(tmp_path, **saving)
+    assert scheduler.epoch == len(history) == 3
+    again, resumed, rows = train(tmp_path, resume=str(tmp_path / "checkpoint-15"), **saving)
+    assert rows == history and resumed.state_dict() == scheduler.state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in weights.items())
+
+
+def test_gradient_checkpointing_changes_no_gradient():
+    torch.manual_seed(0)
+    model = ModelWithLoss(swap_head("test_resnet", "etf", num_classes=4))
+    images, labels = torch.rand(6, 3, 32, 32), torch.arange(6) % 4
+    found = []
+    for enable in (lambda: None, model.activation_checkpointing_enable, model.gradient_checkpointing_enable):
+        enable()
+        model.zero_grad()
+        model(images, labels)["loss"].backward()
+        found.append([weight.grad.clone() for weight in model.parameters()])
+        assert model.classifier.backbone.grad_checkpointing == (len(found) > 1)
+    for plain, *again in zip(*found, strict=True):
+        assert all(torch.allclose(gradient, plain, atol=1e-6) for gradient in again)
+    model.gradient_checkpointing_disable()
+    assert not model.classifier.backbone.grad_checkpointing
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    with pytest.raises(ValueError, match="every_n_layers=2.*take no such settings"):
+        model.activation_checkpointing_enable(every_n_layers=2)
 
 
 def test_a_bare_scheduler_and_another_model_are_refused(tmp_path, unchecked):

@@ -341,3 +341,14 @@ def test_what_is_no_logit_is_refused():
         cal.risk_coverage(z.softmax(1), y, confidence=torch.zeros(3))
     with pytest.raises(ValueError, match="NaN"):
         cal.risk_coverage(z.softmax(1), y, confidence=torch.full((20,), torch.nan))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_weighted_sum_of_probabilities_may_exceed_one_by_rounding(dtype):
+    """Ten members of weight 0.1 that are sure sum to a little more than 1; nothing of it is left in the measures."""
+    target = torch.arange(8) % 2
+    summed = sum(torch.eye(2, dtype=dtype)[target] * 0.1 for _ in range(10))
+    found = [measure(summed, target) for measure in (cal.expected_calibration_error, cal.brier_score)]
+    assert found == pytest.approx([0, 0], abs=1e-2 if dtype == torch.bfloat16 else 1e-12)
+    with pytest.raises(ValueError, match="got values from -0.01 to 1.01"):
+        cal.brier_score(torch.tensor([[1.01, -0.01]]), torch.tensor([0]))

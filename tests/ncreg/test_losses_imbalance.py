@@ -1,5 +1,6 @@
 """Logit adjustment and class weights against their formulas, written out sample by sample in numpy."""
 
+import copy
 import math
 import pickle
 
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ncreg import functional as nf
 from ncreg import losses
@@ -256,3 +258,23 @@ REFUSED = [
 def test_refusals_name_the_argument_and_the_value(call, error, words):
     with pytest.raises(error, match=words):
         call()
+
+
+@pytest.mark.parametrize("counts", [COUNTS, [0.7, 0.2, 0.1, 1e-9], [22, 11, 2**25 + 1, 3]])
+def test_counts_survive_averages_of_buffers_and_every_dtype(counts):
+    z, y = batch()
+    loss = losses.LogitAdjustedLoss(counts)
+    exact = torch.tensor(counts, dtype=torch.float64)
+    for decay in (0.9, 0.9995, 0.9999):
+        average = get_ema_multi_avg_fn(decay)
+        averaged = AveragedModel(loss, use_buffers=True, multi_avg_fn=average)
+        for _ in range(50):
+            averaged.update_parameters(loss)
+        torch.testing.assert_close(averaged.module.class_counts.double(), exact, rtol=1e-14, atol=0)
+    for change in (lambda m: m.half(), lambda m: m.bfloat16(), lambda m: m.half().double(), lambda m: m.to("cpu")):
+        changed = change(copy.deepcopy(loss))
+        assert torch.equal(changed.class_counts.double(), exact)
+        np.testing.assert_allclose(changed(z, y), reference(z, y, counts, 1.0).mean(), rtol=1e-12)
+    old = losses.LogitAdjustedLoss([1, 1, 1, 1])
+    old.load_state_dict({"class_counts": torch.tensor([500, 60, 7, 1])})  # as such buffers were, integers
+    assert old.class_counts.tolist() == [500, 60, 7, 1]

@@ -164,3 +164,18 @@ def test_switches_and_numbers_of_a_classifier():
         Classifier(*parts)(torch.ones(2, 3), with_features="False")
     with pytest.raises(TypeError, match="num_classes='5' must be an integer"):
         Classifier(*parts, num_classes="5")
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_images_that_a_normalised_model_would_misread_are_refused():
+    model = swap_head("test_resnet", "etf", num_classes=4).eval()
+    model.preprocess = Normalize([0.5] * 3, [0.25] * 3)
+    images = torch.rand(2, 3, 32, 32)
+    with pytest.raises(TypeError, match=r"images must be floats in \[0, 1\], got torch.uint8: images.float\(\) / 255"):
+        model((images * 255).byte())
+    for wrong in (images[:, :1], images.movedim(1, -1), images[0, 0]):
+        with pytest.raises(ValueError, match=r"images must be \(batch, 3, height, width\), got \("):
+            model(wrong)
+    assert torch.equal(torch.fx.symbolic_trace(model)(images), model(images))
+    with pytest.raises(ValueError, match=r"\(batch, 1, height, width\)"):
+        Normalize([0.5], [0.25])(images)  # would be broadcast

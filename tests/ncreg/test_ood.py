@@ -174,7 +174,7 @@ def test_evaluate_ood_puts_the_scores_together(trained):
     both = torch.cat([h, far])
     wanted = {
         "max_logit": torch.cat([z, far_z]).amax(1).double(),
-        "knn": R.knn_score(both, train),
+        "knn": R.knn_score(both, train, neighbours=30),
         "mahalanobis": R.mahalanobis_score(both, train, y),
         "neco": R.neco_score(both, train, dim=2),
         "vim": R.vim_score(
@@ -445,7 +445,11 @@ REFUSED = [
     (lambda: R.evaluate_ood(H, Y % 3, H, Z, OOD), ValueError, "no sample of class 3"),
     (lambda: R.evaluate_ood(H, Y + 1, H, Z, OOD), ValueError, r"lie in \[0, 4\), got classes from 1 to 4"),
     (lambda: R.evaluate_ood(H, Y.double(), H, Z, OOD), TypeError, "train_target must hold integer"),
-    (lambda: R.evaluate_ood(H, Y, H, Z, OOD, scores=["knn"]), ValueError, "neighbours=50 but there are only 40"),
+    (
+        lambda: R.evaluate_ood(H, Y, H, Z, OOD, scores=["knn"], neighbours=50),
+        ValueError,
+        "neighbours=50 but there are only 40",
+    ),
     (lambda: R.evaluate_ood(H, Y, H, Z, OOD, scores=["odin"]), ValueError, "scores='odin' must be one of 'msp'"),
     (lambda: R.evaluate_ood(H, Y, H, Z, OOD, weight=H, neighbours=5), ValueError, r"weight must .* \(4, 10\)"),
     (lambda: R.evaluate_ood(H, Y, H, Z, OOD, weight=H[:4], bias=Z), ValueError, r"bias must .* \(4,\), got \(40, 4\)"),
@@ -488,7 +492,7 @@ def test_refusals_name_the_argument_and_the_value(call, error, words):
 
 
 def test_fewer_training_images_than_neighbours_cost_that_score_alone():
-    report = R.evaluate_ood(H, Y, H, Z, OOD, train_logits=Z)
+    report = R.evaluate_ood(H, Y, H, Z, OOD, train_logits=Z, neighbours=50)
     assert "knn" not in report.detections["x"] and "only 40 training features" in report.skipped["knn"]
     assert report.detections["x"]["mahalanobis"].auroc == 0.5
 
@@ -530,3 +534,15 @@ def test_what_nci_refuses(change, words):
     args = {"logits": 9 * torch.randn(70, 4), "train_features": clusters()[0], "weight": torch.randn(4, 10)}
     with pytest.raises(ValueError, match=words):
         R.nci_score(others(), **(args | change))
+
+
+@pytest.mark.parametrize(("samples", "k"), [(6, 1), (43, 4), (400, 40), (800, 50)])
+def test_few_training_features_have_fewer_neighbours(samples, k):
+    draw = torch.Generator().manual_seed(samples)
+    train, rows = (torch.randn(size, 5, generator=draw, dtype=torch.float64) for size in (samples, 9))
+    target, z = torch.arange(samples) % 3, torch.randn(9, 3, generator=draw, dtype=torch.float64)
+    report = R.evaluate_ood(train, target, rows, z, {"far": (rows + 1, z)}, scores=["knn"])
+    unit = [F.normalize(part, dim=1) for part in (rows, train)]
+    wanted = -torch.cdist(*unit).sort(1).values[:, k - 1]
+    torch.testing.assert_close(report.id_scores["knn"], wanted)
+    assert report.neighbours == k

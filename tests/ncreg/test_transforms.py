@@ -424,3 +424,18 @@ def test_modules_share_no_code_object():
     """torch.compile keeps eight versions of one, then it refuses fullgraph=True."""
     forwards = [cls.forward for cls in (LinearHead, CosineHead, ETFHead, FixedHead, NearestETFHead, LastBatchNorm)]
     assert len({id(forward.__code__) for forward in forwards}) == len(forwards)
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_every_head_has_an_onnx_form_by_dynamo(name):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    module, features = nn.Sequential(HEADS[name](DIM, num_classes=CLASSES)).eval(), gaussian(5, DIM).float()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(module, (features,), dynamo=True, verbose=False)
+        file = io.BytesIO()
+        program.save(file)
+    session = onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {session.get_inputs()[0].name: features.numpy()})
+    torch.testing.assert_close(torch.from_numpy(logits), module(features), rtol=1e-4, atol=1e-4)

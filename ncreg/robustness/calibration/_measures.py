@@ -134,7 +134,7 @@ def negative_log_likelihood(probabilities: Float[Tensor, "batch classes"], targe
 
 
 def check_probabilities(probabilities: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Probabilities (n, C) in float64 and labels (n,)."""
+    """Probabilities (n, C) in float64 and labels (n,); what rounding left outside [0, 1] is brought back to it."""
     if not isinstance(probabilities, Tensor):
         raise TypeError(f"probabilities must be a tensor, got {described(probabilities)}")
     if not probabilities.is_floating_point():
@@ -148,13 +148,13 @@ def check_probabilities(probabilities: Tensor, target: Tensor) -> tuple[Tensor, 
     half = probabilities.dtype in (torch.float16, torch.bfloat16)
     p = probabilities.detach().to("cpu", torch.float64)
     low, high = (float(v) for v in torch.aminmax(p))
-    off = float((p.sum(1) - 1).abs().max())
-    if not (low >= 0 and high <= 1 and off <= (2e-2 if half else 1e-4)):  # NaN fails as well
+    off, rounding = float((p.sum(1) - 1).abs().max()), 16 * torch.finfo(probabilities.dtype).eps
+    if not (low >= -rounding and high <= 1 + rounding and off <= (2e-2 if half else 1e-4)):  # NaN fails as well
         raise ValueError(
             f"probabilities must be finite rows in [0, 1] that sum to 1, got values from {low:.4g} to {high:.4g} and "
             f"sums off by up to {off:.2g}: pass logits.softmax(1)"
         )
-    return p, check_target(target, p, p.shape[1])
+    return p.clamp(0, 1), check_target(target, p, p.shape[1])
 
 
 def check_logits_and_target(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

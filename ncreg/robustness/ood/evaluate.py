@@ -34,6 +34,7 @@ class OODReport:
         ood_scores: by OOD set, then by score, of every image.
         skipped: by score, why it has no meaning here.
         num_train: training features that the scores were fitted to.
+        neighbours: k of the nearest-neighbour score.
     """
 
     detections: dict[str, dict[str, Detection]]
@@ -43,6 +44,7 @@ class OODReport:
     ood_scores: dict[str, dict[str, Tensor]]
     skipped: dict[str, str]
     num_train: int
+    neighbours: int
 
     __str__ = readable
 
@@ -71,7 +73,7 @@ def evaluate_ood(
     bias: Float[Tensor, " classes"] | None = None,
     scores: Sequence[str] | None = None,
     temperature: float = 1.0,
-    neighbours: int = 50,
+    neighbours: int | None = None,
     vim_dim: int | None = None,
     neco_dim: int | None = None,
     nci_alpha: float = 0.0,
@@ -90,7 +92,8 @@ def evaluate_ood(
         bias: the head's, for ViM.
         scores: which of `SCORES`; None takes all that can be computed and says in `skipped` why the others cannot.
         temperature: of the energy.
-        neighbours: k of the nearest-neighbour score.
+        neighbours: k of the nearest-neighbour score; None takes 50, or a tenth of the training features if that is
+            less, and the report says how many.
         vim_dim: principal directions of ViM; None as in `vim_score`.
         neco_dim: principal directions of NECO; None as in `neco_score`.
         nci_alpha: weight of the features' length in NCI.
@@ -115,6 +118,8 @@ def evaluate_ood(
         train_features, train_target, (id_features, id_logits), ood, train_logits=train_logits, weight=weight, bias=bias
     )
     classes = data.logits.shape[1]
+    if neighbours is None:
+        neighbours = min(ood_scores.NEIGHBOURS, max(1, len(data.train) // 10))
     makers: dict[str, Callable[[], Tensor]] = {
         "msp": lambda: ood_scores.msp_score(data.logits),
         "max_logit": lambda: ood_scores.max_logit_score(data.logits),
@@ -139,6 +144,7 @@ def evaluate_ood(
         ood_scores={key: {name: part[index] for name, part in parts.items()} for index, key in enumerate(ood, start=1)},
         skipped=skipped,
         num_train=len(data.train),
+        neighbours=neighbours,
     )
 
 

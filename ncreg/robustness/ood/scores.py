@@ -27,6 +27,9 @@ from ncreg._features import (
 )
 from ncreg.robustness._inputs import check_logits
 
+NEIGHBOURS = 50
+"""k of the nearest-neighbour score: of its authors for CIFAR-10."""
+
 FLOOR = 1e-9
 """Mahalanobis: this fraction of the training features' mean variance is added to the variance in every direction."""
 
@@ -87,7 +90,7 @@ def energy_score(logits: Float[Tensor, "batch classes"], temperature: float = 1.
 
 
 def knn_score(
-    features: Float[Tensor, "batch dim"], train_features: Float[Tensor, "train dim"], *, neighbours: int = 50
+    features: Float[Tensor, "batch dim"], train_features: Float[Tensor, "train dim"], *, neighbours: int = NEIGHBOURS
 ) -> Float[Tensor, " batch"]:
     """−‖u − u_(k)‖: minus the distance to the k-th nearest training feature, all at unit length.
 
