@@ -106,14 +106,14 @@ class Normalize(nn.Module):
 
         Raises:
             TypeError: images are no floats.
-            ValueError: they have another number of channels, which broadcasting would make up or repeat.
+            ValueError: they have another number of channels, of which broadcasting would make up the rest.
         """
         if not images.is_floating_point():
             raise TypeError(
                 f"images must be floats in [0, 1], got {images.dtype}: images.float() / 255 makes them of bytes"
             )
         channels = len(self._given["mean"])
-        if images.ndim < 3 or (not jit_tracing() and images.shape[-3] != channels):
+        if images.ndim < 3 or (not jit_tracing() and channels not in (1, images.shape[-3])):
             raise ValueError(f"images must be (batch, {channels}, height, width), got {tuple(images.shape)}")
         return (images - self.mean) / self.std
 

@@ -51,7 +51,7 @@ class FrozenBackbone:
         model: its backbone is to be frozen for `model.freeze_epochs` epochs.
         config: of the run.
         ranks: the processes.
-        splits: all that are worked on in these epochs, the training images first; some may be the same.
+        splits: all that are worked on in these epochs; some may be the same.
         between: called between the batches of a pass, which may take long; it may raise `Stopped`.
         tell: takes a sentence for the user.
     """
@@ -68,9 +68,6 @@ class FrozenBackbone:
     ) -> None:
         self.model, self.between, self.tell = model, between, tell
         self.epochs = config.model.freeze_epochs
-        self.part = (
-            config.data.batch_size // config.optim.accumulate
-        )  # as many at once as in training: so they round alike
         self.splits = {id(split): split for split in splits}
         augment = config.augment
         size = next(model.parameters()).element_size() * model.backbone_width
@@ -103,8 +100,7 @@ class FrozenBackbone:
         if not self.known:
             self.tell("the backbone is frozen: its features of each image are computed once")
             began = time.perf_counter()
-            for key, part in self.splits.items():
-                self.known[key] = EncodedSplit(self._encoded(part, None if self.known else self.part), part.target)
+            self.known = {key: EncodedSplit(self._encoded(part), part.target) for key, part in self.splits.items()}
             clock.add("encode", began)
         return self.behind, self.known[id(split)]
 
@@ -122,12 +118,12 @@ class FrozenBackbone:
         return not drawn and torch.equal(rows, again) and bool(((rows[:1] - alone).abs() <= near).all())
 
     @torch.no_grad()
-    def _encoded(self, split: Split, at_once: int | None = None) -> Tensor:
-        """The backbone's features of all images, (N, width), of so many at once; None takes what measuring takes."""
+    def _encoded(self, split: Split) -> Tensor:
+        """The backbone's features of all images, (N, width)."""
         backbone, training = self.model.backbone, self.model.backbone.training
         backbone.eval()
         rows = [torch.zeros(0, self.model.backbone_width).to(next(self.model.parameters()))]
-        for images, _ in split.in_batches(at_once or images_at_once(split.side, split.target.device)):
+        for images, _ in split.in_batches(images_at_once(split.side, split.target.device)):
             self.between()
             rows.append(backbone(self.model.preprocess(images)))
         backbone.train(training)
