@@ -17,6 +17,7 @@ from recipes.core.config import TrainConfig, as_yaml
 from recipes.core.costs import read_costs
 from recipes.core.distributed import Ranks, copies_notes
 from recipes.core.files import file_name
+from recipes.core.idle_keys import idle_notes
 from recipes.core.own_code import own_files, texts
 from recipes.data.load import Dataset, load
 from recipes.data.split import Split, stratified
@@ -121,6 +122,7 @@ def announce(config: TrainConfig, data: Dataset, state: TrainState, steps: int) 
     """Print notes on the data and the opening line; the progress bar of the run."""
     main, scheduler = state.ranks.main, state.scheduler
     hints = [] if config.quiet else batch_notes(config.data.batch_size, len(data.train))
+    hints += [] if config.quiet else idle_notes(config)
     hints += [] if config.quiet else frozen_notes(state.model, config.model.freeze_epochs)
     hints += [] if config.quiet else size_notes(config, data, data.train.images.shape[-1])
     hints += copies_notes()

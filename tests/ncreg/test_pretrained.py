@@ -74,7 +74,9 @@ def test_what_no_file_can_describe_is_refused(tmp_path):
     by_module = swap_head("test_resnet", torch.nn.Linear(96, 3))
     foreign = swap_head(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(8, 3)), "linear", classifier="1")
     for classifier in (by_module, foreign):
-        with pytest.raises(ValueError, match="from a timm backbone, or from torchvision:NAME, and from head and norm by name"):
+        with pytest.raises(
+            ValueError, match="from a timm backbone, or from torchvision:NAME, and from head and norm by name"
+        ):
             classifier.save_pretrained(tmp_path)
     changed = swap_head("test_resnet", "linear", num_classes=3)
     changed.norm = torch.nn.LayerNorm(96)
