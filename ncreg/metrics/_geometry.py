@@ -51,34 +51,35 @@ def class_geometry(count: Tensor, mean: Tensor) -> Geometry:
             f"fit into float64; rescale the features to entries between {1 / LARGEST:g} and {LARGEST:g}"
         )
     global_mean = mean[present].mean(0)
-    mean = torch.where(present[:, None], mean, global_mean)
-    values, basis = _span(mean[present] - global_mean, rounding=_ROUNDINGS * _EPS * largest)
+    rounding = _ROUNDINGS * _EPS * mean[present].abs().amax(0)
+    differ = (mean[present] - global_mean).abs().amax(0) > rounding
+    mean = torch.where(present[:, None] & differ, mean, global_mean)
+    values, basis = _span(mean[present] - global_mean, noise=len(mean[present]) * rounding[differ].square().sum())
     if not len(basis):  # they coincide: what tells them apart is rounding, which no measure may take for a distance
         mean, values = global_mean.expand_as(mean), torch.zeros_like(values)
     return Geometry(count, mean, present, global_mean, basis, values)
 
 
-def _span(centred: Tensor, rounding: float) -> tuple[Tensor, Tensor]:
+def _span(centred: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """Singular values of the centred means (P, d), and an orthonormal basis (r, d) of their row space.
 
     r ≤ P − 1 is the numerical rank of the between-class covariance, whose eigenvalues are the squared singular values.
-    What errors of size `rounding` in the means, which may lie far from zero, can have made counts as zero.
+    An eigenvalue of up to `noise` counts as zero: rounding of means that lie far from zero can have made it.
     The Gram matrix of the smaller side is several times cheaper than the singular value decomposition, but squares
     the condition number: it is used only where that costs less than about 1e-10.
     """
     classes, dim = centred.shape
-    noise = classes * dim * rounding**2
     if min(classes, dim) > _SMALL:
         wide = classes <= dim
         eigenvalues, vectors = torch.linalg.eigh(centred @ centred.T if wide else centred.T @ centred)
         full = min(classes - 1, dim)
-        if eigenvalues[-full] > max(1e-5 * eigenvalues[-1], noise):
+        if eigenvalues[-full] > torch.maximum(1e-5 * eigenvalues[-1], noise):
             values = eigenvalues.clamp_min(0).sqrt().flip(0)
             vectors = vectors.flip(1)[:, :full].T
             return values, (vectors @ centred) / values[:full, None] if wide else vectors
     _, values, basis = torch.linalg.svd(centred, full_matrices=False)
     squared = values.square()
-    rank = int((squared > max(squared.amax() * max(centred.shape) * _EPS, noise)).sum())
+    rank = int((squared > torch.maximum(squared.amax() * max(centred.shape) * _EPS, noise)).sum())
     return values, basis[: min(rank, classes - 1)]
 
 

@@ -713,6 +713,21 @@ def test_nc1_far_from_zero_is_that_of_the_same_features_at_zero(offset, cache):
     assert float(found["nc1"]) == pytest.approx(exact, rel=max(1e-9, 1e-14 * offset / 1e-2))
 
 
+def test_a_coordinate_that_is_large_and_constant_hides_no_other():
+    draw = torch.Generator().manual_seed(5)
+    labels = torch.arange(600) % 4
+    rows = torch.randn(4, 6, generator=draw, dtype=torch.float64)[labels]
+    rows = rows + torch.randn(600, 6, generator=draw, dtype=torch.float64)
+    found = []
+    for constant in (0.0, 0.1 * 2**60):
+        metric = NeuralCollapse(4, 7)
+        metric.update(torch.cat([rows, torch.full((600, 1), constant, dtype=torch.float64)], 1), labels)
+        found.append(metric.compute())
+    assert found[1]["nc1_rank"] == 3
+    for name in ("nc1", "nc2_equinorm", "nc2_equiangularity"):  # variance within classes has that coordinate's rounding
+        torch.testing.assert_close(found[1][name], found[0][name], rtol=1e-9, atol=0)
+
+
 @pytest.mark.parametrize("cache", [True, False])
 @pytest.mark.parametrize("classes", [7, 300])
 def test_features_that_are_all_alike_have_no_between_class_direction(classes, cache):
