@@ -137,7 +137,7 @@ def test_few_bits_are_torchs_fake_quantization_of_every_weight(run, result, bits
     assert row["change"] == pytest.approx(right.mean() - (full == target).double().mean().item(), abs=1e-12)
     place = np.ceil(p.max(1) * 15).astype(int)
     gaps = [abs(right[place == b].mean() - p.max(1)[place == b].mean()) * (place == b).mean() for b in set(place)]
-    assert row["ece"] == pytest.approx(sum(gaps), abs=1e-4)  # logits of other batches round otherwise
+    assert row["ece"] == pytest.approx(sum(gaps), abs=1e-5)  # float32 rounds otherwise without AVX-512
     h, y = features.double().numpy(), own.numpy()
     means = np.stack([h[y == c].mean(0) for c in range(10)])
     within = (h - means[y]).T @ (h - means[y]) / len(h)
