@@ -63,7 +63,7 @@ def divide(target: Tensor, clients: int, alpha: float, seed: int) -> list[Tensor
     parts: list[list[np.ndarray]] = [[] for _ in range(clients)]
     for label in target.unique():
         rows = generator.permutation((target == label).nonzero().squeeze(1).numpy())
-        bounds = np.rint(generator.dirichlet(np.full(clients, alpha)).cumsum()[:-1] * len(rows)).astype(int)
+        bounds = np.rint(np.cumsum(generator.dirichlet(np.full(clients, alpha)))[:-1] * len(rows)).astype(int)
         for part, piece in zip(parts, np.split(rows, bounds), strict=True):
             part.append(piece)
     return [torch.from_numpy(np.concatenate(part)) for part in parts]

@@ -265,11 +265,11 @@ def long_tailed(split: Split, ratio: float, class_names: tuple[str, ...], *, see
     rank = draw.permutation(len(class_names))
     profile = ratio ** -(rank / (len(class_names) - 1))
     available = np.bincount(target, minlength=len(class_names))
-    kept = np.rint((available / profile).min() * profile).astype(int)
+    kept = np.rint(np.min(available / profile) * profile).astype(int)
     if not kept.all():
         raise UserError(
-            f"data.imbalance={ratio:g} leaves no training image of class {class_names[int(kept.argmin())]}, "
-            f"with {available.max()} of the largest class; lower it, or raise --data.train_size"
+            f"data.imbalance={ratio:g} leaves no training image of class {class_names[int(np.argmin(kept))]}, "
+            f"with {np.max(available)} of the largest class; lower it, or raise --data.train_size"
         )
     rows = [draw.permutation(np.flatnonzero(target == label))[:count] for label, count in enumerate(kept)]
     return split[torch.from_numpy(np.sort(np.concatenate(rows)))]
