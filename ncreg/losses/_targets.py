@@ -21,15 +21,12 @@ def check_labels(target: Tensor, rows: Tensor, num_classes: int | None = None) -
 
     On an accelerator the range is asserted without waiting for the device.
     """
-    if not isinstance(target, Tensor):
-        raise TypeError(f"target must be a tensor, got {described(target)}")
     if is_soft(target):
         raise ValueError(
             f"target holds soft labels, shape {tuple(target.shape)}: this loss compares members of classes and needs "
             "class indices (batch,); switch mixup and label smoothing off, or use a loss that takes soft labels"
         )
-    if target.is_floating_point() or target.is_complex() or target.dtype is torch.bool:
-        raise TypeError(f"target must hold integer class indices, got {target.dtype}: use target.long()")
+    check_integers(target)
     count = row_count(rows)
     if target.ndim != 1 or row_count(target) != count:
         raise ValueError(f"target must have shape ({count},), one class index a row, got {tuple(target.shape)}")
@@ -48,6 +45,14 @@ def check_labels(target: Tensor, rows: Tensor, num_classes: int | None = None) -
                 "number the classes 0, 1, …, and drop rows to be ignored before the loss"
             )
     return target
+
+
+def check_integers(target: Tensor) -> None:
+    """Refuse whatever is not a tensor of integers."""
+    if not isinstance(target, Tensor):
+        raise TypeError(f"target must be a tensor, got {described(target)}")
+    if target.is_floating_point() or target.is_complex() or target.dtype is torch.bool:
+        raise TypeError(f"target must hold integer class indices, got {target.dtype}: use target.long()")
 
 
 def check_soft(target: Tensor, rows: Tensor, num_classes: int) -> Float[Tensor, "batch classes"]:

@@ -24,7 +24,7 @@ from ncreg.losses._inputs import (
     check_rows,
     show_hyperparameters,
 )
-from ncreg.losses._targets import check_labels
+from ncreg.losses._targets import check_integers, check_labels
 
 
 def chunked_cross_entropy(
@@ -102,8 +102,9 @@ def cross_entropy_of(
     check_reduction(reduction)
     check_fraction("label_smoothing", label_smoothing)
     _check_hard(target, classes)
+    target = target.long()  # in uint8, -100 is 156
     ignored = target == check_integer("ignore_index", ignore_index)
-    labels = check_labels(torch.where(ignored, 0, target), features, classes)
+    labels = check_labels(target.masked_fill(ignored, 0), features, classes)
     if class_weight is not None and class_weight.shape != (classes,):
         raise ValueError(f"class_weight has shape {tuple(class_weight.shape)}: it needs ({classes},), one a class")
     spread = None
@@ -210,5 +211,4 @@ def _check_hard(target: Any, classes: int) -> None:
             f"target holds soft labels, shape {tuple(target.shape)}: as large as the logits ({size:,} bytes) that this "
             "loss does without; give class indices and label_smoothing=, or use F.cross_entropy(head(features), target)"
         )
-    if not isinstance(target, Tensor):
-        check_labels(target, target)
+    check_integers(target)

@@ -44,7 +44,7 @@ def check_batch(features: Tensor, target: Tensor, num_classes: int, num_features
 
 
 def _check_values(features: Tensor, target: Tensor, num_classes: int) -> None:
-    low, high = target.aminmax()
+    low, high = (end.long() for end in target.aminmax())  # in uint8, 256 classes are 0
     # A sum is finite only if every entry is; the reverse is checked where the cheap test fails.
     suspicious = torch.stack([(low < 0) | (high >= num_classes), ~features.sum(dtype=torch.float32).isfinite()])
     if not suspicious.any():

@@ -118,6 +118,8 @@ def _best_scale(rows: Tensor, penalty: float, power: float) -> tuple[float, floa
     ever finer grids around the best point.
     """
     spread = float((rows.amax(1) - rows.amin(1)).max())
+    if spread == 0:  # no scale tells classes apart, and all cost
+        return 0.0, math.log(len(rows))
     others = ~torch.eye(len(rows), dtype=torch.bool, device="cpu")
     smallest = float((rows.diagonal()[:, None] - rows)[others].abs().min())
     low, high = math.log(1e-9 / spread), math.log(1e3 / max(smallest, 1e-6 * spread))

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-_RELU = ("relu", "relu_", "threshold", "threshold_")
+_RELU = ("relu", "threshold")
 _OTHERS = (
     *("gelu", "silu", "elu", "celu", "selu", "leaky_relu", "hardswish", "hardsigmoid", "hardtanh", "mish", "softplus"),
     *("sigmoid", "tanh", "_prelu_kernel", "rrelu_with_noise", "log_sigmoid_forward", "_softmax", "erf"),
@@ -25,7 +25,8 @@ def naswot(
     An image's code is one bit for each output of each ReLU, N_A in all, so K_ii = N_A. A network whose codes differ
     more has the larger determinant. Two images with the same code give −∞. Compare networks on the same images: the
     score grows with N_A and with the batch. The functions that the model calls are watched, not its modules, so ReLUs
-    in functional form count too. Statistics of BatchNorm are those of eval mode.
+    in functional form count too, `clamp(min=0)` and `maximum` with 0 among them; `where(x > 0, x, 0)` and products with
+    a mask are not seen. Statistics of BatchNorm are those of eval mode.
 
     Args:
         model: a ReLU network in eval mode, usually untrained.
@@ -61,6 +62,22 @@ def naswot(
     return float(torch.linalg.slogdet(alike).logabsdet)
 
 
+def _is_relu(name: str, given: dict[str, Any]) -> bool:
+    """Whether a call of `clamp`, `clamp_min` or `maximum` is max(x, 0)."""
+    if name in ("clamp", "clip") and _zero(given.get("min")):
+        if given.get("max") is not None:
+            raise ValueError("the model clamps from 0 to a largest value: NASWOT is for networks with ReLU alone")
+        return True
+    if name == "clamp_min":
+        return _zero(given["min"])
+    return name == "maximum" and (_zero(given["self"]) or _zero(given["other"]))
+
+
+def _zero(bound: Any) -> bool:
+    """Whether a bound, a number or a tensor, is 0 throughout."""
+    return bound is not None and not (bool(bound.any()) if isinstance(bound, Tensor) else bound)
+
+
 class _Codes(TorchDispatchMode):
     """Watches a forward pass: how many units, and in how many of them every two images agree."""
 
@@ -70,9 +87,11 @@ class _Codes(TorchDispatchMode):
         self.alike = torch.zeros(images, images, dtype=torch.float64, device="cpu")
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
+        given = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | (kwargs or {})
         name = func._schema.name.removeprefix("aten::")
-        if name in _RELU or (name.startswith("clamp_min") and args[1] == 0):
+        relu = name.rstrip("_") in _RELU or _is_relu(name.rstrip("_"), given)  # before the call, which may be in place
+        result = func(*args, **(kwargs or {}))
+        if relu:
             self._take(result)
         elif name.rstrip("_") in _OTHERS or name in _OTHERS:
             raise ValueError(f"the model uses {name.strip('_')}: NASWOT is for networks with ReLU alone")

@@ -80,6 +80,22 @@ def test_loss_and_gradients_are_torch_s(name: str, setting: dict) -> None:
             torch.testing.assert_close(ours_grad, theirs, rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "ignore_index"),
+    [(torch.uint8, -100), (torch.uint8, -1), (torch.uint8, 255), (torch.int16, -100), (torch.uint16, -100)],
+)
+def test_labels_of_narrow_integers_name_the_same_classes(dtype: torch.dtype, ignore_index: int) -> None:
+    """In uint8, −100 is 156 and −1 is 255, which are classes."""
+    features = torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    target, head = torch.tensor([156, 255, 4, 0]), nn.Linear(3, 256).double()
+    expected = F.cross_entropy(head(features), target, ignore_index=ignore_index, reduction="none")
+    for labels in (target, target.to(dtype)):
+        found = chunked_cross_entropy(features, head, labels, ignore_index=ignore_index, reduction="none")
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    with pytest.raises(ValueError, match="from -1 to 2"):  # 255 is not to be ignored here: it is −1 in int8 alone
+        chunked_cross_entropy(features, head, torch.tensor([1, 2, -1, 0], dtype=torch.int8), ignore_index=255)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_float32_agrees_to_1e_6(name: str) -> None:
     features, target = batch(torch.float32)

@@ -588,6 +588,26 @@ def test_nearest_class_centre_keeps_the_laws():
         metric.compute()
 
 
+# labels of narrow integers
+
+
+@pytest.mark.parametrize(("dtype", "classes"), [(torch.uint8, 256), (torch.uint8, 300), (torch.int8, 200)])
+def test_labels_of_narrow_integers_go_with_more_classes_than_they_hold(dtype, classes):
+    """256 is 0 in uint8, 300 is 44, and 200 is −56 in int8."""
+    generator = torch.Generator().manual_seed(0)
+    features, target = torch.randn(150, 4, generator=generator), torch.randint(0, 120, (150,), generator=generator)
+    found, centres = [], torch.randn(classes, 4, generator=generator)
+    for labels in (target, target.to(dtype)):
+        metric, nearest = NeuralCollapse(classes, 4), NearestClassCenter(centres)
+        metric.update(features, labels)
+        nearest.update(features, labels)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*classes have no samples")
+            found.append({**metric.compute(), "nearest": nearest.compute()})
+    for key, value in found[0].items():
+        torch.testing.assert_close(found[1][key], value, rtol=0, atol=0, equal_nan=True)
+
+
 # bad input
 
 

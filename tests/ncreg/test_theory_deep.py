@@ -128,6 +128,13 @@ def test_what_has_no_optimum_is_refused(arguments, said):
         theory.deep_cross_entropy_optimum(*arguments)
 
 
+@pytest.mark.parametrize("rows", [torch.ones(3, 3), torch.tensor([[1.0, 1, 1], [2, 2, 2], [0, 0, 0]])])
+def test_logits_that_tell_no_classes_apart_are_best_at_0(rows):
+    found = theory.deep_cross_entropy_optimum(rows, 1, [1e-3], 1e-3)
+    assert (found.scale, found.loss) == (0, math.log(3))
+    assert found.cross_entropy == pytest.approx(math.log(3), rel=1e-14)
+
+
 def test_behind_a_relu_the_hidden_class_means_are_an_orthogonal_frame():
     problem = behind_relu((1e-2, 5e-3), 5e-3)
     (inner, outer, features), objective = problem.start(0)

@@ -171,6 +171,43 @@ def test_naswot_counts_bits(functional):
     assert naswot(nn.Sequential(net).eval(), images) == naswot(net, images)
 
 
+@pytest.mark.parametrize(
+    "relu",
+    [
+        lambda x: x.clamp(min=0),
+        lambda x: x.clone().clamp_(0),
+        lambda x: x.clip(0),
+        lambda x: x.clamp(min=torch.zeros(())),
+        lambda x: torch.clamp_min(x, torch.zeros(x.shape[1])),
+        lambda x: torch.maximum(x, torch.zeros(())),
+        lambda x: torch.max(torch.zeros_like(x), x),
+        lambda x: F.threshold(x, 0, 0),
+    ],
+)
+def test_naswot_knows_a_relu_in_every_form(relu):
+    """Each bit counts twice beside a relu() of the same input, so every entry of K doubles."""
+
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.hidden, self.form = nn.Linear(3, 20), relu
+
+        def forward(self, x):
+            h = self.hidden(x)
+            return torch.cat([h.relu(), self.form(h)], 1)
+
+    torch.manual_seed(0)
+    net, images = Twice().eval(), torch.randn(4, 3)
+    alone = naswot(nn.Sequential(net.hidden, nn.ReLU()).eval(), images)
+    assert math.isfinite(alone)
+    assert naswot(net, images) == pytest.approx(alone + 4 * math.log(2), rel=1e-12)
+    net.form = lambda x: x.clamp(0, 6)
+    with pytest.raises(ValueError, match="from 0 to a largest value"):
+        naswot(net, images)
+    net.form = lambda x: x.clamp(min=-1) + torch.maximum(x, torch.ones(()))  # no ReLU
+    assert naswot(net, images) == pytest.approx(alone, rel=1e-12)
+
+
 def test_naswot_of_a_residual_network():
     images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     torch.manual_seed(0)
