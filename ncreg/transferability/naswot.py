@@ -8,7 +8,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-_RELU = ("relu", "threshold")
 _OTHERS = (
     *("gelu", "silu", "elu", "celu", "selu", "leaky_relu", "hardswish", "hardsigmoid", "hardtanh", "mish", "softplus"),
     *("sigmoid", "tanh", "_prelu_kernel", "rrelu_with_noise", "log_sigmoid_forward", "_softmax", "erf"),
@@ -63,14 +62,18 @@ def naswot(
 
 
 def _is_relu(name: str, given: dict[str, Any]) -> bool:
-    """Whether a call of `clamp`, `clamp_min` or `maximum` is max(x, 0)."""
+    """Whether a call is max(x, 0), under whatever name; a ReLU with a ceiling or another threshold is refused."""
     if name in ("clamp", "clip") and _zero(given.get("min")):
         if given.get("max") is not None:
             raise ValueError("the model clamps from 0 to a largest value: NASWOT is for networks with ReLU alone")
         return True
+    if name == "threshold":
+        if not (_zero(given["threshold"]) and _zero(given["value"])):
+            raise ValueError("the model uses a threshold other than 0: NASWOT is for networks with ReLU alone")
+        return True
     if name == "clamp_min":
         return _zero(given["min"])
-    return name == "maximum" and (_zero(given["self"]) or _zero(given["other"]))
+    return name == "relu" or (name == "maximum" and (_zero(given["self"]) or _zero(given["other"])))
 
 
 def _zero(bound: Any) -> bool:
@@ -89,7 +92,7 @@ class _Codes(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | (kwargs or {})
         name = func._schema.name.removeprefix("aten::")
-        relu = name.rstrip("_") in _RELU or _is_relu(name.rstrip("_"), given)  # before the call, which may be in place
+        relu = _is_relu(name.rstrip("_"), given)  # before the call, which may be in place
         result = func(*args, **(kwargs or {}))
         if relu:
             self._take(result)

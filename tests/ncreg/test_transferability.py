@@ -204,6 +204,9 @@ def test_naswot_knows_a_relu_in_every_form(relu):
     net.form = lambda x: x.clamp(0, 6)
     with pytest.raises(ValueError, match="from 0 to a largest value"):
         naswot(net, images)
+    net.form = lambda x: F.threshold(x, 0.1, 0)
+    with pytest.raises(ValueError, match="threshold other than 0"):
+        naswot(net, images)
     net.form = lambda x: x.clamp(min=-1) + torch.maximum(x, torch.ones(()))  # no ReLU
     assert naswot(net, images) == pytest.approx(alone, rel=1e-12)
 
