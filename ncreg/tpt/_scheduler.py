@@ -70,7 +70,8 @@ class TPTScheduler:
     onset keeps its last rate (torch's CosineAnnealingLR would climb again, OneCycleLR would raise). Where it cycles
     momentum (OneCycleLR, CyclicLR), the terminal phase has the value that the optimizer was built with.
 
-    A schedule that has come to rate 0 before the onset is warned of once: nothing is learned any more.
+    A schedule that has come to rate 0 before the onset is warned of once, for nothing is learned any more; so is a loop
+    that goes on when the run is finished: the rates stay where they are, 0 after a cosine.
 
     A group's `lr_scale` (timm's layer decay, `param_groups`) multiplies its rate under every schedule and none. A
     group that is added after the onset (late unfreezing) keeps the ratio to the other rates that it then has; one
@@ -162,7 +163,7 @@ class TPTScheduler:
         self._peaks = self.get_last_lr()
         self._starts: list[float] = []
         self._least, self._still = math.inf, 0
-        self._measured = self._warned = False
+        self._measured = self._warned = self._past_the_end = False
 
     # what a training loop reads
 
@@ -214,6 +215,8 @@ class TPTScheduler:
             )
         self._take_in_new_groups()
         metric = None if metric is None else checked_accuracy(metric)
+        if self.finished:
+            self._warn_past_the_end(epoch)
         watch = None if watch is None else check_number("watch", watch)
         self.epoch = epoch
         self._track_peaks()
@@ -342,6 +345,18 @@ class TPTScheduler:
                 f"the schedule has come to rate 0 after epoch {self.epoch} of at most {self.max_epochs}, before "
                 f"accuracy {self.threshold:g} of the training set: nothing is learned any more; let the schedule end "
                 "above 0 (eta_min, lr_min, timm's --min-lr) or later, or lower the threshold",
+                UserWarning,
+                stacklevel=3,
+            )
+
+    def _warn_past_the_end(self, epoch: int) -> None:
+        """Say once that the loop goes on after the run has come to its end."""
+        if not self._past_the_end:
+            self._past_the_end = True
+            warnings.warn(
+                f"epoch {epoch} comes after the end of the run, epoch {self.epoch} of at most {self.max_epochs}: rates "
+                f"stay at {', '.join(f'{rate:.4g}' for rate in self.get_last_lr())}; end the loop with `while not "
+                "scheduler.finished`, or give a greater max_epochs, extend or min_terminal",
                 UserWarning,
                 stacklevel=3,
             )

@@ -205,10 +205,10 @@ def test_a_resumed_scheduler_continues_exactly(kind, stop):
         return seen
 
     whole, first, second = build(), build(), build()
-    reference = trace(whole, metrics[:18], 1)
+    reference = trace(whole, metrics[:16], 1)
     trace(first, metrics[:stop], 1)
     second.load_state_dict(copy.deepcopy(first.state_dict()))
-    assert trace(second, metrics[stop:18], stop + 1) == reference[stop:]
+    assert trace(second, metrics[stop:16], stop + 1) == reference[stop:]
     assert second.state_dict() == whole.state_dict()
 
 
@@ -236,11 +236,19 @@ def test_the_same_epoch_without_a_metric_only_sets_the_rates_again():
     assert scheduler.get_last_lr() == rate and scheduler.state_dict() == before
 
 
-def test_past_the_end_the_rate_stays():
-    scheduler = TPTScheduler(optimizer(), max_epochs=30, min_terminal=2)
-    for epoch in range(1, 8):
+@pytest.mark.parametrize(("more", "end", "rate"), [({"min_terminal": 2}, 3, 0.0), ({"extend": None}, 4, 0.1)])
+def test_past_the_end_the_rate_stays_and_a_warning_says_so_once(more, end, rate):
+    scheduler = TPTScheduler(optimizer(), max_epochs=4, **more)
+    for epoch in range(1, end + 1):
         scheduler.step(epoch, 1.0)
-    assert scheduler.finished and scheduler.last_epoch == 3 and scheduler.get_last_lr() == [0.0]
+    scheduler.step(end)  # the same epoch again is none too many
+    with pytest.warns(
+        UserWarning, match=rf"epoch {end + 1} comes after the end of the run, epoch {end} of at most 4.*"
+    ) as said:
+        scheduler.step(end + 1, 1.0)
+    scheduler.step(end + 2, 1.0)  # any warning is an error here
+    assert scheduler.finished and scheduler.last_epoch == end and scheduler.get_last_lr() == [pytest.approx(rate)]
+    assert f"rates stay at {rate:.4g}" in str(said[0].message)
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -123,6 +123,7 @@ class TerminalPhaseSchedule:
             self.ended = f"the terminal phase ended: epoch {epoch} of at most {self.scheduler.max_epochs}"
             _report(self.ended)
         else:  # with --val-interval train.py calls step without a metric, and has saved nothing
+            self.scheduler._past_the_end = True  # on purpose: no warning
             _report("the terminal phase has ended; training goes on to the next epoch that --val-interval saves")
 
     def _refuse_closed_epochs(self, trained_again: bool) -> None:
