@@ -33,7 +33,8 @@ def reliability_bins(
     """Confidence max_c p_c and accuracy in equal-width bins ((m−1)/M, m/M].
 
     Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017 (arXiv 1706.04599). Ties of the largest
-    probability go to the first class, as in argmax.
+    probability go to the first class, as in argmax. The ends m/M are compared as the dtype of `probabilities` rounds
+    them: 0.2 of float32 belongs to the bin that ends at 0.2; in bfloat16 an end may lie 0.2 % of its value beside m/M.
 
     Args:
         probabilities: softmax of the logits (n, C), rows that sum to 1.
