@@ -39,7 +39,7 @@ from recipes.study.load import read_study
 from recipes.study.measures import image_count
 from recipes.study.power import spread_of, verdict_from
 from recipes.study.spec import Measure
-from recipes.study.tables import format_mean_and_sd, format_rounded, heading
+from recipes.study.tables import format_mean_and_sd, format_rounded, format_value, heading
 
 ROOT = Path(__file__).resolve().parents[2]
 KEYS = {"study", "data", "measures", "arms", "differences", "rows"}
@@ -227,9 +227,17 @@ def _caption(table: Table, up: str) -> str:
         shown, than = f"Mean ± sd over {n}; then the paired difference to `{base}` with its 95 % t interval", ""
     return (
         f"{shown}; ▲ better{than}, ▼ worse, ↑ higher, ↓ lower, = equivalent and ≥ not worse within the margin, by the "
-        f"[rules]({up}docs/compare.md#the-verdicts); no sign: no difference shown. {_power(table)}"
+        f"[rules]({up}docs/compare.md#the-verdicts); no sign: none of these is shown. {_margins(table)}{_power(table)}"
         f"[Report]({up}benchmarks/studies/{content['name']}/report.md), runs of commit {', '.join(commits)}."
     )
+
+
+def _margins(table: Table) -> str:
+    """The margin of each column, which is a part of what its signs say; empty where none has one."""
+    texts = ["none" if item.margin is None else format_value(item.margin, item.form) for item in table.measures]
+    if set(texts) == {"none"}:
+        return ""
+    return f"Margins: {', '.join(texts)} (by column). "
 
 
 def _power(table: Table) -> str:

@@ -6,14 +6,15 @@ A comment in a document asks for the table, and `digest.py` fills it:
     <!-- end of method -->
 
 Rows are chosen by a rule, not by hand: in each study whose baseline is the recipe `baseline`, the arms with the
-recipe's name, and the contrasts of an arm of this recipe with an arm of another. A row says which keys its arm changes
-besides recipe, rate and decay where the other arm does not: the difference is theirs too.
+recipe's name, and the contrasts of an arm of this recipe with an arm of another. Where there is none, the studies whose
+baseline and arms are all of this recipe: forms of it beside one another. A row says which keys its arm changes besides
+recipe, rate and decay where the other arm does not: the difference is theirs too.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from recipes.study.spec import Measure
 
 COLUMNS = {
     "accuracy (points)": ("at_end.test.accuracy", "at_end.val.accuracy"),
+    "balanced accuracy (points)": ("robustness.long_tail.test.balanced",),
     "cross-entropy": ("at_end.test.loss", "at_end.val.loss"),
     "cross-entropy after a temperature": ("robustness.calibration.after.nll",),
     "NC1": ("at_end.train.nc1",),
@@ -46,10 +48,13 @@ def markdown(recipe: str, folder: Path, up: str) -> str:
         folder: of the studies.
         up: leads from the document to the project's root.
     """
-    found = [row for path in sorted(folder.glob("*/results.json")) for row in _rows(results.read(path), recipe, up)]
+    studies = [results.read(path) for path in sorted(folder.glob("*/results.json"))]
+    found = [row for content in studies for row in _rows(content, _pairs(content["study"], recipe), up)]
+    if not found:
+        found = [row for content in studies for row in _rows(content, _forms(content["study"], recipe), up)]
     titles = [title for title in COLUMNS if any(title in row for _, row in found)]
     if not titles:
-        return "\nNo finished study of ours compares it with plain cross-entropy.\n"
+        return "\nNo finished study of ours compares it with the recipe `baseline`.\n"
     head = ["study, data, arm", *titles]
     body = [[label, *(row.get(title, "") for title in titles)] for label, row in found]
     return "\n".join(["", *cells.lines([head, ["---"] * len(head), *body]), "", _caption(up), ""])
@@ -60,28 +65,48 @@ def _caption(up: str) -> str:
         "Paired difference to plain cross-entropy, or to the arm after the minus sign, each at its own rate and decay, "
         "with its 95 % t interval "
         f"([signs and verdicts]({up}docs/compare.md#the-verdicts)); a lower cross-entropy is better, a lower NC1 more "
-        "collapsed. *With* names what else an arm changes: the difference is that key's too. A cell without a sign may "
-        "be of a study that gives no verdicts on this measure."
+        "collapsed. *With* names what else an arm changes, *against* what the other one does: the difference is that key's "
+        "too. A cell without a sign may be of a study that gives no verdicts on this measure."
     )
 
 
-def _rows(content: Mapping[str, Any], recipe: str, up: str) -> Iterator[tuple[str, dict[str, str]]]:
-    """The label and the cells, by column, of every row that a study has to show about a recipe."""
+def _pairs(study: Mapping[str, Any], recipe: str) -> list[tuple[str, str]]:
+    """Arms of a study that show a recipe, each with the one that it is compared with."""
+    arms, base = study["arms"], _base(study)
+    named = [name for name, arm in arms.items() if name in ALSO.get(recipe, ()) or name == recipe == arm["recipe"]]
+    pairs = [(name, base) for name in named if name != base and arms[base]["recipe"] == "baseline"]
+    return pairs + [pair for pair in _contrasts(study) if pair not in pairs and _with_another(arms, recipe, *pair)]
+
+
+def _forms(study: Mapping[str, Any], recipe: str) -> list[tuple[str, str]]:
+    """The arms of a study that is of this recipe alone, each with the baseline."""
+    base = _base(study)
+    alone = all(arm["recipe"] == recipe for arm in study["arms"].values())
+    return [(name, base) for name in study["arms"] if alone and name != base]
+
+
+def _base(study: Mapping[str, Any]) -> str:
+    return study["baseline"] or next(iter(study["arms"]))
+
+
+def _rows(
+    content: Mapping[str, Any], pairs: Sequence[tuple[str, str]], up: str
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """The label and the cells, by column, of each of these pairs of arms."""
     study = content["study"]
-    arms, base = study["arms"], study["baseline"] or next(iter(study["arms"]))
+    arms, base = study["arms"], _base(study)
     statistics = {(table["data"], table["measure"]): table for table in content["statistics"]}
     measures = {measure.name: measure for measure in (Measure(**item) for item in study["measures"])}
     settings = list(dict.fromkeys(data for data, _ in statistics))
-    named = [name for name, arm in arms.items() if name in ALSO.get(recipe, ()) or name == recipe == arm["recipe"]]
-    pairs = [(name, base) for name in named if name != base and arms[base]["recipe"] == "baseline"]
-    pairs += [pair for pair in _contrasts(study) if pair not in pairs and _with_another(arms, recipe, *pair)]
     for data in settings:
         for arm, against in pairs:
             row, n = _cells(statistics, measures, data, arm, against, base)
             if n:
                 where = [f"[{content['name']}]({up}benchmarks/studies/{content['name']}/report.md)"]
                 where += [data] * (len(settings) > 1) + ["validation images"] * ("at_end.val.accuracy" in measures)
-                name = f"`{arm}`" if against == base else f"`{arm}` − `{against}`"
+                name = (
+                    f"`{arm}`" if against == base and arms[base]["recipe"] == "baseline" else f"`{arm}` − `{against}`"
+                )
                 where += [name + _besides(arms[arm]["overrides"], arms[against]["overrides"]), f"n = {n}"]
                 yield ", ".join(where), row
 
@@ -96,13 +121,15 @@ def _with_another(arms: Mapping[str, Mapping[str, Any]], recipe: str, arm: str, 
 
 
 def _besides(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
-    """The keys that an arm changes and the other does not, rate and decay aside."""
+    """The keys that one arm changes and the other does not, rate and decay aside."""
     changed = [
         f"`{key}: {_brief(value)}`"
         for key, value in mine.items()
         if key not in TUNED and (key not in theirs or theirs[key] != value)
     ]
-    return f" with {' and '.join(changed)}" if changed else ""
+    other = [f"`{key}: {_brief(value)}`" for key, value in theirs.items() if key not in TUNED and key not in mine]
+    text = f" with {' and '.join(changed)}" if changed else ""
+    return f"{text} against {' and '.join(other)}" if other else text
 
 
 def _brief(value: Any) -> str:

@@ -102,8 +102,13 @@ def unit(measure: Measure) -> str:
 
 
 def format_count(entry: Mapping[str, Any]) -> str:
-    """The number of seeds that have the measure, e.g. 3; where some ended without it, e.g. 1 of 3."""
-    return f"{entry['n']}" if entry["n"] == entry["runs"] else f"{entry['n']} of {entry['runs']}"
+    """The number of seeds that have the measure, e.g. 3, or 1 of 3 where some ended without it.
+
+    Where the other arm lacks it for some of these seeds the pairs follow, which differences and verdicts come from.
+    """
+    count = f"{entry['n']}" if entry["n"] == entry["runs"] else f"{entry['n']} of {entry['runs']}"
+    fewer = entry["verdict"] != "baseline" and 0 < entry["pairs"] < entry["n"]
+    return f"{count}, {entry['pairs']} in pairs" if fewer else count
 
 
 def format_mean(entry: Mapping[str, Any], measure: Measure) -> str:

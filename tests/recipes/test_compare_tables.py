@@ -97,7 +97,7 @@ def record(images, *, status="done", error=None):
 
 def entry(arm, **values):
     missing = dict.fromkeys(("sd", "difference_sd", "difference", "difference_low", "difference_high"))
-    return {"arm": arm, "n": 3, "runs": 3, "mean": 0.5, "verdict": "baseline", **missing, **values}
+    return {"arm": arm, "n": 3, "runs": 3, "pairs": 3, "mean": 0.5, "verdict": "baseline", **missing, **values}
 
 
 def content(runs, **tables):
@@ -136,16 +136,18 @@ def test_the_closing_table_says_not_reached_and_how_many_of_the_seeds_did(tmp_pa
             difference_high=0.0482,
         )
         | {"verdict": "higher"},
+        entry("fewer", pairs=2, difference=0.1, verdict="too few seeds"),
         entry("some", n=1, difference=0.1, verdict="too few seeds"),
         entry("none", n=0, mean=None, verdict="not reached"),
     ]
     lines = closing_lines(content({}, **{"at_end.train.nc1": rows}), total=1, out=tmp_path)
-    assert lines[1:6] == [
+    assert lines[1:7] == [
         "set: NC1",
-        "  a       0.1370 ± 0.0041  n = 3                                    baseline",
-        "  longer  0.1790 ± 0.0077  n = 3       +0.0414  [+0.0346, +0.0482]  higher",
-        "  some    0.500            n = 1 of 3   +0.100                      too few seeds",
-        "  none    not reached      n = 0 of 3        –                      not reached",
+        "  a       0.1370 ± 0.0041  n = 3                                           baseline",
+        "  longer  0.1790 ± 0.0077  n = 3              +0.0414  [+0.0346, +0.0482]  higher",
+        "  fewer   0.500            n = 3, 2 in pairs   +0.100                      too few seeds",
+        "  some    0.500            n = 1 of 3          +0.100                      too few seeds",
+        "  none    not reached      n = 0 of 3               –                      not reached",
     ]
 
 

@@ -225,4 +225,28 @@ def test_a_contrast_counts_where_the_recipe_is_all_that_differs():
 
 def test_without_a_study_there_is_a_sentence():
     text = digest.filled("<!-- method: orthoplex -->\n<!-- end of method -->", STUDIES)
-    assert "No finished study of ours compares it with plain cross-entropy." in text
+    assert "No finished study of ours compares it with the recipe `baseline`." in text
+
+
+def test_forms_of_a_recipe_are_shown_where_no_study_has_it_beside_cross_entropy():
+    rows = [row for row in method_table("finetune") if "free" in row]
+    assert len(rows) == 4 and all("pretrained_cells" in row and " − `linear`" in row for row in rows)
+    content = json.loads((STUDIES / "pretrained_cells" / "results.json").read_text())
+    accuracy = {
+        (cell["arm"], cell["seed"]): content["runs"][cell["key"]]["summary"]["at_end"]["test"]["accuracy"]
+        for cell in content["cells"]
+        if cell["data"] == "free"
+    }
+    difference = statistics.mean(
+        100 * (accuracy["normface", seed] - accuracy["linear", seed]) for seed in range(760, 770)
+    )
+    (row,) = (row for row in rows if "`normface`" in row)
+    assert f"with `model.head: cosine` against `model.norm: none`, n = 10 | +{difference:.2f} [" in row
+
+
+def test_the_line_under_a_table_names_the_margins_that_its_signs_hang_on():
+    measures = "at_end.test.accuracy, at_end.train.nc1, robustness.calibration.after.nll"
+    text = digest.filled(f"<!-- study: as_good_as; measures: {measures} -->\n<!-- end of study -->", STUDIES)
+    assert "Margins: 0.30, none, 0.02 (by column)." in text
+    text = digest.filled("<!-- study: as_good_as; measures: at_end.train.nc1 -->\n<!-- end of study -->", STUDIES)
+    assert "Margins" not in text

@@ -119,7 +119,7 @@ def plot_collapse_accuracy(
         canvas.legend(loc="outside right upper", frameon=False, fontsize=9)
         x, y = [row["nc1"] for row in rows], [row["accuracy"] for row in rows]
         if len(rows) < 5 or np.ptp(x) == 0 or np.ptp(y) == 0:
-            rank = "too few for a correlation" if len(rows) < 5 else "no correlation: one of them is constant"
+            rank = "too few for a correlation" if len(rows) < 5 else "no correlation, for one of them is constant"
         else:
             rank = f"rank correlation {stats.spearmanr(x, y).statistic:+.2f}".replace("-", "−")
         return finish_figure(
@@ -127,5 +127,5 @@ def plot_collapse_accuracy(
             name,
             "Collapse against accuracy",
             f"NC1 against test accuracy of {len(rows)} runs on {data}: {rank}.",
-            f"A point a run; over all runs {rank}, which mixes what arms and seeds do: a description, not a cause.",
+            f"A point a run; over all runs {rank}. It mixes what arms and seeds do: a description, not a cause.",
         )
