@@ -120,12 +120,15 @@ def plot_collapse_accuracy(
         x, y = [row["nc1"] for row in rows], [row["accuracy"] for row in rows]
         if len(rows) < 5 or np.ptp(x) == 0 or np.ptp(y) == 0:
             rank = "too few for a correlation" if len(rows) < 5 else "no correlation, for one of them is constant"
+            note = f"A point a run; {rank}."
         else:
             rank = f"rank correlation {stats.spearmanr(x, y).statistic:+.2f}".replace("-", "−")
+            mixes = "which mixes what arms and seeds do: a description, not a cause"
+            note = f"A point a run; over all runs {rank}, {mixes}."
         return finish_figure(
             canvas,
             name,
             "Collapse against accuracy",
             f"NC1 against test accuracy of {len(rows)} runs on {data}: {rank}.",
-            f"A point a run; over all runs {rank}. It mixes what arms and seeds do: a description, not a cause.",
+            note,
         )
