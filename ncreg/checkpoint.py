@@ -155,7 +155,12 @@ def load_classifier(source: str | Path, *, ema: bool = False, device: str | torc
     """
     check_flag("ema", ema)
     path = newest_checkpoint(Path(source))
-    state = load_checkpoint(path)
+    try:
+        state = load_checkpoint(path)
+    except ValueError as error:
+        older = path.with_name("previous.pt")
+        there = path.name == "last.pt" and older.is_file()
+        raise ValueError(f"{error}; the epoch before is in {older}: name that file" if there else str(error)) from None
     lacking = [key for key in ("build", "class_names", "image_shape", "model") if key not in state]
     if lacking:
         raise ValueError(f"checkpoint {path} lacks {', '.join(lacking)}: it was not written by a training run")

@@ -48,7 +48,7 @@ def _parser() -> Parser:
         default="test",
         help="split of the data; all: every image of other data, or all that the run had of its own; default: test",
     )
-    parser.option("--checkpoint", metavar="NAME", help="last, onset, best or previous; default: the newest whole one")
+    parser.option("--checkpoint", metavar="NAME", help="last, onset, best or previous; default: the newest")
     parser.option("--device", default="auto", metavar="NAME", help="cpu, cuda, ...; default: auto")
     parser.option(
         "--cost", type=Path, metavar="FILE", help="of what mistakes cost, by class names (.csv, .yaml): measures it too"

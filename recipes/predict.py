@@ -38,7 +38,7 @@ def _parser() -> Parser:
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="image files, or folders of them")
     parser.option("--format", choices=("csv", "json"), default="csv", help="default: csv")
     parser.option("--out", type=Path, metavar="FILE", help="file to write; default: the terminal")
-    parser.option("--checkpoint", metavar="NAME", help="last, onset, best or previous; default: the newest whole one")
+    parser.option("--checkpoint", metavar="NAME", help="last, onset, best or previous; default: the newest")
     parser.option("--device", default="auto", metavar="NAME", help="cpu, cuda, ...; default: auto")
     add_model_options(parser, results=False)
     return parser

@@ -65,8 +65,8 @@ def _caption(up: str) -> str:
         "Paired difference to plain cross-entropy, or to the arm after the minus sign, each at its own rate and decay, "
         "with its 95 % t interval "
         f"([signs and verdicts]({up}docs/compare.md#the-verdicts)); a lower cross-entropy is better, a lower NC1 more "
-        "collapsed. *With* names what else an arm changes, *against* what the other one does: the difference is that key's "
-        "too. A cell without a sign may be of a study that gives no verdicts on this measure."
+        "collapsed. *With* names what else an arm changes, *against* what the other one does: the difference is that "
+        "key's too. A cell without a sign may be of a study that gives no verdicts on this measure."
     )
 
 

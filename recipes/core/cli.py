@@ -181,6 +181,20 @@ def parse(argv: Sequence[str]) -> TrainConfig:
     return parse_command(argv).config
 
 
+def config_of(run: Path, changes: Sequence[str] = ()) -> TrainConfig:
+    """The configuration that a run folder keeps, with these words of a command line behind it.
+
+    Raises:
+        UserError: a word is wrong, or the file is; then it is named.
+    """
+    file = run / "config.yaml"
+    try:
+        known = parse(["--config", str(file)])
+    except UserError as error:
+        raise UserError(f"{file} cannot be read: {error}; it was changed or damaged after training began") from None
+    return parse(["--config", str(file), *changes]) if changes else known
+
+
 def _recipe(name: str) -> Path:
     if name not in recipes():
         near = did_you_mean(name, recipes())

@@ -294,7 +294,7 @@ def check(config: TrainConfig) -> None:
             not model.backbone.startswith("timm:"),
             f"timm's name alone: --model.backbone {model.backbone.removeprefix('timm:')}",
         ),
-        "tpt.max_epochs": (config.tpt.max_epochs, config.tpt.max_epochs >= 1, "at least 1"),
+        "tpt.max_epochs": (config.tpt.max_epochs, 1 <= config.tpt.max_epochs <= 10**6, "between 1 and 1,000,000"),
         "data.batch_size": (data.batch_size, data.batch_size >= 2, "at least 2: BatchNorm has no variance of one"),
         "data.val_share": (data.val_share, 0 < data.val_share < 1, "a fraction in (0, 1)"),
         "data.image_size": (data.image_size, data.image_size is None or data.image_size >= 1, "pixels, at least 1"),

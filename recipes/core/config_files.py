@@ -22,37 +22,39 @@ TERM_KEYS = "a term of the loss is named by its key, its arguments stand under l
 
 
 def spelled_out(args: Sequence[str]) -> Iterator[str]:
-    """The command line where keys within mappings that a file has in the dotted form stand behind it as words.
+    """The command line with the text of each file in its place, read as UTF-8 wherever it runs.
 
-    A section of a file comes before its dotted keys. A file that needs none of this, or cannot be read, is left as it
-    is. Values keep the text that they have in the file, so that numbers are read as everywhere.
+    Keys within mappings that the file has in the dotted form stand behind it as words, and a section comes before its
+    dotted keys. Values keep the text that they have in the file, so that numbers are read as everywhere. What is no
+    file is left as it is.
 
     Raises:
-        UserError: the file names a key twice, or has dotted keys that it must be torn from, and anchors.
+        UserError: the file is no YAML of keys, names a key twice, or has dotted keys that it must be torn from, and
+            anchors.
     """
     words = iter(args)
     for word in words:
         option, equals, file = word.partition("=")
         if option != "--config":
+            _refuse_twice_in(word if word.startswith("{") else file)
             yield word
             continue
         file = file if equals else next(words, "")
-        rest, deep = _divided(file)
-        yield "--config"
-        yield file if rest is None else rest
+        if not Path(file).is_file():
+            yield f"--config={file}"  # jsonargparse says what is wrong with it
+            continue
+        text, deep = _divided(file)
+        yield f"--config={text}"
         yield from deep
 
 
-def _divided(file: str) -> tuple[str | None, list[str]]:
-    """The text of a file without its dotted keys within mappings, None for the file itself, and those keys as words."""
+def _divided(file: str) -> tuple[str, list[str]]:
+    """The text of a file without its dotted keys within mappings, and those keys as words."""
+    text, top = _composed(file)
+    anchors = any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text))
+    pairs = top.value
     try:
-        text = Path(file).read_text(encoding="utf-8")
-        top = yaml.compose(text, Loader=yaml.SafeLoader)
-        anchors = any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text))
-    except (OSError, ValueError, yaml.YAMLError):
-        return None, []  # jsonargparse says what is wrong with it
-    pairs = top.value if isinstance(top, yaml.MappingNode) else []
-    try:
+        _refuse_circles(top)
         _refuse_twice(file, pairs, (), {})
     except RecursionError:
         raise UserError(
@@ -61,14 +63,56 @@ def _divided(file: str) -> tuple[str | None, list[str]]:
     inside = tuple(f"{key}." for key in mappings())
     words = _ordered([pair for pair in pairs if _name(pair[0]).startswith(inside)])
     rest = _ordered([pair for pair in pairs if not _name(pair[0]).startswith(inside)])
-    if rest == pairs:
-        return None, []
+    if rest == pairs and (anchors or text.isascii()):
+        return text, []
     if anchors:
         torn = next(_name(key) for key, _ in (words or pairs) if "." in _name(key))
         raise UserError(f"{file}: write {torn} as a mapping within a mapping, it stands beside anchors (&, *)")
-    parts = [_text(text, key, value) for key, value in rest]
-    flow = getattr(top, "flow_style", False)
+    parts = [_text(text, key, value) for key, value in rest]  # without comments, which a locale may lack letters for
+    flow = top.flow_style
     return f"{{{', '.join(parts)}}}" if flow else "\n".join(parts) or "{}", [_word(file, text, *pair) for pair in words]
+
+
+def _refuse_twice_in(value: str) -> None:
+    """Refuse a mapping of the command line that names a key twice; what is no mapping is not looked at."""
+    if not value.startswith("{"):
+        return
+    try:
+        top = yaml.compose(value, Loader=yaml.SafeLoader)
+    except (ValueError, yaml.YAMLError):
+        return  # jsonargparse says what is wrong with it
+    if isinstance(top, yaml.MappingNode):
+        _refuse_twice("the command line", top.value, (), {})
+
+
+def _composed(file: str) -> tuple[str, yaml.MappingNode]:
+    """The text of a file and its mapping of keys."""
+    form = "keys are written KEY: VALUE, one a line"
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+        top = yaml.compose(text, Loader=yaml.SafeLoader)
+        yaml.safe_load(text)  # tags and keys that no value can be made of
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is no text in UTF-8 (byte {error.start}): save it in that encoding") from None
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}") from None
+    except yaml.MarkedYAMLError as error:
+        line = "" if error.problem_mark is None else f" in line {error.problem_mark.line + 1}"
+        raise UserError(f"{file} is no YAML{line}: {error.problem or error.context}; {form}") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{file} is no YAML: {' '.join(str(error).split())}; {form}") from None
+    if not isinstance(top, yaml.MappingNode):
+        found = "nothing" if top is None else "a list" if isinstance(top, yaml.SequenceNode) else "a single value"
+        raise UserError(f"{file} holds {found} and no keys: {form}")
+    return text, top
+
+
+def _refuse_circles(node: yaml.Node) -> None:
+    """Go through all of a file; a node within itself never ends: a RecursionError."""
+    inside = node.value if isinstance(node, yaml.CollectionNode) else []
+    for item in inside:
+        for part in item if isinstance(item, tuple) else (item,):
+            _refuse_circles(part)
 
 
 def _name(key: yaml.Node) -> str:

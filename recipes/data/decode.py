@@ -61,7 +61,7 @@ def decoded(image: Image.Image, channels: int) -> Tensor:
     bits of 16-bit colour and of 16-bit gray with alpha. Alpha is dropped.
 
     Raises:
-        ValueError: pixels of 32 bits, which have no known range; other errors, `WRONG_IMAGE`, come from Pillow.
+        ValueError: signed pixels, or of 32 bits: they have no known range; other errors, `WRONG_IMAGE`, are Pillow's.
     """
     return pil_to_tensor(_of_bytes(image).convert("RGB" if channels == 3 else "L"))
 
@@ -72,7 +72,9 @@ def _of_bytes(image: Image.Image) -> Image.Image:
         return image.convert("RGBA")  # the same colours, and no warning of Pillow's for every such file
     wide = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PPM", "PNG"))  # never 32 bits
     if image.mode in ("I", "F") and not wide:
-        raise ValueError(f"pixels of 32 bits, mode {image.mode}, have no known range; 8 or 16 bits do")
+        raise ValueError(
+            f"signed, wide or real pixels (Pillow's mode {image.mode}) have no known range; unsigned 8 or 16 bits do"
+        )
     if not wide:
         return image
     tags = image.tag_v2 if hasattr(image, "tag_v2") else {}

@@ -106,7 +106,10 @@ def split_folders(root: Path) -> dict[str, Path]:
         UserError: no folder, one split under two names, or a split without a training split beside it.
     """
     if not root.is_dir():
-        raise NotHere(f"data.root={root} is not a folder: --data.root FOLDER with a folder for each class in it")
+        home = (
+            "; ~ is your home only where the shell sees it: --data.root ~/FOLDER" if str(root).startswith("~") else ""
+        )
+        raise NotHere(f"data.root={root} is not a folder: --data.root FOLDER with a folder for each class in it{home}")
     folders = _folders(root)
     parts: dict[str, Path] = {}
     for part, names in SPLIT_NAMES.items():
@@ -123,8 +126,16 @@ def split_folders(root: Path) -> dict[str, Path]:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Image files in a folder and its subfolders, known by their suffix; hidden ones are left out."""
-    return sorted(path for path, hidden in _files(folder) if not hidden and _is_image(path))
+    """Image files in a folder and its subfolders, known by their suffix; hidden ones are left out.
+
+    Raises:
+        UserError: a pipe, socket or device has such a suffix: reading it might never end.
+    """
+    found = sorted(path for path, hidden in _files(folder) if not hidden and _is_image(path))
+    for path in found:
+        if not path.is_file() and path.exists():
+            raise UserError(f"{path} is a pipe, socket or device and no file: remove it")
+    return found
 
 
 def hidden_images(folder: Path) -> int:
@@ -141,7 +152,12 @@ def other_files(folder: Path) -> Counter[str]:
 
 def _visible_files(folder: Path) -> list[os.DirEntry[str]]:
     """The files that lie in a folder itself."""
-    return [entry for entry in _entries(folder) if not entry.is_dir() and not _is_hidden(entry.name)]
+    return [entry for entry in _entries(folder) if not _is_folder(entry) and not _is_hidden(entry.name)]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder or a link to one; a link into a circle is none."""
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
 
 
 def _is_image(path: Path) -> bool:
@@ -155,14 +171,14 @@ def _files(folder: Path, hidden: bool = False, above: tuple[Path, ...] = ()) -> 
         return
     for entry in _entries(folder):
         unseen = hidden or _is_hidden(entry.name)
-        if entry.is_dir():
+        if _is_folder(entry):
             yield from _files(Path(entry.path), unseen, (*above, real))
         else:
             yield Path(entry.path), unseen
 
 
 def _folders(folder: Path) -> list[Path]:
-    return sorted(Path(entry.path) for entry in _entries(folder) if entry.is_dir() and not _is_hidden(entry.name))
+    return sorted(Path(entry.path) for entry in _entries(folder) if _is_folder(entry) and not _is_hidden(entry.name))
 
 
 def _is_hidden(name: str) -> bool:

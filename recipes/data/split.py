@@ -200,7 +200,7 @@ def divide(
         raise TooFew(
             f"{f'{key}={fraction}' if key else f'the test part, a drawn share of {fraction},'} takes {size} of "
             f"{len(split)} images and leaves {len(split) - size}, too few for one of each class ({names}): "
-            + (f"{low:g} to {high:g} would do" if divisible else "add images"),
+            + (f"{low:g} to {high:g} would do" if divisible else "add images, or a part that is not drawn (test/)"),
             divisible=divisible,
         )
     taken = _draw(target, size, seed=seed, spare=1)

@@ -11,7 +11,7 @@ import torch
 
 from ncreg.checkpoint import load_classifier
 from ncreg.models import Classifier
-from recipes.core.cli import parse
+from recipes.core.cli import config_of, parse
 from recipes.core.config import DataConfig, TrainConfig
 from recipes.core.distributed import pick_device
 from recipes.core.errors import UserError
@@ -165,7 +165,7 @@ def open_model(
         word: see `MODEL_HELP` of model_options.
         options: of the command line.
         overrides: `--data.KEY VALUE` words.
-        checkpoint: name of a run's checkpoint; None for the newest whole one, or the file that `word` is.
+        checkpoint: name of a run's checkpoint; None for the newest, or the file that `word` is.
         device: where the model goes.
         needs_data: whether a model that is no run must be given data.
 
@@ -259,7 +259,7 @@ def _run(
     home = run_dir_of(path)
     source = path if checkpoint is None else checkpoint_file(path, checkpoint)
     model = read_classifier(source, device)
-    config = parse(["--config", str(home / "config.yaml"), *overrides])
+    config = config_of(home, overrides)
     names = [] if model.class_names is None else [tuple(model.class_names)]
     return ModelUnderTest(str(source), model.eval(), config, options.out_dir or home, True, names)
 
@@ -293,7 +293,7 @@ def run_dir_of(source: Path) -> Path:
 
 def run_config(source: Path) -> TrainConfig:
     """The configuration of a run, given its folder or one of its checkpoint files."""
-    return parse(["--config", str(run_dir_of(source) / "config.yaml")])
+    return config_of(run_dir_of(source))
 
 
 def checkpoint_file(run: Path, name: str) -> Path:

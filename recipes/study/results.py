@@ -116,7 +116,9 @@ def read(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except ValueError as error:
-        raise UserError(f"{path} is no results.json: {error}") from None
+        raise UserError(
+            f"{path} is no results.json: {error}; it is damaged: move it away, and what the runs' folder has comes back"
+        ) from None
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         raise UserError(f"{path} is no results.json of schema {SCHEMA}")
     if set(content) != KEYS:

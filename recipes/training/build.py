@@ -116,7 +116,8 @@ def new_classifier(
     except raised(own, ValueError, TypeError, KeyError, RuntimeError, OSError) as error:
         if weights is not None:
             raise UserError(f"{argument}: {' '.join(str(error).split())}") from None
-        raise UserError(f"{model.backbone} with head {model.head}: {' '.join(str(error).split())}") from None
+        reason = " ".join(str(error).split()).replace("swap_head's project=", "--model.project ")
+        raise UserError(f"{model.backbone} with head {model.head}: {reason}") from None
 
 
 def classifier_args(model: ModelConfig, data: Dataset, *, seed: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from ncreg.checkpoint import load_checkpoint, save_checkpoint
-from recipes.core.cli import BOUNDS, ON_RESUME, parse
+from recipes.core.cli import BOUNDS, ON_RESUME, config_of
 from recipes.core.config import TrainConfig, as_yaml
 from recipes.core.errors import RankError, UserError
 from recipes.core.files import CAN_LOCK, environment, fitting, json_row, locked, write_atomically, write_json
@@ -217,7 +217,7 @@ class RunDir:
 
     def begun_with(self, changes: Sequence[str] = ()) -> TrainConfig:
         """The configuration in its config.yaml, whether it is finished or not."""
-        return parse(["--config", str(self.path / "config.yaml"), *changes])
+        return config_of(self.path, changes)
 
     def extensions(self) -> list[dict[str, Any]]:
         """How its bounds were moved: the epoch, what they were and became, and by which command."""

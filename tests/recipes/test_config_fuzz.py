@@ -1,5 +1,6 @@
 """Wrong configurations and command lines: each is refused in one line that names the key, before a folder is made."""
 
+import os
 import re
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from recipes.core.cli import recipes
 from recipes.train import main
 
 ROOT = Path(__file__).parents[2]
@@ -61,6 +63,7 @@ WRONG = {
     "--augment.mixup 0.2 --data.batch_size 65": "data.batch_size.*65.*even",
     "--augment.mixup 0.2 --model.head nearest_etf": "augment.*nearest_etf",
     "--tpt.max_epochs 0": "tpt.max_epochs=0",
+    "--tpt.max_epochs 10000000000": "tpt.max_epochs=10000000000.*between 1 and 1,000,000",
     "--tpt.threshold 0": "threshold=0",
     "--tpt.threshold 1.5": "threshold=1.5",
     "--tpt.patience 0": "patience=0",
@@ -117,15 +120,27 @@ WRONG = {
     "--data.train_size 100": "data.batch_size=128",
 }
 FILES = {
-    "no mapping": ("- 1\n- 2\n", "config"),
-    "not YAML": ("model: {head: [\n", "config"),
+    "no mapping": ("- 1\n- 2\n", "card.yaml holds a list and no keys: keys are written KEY: VALUE"),
+    "one word": ("etf\n", "card.yaml holds a single value and no keys"),
+    "empty": ("", "card.yaml holds nothing and no keys"),
+    "comments alone": ("# of mine\n", "card.yaml holds nothing and no keys"),
+    "not YAML": ("model: {head: [\n", "card.yaml is no YAML in line 2: "),
+    "a tab": ("optim:\n\tlr: 3\n", "card.yaml is no YAML in line 2: .*tab|character"),
+    "two documents": ("seed: 1\n---\nseed: 2\n", "card.yaml is no YAML in line 2: but found another document"),
+    "an unknown anchor": ("seed: *x\n", "card.yaml is no YAML in line 1: found undefined alias"),
+    "code": ("seed: !!python/object/apply:os.getpid []\n", "card.yaml is no YAML in line 1: could not determine"),
+    "a date that is none": ("recipe: 2001-99-99\n", "card.yaml is no YAML: month must be in 1..12"),
+    "a list within itself": (
+        "model: {head_args: {seed: &a [*a]}}\n",
+        "card.yaml: an anchor .&. stands around an alias",
+    ),
     "unknown key": ("modle:\n  head: etf\n", "modle"),
     "unknown key within": ("model:\n  hed: etf\n", "'model'.*'hed'"),
     "wrong type": ("optim:\n  lr: quick\n", "optim.lr"),
     "null where a number belongs": ("seed: null\n", "seed"),
     "null within": ("optim:\n  lr: null\n", "optim.lr"),
     "a list where a mapping belongs": ("data: [digits]\n", "data"),
-    "binary": ("\x00\x01", "config"),
+    "binary": ("\x00\x01", "card.yaml is no YAML: unacceptable character"),
 }
 
 
@@ -156,9 +171,28 @@ def test_wrong_files_are_one_line(kind, capsys, tmp_path):
     refused(["--config", str(tmp_path / "card.yaml")], words, capsys, tmp_path / "runs")
 
 
+def test_a_file_in_another_encoding_is_named(capsys, tmp_path):
+    (tmp_path / "card.yaml").write_text("optim: {lr: 0.1}\n", encoding="utf-16")  # as an editor may save it
+    words = r"card\.yaml is no text in UTF-8 \(byte 0\): save it in that encoding"
+    refused(["--config", str(tmp_path / "card.yaml")], words, capsys, tmp_path / "runs")
+
+
+def test_recipes_are_read_where_the_locale_lacks_their_letters():
+    """Cards have formulas in their comments; a plain C locale without Python's own remedies knows ASCII alone."""
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT)}
+    code = "from recipes.core.cli import parse, recipes; print([parse([name]).recipe for name in recipes()])"
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | locale, capture_output=True, text=True)
+    assert done.stdout == f"{list(recipes())}\n", done.stderr
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
+        (
+            ["etf", "--loss={cross_entropy: {}, cross_entropy: {weight: 2}}"],
+            "the command line: cross_entropy is named in",
+        ),
+        (["etf", "--model.head_args", "{scale: 1, scale: 2}"], "the command line: scale is named in line 1 and again"),
         (["etf", "--optim.lr"], "optim.lr"),
         (["etf", "--seed"], "seed"),
         (["--config"], "config"),

@@ -17,6 +17,7 @@ import recipes.data.gray_sets
 import recipes.training.run_dir
 from ncreg.checkpoint import load_checkpoint, load_classifier, save_checkpoint
 from ncreg.models import Normalize, swap_head
+from recipes import evaluate
 from recipes.core.cli import parse
 from recipes.core.config import as_yaml
 from recipes.train import main, train
@@ -83,6 +84,30 @@ def test_a_checkpoint_truncated_anywhere_falls_back_and_ends_bit_equal(whole, en
     said = capsys.readouterr().err
     assert "note: checkpoint" in said and "last.pt cannot be read" in said and "going back to epoch" in said
     same_end(whole, ended)
+
+
+def test_a_measurement_of_a_damaged_checkpoint_names_the_one_before_and_does_not_take_it(ended, capsys):
+    last, previous = (ended / "checkpoints" / f"{name}.pt" for name in ("last", "previous"))
+    last.write_bytes(last.read_bytes()[:-100])
+    with pytest.raises(
+        ValueError, match=rf"last\.pt cannot be read .*; the epoch before is in {previous}: name that file"
+    ):
+        load_classifier(ended)
+    assert evaluate.main([str(ended), "--device", "cpu"]) == 2
+    one_line(capsys, f"the epoch before is in {previous}")
+    assert evaluate.main([str(ended), "--checkpoint", "previous", "--device", "cpu"]) == 0
+    assert load_classifier(previous).num_classes == 10
+    previous.unlink()
+    with pytest.raises(ValueError, match="last.pt cannot be read .*no checkpoint$"):
+        load_classifier(ended)
+
+
+def test_a_configuration_that_was_damaged_names_its_file(ended, capsys):
+    file = ended / "config.yaml"
+    file.write_text(file.read_text().replace("lr: ", "lr: quick #", 1))
+    for command in (evaluate.main, lambda words: main(["--resume", *words])):
+        assert command([str(ended)]) == 2
+        one_line(capsys, f"{file} cannot be read: ", "optim.lr", "quick", "changed or damaged")
 
 
 def of_seven_classes(state):

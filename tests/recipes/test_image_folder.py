@@ -1,5 +1,6 @@
 """Folders of images as people have them: parts by their usual names, odd files, wide pixels."""
 
+import os
 import resource
 import struct
 from contextlib import contextmanager
@@ -108,6 +109,28 @@ def test_linked_folders_are_followed_but_never_in_a_circle(tmp_path):
     seen = sorted(level for split in (parts.train, parts.val, parts.test) for level in levels(split))
     assert seen == [*range(20), *range(30, 37), *range(80, 100)] and not parts.notes
     assert len(checksums(tmp_path / "set")) == 47
+
+
+def test_links_into_a_circle_are_files_that_cannot_be_read_and_no_folders(tmp_path):
+    images(tmp_path, (20, 20))
+    (tmp_path / "a" / "round").symlink_to("round")
+    (tmp_path / "there").symlink_to("back")
+    (tmp_path / "back").symlink_to("there")
+    parts = loaded(tmp_path)
+    assert parts.class_names == ("a", "b") and sum(map(len, (parts.train, parts.val, parts.test))) == 40
+    (tmp_path / "a" / "round.png").symlink_to("round.png")
+    with pytest.raises(Unreadable, match=r"a/round\.png is not a readable image"):
+        loaded(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="makes a pipe")
+def test_a_pipe_that_is_named_as_an_image_is_refused_and_not_waited_for(tmp_path):
+    images(tmp_path, (20, 20))
+    os.mkfifo(tmp_path / "a" / "pipe.png")
+    with pytest.raises(UserError, match=r"a/pipe\.png is a pipe, socket or device and no file: remove it"):
+        loaded(tmp_path)
+    (tmp_path / "a" / "pipe.png").rename(tmp_path / "a" / "pipe")
+    assert len(loaded(tmp_path).notes) == 1  # counted among what is no image
 
 
 def test_hidden_names_are_no_classes_and_no_images(tmp_path):
@@ -289,7 +312,9 @@ def resource_limit(more):
 @pytest.mark.parametrize("mode", ["F", "I"])
 def test_pixels_of_no_known_range_are_refused(tmp_path, mode):
     Image.new(mode, (28, 28)).save(tmp_path / "x.tif")
-    with pytest.raises(UserError, match=rf"x\.tif is not a readable image \(pixels of 32 bits, mode {mode}"):
+    with pytest.raises(
+        UserError, match=rf"x\.tif is not a readable image \(signed, wide or real pixels .Pillow's mode {mode}"
+    ):
         read_image(tmp_path / "x.tif", 28)
 
 
