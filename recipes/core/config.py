@@ -377,10 +377,10 @@ def check(config: TrainConfig) -> None:
         if not math.isfinite(term.weight):
             raise ValueError(f"loss.{name}.weight={term.weight}: must be finite")
     _check_costs(config)
-    acting = {term.phase for term in config.loss.values() if term.weight}
+    acting = {term.phase for term in config.loss.values() if term.weight > 0}  # others do not descend
     for phase in ("fitting", "terminal"):
         if not acting & {"always", phase}:
-            raise ValueError(f"loss={', '.join(config.loss)}: no term acts in the {phase} phase; add one there")
+            raise ValueError(f"loss={', '.join(config.loss)}: no term of positive weight acts in the {phase} phase; add one there")
 
 
 def _check_costs(config: TrainConfig) -> None:
