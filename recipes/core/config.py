@@ -380,7 +380,9 @@ def check(config: TrainConfig) -> None:
     acting = {term.phase for term in config.loss.values() if term.weight > 0}  # others do not descend
     for phase in ("fitting", "terminal"):
         if not acting & {"always", phase}:
-            raise ValueError(f"loss={', '.join(config.loss)}: no term of positive weight acts in the {phase} phase; add one there")
+            raise ValueError(
+                f"loss={', '.join(config.loss)}: no term of positive weight acts in the {phase} phase; add one there"
+            )
 
 
 def _check_costs(config: TrainConfig) -> None:

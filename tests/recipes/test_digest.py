@@ -115,7 +115,7 @@ def test_the_list_of_studies_adds_up_what_their_runs_took():
 ACCURACY, AFTER = "at_end.test.accuracy", "robustness.calibration.after.nll"
 ATTACKED = "robustness.adversarial.headline.accuracy"
 README, EVIDENCE = "README.md", "docs/evidence.md"
-DEFAULT, BN_WD, ETF = (f"recipes/configs/{name}.yaml" for name in ("default", "bn_wd", "etf"))
+DEFAULT, BN_WD, ETF, NORMFACE = (f"recipes/configs/{name}.yaml" for name in ("default", "bn_wd", "etf", "normface"))
 
 
 @pytest.mark.parametrize(
@@ -124,6 +124,11 @@ DEFAULT, BN_WD, ETF = (f"recipes/configs/{name}.yaml" for name in ("default", "b
         ("as_good_as", "fashion_mnist", "etf", ACCURACY, 100, 2, [README, EVIDENCE]),
         ("as_good_as", "fashion_mnist", "bn_wd", ACCURACY, 100, 2, [README, EVIDENCE, BN_WD]),
         ("as_good_as", "fashion_mnist", "etf", "robustness.transfer.mean.linear", 100, 1, [EVIDENCE]),
+        ("as_good_as", "fashion_mnist", "normface", ACCURACY, 100, 2, [EVIDENCE, NORMFACE]),
+        ("as_good_as", "fashion_mnist", "normface", AFTER, 1, 3, [EVIDENCE, NORMFACE]),
+        ("as_good_as", "mnist5k", "normface", ACCURACY, 100, 2, [EVIDENCE, NORMFACE]),
+        ("as_good_as", "mnist5k", "default", ACCURACY, 100, 2, [EVIDENCE, DEFAULT]),
+        ("as_good_as", "mnist5k", "default", "robustness.transfer.mean.linear", 100, 1, [EVIDENCE, DEFAULT]),
         ("as_good_as", "mnist5k", "etf", ACCURACY, 100, 2, [README, EVIDENCE, ETF]),
         ("as_good_as", "mnist5k", "bn_wd", ACCURACY, 100, 2, [EVIDENCE, BN_WD]),
         ("as_good_as", "mnist5k", "etf", "robustness.transfer.mean.linear", 100, 1, [EVIDENCE]),

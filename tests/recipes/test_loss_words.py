@@ -73,7 +73,10 @@ def test_a_mapping_of_keys_a_new_term_and_the_last_word():
         ([f"--loss.{OWN}.tau.x", "1"], "'tau' is not accepted; arguments of the loss itself go to --loss.TERM.args"),
         ([f"--loss.{OWN}", "3"], f"--loss.{OWN}=3: expected {{KEY: VALUE}}"),
         ([f"--loss.{OWN}.weight"], f"--loss.{OWN}.weight needs a value"),
-        ([f"--loss.{OWN}.phase=fitting", "--loss.cross_entropy.weight=0"], "no term of positive weight acts in the terminal phase"),
+        (
+            [f"--loss.{OWN}.phase=fitting", "--loss.cross_entropy.weight=0"],
+            "no term of positive weight acts in the terminal phase",
+        ),
         (["--loss.Scaled.args.tau=1", "--config", "x.yaml"], "stands before --config, which may set it too"),
     ],
 )
