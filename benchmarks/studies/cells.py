@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from recipes.study import results
 from recipes.study.spec import Measure
 from recipes.study.tables import format_difference, format_interval
 
 EVIDENCE = Path(__file__).resolve().parents[2] / "docs" / "evidence.md"
 SIGNS = {"better": " ▲", "worse": " ▼", "higher": " ↑", "lower": " ↓", "equivalent": " =", "not worse": " ≥"}
+
+
+def results_in(folder: Path) -> Mapping[str, Any]:
+    """The checked results.json of a study's folder, read once: many tables come from one file.
+
+    Raises:
+        UserError: see `results.read`.
+    """
+    file = folder / "results.json"
+    return _read(file, file.stat().st_mtime_ns if file.exists() else 0)
+
+
+@lru_cache(maxsize=64)
+def _read(file: Path, changed: int) -> Mapping[str, Any]:
+    return results.read(file)
 
 
 def lines(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -34,7 +34,6 @@ if __package__ in (None, ""):  # run as a script: import from the project's root
 
 from benchmarks.studies import cells, method_tables
 from recipes.core.errors import UserError
-from recipes.study import results
 from recipes.study.load import read_study
 from recipes.study.measures import image_count
 from recipes.study.power import spread_of, verdict_from
@@ -113,7 +112,7 @@ def _study_row(path: Path, up: str) -> tuple[list[str], dict[str, float]]:
     planned = len(study.seeds) * len(study.settings) * len(study.arms)
     if not file.exists():
         return [link, study.question, f"0 of {planned}", "", ""], {}
-    content, timing = results.read(file), json.loads(file.with_name("timing.json").read_text())
+    content, timing = cells.results_in(file.parent), json.loads(file.with_name("timing.json").read_text())
     done = sum(cell["key"] in content["runs"] for cell in content["cells"])
     searched = sum(len(point["values"]) for entry in content["search"] for point in entry["points"])
     seconds = {key: run["train_seconds"] + run["evaluation_seconds"] for key, run in timing.items()}
@@ -130,7 +129,7 @@ def _requested(words: str, folder: Path) -> Table:
     for key, word in (("differences", "no"), ("rows", "contrasts")):
         if request.get(key, word) != word:
             raise UserError(f"study: {words}: {key} can only be {word}")
-    content = results.read(folder / request["study"] / "results.json")
+    content = cells.results_in(folder / request["study"])
     statistics = {(table["data"], table["measure"]): table for table in content["statistics"]}
     settings = list(dict.fromkeys(data for data, _ in statistics))
     measures = {measure.name: measure for measure in (Measure(**item) for item in content["study"]["measures"])}

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.studies import cells
-from recipes.study import results
 from recipes.study.spec import Measure
 
 COLUMNS = {
@@ -48,7 +47,7 @@ def markdown(recipe: str, folder: Path, up: str) -> str:
         folder: of the studies.
         up: leads from the document to the project's root.
     """
-    studies = [results.read(path) for path in sorted(folder.glob("*/results.json"))]
+    studies = [cells.results_in(path.parent) for path in sorted(folder.glob("*/results.json"))]
     found = [row for content in studies for row in _rows(content, _pairs(content["study"], recipe), up)]
     if not found:
         found = [row for content in studies for row in _rows(content, _forms(content["study"], recipe), up)]
