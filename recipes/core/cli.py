@@ -162,9 +162,10 @@ def _changes(args: Sequence[str], run: str) -> tuple[str, ...]:
         if option == "--resume":
             continue
         if option.removeprefix("--") not in ON_RESUME:
+            given = "a recipe or a file of keys" if option == "--config" else f"{option} {value}"
             raise UserError(
-                f"--resume {run} takes the run's own configuration: give no other key with it, such as {option} "
-                f"{value}, than {', '.join(ON_RESUME)}"
+                f"--resume {run} takes the run's own configuration: give no other key with it, such as {given}, than "
+                f"{', '.join(ON_RESUME)}"
             )
         changes.append(f"{option}={value}")
     return tuple(changes)
