@@ -53,13 +53,7 @@ def _divided(file: str) -> tuple[str, list[str]]:
     text, top = _composed(file)
     anchors = any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text))
     pairs = top.value
-    try:
-        _refuse_circles(top)
-        _refuse_twice(file, pairs, (), {})
-    except RecursionError:
-        raise UserError(
-            f"{file}: an anchor (&) stands around an alias (*) of itself: write out what it means"
-        ) from None
+    _refuse_twice(file, pairs, (), {})
     inside = tuple(f"{key}." for key in mappings())
     words = _ordered([pair for pair in pairs if _name(pair[0]).startswith(inside)])
     rest = _ordered([pair for pair in pairs if not _name(pair[0]).startswith(inside)])
@@ -81,7 +75,10 @@ def _refuse_twice_in(value: str) -> None:
         top = yaml.compose(value, Loader=yaml.SafeLoader)
     except (ValueError, yaml.YAMLError):
         return  # jsonargparse says what is wrong with it
+    except RecursionError:
+        raise UserError(f"the command line: {value[:40]} ... is nested too deeply") from None
     if isinstance(top, yaml.MappingNode):
+        _refuse_circles("the command line", top, frozenset(), set())
         _refuse_twice("the command line", top.value, (), {})
 
 
@@ -99,20 +96,34 @@ def _composed(file: str) -> tuple[str, yaml.MappingNode]:
     except yaml.MarkedYAMLError as error:
         line = "" if error.problem_mark is None else f" in line {error.problem_mark.line + 1}"
         raise UserError(f"{file} is no YAML{line}: {error.problem or error.context}; {form}") from None
+    except RecursionError:
+        raise UserError(f"{file} is nested too deeply: {form}") from None
     except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{file} is no YAML: {' '.join(str(error).split())}; {form}") from None
     if not isinstance(top, yaml.MappingNode):
         found = "nothing" if top is None else "a list" if isinstance(top, yaml.SequenceNode) else "a single value"
         raise UserError(f"{file} holds {found} and no keys: {form}")
+    _refuse_circles(file, top, frozenset(), set())
     return text, top
 
 
-def _refuse_circles(node: yaml.Node) -> None:
-    """Go through all of a file; a node within itself never ends: a RecursionError."""
-    inside = node.value if isinstance(node, yaml.CollectionNode) else []
-    for item in inside:
+def _refuse_circles(file: str, node: yaml.Node, above: frozenset[int], seen: set[int]) -> None:
+    """Refuse a node within itself.
+
+    Args:
+        file: for the message.
+        node: is looked at with all that is in it.
+        above: the nodes around it.
+        seen: those that were looked at; filled here, as aliases may name one many times.
+    """
+    if id(node) in above:
+        raise UserError(f"{file}: an anchor (&) stands around an alias (*) of itself: write out what it means")
+    if id(node) in seen or not isinstance(node, yaml.CollectionNode):
+        return
+    seen.add(id(node))
+    for item in node.value:
         for part in item if isinstance(item, tuple) else (item,):
-            _refuse_circles(part)
+            _refuse_circles(file, part, above | {id(node)}, seen)
 
 
 def _name(key: yaml.Node) -> str:

@@ -131,6 +131,11 @@ FILES = {
     "an unknown anchor": ("seed: *x\n", "card.yaml is no YAML in line 1: found undefined alias"),
     "code": ("seed: !!python/object/apply:os.getpid []\n", "card.yaml is no YAML in line 1: could not determine"),
     "a date that is none": ("recipe: 2001-99-99\n", "card.yaml is no YAML: month must be in 1..12"),
+    "too deep": (f"seed: {'[' * 3000}{']' * 3000}\n", "card.yaml is nested too deeply"),
+    "many aliases of one": (
+        "model: {head_args: {scale: &a [1], b: &b [*a, *a], c: &c [*b, *b, *b, *b, *b, *b, *b, *b, *b, *b]}}\n",
+        "head_args",
+    ),
     "a list within itself": (
         "model: {head_args: {seed: &a [*a]}}\n",
         "card.yaml: an anchor .&. stands around an alias",
@@ -194,6 +199,11 @@ def test_recipes_are_read_where_the_locale_lacks_their_letters():
             "the command line: cross_entropy is named in",
         ),
         (["etf", "--model.head_args", "{scale: 1, scale: 2}"], "the command line: scale is named in line 1 and again"),
+        (["etf", "--model.head_args", "{scale: &a [*a]}"], "the command line: an anchor .&. stands around an alias"),
+        (
+            ["etf", "--model.head_args", f"{{scale: {'[' * 3000}{']' * 3000}}}"],
+            "the command line: .* is nested too deeply",
+        ),
         (["etf", "--optim.lr"], "optim.lr"),
         (["etf", "--seed"], "seed"),
         (["--config"], "config"),

@@ -55,6 +55,7 @@ class TerminalPhaseSchedule:
         self.t_in_epochs = bool(getattr(inner, "t_in_epochs", True))  # train.py shows it
         self.measured: dict[str, float] = {}
         self._updated = False
+        scheduler._past_the_end = True  # an epoch past the end is on purpose here, and `_end` says so: no warning
         if (saved := self._group.get(STATE)) is not None:
             scheduler.load_state_dict(saved["scheduler"])
             if saved["updated"]:
@@ -123,7 +124,6 @@ class TerminalPhaseSchedule:
             self.ended = f"the terminal phase ended: epoch {epoch} of at most {self.scheduler.max_epochs}"
             _report(self.ended)
         else:  # with --val-interval train.py calls step without a metric, and has saved nothing
-            self.scheduler._past_the_end = True  # on purpose: no warning
             _report("the terminal phase has ended; training goes on to the next epoch that --val-interval saves")
 
     def _refuse_closed_epochs(self, trained_again: bool) -> None:
