@@ -1,7 +1,9 @@
 """Class names in any script are drawn without a missing glyph, or replaced by the number of the class."""
 
 import warnings
+from pathlib import Path
 
+import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -10,6 +12,8 @@ from matplotlib import font_manager
 from recipes.core.fonts import _font_with, _letters, drawable
 from recipes.core.plot_style import STYLE
 from recipes.evaluation.simplex_plot import View, corners, draw
+
+STIX = Path(matplotlib.get_data_path(), "fonts", "ttf", "STIXGeneral.ttf")
 
 
 def drawn(names, path):
@@ -33,21 +37,37 @@ def test_names_in_many_scripts_leave_no_missing_glyph(suffix, tmp_path):
         assert seen in (name, f"class {number}")
 
 
-def test_another_installed_font_lends_its_letters(tmp_path):
-    other = font_manager.findfont("STIXGeneral")
-    letters = sorted(_letters(other) - _letters(font_manager.findfont("DejaVu Sans")))
-    name = "".join(letter for letter in letters if letter.isalpha())[:5]
-    shown, fonts = drawn([name], tmp_path / "names.png")
+@pytest.fixture
+def installed(monkeypatch):
+    """Letters that a font besides matplotlib's default has, made known to matplotlib whatever its list of fonts holds.
+
+    That list is cached for a user, and an old cache may lack even the fonts that come with matplotlib.
+    """
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", list(font_manager.fontManager.ttflist))
+    font_manager.fontManager.addfont(STIX)
+    yield _letters(str(STIX)) - _letters(font_manager.findfont("DejaVu Sans"))
+    _font_with.cache_clear()
+
+
+def check_lending(letters, folder):
+    _font_with.cache_clear()
+    name = "".join(letter for letter in sorted(letters) if letter.isalpha())[:5]
+    assert len(name) == 5
+    shown, fonts = drawn([name], folder / "names.png")
     assert shown == [name] and fonts[0] == "DejaVu Sans" and len(fonts) > 1
 
 
-def test_the_order_in_which_fonts_are_found_decides_nothing(tmp_path, monkeypatch):
+def test_another_installed_font_lends_its_letters(installed, tmp_path):
+    check_lending(installed, tmp_path)
+
+
+def test_the_order_in_which_fonts_are_found_decides_nothing(installed, tmp_path, monkeypatch):
     """A family has files of several weights, and the bold ones may lack letters."""
-    fonts = font_manager.fontManager.ttflist
-    for order in (sorted(fonts, key=lambda font: font.fname), sorted(fonts, key=lambda font: font.fname)[::-1]):
+    fonts = sorted(font_manager.fontManager.ttflist, key=lambda font: font.fname)
+    for order in (fonts, fonts[::-1]):
         monkeypatch.setattr(font_manager.fontManager, "ttflist", order)
-        _font_with.cache_clear()
-        test_another_installed_font_lends_its_letters(tmp_path)
+        font_manager.fontManager.addfont(STIX)  # matplotlib forgets what it found in the list of before
+        check_lending(installed, tmp_path)
 
 
 def test_names_of_latin_letters_change_nothing():
