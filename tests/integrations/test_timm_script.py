@@ -21,6 +21,7 @@ import ncreg.integrations.timm as integration
 from ncreg import ETFHead, TPTScheduler, param_groups
 from ncreg.functional import intra_class_cosine_loss, supcon_loss
 from ncreg.integrations.timm import REQUESTS, LossTerms, TerminalPhaseEnded, _hooks
+from tests import warm_start
 
 UNCLOSED = ("ignore:unclosed file:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")  # by timm
 STAND_IN = ROOT / "tests" / "integrations" / "timm_train.py"
@@ -42,10 +43,10 @@ def images(tmp_path_factory):
 
 
 def train(images, output, *more, launcher=(), check=True):
-    command = [sys.executable, *launcher, str(STAND_IN), "--device-modules", "ncreg.integrations.timm"]
+    command = [*launcher, str(STAND_IN), "--device-modules", "ncreg.integrations.timm"]
     command += ["--data-dir", str(images), "--model", "ncreg_etf.test_resnet", "--num-classes", "10", "--device", "cpu"]
     command += ["--input-size", "3", "32", "32", "--batch-size", "30", "--epochs", "6", "--scale", "1", "1"]
-    done = subprocess.run([*command, "--output", str(output), *more], env=ENVIRONMENT, capture_output=True, text=True)
+    done = warm_start.run([*command, "--output", output, *more], environment=ENVIRONMENT)
     assert not check or done.returncode == 0, done.stderr[-2000:]
     return done
 
@@ -156,9 +157,9 @@ def test_scripts_without_the_flag_run_by_the_module(tmp_path):
         "print(type(model.head).__name__, model.pretrained_cfg['input_size'])\n"
     )
     command = ["-m", "ncreg.integrations.timm", str(script), "ncreg_etf.test_resnet", str(checkpoint)]
-    done = subprocess.run([sys.executable, *command], env=ENVIRONMENT, capture_output=True, text=True)
+    done = warm_start.run(command, environment=ENVIRONMENT)
     assert done.stdout == "ETFHead (3, 160, 160)\n", done.stderr
-    missing = subprocess.run([sys.executable, *command[:2], "no.py"], env=ENVIRONMENT, capture_output=True, text=True)
+    missing = warm_start.run([*command[:2], "no.py"], environment=ENVIRONMENT)
     assert missing.returncode == 1 and "no script at" in missing.stderr
 
 

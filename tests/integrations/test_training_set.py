@@ -12,7 +12,7 @@ from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, Tenso
 
 from ncreg import NeuralCollapse, TPTScheduler, swap_head
 from ncreg.integrations import EpochCloser, find_classifier, measure_training_set
-from tests import nccl_rules
+from tests import nccl_rules, warm_start
 
 
 def classifier(classes=3):
@@ -122,7 +122,7 @@ def _measure_on(rank, world, port, queue):
 
 
 def test_two_processes_agree_with_one(free_port):
-    context = mp.get_context("spawn")
+    context = mp.get_context(warm_start.METHOD)
     queue = context.Queue()
     processes = [context.Process(target=_measure_on, args=(rank, 2, free_port, queue)) for rank in range(2)]
     for process in processes:

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ncreg import losses
 from ncreg.distributed import all_reduce_sum, broadcast, gather_batch, world_size
-from tests import nccl_rules
+from tests import nccl_rules, warm_start
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated")  # torch.func's own import
 CLASSES, DIM, INPUT = 4, 6, 5
@@ -169,7 +169,7 @@ def transforms(rank, ranks, images, target):
 def folder(tmp_path_factory):
     """Results of all ranks; this process is rank 0."""
     made = tmp_path_factory.mktemp("ranks")
-    others = mp.spawn(run_other_rank, args=(made,), nprocs=3, join=False)
+    others = mp.start_processes(run_other_rank, args=(made,), nprocs=3, join=False, start_method=warm_start.METHOD)
     run_rank(0, made)
     while not others.join():
         pass

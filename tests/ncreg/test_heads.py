@@ -21,7 +21,7 @@ from ncreg.heads import HEADS, CodeHead, CosineHead, ETFHead, FixedHead, LinearH
 from ncreg.heads._cosine import cosine_logits, plain_cosine_logits
 from ncreg.heads._grouped import GroupedCosine, grouped_cosine
 from ncreg.models import swap_head
-from tests import nccl_rules
+from tests import nccl_rules, warm_start
 
 F64 = {"dtype": torch.float64}
 STRUCTURES = [("dense", 9), ("dense", 14), ("grouped", 10), ("grouped", 14), ("grouped", 30)]
@@ -397,7 +397,7 @@ def _update_on_two(rank, path):
 
 
 def test_nearest_head_on_two_ranks_equals_one(tmp_path):
-    mp.spawn(_update_on_two, args=(tmp_path / "meet",), nprocs=2)
+    mp.start_processes(_update_on_two, args=(tmp_path / "meet",), nprocs=2, start_method=warm_start.METHOD)
 
 
 @pytest.mark.usefixtures("unchecked")

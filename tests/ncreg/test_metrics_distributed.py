@@ -7,7 +7,7 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from ncreg.metrics import LayerwiseCollapse, NearestClassCenter, NeuralCollapse
-from tests import nccl_rules
+from tests import nccl_rules, warm_start
 
 CLASSES, DIM, SAMPLES = 5, 8, 97
 MODES = [{}, {"scatter": False}, {"cache": False}, {"cache": False, "scatter": False}]
@@ -96,7 +96,7 @@ def _rank(rank, path):
 def ranks(tmp_path_factory):
     """Four processes, of which the first two also work as a group of their own."""
     path = tmp_path_factory.mktemp("ranks")
-    mp.start_processes(_rank, (str(path),), nprocs=4, start_method="spawn")
+    mp.start_processes(_rank, (str(path),), nprocs=4, start_method=warm_start.METHOD)
     found = {world: [torch.load(path / f"{world}-{rank}.pt") for rank in range(world)] for world in (2, 4)}
     return found | {"depth": [torch.load(path / f"depth-{rank}.pt") for rank in range(4)]}
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ncreg.norms import LastBatchNorm, last_norm
-from tests import nccl_rules
+from tests import nccl_rules, warm_start
 
 
 def batch(rows, columns, seed=0):
@@ -200,7 +200,7 @@ def _compare(rank, split, gamma):
 
 
 def test_two_ranks_equal_one_process(tmp_path):
-    mp.spawn(_rank, args=(tmp_path / "meet",), nprocs=2)
+    mp.start_processes(_rank, args=(tmp_path / "meet",), nprocs=2, start_method=warm_start.METHOD)
 
 
 @pytest.mark.usefixtures("unchecked")

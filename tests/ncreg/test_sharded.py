@@ -14,7 +14,7 @@ from ncreg.heads import HEADS, ETFHead, FixedHead
 from ncreg.metrics import NearestClassCenter, NeuralCollapse
 from ncreg.models import fold, swap_head
 from ncreg.norms import NORMS, LastBatchNorm, last_norm
-from tests import nccl_rules
+from tests import nccl_rules, warm_start
 
 CLASSES = 4
 LEARNED_AND_FIXED = ["etf", "nearest_etf", "linear", "cosine"]
@@ -101,7 +101,7 @@ def head_alone(mesh, rank):
 @pytest.fixture(scope="module")
 def ranks_found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sharded")
-    mp.spawn(run_rank, args=(str(folder),), nprocs=2)
+    mp.start_processes(run_rank, args=(str(folder),), nprocs=2, start_method=warm_start.METHOD)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ncreg.functional import sharded_argmax, sharded_cross_entropy
 from ncreg.heads import CodeHead, CosineHead, LinearHead, class_shard, gather_head, shard_head
 from ncreg.losses import ShardedCrossEntropyLoss
-from tests import nccl_rules
+from tests import nccl_rules, warm_start
 
 CLASSES, DIM, SPLIT = 11, 5, (9, 4)  # classes and samples that two ranks do not share evenly
 WEIGHT = torch.linspace(0.5, 2, CLASSES, dtype=torch.float64)
@@ -118,7 +118,7 @@ def run_other_rank(index, folder):
 def found(tmp_path_factory):
     """Results of both ranks; this process is the first."""
     folder = tmp_path_factory.mktemp("ranks")
-    others = mp.spawn(run_other_rank, args=(folder,), nprocs=1, join=False)
+    others = mp.start_processes(run_other_rank, args=(folder,), nprocs=1, join=False, start_method=warm_start.METHOD)
     run_rank(0, folder)
     while not others.join():
         pass

@@ -17,8 +17,10 @@ from recipes.core.distributed import Ranks, join_ranks
 from recipes.core.errors import UserError
 from recipes.data.load import load
 from recipes.training.metrics import measure
+from tests import warm_start
 
 ROOT = Path(__file__).parents[2]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 ARGS = [
     *("cosine", "--model.backbone", "test_vit", "--model.model_args", "{img_size: 32, patch_size: 16}"),
     *("--data.image_size", "32", "--data.train_size", "203", "--data.batch_size", "40", "--precision", "float64"),
@@ -28,11 +30,15 @@ ARGS = [
 
 
 def launch(out, ranks, *more):
+    """On one rank as a person types it, on several as torchrun starts them: `torchrun` is that itself."""
     train = [str(ROOT / "recipes" / "train.py"), *ARGS, "--out", str(out), *more]
-    alone = [sys.executable, *train]
-    many = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", *train]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(alone if ranks == 1 else many, capture_output=True, text=True, env=environment, timeout=600)
+    return warm_start.run(train, ranks, environment=ENVIRONMENT)
+
+
+def torchrun(out, ranks, *more):
+    train = [str(ROOT / "recipes" / "train.py"), *ARGS, "--out", str(out), *more]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", *train]
+    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=600)
 
 
 def ending(out):
@@ -52,7 +58,7 @@ def alone(tmp_path_factory):
 @pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_ranks_train_the_same_run_as_one_process(alone, tmp_path, ranks):
     """20 steps in float64: 203 images leave uneven shares to measure, and a share of 10 lacks some of 10 classes."""
-    done = launch(tmp_path, ranks)
+    done = torchrun(tmp_path, ranks)
     assert done.returncode == 0, done.stderr
     (one, history, summary), (many, other_history, other_summary) = alone, ending(tmp_path)
     for name, value in one["model"].items():
@@ -111,8 +117,7 @@ def children(pid):
 def test_a_rank_that_dies_ends_the_job_which_can_be_resumed(alone, tmp_path):
     train = [str(ROOT / "recipes" / "train.py"), *ARGS, "--out", str(tmp_path), "--resume", "auto"]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *train]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    job = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    job = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("*/checkpoints/previous.pt")) and time.monotonic() < deadline:
         time.sleep(0.05)
