@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from torch import Tensor
 
 from ncreg._checks import check_flag, check_integer, described, plain_values
 from ncreg.models import Classifier, Normalize, swap_head
@@ -208,7 +209,12 @@ def rebuild_classifier(header: Mapping[str, Any], weights: Mapping[str, Any]) ->
     if (mean := weights.get("preprocess.mean")) is not None:
         classifier.preprocess = Normalize([0.0] * len(mean), [1.0] * len(mean))
     name, _ = next(classifier.named_parameters())
-    classifier.to(weights[name].dtype).load_state_dict(weights)
+    classifier.to(weights[name].dtype)
+    for name, value in (*classifier.named_parameters(), *classifier.named_buffers()):  # a norm may be kept in float32
+        saved = weights.get(name)
+        if isinstance(saved, Tensor) and saved.is_floating_point() and value.is_floating_point():
+            value.data = value.data.to(saved.dtype)
+    classifier.load_state_dict(weights)
     if header["class_names"] is not None:
         classifier.class_names = checked_names(header["class_names"], classifier.num_classes)
     if header["image_shape"] is not None:

@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from timm.models import get_model_args
-from torch import nn
+from torch import Tensor, nn
 
 from ncreg._checks import described, plain_values
 from ncreg._hub import hub_file
@@ -203,8 +204,11 @@ def _check_rebuilds(build: Mapping[str, Any], classifier: Classifier) -> None:
         again = rebuilt(build)
     for part in ("backbone", "project", "norm", "head"):
         if _structure(getattr(again, part)) != _structure(getattr(classifier, part)):
-            raise ValueError(f"{part} has changed since swap_head built it, so save_pretrained cannot describe it")
-    for part in ("project", "norm", "head"):
+            raise ValueError(
+                f"{part} has changed since swap_head built it, so save_pretrained cannot describe it: keep the code "
+                "that changes it, and save state_dict(), or ncreg.fold(classifier)"
+            )
+    for part in ("backbone", "project", "norm", "head"):
         built = _settings(getattr(again, part))
         for name, value in _settings(getattr(classifier, part)).items():
             if value != built.get(name):
@@ -220,10 +224,26 @@ def _structure(module: nn.Module) -> tuple[dict[str, type], dict[str, torch.Size
 
 
 def _settings(module: nn.Module) -> dict[str, Any]:
-    """The numbers and words among a module's attributes, such as a head's scale: they are in no state_dict."""
-    return {
-        f"{path}.{key}".lstrip("."): value
-        for path, part in module.named_modules()
-        for key, value in vars(part).items()
-        if not key.startswith("_") and key != "training" and isinstance(value, float | int | str)
-    }
+    """The settings among a module's attributes, such as a head's scale or a stride: they are in no state_dict.
+
+    Of modules that are no kind of torch's or ours the fractional numbers alone: timm's keep notes in the others.
+    """
+    found = {}
+    for path, part in module.named_modules():
+        kinds = {kind.__module__ for kind in type(part).__mro__ if kind not in (nn.Module, nn.Sequential)}
+        known = any(kind.startswith(("torch.nn.", "ncreg.")) for kind in kinds)
+        for key, value in vars(part).items():
+            plain = _plain(value)
+            if (
+                not key.startswith("_")
+                and key not in ("training", "inplace", "grad_checkpointing")
+                and isinstance(plain, float | int | str | tuple | None if known else float)
+            ):
+                found[f"{path}.{key}".lstrip(".")] = plain
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """A number that a tensor or numpy holds, as Python's."""
+    one = isinstance(value, Tensor) and value.ndim == 0 and not value.is_meta
+    return value.item() if one or isinstance(value, np.generic) else value

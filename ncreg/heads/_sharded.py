@@ -91,10 +91,15 @@ def _learned(head: nn.Module) -> tuple[Tensor, Tensor | None]:
 def _with_rows(head: Head, weight: Tensor, bias: Tensor | None) -> Head:
     """A head of the same kind with these class vectors."""
     made = copy.copy(head)
-    made._parameters = dict(head._parameters)
-    for name, rows in {"weight": weight, "bias": bias}.items():
-        if rows is not None:
-            setattr(made, name, nn.Parameter(rows.detach().clone(), requires_grad=getattr(head, name).requires_grad))
+    made._parameters = {}
+    rows = {"weight": weight, "bias": bias}
+    for name, former in head._parameters.items():  # beside the two a scale that is learned
+        value = rows.get(name, former)
+        if former is not None and value is not None:
+            value = value.detach().clone().to(weight.device)
+            made._parameters[name] = nn.Parameter(value, requires_grad=former.requires_grad)
+        else:
+            made._parameters[name] = None
     setattr(made, "out_features" if isinstance(made, nn.Linear) else "num_classes", len(weight))
     return made
 

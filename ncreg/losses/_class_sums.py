@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -19,9 +20,18 @@ class ClassSums(NamedTuple):
 
 
 def class_sums(
-    features: Tensor, head: nn.Module, labels: Tensor, *, spread: Tensor | None = None, chunk: int | None = None
+    features: Tensor,
+    head: nn.Module,
+    labels: Tensor,
+    *,
+    spread: Tensor | None = None,
+    chunk: int | None = None,
+    wrap: Callable[[Tensor], Tensor] | None = None,
 ) -> ClassSums:
-    """The three sums over classes that a cross-entropy is made of, in chunks of classes."""
+    """The three sums over classes that a cross-entropy is made of, in chunks of classes.
+
+    `wrap` is put around what is multiplied by the class vectors: unit features times the scale, or the features.
+    """
     if torch._C._are_functorch_transforms_active():
         raise RuntimeError(
             "the cross-entropy in chunks knows no transform of torch.func: use F.cross_entropy(head(features), target)"
@@ -32,6 +42,8 @@ def class_sums(
         total = torch.zeros_like(logits[:, 0]) if spread is None else logits @ spread.to(logits)
         return ClassSums(logits.logsumexp(1), logits.gather(1, labels[:, None])[:, 0], total)
     factors = taken_apart(features, head, chunk)
+    if wrap is not None:
+        factors = factors._replace(inputs=wrap(factors.inputs))
     return ClassSums(*_ClassSums.apply(factors.inputs, factors.weight, factors.bias, labels, spread, factors))
 
 

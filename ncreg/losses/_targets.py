@@ -108,6 +108,14 @@ def sample_weights(class_weight: Tensor | None, target: Target, num_classes: int
     """The weight of each sample: its class's, or the mean under its soft label."""
     if class_weight is None:
         return None
+    check_class_weight(class_weight, target, num_classes)
+    if is_soft(target):
+        return (target * class_weight).sum(1)
+    return class_weight.index_select(0, target)
+
+
+def check_class_weight(class_weight: Tensor, target: Target, num_classes: int) -> None:
+    """One finite weight a class, on the target's device, none below 0."""
     fits = isinstance(class_weight, Tensor) and (jit_tracing() or class_weight.shape == (num_classes,))
     if not fits:
         got = tuple(class_weight.shape) if isinstance(class_weight, Tensor) else repr(class_weight)
@@ -119,9 +127,6 @@ def sample_weights(class_weight: Tensor | None, target: Target, num_classes: int
         torch._assert_async(valid, "class_weight must be finite and not negative")
     elif not valid:
         raise ValueError(f"class_weight must be finite and not negative, got {seen.tolist()}")
-    if is_soft(target):
-        return (target * class_weight).sum(1)
-    return class_weight.index_select(0, target)
 
 
 def compact(target: Integer[Tensor, " batch"], num_classes: int | None = None) -> tuple[Tensor, int]:

@@ -24,7 +24,7 @@ from ncreg.losses._inputs import (
     check_rows,
     show_hyperparameters,
 )
-from ncreg.losses._targets import check_integers, check_labels
+from ncreg.losses._targets import check_class_weight, check_integers, check_labels
 
 
 def chunked_cross_entropy(
@@ -105,8 +105,8 @@ def cross_entropy_of(
     target = target.long()  # in uint8, -100 is 156
     ignored = target == check_integer("ignore_index", ignore_index)
     labels = check_labels(target.masked_fill(ignored, 0), features, classes)
-    if class_weight is not None and class_weight.shape != (classes,):
-        raise ValueError(f"class_weight has shape {tuple(class_weight.shape)}: it needs ({classes},), one a class")
+    if class_weight is not None:
+        check_class_weight(class_weight, labels, classes)
     spread = None
     if label_smoothing:
         spread = features.new_ones(classes) if class_weight is None else class_weight

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ncreg._checks import check_flag, check_integer
+from ncreg._checks import check_flag, check_integer, described
 from ncreg._transforms import fx_leaf
 from ncreg.losses._factors import classes_of, taken_apart
 from ncreg.losses._inputs import (
@@ -91,8 +91,9 @@ def _drawn(
     if probabilities is None:
         drawn = torch.randint(classes, (number,), device=device, generator=generator)
         return drawn, torch.full((number,), number / classes, dtype=torch.float64).log().to(device, torch.float32)
-    if probabilities.shape != (classes,):
-        raise ValueError(f"probabilities has shape {tuple(probabilities.shape)}: it needs ({classes},), one a class")
+    if not isinstance(probabilities, Tensor) or probabilities.shape != (classes,):
+        got = tuple(probabilities.shape) if isinstance(probabilities, Tensor) else described(probabilities)
+        raise ValueError(f"probabilities must be a tensor of shape ({classes},), one a class, got {got}")
     if not bool((probabilities > 0).all() & probabilities.isfinite().all()):
         raise ValueError("probabilities must be finite and above 0: a class that is never drawn is never pushed away")
     chances = (probabilities.double() / probabilities.double().sum()).to(device)

@@ -41,9 +41,10 @@ def sharded_cross_entropy(
     rank that has it. Three numbers a sample cross the ranks in forward, the features' gradient (samples × dim) in
     backward.
 
-    Every rank gets the same loss, the gradient of it in its own class vectors (not to be averaged: keep the head out of
-    DistributedDataParallel), and in its own features the gradient times the number of ranks, which
-    DistributedDataParallel's averaging around the backbone undoes. Every rank must call, with a batch of any length.
+    Every rank gets the same loss, the gradient of it in its own class vectors and in a learned scale (not to be
+    averaged: keep the head out of DistributedDataParallel), and in its own features the gradient times the number of
+    ranks, which DistributedDataParallel's averaging around the backbone undoes. Every rank must call, with a batch of
+    any length.
 
     Args:
         features: h, this rank's batch.
@@ -68,15 +69,15 @@ def sharded_cross_entropy(
     """
     _check_share(features, head)
     features, target = gather_batch(features, target)
-    if world_size() > 1 and features.requires_grad:
-        features = _SumOfGradients.apply(features)
     places = _places(head, features.device)
     check_rows("features", features)
 
     def sums_of(labels: Tensor, spread: Tensor | None) -> ClassSums:
         own = None if spread is None else spread[places.start : places.stop]
-        sums = class_sums(features, head, labels - places.start, spread=own, chunk=chunk)
-        return sums if world_size() == 1 else ClassSums(*_OverShares.apply(*sums))
+        if world_size() == 1:
+            return class_sums(features, head, labels, spread=own, chunk=chunk)
+        sums = class_sums(features, head, labels - places.start, spread=own, chunk=chunk, wrap=_SumOfGradients.apply)
+        return ClassSums(*_OverShares.apply(*sums))
 
     return cross_entropy_of(
         sums_of,
@@ -194,7 +195,10 @@ def _of_all_ranks(values: Tensor) -> Tensor:
 
 
 class _SumOfGradients(torch.autograd.Function):
-    """The same features on every rank; their gradient is the sum of what the ranks' classes give."""
+    """The same inputs on every rank; their gradient is the sum of what the ranks' classes give.
+
+    It stands behind the scale, so that a learned one has the whole gradient on every rank too.
+    """
 
     @staticmethod
     def forward(ctx: Any, features: Tensor) -> Tensor:

@@ -213,7 +213,7 @@ class Classifier(nn.Module):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new head of the same kind for `num_classes`; with 0 logits are the features, as in timm.
+        """A new head of the same kind and dtype for `num_classes`; with 0 logits are the features, as in timm.
 
         Raises:
             ValueError: if the head was a module of one's own, of which no other can be made, or if `global_pool` gives
@@ -227,7 +227,8 @@ class Classifier(nn.Module):
         if global_pool is not None:
             self._check_pool(global_pool)
             self._timm("reset_classifier")(0, global_pool)
-        self.head = new.to(parameter_like(self.backbone)).train(self.training)
+        former = (tensor for tensor in (*self.head.parameters(), *self.head.buffers()) if tensor.is_floating_point())
+        self.head = new.to(next(former, parameter_like(self.backbone))).train(self.training)
         self.num_classes = num_classes
         self.class_names = None
 

@@ -14,6 +14,7 @@ from ncreg._checks import check_choice, check_integer, described
 from ncreg._copies import copied
 from ncreg._readable import readable
 from ncreg.frames import max_cosine
+from ncreg.heads import FixedHead, NearestETFHead
 from ncreg.numerics import at_least_float32
 
 Bits = int | Literal["ternary"]
@@ -75,7 +76,7 @@ def round_weights(model: nn.Module, bits: Bits) -> nn.Module:
     Rounded are the parameters and buffers whose name ends in "weight" and that have at least two axes: linear layers,
     convolutions, embeddings, attention's projections, and the class vectors of learned and fixed heads. Norms, biases
     and position embeddings stay as they are. Transposed convolutions have their channels on the second axis, anew in
-    each group.
+    each group. A NearestETFHead, which would restore the simplex from rounded vectors, becomes a FixedHead.
 
     Args:
         model: any module; it is not changed.
@@ -95,7 +96,7 @@ def round_weights(model: nn.Module, bits: Bits) -> nn.Module:
     names = rounded_names(model)
     if not names:
         raise ValueError(f"{type(model).__name__} has no weight of two or more axes to round")
-    rounded = copied(model)
+    rounded = _with_fixed_frames(copied(model))
     for name in names:
         path, _, own = name.rpartition(".")
         module = rounded.get_submodule(path)
@@ -158,6 +159,20 @@ def round_frame(weight: Float[Tensor, "classes dim"], bits: Bits) -> RoundedFram
     rows = round_weight(weight, bits)
     rows = rows * (torch.linalg.vector_norm(weight, dim=1) / torch.linalg.vector_norm(rows, dim=1))[:, None]
     return RoundedFrame(rows, before, float(max_cosine(rows)))
+
+
+def _with_fixed_frames(model: nn.Module) -> nn.Module:
+    """The model with a FixedHead of the same class vectors in place of each NearestETFHead."""
+    made: dict[nn.Module, FixedHead] = {}
+    for path, module in list(model.named_modules(remove_duplicate=False)):
+        if isinstance(module, NearestETFHead):
+            if module not in made:
+                made[module] = FixedHead(module.weight, normalize=module.normalize, scale=1.0).train(module.training)
+                made[module].scale = module.scale  # it may be a learned one
+            if not path:
+                return made[module]
+            model.set_submodule(path, made[module])
+    return model
 
 
 def _of_module(module: nn.Module, weight: Tensor, bits: Bits) -> Tensor:

@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import (
     SequentialLR,
 )
 
-from ncreg._checks import check_integer, described
+from ncreg._checks import described
 from ncreg.tpt._terminal import part_rates, scale_rate
 
 
@@ -54,7 +54,7 @@ class InnerSchedule:
     ) -> None:
         if not isinstance(getattr(optimizer, "param_groups", None), list):
             raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {described(optimizer)}")
-        self.optimizer, self.schedule, self.interval, self.steps = optimizer, schedule, interval, 0
+        self.optimizer, self.schedule, self.interval = optimizer, schedule, interval
         self.driven = len(optimizer.param_groups)
         self.updated = False  # not kept: whether step_update has been called
         self._check(schedule, optimizer)
@@ -119,8 +119,7 @@ class InnerSchedule:
             if isinstance(schedule, ReduceLROnPlateau):
                 schedule.step(metric)  # type: ignore[arg-type]
             else:
-                _step_unless_ended(schedule, self.steps)
-                self.steps += 1
+                _step_unless_ended(schedule)
             self._scale()
 
     def _scale(self, inverse: bool = False) -> None:
@@ -158,7 +157,6 @@ class InnerSchedule:
         state = {
             "kind": type(self.schedule).__name__,
             "schedule": dict(self.schedule.state_dict()),
-            "steps": self.steps,
         }
         wrapped = getattr(self.schedule, "lr_scheduler", None)
         return state | ({"wrapped": wrapped.state_dict()} if isinstance(wrapped, LRScheduler) else {})
@@ -177,13 +175,10 @@ class InnerSchedule:
             raise ValueError(
                 f"state was taken with the inner schedule {taken}, this scheduler has {here}: build it alike"
             )
-        lacking = [name for name in ("schedule", "steps") if name not in state]
-        if lacking:
-            raise ValueError(f"state of the inner schedule lacks {', '.join(lacking)}: it is not a TPTScheduler's")
+        if "schedule" not in state:
+            raise ValueError("state of the inner schedule lacks schedule: it is not a TPTScheduler's")
         state = copy.deepcopy(state)  # torch's CyclicLR takes entries out of what it is given
-        steps = check_integer("steps", state["steps"], 0)
         self.schedule.load_state_dict(state["schedule"])
-        self.steps = steps
         if "wrapped" in state:
             self.schedule.lr_scheduler.load_state_dict(state["wrapped"])  # type: ignore[union-attr]
 
@@ -195,15 +190,15 @@ def _cycles_momentum(schedule: Any) -> bool:
     return any(_cycles_momentum(member) for member in getattr(schedule, "_schedulers", ()))
 
 
-def _step_unless_ended(schedule: LRScheduler, steps: int) -> None:
-    """Step a torch schedule; of a chain only the members that have not ended after so many steps."""
+def _step_unless_ended(schedule: LRScheduler) -> None:
+    """Step a torch schedule that has not ended; of a chain the members that have not."""
     if isinstance(schedule, ChainedScheduler):
         for member in schedule._schedulers:
-            _step_unless_ended(member, steps)
+            _step_unless_ended(member)
         schedule._last_lr = [group["lr"] for group in schedule.optimizer.param_groups]
         return
     end = _length(schedule)
-    if end is None or steps < end:
+    if end is None or schedule.last_epoch < end:  # counted by the schedule itself, which may have begun at another step
         schedule.step()
 
 

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import numpy as np
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -88,10 +89,12 @@ class TPTScheduler:
         schedule: any torch or timm learning-rate schedule on the same optimizer, or None for the constant rates that
             the optimizer has. A ReduceLROnPlateau sees the training accuracy, so it needs mode="max".
         max_epochs: bound of the whole run, in epochs.
-        threshold: training accuracy in (0, 1] that counts as zero error. 0.999 as in the paper.
+        threshold: training accuracy in (0, 1] that counts as zero error. 0.999 as in the paper. An accuracy that was
+            rounded to float32 reaches it too.
         patience: epochs in a row at or above the threshold.
         extend: length of the terminal phase in units of `onset_epoch`. None: only record the onset; the inner schedule
-            runs on to `max_epochs`, which is the honest control for everything else.
+            runs on to `max_epochs`, which is the honest control for everything else: what shapes the terminal phase is
+            then ignored, stop_patience too.
         min_terminal: least length of the terminal phase, epochs; None takes 10. Above max_epochs it is warned of.
         max_terminal: greatest length of the terminal phase, epochs; None for no bound but `max_epochs`.
         terminal: rate curve of the terminal phase.
@@ -299,7 +302,7 @@ class TPTScheduler:
         if metric is None:
             return
         self._measured = True
-        reached = metric >= self.threshold
+        reached = metric >= min(self.threshold, float(np.float32(self.threshold)))
         if self.onset_epoch is not None:
             if not reached:
                 self.regressions.append(self.epoch)
@@ -319,7 +322,7 @@ class TPTScheduler:
 
     def _watch(self, value: float | None) -> None:
         """Bring the end forward where the watched measure has come to a standstill."""
-        if value is None or self.stop_patience is None or self.onset_epoch is None:
+        if value is None or self.stop_patience is None or self.onset_epoch is None or self.extend is None:
             return
         if value < (self._least if math.isinf(self._least) else self._least - STILL * abs(self._least)):
             self._least, self._still = value, 0

@@ -132,6 +132,20 @@ def test_fast_cosine_logits_equal_the_plain_formula(size):
         assert torch.autograd.gradgradcheck(call, (features, weight))
 
 
+@pytest.mark.parametrize("name", [name for name in HEADS if name != "linear"])
+def test_logits_may_be_changed_in_place(name):
+    """A margin on the label's logit, as CosFace has it: the gradient is that of a change of a copy."""
+    head, target = HEADS[name](6, 4).double(), torch.tensor([0, 1, 2, 3, 0])
+    found = []
+    for in_place in (True, False):
+        features = gaussian(5, 6).requires_grad_()
+        logits = head(features) if in_place else head(features).clone()
+        logits[torch.arange(5), target] -= 0.35
+        logits *= 2
+        found += torch.autograd.grad(F.cross_entropy(logits, target), features)
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-14)
+
+
 def test_per_sample_gradients_through_vmap():
     head, features = ETFHead(6, 4, **F64), gaussian(5, 6)
     single = torch.func.vmap(torch.func.jacrev(lambda x: head(x[None])[0]))(features)

@@ -211,7 +211,22 @@ def test_memory_of_a_step_stays_below_one_row_of_logits_for_each_sample() -> Non
         (lambda f, h, t: chunked_cross_entropy(f, h, t, chunk=0), ValueError, "chunk=0 must be at least 1"),
         (lambda f, h, t: chunked_cross_entropy(f, h, t, reduction="all"), ValueError, "reduction='all'"),
         (lambda f, h, t: chunked_cross_entropy(f, h, t, label_smoothing=2), ValueError, "label_smoothing=2"),
-        (lambda f, h, t: chunked_cross_entropy(f, h, t, class_weight=torch.ones(3)), ValueError, r"needs \(23,\)"),
+        (
+            lambda f, h, t: chunked_cross_entropy(f, h, t, class_weight=torch.ones(3)),
+            ValueError,
+            r"of shape \(23,\), got \(3,\)",
+        ),
+        (
+            lambda f, h, t: chunked_cross_entropy(f, h, t, class_weight=[1.0] * 23),
+            ValueError,
+            r"class_weight must be a tensor",
+        ),
+        (lambda f, h, t: chunked_cross_entropy(f, h, t, class_weight=-torch.ones(23)), ValueError, "not negative"),
+        (
+            lambda f, h, t: chunked_cross_entropy(f, h, t, class_weight=torch.full((23,), torch.nan)),
+            ValueError,
+            "finite",
+        ),
         (lambda f, h, t: chunked_cross_entropy(f.float(), h, t), TypeError, "bring both to one dtype"),
         (lambda f, h, t: ChunkedCrossEntropyLoss(chunk=-1), ValueError, "chunk=-1"),
         (

@@ -155,6 +155,17 @@ def test_distilled_training_gives_one_head_on_the_averaged_tokens():
     torch.testing.assert_close(classifier(x, with_features=True).features, tokens.mean(1), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("head", ["linear", "etf", "nearest_etf"])
+def test_a_new_head_has_the_dtype_of_the_one_before(head):
+    """A head in float32 behind a frozen backbone in bfloat16, whose few bits would lose small steps."""
+    classifier = swap_head("test_resnet", head, num_classes=5)
+    classifier.backbone.bfloat16()
+    classifier.reset_classifier(7)
+    assert classifier.head.weight.dtype == torch.float32 and classifier.backbone.conv1[0].weight.dtype == torch.bfloat16
+    classifier.double().reset_classifier(3)
+    assert classifier.head.weight.dtype == torch.float64
+
+
 def test_local_dir_brings_weights_and_classes(tmp_path):
     model = timm.create_model("test_resnet", num_classes=6)
     timm.models.save_for_hf(model, str(tmp_path))

@@ -59,6 +59,29 @@ def test_a_folder_gives_the_same_classifier_back(case, tmp_path):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "mine" / name).read_bytes()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_every_tensor_comes_back_in_its_own_dtype(dtype, tmp_path):
+    """A norm that is kept in float32 behind a backbone in half precision, as LastBatchNorm advises."""
+    classifier = stirred(swap_head("test_resnet", "etf", num_classes=5)).to(dtype)
+    classifier.norm.float()
+    classifier.norm.running_mean += 1e-5
+    classifier.save_pretrained(tmp_path)
+    again = Classifier.from_pretrained(tmp_path)
+    for name, value in classifier.state_dict().items():
+        assert again.state_dict()[name].dtype == value.dtype and torch.equal(again.state_dict()[name], value), name
+
+
+def test_what_training_leaves_behind_is_no_change(tmp_path):
+    """Checkpointed gradients, in-place activations and a run of forward passes change no prediction."""
+    classifier = swap_head("regnety_002", "etf", num_classes=3)
+    classifier.backbone.set_grad_checkpointing(True)
+    classifier.train()(torch.rand(2, 3, 64, 64)).sum().backward()
+    classifier.eval().save_pretrained(tmp_path)
+    x = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(Classifier.from_pretrained(tmp_path)(x), classifier(x))
+
+
 def test_a_timm_model_with_its_own_weights_and_changes_since(tmp_path):
     classifier = swap_head(
         timm.create_model("test_vit", num_classes=7, global_pool="avg", in_chans=3), "linear"
@@ -87,6 +110,18 @@ def test_what_no_file_can_describe_is_refused(tmp_path):
         setattr(getattr(annealed, part), name, 0.25)
         with pytest.raises(ValueError, match=rf"{part}\.{name}=0\.25 was set later"):
             annealed.save_pretrained(tmp_path)
+    for change, words in {
+        "head.scale = torch.tensor(0.25)": r"head\.scale=0\.25 was set later",
+        "head.scale = np.float32(0.25)": r"head\.scale=0\.25 was set later",
+        "norm.momentum = None": r"norm\.momentum=None was set later.* give 0\.1",
+        "backbone.layer1[0].bn1.eps = 0.1": r"backbone\.layer1\.0\.bn1\.eps=0\.1 was set later",
+        "backbone.layer1[0].conv2.stride = (2, 2)": r"backbone\.layer1\.0\.conv2\.stride=\(2, 2\) was set later",
+        "head.scale = torch.nn.Parameter(torch.tensor(0.25))": r"head has changed since .* ncreg\.fold\(classifier\)",
+    }.items():
+        classifier = swap_head("test_resnet", "etf", num_classes=3, norm="batch")
+        exec(f"classifier.{change}", {"classifier": classifier, "torch": torch, "np": np})
+        with pytest.raises(ValueError, match=words):
+            classifier.save_pretrained(tmp_path)
     custom = swap_head("test_resnet", num_classes=3)
     custom.preprocess = torch.nn.ReLU()
     with pytest.raises(ValueError, match="preprocess=ReLU cannot be saved"):

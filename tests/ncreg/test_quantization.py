@@ -1,5 +1,6 @@
 """Rounding against torch's fake quantization, ternary heads against all there are."""
 
+import copy
 import itertools
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ncreg.frames import max_cosine, simplex_etf
-from ncreg.heads import FixedHead
+from ncreg.heads import FixedHead, NearestETFHead
 from ncreg.models import swap_head
 from ncreg.quantization import round_frame, round_weight, round_weights, ternary_head
 
@@ -83,6 +84,27 @@ def test_a_model_is_rounded_in_a_copy_norms_and_biases_left_alone(head):
         weight = name.endswith("weight") and old.ndim >= 2
         assert torch.equal(value, round_weight(old, 4) if weight else old), name
     assert torch.equal(rounded.head.weight, round_weight(model.head.weight.detach(), 4))
+
+
+@pytest.mark.parametrize("bits", ["ternary", 4])
+@pytest.mark.parametrize("learned", [False, True])
+def test_a_frame_that_follows_the_features_stays_rounded_wherever_it_goes(bits, learned, tmp_path):
+    """The head itself would take rounded vectors for an average of frames, and restore the simplex."""
+    model = swap_head("test_resnet", "nearest_etf", num_classes=5).eval()
+    if learned:
+        model.head.scale = nn.Parameter(torch.tensor(4.0))
+    rounded = round_weights(model, bits)
+    wanted = round_weight(model.head.weight, bits)
+    torch.save(rounded, tmp_path / "rounded.pt")
+    loaded = torch.load(tmp_path / "rounded.pt", weights_only=False)
+    for place in (rounded, copy.deepcopy(rounded).double().float(), loaded):
+        assert torch.equal(place.head.weight, wanted) and place.head.scale == model.head.scale
+        features = torch.randn(3, model.head.in_features)
+        logits = model.head.scale * nn.functional.normalize(features) @ wanted.T
+        torch.testing.assert_close(place.head(features), logits, rtol=1e-5, atol=1e-5)
+    assert type(model.head) is NearestETFHead and type(round_weights(model.head, bits)) is FixedHead
+    with pytest.raises(RuntimeError, match="head.means"):
+        model.load_state_dict(rounded.state_dict())  # refused, not undone
 
 
 def test_attention_and_transposed_convolutions():

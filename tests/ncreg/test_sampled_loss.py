@@ -75,8 +75,10 @@ def test_refusals():
     head = LinearHead(DIM, CLASSES).double()
     with pytest.raises(ValueError, match="num_sampled=0 must be at least 1"):
         sampled_cross_entropy(features, head, target, 0)
-    with pytest.raises(ValueError, match=r"probabilities has shape \(3,\): it needs \(60,\)"):
+    with pytest.raises(ValueError, match=r"probabilities must be a tensor of shape \(60,\), one a class, got \(3,\)"):
         sampled_cross_entropy(features, head, target, 5, probabilities=torch.ones(3))
+    with pytest.raises(ValueError, match="probabilities must be a tensor .* got list"):
+        sampled_cross_entropy(features, head, target, 5, probabilities=[1 / 60] * 60)
     with pytest.raises(ValueError, match="above 0: a class that is never drawn"):
         sampled_cross_entropy(features, head, target, 5, probabilities=chances.index_fill(0, torch.tensor([4]), 0))
     structured = ETFHead(DIM, DIM, structure="grouped").double()

@@ -21,7 +21,15 @@ HEADS = {
     "nn.Linear": lambda: nn.Linear(DIM, CLASSES).double(),
     "linear": lambda: LinearHead(DIM, CLASSES, bias=False, dtype=torch.float64),
     "cosine": lambda: CosineHead(DIM, CLASSES, scale=7.0, dtype=torch.float64),
+    "learned scale": lambda: learned_scale(CosineHead(DIM, CLASSES, dtype=torch.float64)),
 }
+
+
+def learned_scale(head):
+    head.scale = nn.Parameter(torch.tensor(7.0, dtype=torch.float64))
+    return head
+
+
 OPTIONS = {
     "plain": {},
     "weighted": {"class_weight": WEIGHT, "label_smoothing": 0.1, "ignore_index": 3},
@@ -49,6 +57,9 @@ def on_rank(rank, name, options):
     loss = ShardedCrossEntropyLoss(chunk=2, **options)(features, share, target)
     loss.backward()
     whole = gather_head(share)
+    assert not {id(p) for p in share.parameters()} & {
+        id(p) for p in (*head.parameters(), *getattr(whole, "parameters", list)())
+    }
     return {
         "loss": loss.detach(),
         "backbone": [p.grad for p in backbone.parameters()],
@@ -139,7 +150,9 @@ def test_loss_and_gradients_are_those_of_the_whole_head(found, name, words):
         mine = found[rank][name, words]
         torch.testing.assert_close(mine["loss"], loss.detach(), rtol=0, atol=1e-12)
         torch.testing.assert_close(mine["backbone"], [p.grad for p in backbone.parameters()], rtol=0, atol=1e-12)
-        torch.testing.assert_close(mine["share"], [p.grad[classes] for p in head.parameters()], rtol=0, atol=1e-12)
+        torch.testing.assert_close(
+            mine["share"], [p.grad[classes] if p.ndim else p.grad for p in head.parameters()], rtol=0, atol=1e-12
+        )
         assert torch.equal(mine["argmax"], chosen.split(SPLIT)[rank])
         torch.testing.assert_close(mine["kept"], head.state_dict(), rtol=0, atol=0)
 

@@ -124,6 +124,66 @@ def test_extend_none_only_records_and_the_inner_schedule_goes_on():
     assert phases == ["fitting"] + ["terminal"] * 10 + ["finished"]
 
 
+def test_extend_none_knows_no_standstill():
+    scheduler = TPTScheduler(optimizer(), max_epochs=9, extend=None, stop_patience=1, min_terminal=0)
+    for epoch in range(1, 10):
+        assert not scheduler.finished
+        scheduler.step(epoch, 1.0, watch=1.0)
+    assert scheduler.finished and scheduler.onset_epoch == 1
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("right", "of", "threshold"), [(997, 1000, 0.997), (9, 10, 0.9), (999, 1000, 0.999), (1, 1, 1.0)]
+)
+def test_an_accuracy_in_float32_reaches_the_threshold_that_it_equals(right, of, threshold):
+    single = (torch.arange(of) < right).float().mean()
+    for accuracy in (right / of, single, single.item(), single.numpy()):
+        scheduler = TPTScheduler(optimizer(), max_epochs=5, threshold=threshold)
+        scheduler.step(1, accuracy)
+        assert scheduler.onset_epoch == 1
+    scheduler = TPTScheduler(optimizer(), max_epochs=5, threshold=threshold)
+    scheduler.step(1, threshold - 1e-6)
+    assert scheduler.onset_epoch is None
+
+
+@pytest.mark.parametrize("kind", ["cosine", "one cycle", "chained", "sequential"])
+def test_a_torch_schedule_that_began_at_another_step_ends_where_it_says(kind):
+    """With last_epoch=9 eleven of twenty steps are left; after them the last rate stays."""
+
+    def build(given):
+        for group in given.param_groups:
+            group |= {"initial_lr": 0.1, "max_lr": 0.1, "min_lr": 1e-4, "max_momentum": 0.95, "base_momentum": 0.85}
+        if kind == "one cycle":
+            return torch_schedules.OneCycleLR(given, 0.1, total_steps=21, last_epoch=9)
+        cosine = torch_schedules.CosineAnnealingLR(given, 20, eta_min=0.01, last_epoch=9)
+        if kind == "chained":
+            return torch_schedules.ChainedScheduler(
+                [cosine, torch_schedules.LinearLR(given, 1.0, 1.0, 20, last_epoch=9)], optimizer=given
+            )
+        return cosine
+
+    if kind == "sequential":  # it has been stepped by hand before it was handed in
+
+        def build(given):
+            parts = [torch_schedules.LinearLR(given, 0.1, 1.0, 4), torch_schedules.CosineAnnealingLR(given, 16)]
+            schedule = torch_schedules.SequentialLR(given, parts, [4])
+            for _ in range(10):
+                given.step()
+                schedule.step()
+            return schedule
+
+    alone, given = optimizer(), optimizer()
+    reference = build(alone)
+    expected = [alone.param_groups[0]["lr"]]
+    for _ in range(10):
+        alone.step()
+        reference.step()
+        expected.append(alone.param_groups[0]["lr"])
+    rates, _, _ = run(TPTScheduler(given, build(given), max_epochs=30), [0.0] * 30)
+    assert rates == expected + expected[-1:] * 19
+
+
 @pytest.mark.parametrize(
     ("build", "end"),
     [

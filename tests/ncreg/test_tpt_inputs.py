@@ -225,7 +225,7 @@ def test_the_interval_of_a_state_is_followed():
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("wrong, words", [(5, "not int"), ({"kind": "StepLR"}, "lacks schedule, steps")])
+@pytest.mark.parametrize("wrong, words", [(5, "not int"), ({"kind": "StepLR"}, "lacks schedule: it is not")])
 def test_states_of_the_inner_schedule_that_are_none(wrong, words):
     own = optimizer()
     scheduler = TPTScheduler(own, torch_schedules.StepLR(own, 1), max_epochs=9)
