@@ -93,9 +93,15 @@ def without_diagonal(scores: Float[Tensor, "m m"]) -> Float[Tensor, "m m"]:
 
 
 def average(
-    losses: Float[Tensor, " batch"], reduction: Reduction, sample_weight: Float[Tensor, " batch"] | None = None
+    losses: Float[Tensor, " batch"],
+    reduction: Reduction,
+    sample_weight: Float[Tensor, " batch"] | None = None,
+    mean_weight: Float[Tensor, " batch"] | None = None,
 ) -> Tensor:
-    """Reduce per-sample losses as torch does; the mean with weights is weighted, and 0 if all weights are 0."""
+    """Reduce per-sample losses as torch does; the mean with weights is weighted, and 0 if all weights are 0.
+
+    `mean_weight` are the weights that a mean is divided by the sum of, where they are others.
+    """
     check_reduction(reduction)
     if sample_weight is not None:
         sample_weight = sample_weight.to(losses)
@@ -106,7 +112,7 @@ def average(
         return losses.sum()
     if sample_weight is None:
         return losses.mean()
-    total = sample_weight.sum()
+    total = (sample_weight if mean_weight is None else mean_weight.to(losses)).sum()
     return losses.sum() / torch.where(total > 0, total, 1)
 
 

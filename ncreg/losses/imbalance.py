@@ -22,7 +22,7 @@ from ncreg.losses._inputs import (
     check_rows,
     show_hyperparameters,
 )
-from ncreg.losses._targets import Target, check_target, is_soft, one_hot, reads_are_free, weighed
+from ncreg.losses._targets import Target, check_target, is_soft, one_hot, reads_are_free, sample_weights, weighed
 from ncreg.numerics import at_least_float32
 
 Counts = Sequence[int | float] | Shaped[Tensor, " classes"]
@@ -57,7 +57,8 @@ def logit_adjusted_cross_entropy(
         class_counts: n, training samples of each class, all above 0; only their ratios matter.
         tau: τ.
         label_smoothing: s in [0, 1].
-        class_weight: weight of a class's samples; the mean is then the weighted mean.
+        class_weight: weight of a class's samples; the mean is then the weighted mean, smoothed labels or not by the
+            weights of the labels themselves, as in torch.
         reduction: "mean", "sum" or "none" (one value a sample).
 
     Raises:
@@ -78,12 +79,13 @@ def logit_adjusted_cross_entropy(
     lifted = at_least_float32(logits)
     shift = tau * (counts / counts.sum()).log()
     adjusted = lifted + shift.to(lifted)
+    of_labels = None if is_soft(target) else sample_weights(class_weight, target, classes)  # torch's mean goes by them
     if label_smoothing:
         sharp = target if is_soft(target) else one_hot(target, classes, lifted.dtype)
         target = torch.lerp(sharp.to(lifted), shift.softmax(0).to(lifted).expand_as(lifted), label_smoothing)
     target, weight = weighed(target, class_weight, classes)
     losses = F.cross_entropy(adjusted, target.to(lifted) if is_soft(target) else target, reduction="none")
-    return average(losses, reduction, weight)
+    return average(losses, reduction, weight, of_labels)
 
 
 class LogitAdjustedLoss(nn.Module):

@@ -106,6 +106,16 @@ def test_soft_labels_mix_hard_ones_and_weights_weigh():
     torch.testing.assert_close(weighted, (hard[0] * share[y]).sum() / share[y].sum())
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+def test_without_adjustment_it_is_torchs_cross_entropy_weights_and_smoothing_included(reduction, smoothing):
+    z, y = batch()
+    share = torch.tensor([1.0, 2.0, 3.0, 40.0], dtype=torch.float64)
+    options = {"label_smoothing": smoothing, "reduction": reduction}
+    ours = nf.logit_adjusted_cross_entropy(z, y, [5, 3, 2, 1], tau=0.0, class_weight=share, **options)
+    torch.testing.assert_close(ours, F.cross_entropy(z, y, weight=share, **options), rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("tau", [0.0, 0.5, 1.0])
 def test_smoothing_goes_by_the_shares_and_its_optimum_has_equal_wrong_logits(tau):
     """Against torch's smoothing at τ = 0, against the definition, and at the optimum in closed form."""
