@@ -8,8 +8,8 @@ A comment in a document asks for the table, and `digest.py` fills it:
 Rows are chosen by a rule, not by hand: in each study whose baseline is the recipe `baseline`, the arms with the
 recipe's name, and the contrasts of an arm of this recipe with an arm of another. Where there is none, the studies whose
 baseline and arms are all of this recipe: forms of it beside one another. Where there is none of these either, the arms
-with the recipe's name beside the study's baseline, whatever recipe that is. A row says which keys its arm changes besides
-recipe, rate and decay where the other arm does not: the difference is theirs too.
+with the recipe's name beside the study's baseline, whatever recipe that is. A row says which keys its arm changes
+besides recipe, rate and decay where the other arm does not: the difference is theirs too.
 """
 
 from __future__ import annotations
