@@ -7,8 +7,9 @@ A comment in a document asks for the table, and `digest.py` fills it:
 
 Rows are chosen by a rule, not by hand: in each study whose baseline is the recipe `baseline`, the arms with the
 recipe's name, and the contrasts of an arm of this recipe with an arm of another. Where there is none, the studies whose
-baseline and arms are all of this recipe: forms of it beside one another. A row says which keys its arm changes besides
-recipe, rate and decay where the other arm does not: the difference is theirs too.
+baseline and arms are all of this recipe: forms of it beside one another. Where there is none of these either, the arms
+with the recipe's name beside the study's baseline, whatever recipe that is. A row says which keys its arm changes
+besides recipe, rate and decay where the other arm does not: the difference is theirs too.
 """
 
 from __future__ import annotations
@@ -51,6 +52,8 @@ def markdown(recipe: str, folder: Path, up: str) -> str:
     found = [row for content in studies for row in _rows(content, _pairs(content["study"], recipe), up)]
     if not found:
         found = [row for content in studies for row in _rows(content, _forms(content["study"], recipe), up)]
+    if not found:
+        found = [row for content in studies for row in _rows(content, _named(content["study"], recipe), up)]
     titles = [title for title in COLUMNS if any(title in row for _, row in found)]
     if not titles:
         return "\nNo finished study of ours compares it with the recipe `baseline`.\n"
@@ -82,6 +85,12 @@ def _forms(study: Mapping[str, Any], recipe: str) -> list[tuple[str, str]]:
     base = _base(study)
     alone = all(arm["recipe"] == recipe for arm in study["arms"].values())
     return [(name, base) for name in study["arms"] if alone and name != base]
+
+
+def _named(study: Mapping[str, Any], recipe: str) -> list[tuple[str, str]]:
+    """The arm with the recipe's name, with the baseline of its study, which is of another recipe than `baseline`."""
+    arm, base = study["arms"].get(recipe, {}), _base(study)
+    return [(recipe, base)] if arm.get("recipe") == recipe and recipe != base else []
 
 
 def _base(study: Mapping[str, Any]) -> str:

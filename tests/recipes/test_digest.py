@@ -115,7 +115,8 @@ def test_the_list_of_studies_adds_up_what_their_runs_took():
 ACCURACY, AFTER = "at_end.test.accuracy", "robustness.calibration.after.nll"
 ATTACKED = "robustness.adversarial.headline.accuracy"
 README, EVIDENCE = "README.md", "docs/evidence.md"
-DEFAULT, BN_WD, ETF, NORMFACE = (f"recipes/configs/{name}.yaml" for name in ("default", "bn_wd", "etf", "normface"))
+CARDS = {name: f"recipes/configs/{name}.yaml" for name in ("default", "bn_wd", "etf", "normface", "supcon", "tpt")}
+DEFAULT, BN_WD, ETF, NORMFACE, SUPCON, TPT = CARDS.values()
 
 
 @pytest.mark.parametrize(
@@ -145,6 +146,14 @@ DEFAULT, BN_WD, ETF, NORMFACE = (f"recipes/configs/{name}.yaml" for name in ("de
         ("long_tail", "ratio_50", "logit_adjusted", ACCURACY, 100, 1, [EVIDENCE]),
         ("long_tail", "ratio_100", "logit_adjusted", ACCURACY, 100, 1, [EVIDENCE]),
         ("label_noise", "noise_20", "short", ACCURACY, 100, 1, [README]),
+        ("terminal_phase", "fashion_mnist", "tpt_step", ACCURACY, 100, 2, [TPT]),
+        ("supcon_noise", "noise_40", "supcon", ACCURACY, 100, 1, [SUPCON]),
+        ("pretrained_cells", "free", "normface", ACCURACY, 100, 1, [README, EVIDENCE]),
+        ("pretrained_cells", "free", "normface", AFTER, 1, 3, [EVIDENCE]),
+        ("pretrained_cells", "free", "etf", AFTER, 1, 3, [EVIDENCE]),
+        ("pretrained_cells", "free", "logit_adjusted", ACCURACY, 100, 1, [EVIDENCE]),
+        ("pretrained_cells", "frozen", "normface", "robustness.long_tail.test.balanced", 100, 1, [EVIDENCE]),
+        ("default", "balanced", "etf", "robustness.ood.mean_auroc.near.msp", 100, 1, [EVIDENCE]),
     ],
 )  # fmt: skip
 def test_differences_told_in_words_are_those_of_the_runs(study, data, arm, measure, factor, digits, documents):
@@ -175,7 +184,12 @@ def test_differences_told_in_words_are_those_of_the_runs(study, data, arm, measu
         ("wider_decay", "baseline", AFTER, 1, 3, [EVIDENCE]),
         ("as_good_as", "bn_wd", "at_end.train.nc1", 1, 3, [README, EVIDENCE, BN_WD]),
         ("as_good_as", "baseline", "at_end.train.nc1", 1, 3, [README, EVIDENCE, BN_WD]),
-        ("as_good_as", "bn_wd", "robustness.calibration.after.aurc", 1, 3, [EVIDENCE, BN_WD]),
+        ("as_good_as", "bn_wd", "robustness.calibration.after.aurc", 1, 3, [README, EVIDENCE, BN_WD]),
+        ("as_good_as", "baseline", "robustness.calibration.after.aurc", 1, 3, [README, EVIDENCE, BN_WD]),
+        ("heads_and_losses", "spectral_decoupling", "robustness.calibration.after.ece", 100, 1, [EVIDENCE]),
+        ("supcon_noise", "supcon", ACCURACY, 100, 1, [SUPCON]),
+        ("supcon_noise", "etf_dr", ACCURACY, 100, 1, [SUPCON]),
+        ("supcon_noise", "baseline", ACCURACY, 100, 1, [SUPCON]),
     ],
 )
 def test_levels_told_in_words_are_those_of_the_runs(study, arm, measure, factor, digits, documents):
@@ -231,6 +245,12 @@ def test_a_contrast_counts_where_the_recipe_is_all_that_differs():
 def test_without_a_study_there_is_a_sentence():
     text = digest.filled("<!-- method: orthoplex -->\n<!-- end of method -->", STUDIES)
     assert "No finished study of ours compares it with the recipe `baseline`." in text
+
+
+def test_a_recipe_is_shown_beside_the_baseline_of_its_study_where_no_study_has_it_beside_cross_entropy():
+    rows = method_table("supcon")
+    assert len(rows) == 3 and all("supcon_noise" in row and "`supcon` − `etf_dr`, n = 3" in row for row in rows)
+    assert "| −30.56 [−35.39, −25.73] ▼ |" in rows[-1]
 
 
 def test_forms_of_a_recipe_are_shown_where_no_study_has_it_beside_cross_entropy():
