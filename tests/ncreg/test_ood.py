@@ -368,6 +368,20 @@ def test_a_head_that_normalises_needs_its_training_logits():
     torch.testing.assert_close(report.ood_scores["x"]["vim"], wanted)
 
 
+@pytest.mark.parametrize("length", [1, 100, 1e6])
+def test_the_check_of_a_head_that_scales_does_not_depend_on_the_ood_set(length):
+    """Long features there once hid that the in-distribution logits are twice what weight and features make."""
+    h, y = clusters(dim=12)
+    weight = torch.randn(4, 12, generator=torch.Generator().manual_seed(0)).double()
+    far = length * others(dim=12)
+    twice = (h, y, h, 2 * h @ weight.T, {"far": (far, 2 * far @ weight.T)})
+    assert "normalises or scales" in R.evaluate_ood(*twice, weight=weight).skipped["vim"]
+    report = R.evaluate_ood(h, y, h, h @ weight.T, {"far": (far, far @ weight.T)}, weight=weight)
+    torch.testing.assert_close(
+        report.ood_scores["far"]["vim"], R.vim_score(far, far @ weight.T, h, h @ weight.T, weight=weight)
+    )
+
+
 def test_ties_at_saturated_softmax_count_half():
     """Logits of ±1000 have probability 1 exactly; that is chance, not detection."""
     z = 1000.0 * torch.eye(3).repeat(10, 1)
