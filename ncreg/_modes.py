@@ -1,10 +1,15 @@
 """Training and eval mode for a while: afterwards every submodule is in its own again."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
+
+from ncreg._checks import described
+
+Runs = TypeVar("Runs", bound=Callable[..., Any])
 
 
 @contextmanager
@@ -49,3 +54,21 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
         for module in modules:
             module.eval()
         yield
+
+
+def in_eval_mode(model: Runs) -> Runs:
+    """The model, after a check that none of its submodules is in training mode.
+
+    Raises:
+        TypeError: it cannot be called.
+        ValueError: it is a module, or the bound method of one, with a submodule in training mode.
+    """
+    if not callable(model):
+        raise TypeError(f"model must be callable, images to logits, got {described(model)}")
+    owner = getattr(model, "__self__", model)  # a bound method's module
+    if isinstance(owner, nn.Module):
+        training = [name or type(owner).__name__ for name, module in owner.named_modules() if module.training]
+        if training:
+            shown = ", ".join(training[:3]) + (", ..." if len(training) > 3 else "")
+            raise ValueError(f"model is in training mode ({shown}): call model.eval() first")
+    return model
