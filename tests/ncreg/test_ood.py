@@ -212,6 +212,16 @@ def test_mahalanobis_from_its_definition():
     np.testing.assert_allclose(R.mahalanobis_score(test, h, y), wanted, rtol=1e-9)
 
 
+@pytest.mark.parametrize("size", [1e-13, 1e-300, 1e300])
+def test_knn_knows_the_direction_of_features_of_any_length(size):
+    h, _ = clusters()
+    test = others()
+    want = R.knn_score(test, h, neighbours=7)
+    torch.testing.assert_close(R.knn_score(test * size, h, neighbours=7), want)
+    torch.testing.assert_close(R.knn_score(test, h * size, neighbours=7), want)
+    assert R.knn_score(0 * test[:3], h, neighbours=7).tolist() == pytest.approx([-1] * 3)  # as documented: no direction
+
+
 def test_knn_from_its_definition():
     h, _ = clusters()
     test = others()
