@@ -1,10 +1,18 @@
 """Training and eval mode for a while: afterwards every submodule is in its own again."""
 
-from collections.abc import Iterator
+import random
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import nn
+
+from ncreg._checks import described
+
+Runs = TypeVar("Runs", bound=Callable[..., Any])
+Loader = TypeVar("Loader")
 
 
 @contextmanager
@@ -43,9 +51,73 @@ def set_own_mode(module: nn.Module, training: bool) -> None:
 
 @contextmanager
 def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Eval mode, no gradients and a fork of the random generators; every submodule's own mode comes back."""
+    """Eval mode, no gradients and a fork of the random generators; every submodule's own mode comes back.
+
+    The generators are torch's on the CPU and on the modules' devices, Python's and numpy's.
+    """
     devices = {p.device for module in modules for p in module.parameters() if p.device.type == "cuda"}
     with modes_kept(*modules), torch.no_grad(), torch.random.fork_rng(devices=sorted(devices, key=str)):
-        for module in modules:
-            module.eval()
-        yield
+        python, numpy = random.getstate(), np.random.get_state()
+        try:
+            for module in modules:
+                module.eval()
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+@contextmanager
+def generators_kept(loader: Loader) -> Iterator[Loader]:
+    """Whatever is read of a loader within, afterwards its own generators and those of its samplers are as before.
+
+    A DataLoader draws from its generator whenever it is read, also without a shuffle: a seed for its workers. Another
+    loader may have the same one.
+
+    Example:
+        >>> draw = torch.Generator().manual_seed(0)
+        >>> with generators_kept(torch.utils.data.DataLoader(range(4), shuffle=True, generator=draw)) as loader:
+        ...     order = list(loader)
+        >>> draw.get_state().equal(torch.Generator().manual_seed(0).get_state())
+        True
+    """
+    states = [(generator, generator.get_state()) for generator in _generators(loader)]
+    try:
+        yield loader
+    finally:
+        for generator, state in states:
+            generator.set_state(state)
+
+
+_HOLDERS = ("loader", "base_dataloader", "sampler", "batch_sampler", "dataset", "generator", "synchronized_generator")
+"""Where loaders (timm's and Accelerate's hold one inside), samplers and data sets keep what draws."""
+
+
+def _generators(loader: Any) -> list[torch.Generator]:
+    """The generators of a loader and of what it holds, each once."""
+    seen: dict[int, Any] = {}
+    waiting = [loader]
+    while waiting:
+        part = waiting.pop()
+        if part is not None and id(part) not in seen:
+            seen[id(part)] = part
+            waiting += [getattr(part, name, None) for name in _HOLDERS]
+    return [part for part in seen.values() if isinstance(part, torch.Generator)]
+
+
+def in_eval_mode(model: Runs) -> Runs:
+    """The model, after a check that none of its submodules is in training mode.
+
+    Raises:
+        TypeError: it cannot be called.
+        ValueError: it is a module, or the bound method of one, with a submodule in training mode.
+    """
+    if not callable(model):
+        raise TypeError(f"model must be callable, images to logits, got {described(model)}")
+    owner = getattr(model, "__self__", model)  # a bound method's module
+    if isinstance(owner, nn.Module):
+        training = [name or type(owner).__name__ for name, module in owner.named_modules() if module.training]
+        if training:
+            shown = ", ".join(training[:3]) + (", ..." if len(training) > 3 else "")
+            raise ValueError(f"model is in training mode ({shown}): call model.eval() first")
+    return model

@@ -14,6 +14,7 @@ _WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped
 """Where DistributedDataParallel (and most others), torch.compile, FSDP, activation checkpointing and PEFT keep it."""
 
 _IN_A_NAME = re.compile(rf"(?:^|(?<=\.))(?:{'|'.join(map(re.escape, _WRAPPERS))})\.")
+_PARAMETRIZED = re.compile(r"(?:^|(?<=\.))parametrizations\.([^.]+)\..+")
 
 
 def plain_name(name: str) -> str:
@@ -24,6 +25,24 @@ def plain_name(name: str) -> str:
         'backbone.blocks.0.norm1.weight'
     """
     return _IN_A_NAME.sub("", name)
+
+
+def weight_names(model: nn.Module) -> dict[str, str]:
+    """Name of each parameter → plain name of the weight that it is, or that a parametrization or hook makes of it.
+
+    Example:
+        >>> layer = nn.utils.parametrizations.weight_norm(nn.Linear(2, 3), "bias")
+        >>> weight_names(layer)
+        {'weight': 'weight', 'parametrizations.bias.original0': 'bias', 'parametrizations.bias.original1': 'bias'}
+    """
+    names = {name: _PARAMETRIZED.sub(r"\1", plain_name(name)) for name, _ in model.named_parameters()}
+    for path, module in model.named_modules():
+        made = [_made_by(hook) for hook in module._forward_pre_hooks.values() if computes(hook)]
+        for weight in made:
+            for own in (f"{path}.{weight}{end}".lstrip(".") for end in ("_orig", "_g", "_v")):
+                if own in names:
+                    names[own] = plain_name(f"{path}.{weight}".lstrip("."))
+    return names
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
@@ -55,6 +74,12 @@ def _prunes(hook: Any) -> bool:
     return pruning is not None and isinstance(hook, pruning.BasePruningMethod)
 
 
+def _made_by(hook: Any) -> str:
+    """The name of the weight that a hook computes."""
+    name: str = hook._tensor_name if _prunes(hook) else hook.name
+    return name
+
+
 def fresh_weights(module: nn.Module) -> dict[str, Tensor]:
     """Such weights as the module's next forward pass would compute them: after a training step it holds older ones.
 
@@ -80,7 +105,7 @@ def as_next_forward(module: nn.Module) -> Iterator[dict[str, Tensor]]:
     before: dict[str, Any] = {}
     try:
         for hook in [hook for hook in module._forward_pre_hooks.values() if computes(hook)]:
-            name: str = hook._tensor_name if _prunes(hook) else hook.name  # type: ignore[attr-defined]
+            name = _made_by(hook)
             before.setdefault(name, getattr(module, name))
             found[name] = _computed(hook, module)  # perhaps from what another hook did
             setattr(module, name, found[name])

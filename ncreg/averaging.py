@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from itertools import chain
+from collections.abc import Iterable, Iterator
+from itertools import chain, count
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ncreg._checks import described
 from ncreg._modes import modes_kept
@@ -33,15 +34,17 @@ def update_bn(loader: Iterable[Any], model: nn.Module, device: torch.device | st
     last batch counts as a full one. Afterwards every module is in the mode in which it was.
 
     Args:
-        loader: batches: a tensor, or a tuple or list whose first item is one. On several ranks each reads its own.
+        loader: batches: a tensor, or a tuple or list whose first item is one. On several ranks each reads its own, of
+            any size, but equally many where the ranks need each other: with `LastBatchNorm`, SyncBatchNorm or
+            DistributedDataParallel.
         model: whose norms are to be brought up to date; one without running statistics, or that no batch reaches,
             keeps what it has.
         device: where batches go first; None leaves them where they are.
 
     Raises:
         TypeError: a batch that is neither a tensor nor begins with one.
-        ValueError: a loader without batches, a batch of one sample, or one with features that are not finite; the
-            statistics are then as before.
+        ValueError: a loader without batches, fewer batches on one rank than on another (said on every rank), a batch of
+            one sample, or one with features that are not finite; the statistics are then as before.
 
     Example:
         >>> import ncreg
@@ -52,9 +55,11 @@ def update_bn(loader: Iterable[Any], model: nn.Module, device: torch.device | st
         (tensor([3., 2.]), tensor([5.5000, 0.0000]))
     """
     batches = iter(loader)
-    norms = [norm for norm in model.modules() if _has_statistics(norm)]
+    norms: list[Any] = [norm for norm in model.modules() if _has_statistics(norm)]
     if not norms:
         return
+    if groups := _groups(model):
+        batches = _in_step(batches, groups, norms[0].running_mean.device)
     first = next(batches, None)
     if first is None:
         raise ValueError("loader gave no batch: the running statistics stay as they were")
@@ -75,6 +80,38 @@ def update_bn(loader: Iterable[Any], model: nn.Module, device: torch.device | st
 def _has_statistics(module: nn.Module) -> bool:
     kinds = LastBatchNorm | nn.modules.batchnorm._BatchNorm
     return isinstance(module, kinds) and getattr(module, "running_mean", None) is not None
+
+
+def _groups(model: nn.Module) -> list[Any]:
+    """The groups of ranks that wait for each other in a forward pass of the model in training mode."""
+    if world_size() == 1:
+        return []
+    kinds = LastBatchNorm | nn.SyncBatchNorm | DistributedDataParallel
+    parts = [module for module in model.modules() if isinstance(module, kinds)]
+    return list({getattr(part, "process_group", None) or dist.group.WORLD for part in parts})
+
+
+def _in_step(batches: Iterator[Any], groups: list[Any], device: torch.device) -> Iterator[Any]:
+    """The batches, each after all ranks have said that they have one: a rank alone would wait for the others for ever.
+
+    Raises:
+        ValueError: some ranks have one and others have none, on every rank.
+    """
+    end = object()
+    for number in count(1):
+        batch = next(batches, end)
+        for group in groups:
+            ended = torch.tensor(int(batch is end), device=device)
+            dist.all_reduce(ended, group=group)
+            if 0 < ended < dist.get_world_size(group):
+                raise ValueError(
+                    f"{int(ended)} of {dist.get_world_size(group)} ranks have fewer than {number} batches, the others "
+                    "have more: give each rank as many, as torch's DistributedSampler does; the running statistics "
+                    "stay as they were"
+                )
+        if batch is end:
+            return
+        yield batch
 
 
 class _Pool:

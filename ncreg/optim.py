@@ -9,7 +9,7 @@ from timm.models import group_parameters
 from torch import nn
 
 from ncreg._checks import check_non_negative, check_number, described
-from ncreg._wrappers import plain_name
+from ncreg._wrappers import plain_name, weight_names
 from ncreg.models import Classifier
 from ncreg.norms import LastBatchNorm
 
@@ -23,7 +23,8 @@ def param_groups(
     one-dimensional, which timm's and most other groupings exempt. The decay must be coupled (L2 in the gradient,
     as torch.optim.SGD does it): AdamW's decoupled one keeps NC0 and NC3 from closing. Every trainable parameter
     is in one group, frozen ones are left out. Names are read without wrappers (DistributedDataParallel, FSDP,
-    torch.compile, activation checkpointing, PEFT), wherever in the model these stand.
+    torch.compile, activation checkpointing, PEFT), wherever in the model these stand, and what a parametrization,
+    pruning or the older weight and spectral norm make a weight of counts by that weight's name.
 
     Args:
         model: a `Classifier`, or any module; a `LastBatchNorm` in it counts as a last norm.
@@ -59,7 +60,7 @@ def param_groups(
     check_non_negative("weight_decay", weight_decay)
     rate = None if lr is None else check_non_negative("lr", lr)
     _check_shapes(model)
-    names = {name: plain_name(name) for name, _ in model.named_parameters()}
+    names = weight_names(model)
     scales = _layer_scales(model, names, layer_decay)
     gammas = {id(parameter) for parameter in _last_norm_weights(model)}
     exempt = set(_exempt_patterns(model))
@@ -67,7 +68,7 @@ def param_groups(
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        matrix = parameter.ndim > 1 and not name.endswith("bias")
+        matrix = parameter.ndim > 1 and not names[name].endswith("bias")
         decays = id(parameter) in gammas or matrix and not any(fnmatchcase(names[name], e) for e in exempt)
         groups.setdefault((scales.get(name), decays), []).append(parameter)
     return [
@@ -98,7 +99,8 @@ def _last_norm_weights(model: nn.Module) -> Iterator[nn.Parameter]:
     for module in model.modules():
         norm = module.norm if isinstance(module, Classifier) else module
         if isinstance(module, Classifier | LastBatchNorm):
-            yield from (p for name, p in norm.named_parameters() if not name.endswith(("bias", "eps")))
+            names = weight_names(norm)
+            yield from (p for name, p in norm.named_parameters() if not names[name].endswith(("bias", "eps")))
 
 
 def _owners(model: nn.Module, method: str, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from torch import nn
+
 from ncreg._checks import check_choice, check_integer, described
 from ncreg.integrations._training_set import measure_training_set
-from ncreg.models import Classifier
 from ncreg.tpt import TPTScheduler
 
 WATCHED = ("nc1", "nc2_equiangularity", "nc3", "etf_distance")
@@ -35,10 +36,11 @@ class EpochCloser:
         self.batches, self.keep_features = batches, keep_features
         self.watch = check_choice("watch", watch, WATCHED)
 
-    def close(self, scheduler: TPTScheduler | None, classifier: Classifier, epoch: int) -> dict[str, float] | None:
+    def close(self, scheduler: TPTScheduler | None, classifier: nn.Module, epoch: int) -> dict[str, float] | None:
         """What was measured at the end of epoch `epoch`, counted from 1; None if it has been closed before.
 
         Raises:
+            TypeError: no `Classifier`, nor a wrapper of one.
             ValueError: the scheduler has missed an epoch before this one.
         """
         epoch = check_integer("epoch", epoch, 0)

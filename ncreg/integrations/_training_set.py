@@ -13,7 +13,7 @@ from timm.data.distributed_sampler import OrderedDistributedSampler
 from torch import Tensor, nn
 from torch.utils.data import DistributedSampler
 
-from ncreg._modes import evaluating
+from ncreg._modes import evaluating, generators_kept
 from ncreg.distributed import all_reduce_sum, broadcast, world_size
 from ncreg.metrics import NeuralCollapse
 from ncreg.models import Classifier
@@ -39,45 +39,52 @@ def find_classifier(module: nn.Module) -> Classifier:
             "build the model by ncreg.swap_head"
         )
     if len(found) > 1:
+        names = [name for name, part in module.named_modules() if isinstance(part, Classifier)]
         raise ValueError(
-            f"{type(module).__name__} holds {len(found)} ncreg.Classifiers: hand in the one to measure, classifier="
+            f"{type(module).__name__} holds {len(found)} ncreg.Classifiers ({', '.join(map(repr, names))}): hand "
+            "in the one to measure; to a callback of Lightning's or Hugging Face's Trainer as "
+            f"classifier=lambda module: module.get_submodule({names[0]!r})"
         )
     return found[0]
 
 
 def measure_training_set(
-    classifier: Classifier, batches: Iterable[Any], *, keep_features: bool = True
+    classifier: nn.Module, batches: Iterable[Any], *, keep_features: bool = True
 ) -> dict[str, float]:
     """Accuracy in [0, 1] and the measures of `NeuralCollapse` in eval mode; training goes on as if nothing had been.
 
-    Modes of all submodules and the random generators come back, so that a run with measurements has the same batches
-    and weights as one without. In a distributed run each process takes every n-th batch (its own images where the
-    loader has a DistributedSampler, those left out that it repeats to give all processes equally many), the buffers are
-    those of rank 0, which is what checkpoints hold, and all processes get the same numbers.
+    Modes of all submodules and the random generators come back (torch's, Python's, numpy's, and those of the loader and
+    its samplers), so that a run with measurements has the same batches and weights as one without. In a distributed run
+    each process takes every n-th batch (its own images where the loader has a DistributedSampler, those left out that
+    it repeats to give all processes equally many), the buffers are those of rank 0, which is what checkpoints hold, and
+    all processes get the same numbers.
 
     Args:
-        classifier: not wrapped in DistributedDataParallel.
+        classifier: what `swap_head` gave; of DataParallel, DistributedDataParallel and other wrappers the `Classifier`
+            inside is measured, of torch.compile the compiled one.
         batches: (images, target) or {"pixel_values": images, "labels": target}, without augmentation.
         keep_features: for the measures that need two passes, N·d numbers; without them these are left out.
 
     Raises:
+        TypeError: no `Classifier`.
         ValueError: no images, a batch of another form, or a loader that Accelerate divided over processes.
     """
-    head = classifier.head
+    model = _without_wrappers(classifier)
+    head = model.head
     readable = hasattr(head, "weight") or hasattr(head, "class_vectors")
-    like = next(classifier.parameters())
+    like = next(model.parameters())
     collapse = NeuralCollapse(
-        classifier.num_classes,
-        classifier.head_hidden_size,
+        model.num_classes,
+        model.head_hidden_size,
         classifier=head if readable else None,
         cache=keep_features,
     ).to(like.device)
     counts = torch.zeros(2, dtype=torch.int64, device=like.device)  # right, all
-    with _as_rank_zero(classifier), evaluating(classifier):
+    with _as_rank_zero(model), evaluating(model), generators_kept(batches):
         for images, target in _share(batches):
             target = target.to(like.device)
             images = images.to(like.device, like.dtype if images.is_floating_point() else None)
-            logits, features = classifier(images, with_features=True)
+            logits, features = model(images, with_features=True)
             collapse.update(features, target)
             counts += torch.stack([(logits.argmax(1) == target).sum(), torch.tensor(len(target), device=like.device)])
         right, total = all_reduce_sum(counts).tolist()
@@ -85,6 +92,11 @@ def measure_training_set(
             raise ValueError("no batch to measure: the loader of clean training images is empty")
         measures = {name: float(value) for name, value in collapse.compute().items()}
     return {"accuracy": right / total} | measures
+
+
+def _without_wrappers(module: nn.Module) -> Any:
+    """The classifier itself, or compiled: torch.compile hands on all that it has, other wrappers do not."""
+    return module if isinstance(getattr(module, "_orig_mod", module), Classifier) else find_classifier(module)
 
 
 def _share(batches: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:

@@ -32,7 +32,7 @@ class CollapseCallback(Callback):
         scheduler: optimizer → TPTScheduler; None for the module's own, or to measure only.
         watch: the measure that `stop_patience` looks at.
         keep_features: whether all features are kept for the measures that need two passes.
-        classifier: LightningModule → the `Classifier` to measure; None takes the only one in it.
+        classifier: LightningModule → the `Classifier` to measure; by default the only one in it.
 
     Raises:
         TypeError: `batches` can't be read again, or the module holds no `Classifier`.

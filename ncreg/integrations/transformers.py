@@ -140,10 +140,12 @@ class CollapseTrainerCallback(TrainerCallback):
             of (images, labels), or dicts with pixel_values and labels.
         watch: the measure that `stop_patience` looks at.
         keep_features: whether all features are kept for the measures that need two passes.
+        classifier: Trainer's model → the `Classifier` to measure; by default the only one in it.
 
     Raises:
         TypeError: `batches` can't be read again, or the model holds no `Classifier`.
-        ValueError: a TPTScheduler that was not handed to Trainer in a `TrainerSchedule`, or a run that has ended.
+        ValueError: a TPTScheduler that was not handed to Trainer in a `TrainerSchedule`, a run that has ended, or
+            several Classifiers without `classifier`.
 
     Example:
         >>> import torch
@@ -151,14 +153,22 @@ class CollapseTrainerCallback(TrainerCallback):
         >>> callback = CollapseTrainerCallback(torch.utils.data.DataLoader(images, 4))
     """
 
-    def __init__(self, batches: Iterable[Any], *, watch: str = "nc1", keep_features: bool = True) -> None:
+    def __init__(
+        self,
+        batches: Iterable[Any],
+        *,
+        watch: str = "nc1",
+        keep_features: bool = True,
+        classifier: Callable[[nn.Module], Classifier] = find_classifier,
+    ) -> None:
         self.closer = EpochCloser(batches, watch=watch, keep_features=keep_features)
+        self.find = classifier
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Refuse what could not be driven, before anything is trained."""
-        find_classifier(kwargs["model"])
+        self.find(kwargs["model"])
         if isinstance(kwargs["lr_scheduler"], TPTScheduler):
             raise ValueError("Trainer(optimizers=(optimizer, TPTScheduler)): hand in TrainerSchedule(TPTScheduler)")
         schedule = kwargs["lr_scheduler"]
@@ -192,7 +202,7 @@ class CollapseTrainerCallback(TrainerCallback):
     def _close(self, state: TrainerState, control: TrainerControl, epoch: int, **kwargs: Any) -> None:
         schedule = kwargs["lr_scheduler"]
         scheduler = schedule.scheduler if isinstance(schedule, TrainerSchedule) else None
-        measured = self.closer.close(scheduler, find_classifier(kwargs["model"]), epoch)
+        measured = self.closer.close(scheduler, self.find(kwargs["model"]), epoch)
         if measured is not None:
             row = {f"collapse_{name}": value for name, value in measured.items()}
             state.log_history.append({"epoch": float(epoch), "step": state.global_step} | row)

@@ -17,6 +17,7 @@ from torchmetrics.utilities.plot import _error_on_missing_matplotlib
 
 from ncreg._checks import check_choice, check_num_classes, described
 from ncreg._transforms import recomputed
+from ncreg.metrics._channels import FIRST, channel_axis, holders
 from ncreg.metrics._neural_collapse import NeuralCollapse
 from ncreg.metrics._plot import tell_apart
 
@@ -31,8 +32,11 @@ class LayerwiseCollapse:
     nc1_rank, stable_rank, effective_rank, within_stable_rank, cdnv, …) for each layer, in the order of `layers`.
     Deep collapse is something to observe: forcing it at every layer is not optimal (Súkeník et al., 2024).
 
-    Maps (B, C, H, W) and token sequences (B, L, d) are averaged over their positions in at least float32; timm
-    models with channels last say so by `output_fmt`. Sums are float64. Works under no_grad, autocast and
+    Token sequences (B, L, d) and maps, (B, C, H, W) or (B, H, W, C), are averaged over their positions in at least
+    float32. Where a map has its channels is decided for each layer: by `output_fmt` of a timm module; by the kind of
+    layer (convolutions, batch norms: first; linear layers, layer norms: last), of a chain its last one; by kinds and
+    channel counts of what is inside; by the model around. Where both axes fit, timm's blocks have the model's
+    `output_fmt`, or channels first without one; others are refused. Sums are float64. Works under no_grad, autocast and
     DistributedDataParallel, where every rank must call `compute`.
 
     Args:
@@ -41,6 +45,10 @@ class LayerwiseCollapse:
             the stages that a timm model lists in `feature_info`.
         num_classes: C; by default the model's own `num_classes`.
         pool: function of a layer's output to (B, d), where the averages above do not fit.
+
+    Raises:
+        ValueError: no such layers, or in the forward pass an output that is no vector, sequence or map, or a map of
+            which nothing tells where its channels are: `pool` can say.
 
     Example:
         >>> import timm, torch
@@ -77,7 +85,7 @@ class LayerwiseCollapse:
         self.num_classes, self.pool = check_num_classes(found), pool
         self.modules = _find(model, layers)
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        self._channels_last = any(getattr(part, "output_fmt", None) == "NHWC" for part in model.modules())
+        self._around = {name: holders(model, module) for name, module in self.modules.items()}
         self._handles: list[RemovableHandle] = []
         self._seen: dict[str, list[Tensor]] = {name: [] for name in self.modules}
         self._metrics: dict[str, NeuralCollapse] = {}
@@ -196,11 +204,11 @@ class LayerwiseCollapse:
     def _hook(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
         def keep(module: nn.Module, inputs: Any, output: Any) -> None:
             if not recomputed():
-                self._seen[name].append(self._pooled(name, output))
+                self._seen[name].append(self._pooled(name, module, output))
 
         return keep
 
-    def _pooled(self, name: str, output: Any) -> Tensor:
+    def _pooled(self, name: str, module: nn.Module, output: Any) -> Tensor:
         if self.pool is not None:
             output = self.pool(output)
         if not isinstance(output, Tensor) or output.ndim not in (2, 3, 4):
@@ -209,8 +217,13 @@ class LayerwiseCollapse:
         output = output.detach()
         output = output.to(torch.promote_types(output.dtype, torch.float32))
         if output.ndim == 4:
-            pattern = "b h w c -> b c" if self._channels_last else "b c h w -> b c"
-            return reduce(output, pattern, "mean")
+            axis = channel_axis(module, self._around[name], output.shape)
+            if axis is None:
+                raise ValueError(
+                    f"layer {name!r} gives {tuple(output.shape)}, whose channels may be axis 1 or 3: give pool=, such "
+                    "as lambda maps: maps.mean((2, 3)) for channels first, maps.mean((1, 2)) for channels last"
+                )
+            return reduce(output, "b c h w -> b c" if axis == FIRST else "b h w c -> b c", "mean")
         return reduce(output, "b l c -> b c", "mean") if output.ndim == 3 else output.clone()
 
 

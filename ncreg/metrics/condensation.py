@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ncreg._checks import described
+from ncreg._modes import in_eval_mode
 from ncreg.norms import LastBatchNorm
 
 
@@ -23,8 +24,8 @@ def batch_norm_condensation(model: nn.Module, images: Float[Tensor, "batch ..."]
 
     Raises:
         TypeError: no module.
-        ValueError: fewer than two images, a model in training mode (its statistics would change) or without a BatchNorm
-            that runs.
+        ValueError: fewer than two images, a model with a part in training mode (its statistics would change) or without
+            a BatchNorm that runs.
 
     Source: Wang et al., "Unified Batch Normalization: Identifying and Alleviating the Feature Condensation in Batch
     Normalization and a Unified Framework" (arXiv 2311.15993); the measure alone, not their rule of training.
@@ -36,8 +37,7 @@ def batch_norm_condensation(model: nn.Module, images: Float[Tensor, "batch ..."]
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a module, got {described(model)}")
-    if model.training:
-        raise ValueError("the model is in training mode: call model.eval()")
+    in_eval_mode(model)
     if len(images) < 2:
         raise ValueError(f"images holds {len(images)}: at least 2 can be compared")
     found: dict[str, float] = {}

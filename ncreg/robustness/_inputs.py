@@ -4,10 +4,11 @@ from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from ncreg._checks import check_integer, described
 from ncreg._features import check_indices
+from ncreg._modes import in_eval_mode
 from ncreg.numerics import at_least_float32, float64_device
 
 # Images in [0, 1] (B, channels, H, W) to logits (B, C): a plain function, an nn.Module, a Classifier.
@@ -89,24 +90,6 @@ def check_logits(logits: Tensor, images: Tensor | None = None) -> Tensor:
             "the model returns probabilities (rows in [0, 1] that sum to 1): return logits, before softmax"
         )
     return logits
-
-
-def in_eval_mode(model: Model) -> Model:
-    """The model, after a check that none of its submodules is in training mode.
-
-    Raises:
-        TypeError: it cannot be called.
-        ValueError: it is a module, or the bound method of one, with a submodule in training mode.
-    """
-    if not callable(model):
-        raise TypeError(f"model must be callable, images to logits, got {described(model)}")
-    owner = getattr(model, "__self__", model)  # a bound method's module
-    if isinstance(owner, nn.Module):
-        training = [name or type(owner).__name__ for name, module in owner.named_modules() if module.training]
-        if training:
-            shown = ", ".join(training[:3]) + (", ..." if len(training) > 3 else "")
-            raise ValueError(f"model is in training mode ({shown}): call model.eval() first")
-    return model
 
 
 def in_parts(indices: Int[Tensor, " chosen"], size: int) -> Sequence[Tensor]:

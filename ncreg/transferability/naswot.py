@@ -5,8 +5,10 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from ncreg._modes import in_eval_mode
 
 _OTHERS = (
     *("gelu", "silu", "elu", "celu", "selu", "leaky_relu", "hardswish", "hardsigmoid", "hardtanh", "mish", "softplus"),
@@ -28,18 +30,19 @@ def naswot(
     a mask are not seen. Statistics of BatchNorm are those of eval mode.
 
     Args:
-        model: a ReLU network in eval mode, usually untrained.
+        model: a ReLU network, every part of it in eval mode, usually untrained.
         images: at least two, as the model takes them; 128 in the paper.
 
     Raises:
         TypeError: images that are no floating-point tensor.
-        ValueError: a model in training mode, without a ReLU or with another activation (a sigmoid in a gate or
-            attention's softmax too), fewer than two images, values not finite.
+        ValueError: a model with a part in training mode, without a ReLU or with another activation (a sigmoid in a gate
+            or attention's softmax too), fewer than two images, values not finite.
 
     Source: Mellor, Turner, Storkey & Crowley, "Neural Architecture Search without Training", ICML 2021
     (arXiv 2006.04647).
 
     Example:
+        >>> from torch import nn
         >>> net = nn.Sequential(nn.Linear(1, 2, bias=False), nn.ReLU()).eval()
         >>> net[0].weight.data = torch.tensor([[1.0], [-1.0]])
         >>> round(naswot(net, torch.tensor([[1.0], [-1.0]])), 4)  # K = 2·I: codes 10 and 01
@@ -49,8 +52,7 @@ def naswot(
         raise TypeError("images must be a floating-point tensor")
     if len(images) < 2:
         raise ValueError(f"images holds {len(images)}: at least 2 can be told apart")
-    if isinstance(model, nn.Module) and model.training:
-        raise ValueError("the model is in training mode: call model.eval()")
+    in_eval_mode(model)
     with _Codes(len(images)) as codes:
         model(images)
     if not codes.units:

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from ncreg import TPTScheduler, fold, param_groups, swap_head
 from ncreg.functional import mse_one_hot_loss
-from ncreg.integrations import EpochCloser
+from ncreg.integrations import EpochCloser, measure_training_set
 
 pytest.importorskip("transformers")
 accelerate = pytest.importorskip("accelerate")
@@ -158,6 +158,41 @@ def test_a_bare_scheduler_and_another_model_are_refused(tmp_path, unchecked):
         ModelWithLoss(torch.nn.Linear(2, 2))
     with pytest.raises(TypeError, match="must be an ncreg.TPTScheduler"):
         TrainerSchedule(CosineAnnealingLR(optimizer, 3))
+
+
+class Distilled(torch.nn.Module):
+    """A loss that holds its teacher, as a second Classifier inside Trainer's model."""
+
+    def __init__(self, teacher):
+        super().__init__()
+        self.teacher = teacher
+
+    def forward(self, logits, features, labels):
+        return cross_entropy(logits, features, labels)
+
+
+def test_of_two_classifiers_the_callback_measures_the_one_it_is_told(tmp_path):
+    model = ModelWithLoss(classifier(), Distilled(classifier()))
+    with torch.no_grad():  # a teacher that the clean set tells from the student
+        model.loss.teacher.backbone[1].weight.neg_()
+    images, target = data().tensors
+    rows = [{"pixel_values": image, "labels": label} for image, label in zip(images, target, strict=True)]
+
+    def trained(**told):
+        arguments = TrainingArguments(
+            str(tmp_path), num_train_epochs=1, learning_rate=0.0, use_cpu=True, report_to=[], save_strategy="no"
+        )
+        callback = CollapseTrainerCallback(DataLoader(data(), 5), **told)
+        trainer = Trainer(model, arguments, train_dataset=rows, callbacks=[callback])
+        trainer.train()
+        return next(row["collapse_nc1"] for row in trainer.state.log_history if "collapse_nc1" in row)
+
+    with pytest.raises(ValueError, match=r"holds 2 ncreg.Classifiers \('classifier', 'loss.teacher'\)") as told:
+        trained()
+    way_out = eval(str(told.value).partition("classifier=")[2])
+    assert trained(classifier=way_out) == measure_training_set(model.classifier, DataLoader(data(), 5))["nc1"]
+    teacher = measure_training_set(model.loss.teacher, DataLoader(data(), 5))["nc1"]
+    assert trained(classifier=lambda module: module.loss.teacher) == teacher
 
 
 def mean_square(logits, features, labels):

@@ -1,14 +1,26 @@
 """Measuring between epochs: the numbers are right, the training does not notice, two processes agree with one."""
 
+import copy
+import random
 from importlib.util import find_spec
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from timm.data.distributed_sampler import OrderedDistributedSampler
 from torch import nn
-from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    RandomSampler,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 from ncreg import NeuralCollapse, TPTScheduler, swap_head
 from ncreg.integrations import EpochCloser, find_classifier, measure_training_set
@@ -54,6 +66,92 @@ def test_nothing_of_the_training_changes():
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
+class Loud(Dataset):
+    """Every image draws from all generators that there are without a name of their own."""
+
+    def __init__(self, generator):
+        self.generator = generator  # its own
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        draws = torch.rand(1, generator=self.generator) + torch.rand(1) + random.random() + np.random.rand()
+        return torch.ones(8) * draws, index % 3
+
+
+SAMPLERS = {
+    "in order": lambda data, g: DataLoader(data, 4, generator=g),
+    "shuffled": lambda data, g: DataLoader(data, 4, shuffle=True, generator=g),
+    "sampler": lambda data, g: DataLoader(data, 4, sampler=RandomSampler(data, generator=g)),
+    "weighted": lambda data, g: DataLoader(
+        data, 4, sampler=WeightedRandomSampler(torch.ones(8), 8, False, generator=g)
+    ),
+    "batch sampler": lambda data, g: DataLoader(
+        data, batch_sampler=BatchSampler(SubsetRandomSampler(range(8), generator=g), 4, drop_last=False)
+    ),
+    "workers": lambda data, g: DataLoader(
+        data, 4, generator=g, num_workers=1, multiprocessing_context=warm_start.METHOD
+    ),
+    "wrapped": lambda data, g: SimpleLoader(DataLoader(data, 4, shuffle=True, generator=g)),
+}
+
+
+class SimpleLoader:
+    """A loader around a loader, as timm's PrefetchLoader is."""
+
+    def __init__(self, loader):
+        self.loader = loader
+
+    def __iter__(self):
+        return iter(self.loader)
+
+
+@pytest.mark.parametrize("build", SAMPLERS.values(), ids=SAMPLERS)
+def test_what_training_draws_afterwards_is_what_it_would_have_drawn(build, unchecked):
+    """The training loader shares its generator with the clean one, and its data draw from the global ones."""
+
+    def draws(measure):
+        torch.manual_seed(0), random.seed(0), np.random.seed(0)
+        shared, own = torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)
+        training = DataLoader(range(8), 4, shuffle=True, generator=shared)
+        clean = build(Loud(own) if build is not SAMPLERS["workers"] else data(8), shared)
+        model, found = classifier(), []
+        for _ in range(2):
+            found += [batch.tolist() for batch in training]
+            if measure:
+                measure_training_set(model, clean)
+            found += [random.random(), np.random.rand(), float(torch.rand(1)), float(torch.rand(1, generator=own))]
+        return found
+
+    assert draws(True) == draws(False)
+
+
+def test_the_generators_come_back_from_a_measurement_that_fails():
+    shared = torch.Generator().manual_seed(1)
+    loader = DataLoader(TensorDataset(torch.zeros(8, 8)), 4, shuffle=True, generator=shared)
+    with pytest.raises(ValueError, match="a batch must be"):
+        measure_training_set(classifier(), loader)
+    assert shared.get_state().equal(torch.Generator().manual_seed(1).get_state())
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda m: nn.ModuleDict({"net": m})])
+def test_of_a_wrapped_classifier_the_one_inside_is_measured(wrap):
+    model = classifier()
+    plain = measure_training_set(model, DataLoader(data(), 5))
+    wrapped = wrap(model)
+    modes = [part.training for part in wrapped.modules()]
+    scheduler = TPTScheduler(torch.optim.SGD(model.parameters(), lr=0.1), max_epochs=4)
+    assert EpochCloser(DataLoader(data(), 5)).close(scheduler, wrapped, 1) == pytest.approx(plain, rel=1e-6, abs=1e-9)
+    assert modes == [part.training for part in wrapped.modules()]
+
+
+def test_what_holds_no_classifier_is_refused_by_name(unchecked):
+    closer = EpochCloser(DataLoader(data(), 5))
+    with pytest.raises(TypeError, match="DataParallel holds no ncreg.Classifier"):
+        closer.close(None, nn.DataParallel(nn.Linear(8, 3)), 1)
+
+
 def test_dicts_of_hugging_face_are_batches_too():
     pairs = list(DataLoader(data(), 5))
     dicts = [{"pixel_values": images, "labels": labels} for images, labels in pairs]
@@ -74,8 +172,11 @@ def test_a_classifier_is_found_or_the_way_out_is_said(unchecked):
     assert find_classifier(nn.ModuleDict({"net": one})) is one
     with pytest.raises(TypeError, match="holds no ncreg.Classifier.*swap_head"):
         find_classifier(nn.Linear(2, 2))
-    with pytest.raises(ValueError, match="holds 2 ncreg.Classifiers"):
-        find_classifier(nn.ModuleList([one, classifier()]))
+    two = nn.ModuleDict({"teacher": nn.Sequential(classifier()), "net": one})
+    with pytest.raises(ValueError, match=r"holds 2 ncreg.Classifiers \('teacher.0', 'net'\)") as told:
+        find_classifier(two)
+    way_out = str(told.value).partition("classifier=")[2]
+    assert eval(way_out)(two) is two["teacher"][0]
 
 
 def test_an_iterator_is_no_loader(unchecked):
@@ -102,6 +203,8 @@ def _measure_on(rank, world, port, queue):
             buffer.add_(1)
     own = [buffer.clone() for buffer in model.buffers()]
     whole = measure_training_set(model, DataLoader(data(), 5))
+    wrapped = nn.parallel.DistributedDataParallel(copy.deepcopy(model))
+    assert measure_training_set(wrapped, DataLoader(data(), 5)) == whole
     place = {"num_replicas": world, "rank": rank}
     shared = []
     for rows in (24, 23):  # of 23 images one process would see one twice

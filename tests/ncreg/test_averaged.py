@@ -1,12 +1,16 @@
 """Averages of weights: timm's and torch's, over every head and the last norm."""
 
 import copy
+from datetime import timedelta
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from timm.utils import ModelEmaV2, ModelEmaV3
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import swa_utils
 
 import ncreg
@@ -14,6 +18,7 @@ from ncreg.averaging import update_bn
 from ncreg.frames import nearest_simplex_etf, simplex_etf
 from ncreg.heads import HEADS, CodeHead, FixedHead, NearestETFHead
 from ncreg.norms import LastBatchNorm
+from tests import nccl_rules, warm_start
 
 CLASSES, DIM = 6, 12
 
@@ -322,3 +327,61 @@ def test_update_bn_reads_a_frozen_norm_as_it_is():
     np.testing.assert_allclose(model.second.running_mean.numpy(), behind.mean(0), atol=1e-12)
     np.testing.assert_allclose(model.second.running_var.numpy(), behind.var(0, ddof=1), atol=1e-12)
     assert model.first.running_mean.eq(5).all() and model.first.running_var.eq(4).all()
+
+
+SIZES = [((4, 2, 6), (3, 8, 2)), ((4, 4, 4), (4,) * 5), ((), (4, 4)), ((4, 4), ()), ((), ())]
+"""Sizes of the batches of each of two ranks."""
+
+
+def _update_bn_on(rank, meeting):
+    """Equal numbers of batches of any sizes give the statistics of all rows; others are refused on both ranks."""
+    init = {"init_method": f"file://{meeting}", "timeout": timedelta(seconds=60)}
+    dist.init_process_group("gloo", rank=rank, world_size=2, **init)
+    nccl_rules.enforce()
+    for sizes in SIZES:
+        for wrap in (nn.Identity, DistributedDataParallel):
+            net = nn.Sequential(nn.Linear(4, 4), LastBatchNorm(4)).double() if wrap is nn.Identity else joined()
+            _update_and_compare(rank, sizes, net, wrap)
+    alone = nn.BatchNorm1d(4).double()  # whose ranks do not need each other
+    rows = ranks_rows((12, 20))[rank]
+    update_bn(rows.split(4), alone)
+    np.testing.assert_allclose(alone.running_var.numpy(), rows.numpy().var(0, ddof=1), atol=1e-12)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def joined():
+    """A norm without a collective of its own, in DistributedDataParallel, which sends buffers before each batch."""
+    return nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).double()
+
+
+def ranks_rows(counts):
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randn(count, 4, dtype=torch.float64, generator=generator) * 3 + 1 for count in counts]
+
+
+def _update_and_compare(rank, sizes, net, wrap):
+    with torch.no_grad():
+        net[0].weight.copy_(torch.eye(4)), net[0].bias.zero_()
+    model, norm = wrap(net) if wrap is DistributedDataParallel else net, net[1]
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    rows = ranks_rows([sum(parts) for parts in sizes])
+    numbers = [len(parts) for parts in sizes]
+    own = rows[rank].split(sizes[rank]) if sizes[rank] else []
+    if numbers[0] == numbers[1] > 0:
+        update_bn(own, model)
+        if isinstance(norm, LastBatchNorm):
+            whole = torch.cat(rows).numpy()
+            np.testing.assert_allclose(norm.running_mean.numpy(), whole.mean(0), atol=1e-12)
+            np.testing.assert_allclose(norm.running_var.numpy(), whole.var(0, ddof=1), atol=1e-12)
+        return
+    words = "1 of 2 ranks have fewer than" if any(numbers) else "loader gave no batch"
+    with pytest.raises(ValueError, match=words):
+        update_bn(own, model)
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert net.training and norm.momentum == 0.1 and not norm._forward_hooks
+
+
+def test_update_bn_on_two_ranks(tmp_path):
+    mp.start_processes(_update_bn_on, args=(tmp_path / "meet",), nprocs=2, start_method=warm_start.METHOD)

@@ -113,6 +113,8 @@ def test_the_same_image_everywhere_is_fully_condensed_and_zeros_count_as_nothing
 
 
 X, Y = torch.rand(4, 3), torch.tensor([0, 1, 0, 1])
+PARTLY_TRAINING = nn.Sequential(nn.BatchNorm1d(3), nn.ReLU()).eval()
+PARTLY_TRAINING[0].train()
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -126,9 +128,11 @@ X, Y = torch.rand(4, 3), torch.tensor([0, 1, 0, 1])
         (lambda: hessian_norms(nn.Linear(3, 2), X, Y, steps=0), ValueError, "steps=0"),
         (lambda: batch_norm_condensation(nn.Sequential(nn.ReLU()).eval(), X), ValueError, "no BatchNorm runs"),
         (lambda: batch_norm_condensation(nn.BatchNorm1d(3), X), ValueError, "training mode"),
+        (lambda: batch_norm_condensation(PARTLY_TRAINING, X), ValueError, r"training mode \(0\): call model.eval"),
         (lambda: batch_norm_condensation(nn.BatchNorm1d(3).eval(), X[:1]), ValueError, "images holds 1"),
     ],
 )
 def test_what_is_refused(call, error, words):
     with pytest.raises(error, match=words):
         call()
+    assert PARTLY_TRAINING[0].num_batches_tracked == 0 and PARTLY_TRAINING[0].running_mean.eq(0).all()

@@ -7,6 +7,7 @@ import oracles
 import pytest
 import timm
 import torch
+import torchvision.models as tv
 from torch import nn
 from torch.nn.functional import relu
 from torch.utils.checkpoint import checkpoint
@@ -150,6 +151,123 @@ def test_channels_last_and_own_pooling(net):
         found = depth.compute()["permute"]
     expected = oracles.neural_collapse(out[:, 0, 0].numpy(), target.numpy())
     assert float(found["nc1"]) == pytest.approx(expected["nc1"], rel=1e-9)
+
+
+def swin(size):
+    return timm.models.SwinTransformer(
+        img_size=size, patch_size=4, window_size=4, embed_dim=16, depths=(1, 1), num_heads=(2, 2), num_classes=4
+    )
+
+
+def torchvision_swin():
+    return tv.swin_transformer.SwinTransformer([4, 4], 16, [1, 1], [2, 2], [4, 4], num_classes=4)
+
+
+def torchvision_convnext():
+    return tv.convnext.ConvNeXt([tv.convnext.CNBlockConfig(16, None, 2)], num_classes=4)
+
+
+class Gated(nn.Module):
+    """Squeeze and excitation by linear layers, beside a convolution: 64/16 = 4 channels inside, and 4 columns."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.down, self.up = nn.Conv2d(3, 64, 3, 8, 1), nn.Linear(64, 4), nn.Linear(4, 64)
+
+    def forward(self, x):
+        x = self.conv(x)
+        return x * self.up(self.down(x.mean((2, 3)))).sigmoid()[:, :, None, None]
+
+
+# model, size of its images, and by layer the axis of the channels
+MAPS = [
+    (lambda: timm.create_model("test_resnet"), 32, {"conv1.0": 1, "layer1.0.conv1": 1, "layer2": 1}),
+    (
+        lambda: timm.create_model("test_resnet"),
+        128,
+        {"conv1": 1, "layer1": 1, "act1": 1},
+    ),  # (B, 32, 64, 64), (B, 32, 32, 32)
+    (lambda: timm.create_model("test_convnext"), 64, {"stem": 1, "stages.0.blocks.0.norm": 3, "stages.0": 1}),
+    (
+        lambda: timm.create_model("test_convnext"),
+        96,
+        {"stem": 1, "stages.0.blocks.0.norm": 3, "stages.0": 1},
+    ),  # 24 × 24
+    (
+        lambda: swin(32),
+        32,
+        {"patch_embed.proj": 1, "patch_embed": 3, "layers.0": 3, "layers.1.downsample": 3, "norm": 3},
+    ),
+    (lambda: swin(64), 64, {"patch_embed.proj": 1, "patch_embed": 3, "layers.0": 3}),  # 16 channels, 16 × 16
+    (torchvision_swin, 32, {"features.0.0": 1, "features.0.1": 3, "features.1": 3, "features": 3, "permute": 1}),
+    (torchvision_swin, 64, {"features.0.0": 1, "features.0": 3, "features.1.0.mlp": 3, "features.1": 3}),
+    (torchvision_convnext, 64, {"features.0": 1, "features.1.0.block.5": 3, "features.1.0": 1, "features": 1}),
+    (
+        lambda: tv.densenet.DenseNet(8, (2, 2), 16),
+        64,
+        {"features.denseblock1": 1, "features.denseblock1.denselayer1": 1},
+    ),
+    (lambda: nn.Sequential(Gated(), nn.ReLU(), nn.Flatten(), nn.Linear(1024, 4)), 32, {"0": 1, "1": 1}),
+]
+
+
+@pytest.mark.parametrize(("build", "size", "axes"), MAPS)
+def test_channels_are_found_layer_by_layer(build, size, axes):
+    """The mean over all other axes, by numpy, of a copy of what the layer gave."""
+    torch.manual_seed(0)
+    model, seen = build().eval(), {}
+    for name in axes:
+        keep = lambda m, i, o, name=name: seen.__setitem__(name, o.detach().numpy().copy())  # noqa: E731
+        model.get_submodule(name).register_forward_hook(keep)
+    with torch.no_grad(), LayerwiseCollapse(model, list(axes), num_classes=4) as depth:
+        model(torch.randn(2, 3, size, size))
+        found = depth.activations()
+    for name, axis in axes.items():
+        expected = seen[name].mean(tuple({1, 2, 3} - {axis}))
+        assert seen[name].ndim == 4 and found[name].shape == expected.shape, name
+        np.testing.assert_allclose(found[name], expected, atol=1e-5, err_msg=name)
+
+
+def test_one_layer_with_channels_last_changes_no_other():
+    """A convolution in a model of maps (B, H, W, C): collapse by columns is not collapse by channels."""
+    torch.manual_seed(0)
+    model, target, seen = swin(32).eval(), torch.arange(80) % 4, []
+    images = torch.randn(80, 3, 32, 32) + target[:, None, None, None] * torch.tensor([1.0, 0, -1])[:, None, None]
+    model.patch_embed.proj.register_forward_hook(lambda m, i, o: seen.append(o))
+    with torch.no_grad(), LayerwiseCollapse(model, layers=["patch_embed.proj"]) as depth:
+        model(images)
+        depth.update(target)
+        found = depth.compute()["patch_embed.proj"]
+    expected = oracles.neural_collapse(seen[0].double().numpy().mean((2, 3)), target.numpy())
+    assert float(found["nc1"]) == pytest.approx(expected["nc1"], rel=1e-4)
+
+
+class Both(nn.Module):
+    """A convolution and a layer norm; nothing but its code says that its maps have channels last."""
+
+    num_classes = 4
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.act = nn.Conv2d(3, 8, 1), nn.LayerNorm(8), nn.ReLU()
+
+    def forward(self, x):
+        return self.act(self.norm(self.conv(x).permute(0, 2, 3, 1)))
+
+
+@pytest.mark.parametrize("layer", ["0", "0.act"])
+def test_a_map_whose_channels_may_be_either_axis_is_refused_with_a_way_out(layer):
+    torch.manual_seed(0)
+    whole = nn.Sequential(Both())
+    with torch.no_grad():
+        with LayerwiseCollapse(whole, [layer], num_classes=4) as depth:
+            out = whole(torch.randn(2, 3, 5, 5))  # 5 columns: the 8 channels are told
+            torch.testing.assert_close(depth.activations()[layer], out.mean((1, 2)))
+            with pytest.raises(ValueError, match=rf"layer '{layer}' gives \(2, 8, 8, 8\).*axis 1 or 3: give pool="):
+                whole(torch.randn(2, 3, 8, 8))
+        with LayerwiseCollapse(whole, [layer], num_classes=4, pool=lambda maps: maps.mean((1, 2))) as depth:
+            out = whole(torch.randn(2, 3, 8, 8))
+            torch.testing.assert_close(depth.activations()[layer], out.mean((1, 2)))
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -212,6 +212,16 @@ def test_mahalanobis_from_its_definition():
     np.testing.assert_allclose(R.mahalanobis_score(test, h, y), wanted, rtol=1e-9)
 
 
+@pytest.mark.parametrize("size", [1e-13, 1e-300, 1e300])
+def test_knn_knows_the_direction_of_features_of_any_length(size):
+    h, _ = clusters()
+    test = others()
+    want = R.knn_score(test, h, neighbours=7)
+    torch.testing.assert_close(R.knn_score(test * size, h, neighbours=7), want)
+    torch.testing.assert_close(R.knn_score(test, h * size, neighbours=7), want)
+    assert R.knn_score(0 * test[:3], h, neighbours=7).tolist() == pytest.approx([-1] * 3)  # as documented: no direction
+
+
 def test_knn_from_its_definition():
     h, _ = clusters()
     test = others()
@@ -366,6 +376,20 @@ def test_a_head_that_normalises_needs_its_training_logits():
     report = R.evaluate_ood(*args, weight=head.weight, train_logits=head(h))
     wanted = R.vim_score(test, head(test), h, head(h))
     torch.testing.assert_close(report.ood_scores["x"]["vim"], wanted)
+
+
+@pytest.mark.parametrize("length", [1, 100, 1e6])
+def test_the_check_of_a_head_that_scales_does_not_depend_on_the_ood_set(length):
+    """Long features there once hid that the in-distribution logits are twice what weight and features make."""
+    h, y = clusters(dim=12)
+    weight = torch.randn(4, 12, generator=torch.Generator().manual_seed(0)).double()
+    far = length * others(dim=12)
+    twice = (h, y, h, 2 * h @ weight.T, {"far": (far, 2 * far @ weight.T)})
+    assert "normalises or scales" in R.evaluate_ood(*twice, weight=weight).skipped["vim"]
+    report = R.evaluate_ood(h, y, h, h @ weight.T, {"far": (far, far @ weight.T)}, weight=weight)
+    torch.testing.assert_close(
+        report.ood_scores["far"]["vim"], R.vim_score(far, far @ weight.T, h, h @ weight.T, weight=weight)
+    )
 
 
 def test_ties_at_saturated_softmax_count_half():

@@ -1,4 +1,5 @@
 import copy
+import warnings
 
 import pytest
 import torch
@@ -6,6 +7,7 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler.cosine_lr import CosineLRScheduler
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.nn.utils import parametrizations, parametrize, prune
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from ncreg.models import swap_head
@@ -118,6 +120,59 @@ def test_a_bias_of_two_dimensions_does_not_decay():
     module = nn.Linear(3, 2)
     module.bias = nn.Parameter(torch.zeros(2, 1))
     assert names(module, True) == {"weight"}
+
+
+def older_weight_norm(module, name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        nn.utils.weight_norm(module, name)
+
+
+MADE = {
+    "parametrized": lambda module, name: parametrize.register_parametrization(module, name, nn.Identity()),
+    "weight norm": parametrizations.weight_norm,
+    "older weight norm": older_weight_norm,
+    "pruned": lambda module, name: prune.identity(module, name),
+}
+
+
+def decay_of_what_makes(make, model, path):
+    """λ of each parameter of which a weight is made; the weight is told by the gradients that it has."""
+    owner, name = model.get_submodule(path.rpartition(".")[0]), path.rpartition(".")[2]
+    make(owner, name)
+    for hook in owner._forward_pre_hooks.values():
+        hook(owner, None)
+    parts = torch.autograd.grad(getattr(owner, name).sum(), list(model.parameters()), allow_unused=True)
+    decay = {id(p): group["weight_decay"] for group in param_groups(model, 0.1) for p in group["params"]}
+    return {decay[id(p)] for p, made in zip(model.parameters(), parts, strict=True) if made is not None}
+
+
+@pytest.mark.parametrize("make", MADE.values(), ids=MADE)
+def test_what_makes_a_weight_decays_as_the_weight_does(make):
+    def model():
+        norm = LastBatchNorm(8, bias=True)
+        return nn.ModuleDict({"layer": nn.Linear(4, 8), "inner": nn.BatchNorm1d(8), "norm": norm})
+
+    decays = {"layer.weight": {0.1}, "layer.bias": {0}, "inner.weight": {0}, "inner.bias": {0}, "norm.weight": {0.1}}
+    for path, expected in (decays | {"norm.bias": {0}}).items():
+        assert decay_of_what_makes(make, model(), path) == expected, path
+    column = model()
+    column["layer"].bias = nn.Parameter(torch.ones(8, 1))
+    assert decay_of_what_makes(make, column, "layer.bias") == {0}
+    filtered = nn.ModuleDict({"classifier": swap_head("test_resnet", norm="filter_response", num_classes=10)})
+    assert decay_of_what_makes(make, filtered, "classifier.norm.eps") == {0}
+
+
+def test_an_exempted_name_and_its_layer_are_known_when_it_is_parametrized():
+    plain, made = vit(), vit()
+    MADE["parametrized"](made.backbone, "cls_token")
+    MADE["parametrized"](made.backbone, "pos_embed")
+
+    def rules(model):
+        groups = param_groups(model, 0.1, layer_decay=0.5)
+        return sorted((g["weight_decay"], g["lr_scale"], p.numel()) for g in groups for p in g["params"])
+
+    assert rules(made) == rules(plain)
 
 
 class Holder(nn.Module):

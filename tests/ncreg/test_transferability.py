@@ -171,6 +171,19 @@ def test_naswot_counts_bits(functional):
     assert naswot(nn.Sequential(net).eval(), images) == naswot(net, images)
 
 
+@pytest.mark.parametrize("part", ["norm", "conv"])
+def test_naswot_refuses_a_model_of_which_one_part_is_in_training_mode(part):
+    """A BatchNorm there would take in the images, a dropout would draw: neither the model nor the score may change."""
+    net, images = small_network(False), torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    net.get_submodule(part).train()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    for model in (net, net.forward):
+        with pytest.raises(ValueError, match=rf"training mode \({part}\): call model.eval\(\)"):
+            naswot(model, images)
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+    assert naswot(net.eval(), images) == naswot(net.forward, images)
+
+
 @pytest.mark.parametrize(
     "relu",
     [

@@ -259,8 +259,8 @@ def _vim(data: _Data, num_id: int, dim: int | None) -> Tensor:
             raise NotDefined("ViM: pass train_logits, or the weight and bias of a linear head")
         weight = data.weight.detach().to(data.train)
         bias = 0.0 if data.bias is None else data.bias.detach().to(data.train)
-        made = data.features[:num_id] @ weight.T + bias
-        if not torch.allclose(made, data.logits[:num_id], rtol=0, atol=1e-2 * float(data.logits.abs().max())):
+        made, logits = data.features[:num_id] @ weight.T + bias, data.logits[:num_id]
+        if not torch.allclose(made, logits, rtol=0, atol=1e-2 * float(logits.abs().max())):
             raise NotDefined(
                 "ViM: id_logits are not id_features @ weight.T + bias, so the head normalises or scales: "
                 "pass train_logits"

@@ -94,6 +94,8 @@ def knn_score(
 ) -> Float[Tensor, " batch"]:
     """−‖u − u_(k)‖: minus the distance to the k-th nearest training feature, all at unit length.
 
+    A feature that is 0 throughout has no direction and stays 0: it is at distance 1 from every other feature.
+
     Source: Sun et al., "Out-of-Distribution Detection with Deep Nearest Neighbors", ICML 2022 (arXiv 2204.06507); k
     is 50 there for CIFAR-10.
 
@@ -110,8 +112,14 @@ def knn_score(
     if len(train) < check_integer("neighbours", neighbours, 1):
         raise NotDefined(f"neighbours={neighbours} but there are only {len(train)} training features: pass fewer")
     labels = torch.zeros(len(train), dtype=torch.int64, device="cpu")
-    fitted = _pytorch_ood().KNN(None, k=neighbours).fit_features(train, labels)
-    return -fitted.predict_features(rows)
+    fitted = _pytorch_ood().KNN(None, k=neighbours).fit_features(_at_unit_size(train), labels)
+    return -fitted.predict_features(_at_unit_size(rows))
+
+
+def _at_unit_size(rows: Tensor) -> Tensor:
+    """Each row over its largest |value|: KNN takes a length below 1e-12 for 1e-12, and squares end at 1e±154."""
+    largest = rows.abs().amax(1, keepdim=True)
+    return rows / torch.where(largest > 0, largest, 1)
 
 
 def mahalanobis_score(
