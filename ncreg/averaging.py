@@ -88,7 +88,8 @@ def _groups(model: nn.Module) -> list[Any]:
         return []
     kinds = LastBatchNorm | nn.SyncBatchNorm | DistributedDataParallel
     parts = [module for module in model.modules() if isinstance(module, kinds)]
-    return list({getattr(part, "process_group", None) or dist.group.WORLD for part in parts})
+    # in the order of the modules, which is the same on every rank
+    return list(dict.fromkeys(getattr(part, "process_group", None) or dist.group.WORLD for part in parts))
 
 
 def _in_step(batches: Iterator[Any], groups: list[Any], device: torch.device) -> Iterator[Any]:
