@@ -134,7 +134,6 @@ DEFAULT, BN_WD, ETF, NORMFACE, SUPCON, TPT = CARDS.values()
         ("as_good_as", "fashion_mnist", "etf_grouped", ACCURACY, 100, 2, [EVIDENCE]),
         ("as_good_as", "fashion_mnist", "etf_grouped", AFTER, 1, 3, [EVIDENCE]),
         ("as_good_as", "fashion_mnist", "etf_grouped", "robustness.transfer.mean.linear", 100, 1, [EVIDENCE]),
-        ("as_good_as", "mnist5k", "etf_grouped", ACCURACY, 100, 2, [EVIDENCE]),
         ("as_good_as", "mnist5k", "etf_grouped", "robustness.transfer.mean.linear", 100, 1, [EVIDENCE]),
         ("as_good_as", "mnist5k", "default", ACCURACY, 100, 2, [EVIDENCE, DEFAULT]),
         ("as_good_as", "mnist5k", "default", "robustness.transfer.mean.linear", 100, 1, [EVIDENCE, DEFAULT]),
