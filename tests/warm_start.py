@@ -73,7 +73,7 @@ def _as_python(words, environment, folder, outputs):
     torch.set_num_threads(int(environment.get("OMP_NUM_THREADS", os.cpu_count())))  # read when torch was imported
     os.chdir(folder)
     added = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
-    installed = [path for path in sys.path if not Path(path).is_relative_to(ROOT)]
+    installed = [path for path in sys.path if not Path(path).is_relative_to(ROOT / "tests")]
     if words[0] == "-m":
         sys.path[:], sys.argv = [folder, *added, *installed], words[1:]
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
