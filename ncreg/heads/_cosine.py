@@ -92,14 +92,6 @@ def lengths(features: Tensor) -> Tensor:
     return length.masked_fill(length == torch.inf, torch.nan)
 
 
-def along_unit(gradient: Tensor, features: Tensor, length: Tensor) -> Tensor:
-    """(g·h)/‖h‖² a row (batch, 1), 0 where ‖h‖ is at most EPS: times h, the part of a gradient along its feature."""
-    wide = wide_dtype(features)
-    longer = torch.threshold(length, EPS, torch.inf)
-    product = torch.linalg.vecdot(gradient.to(wide), features.to(wide))[:, None]
-    return (product / longer / longer).to(features.dtype)
-
-
 def fixed_logits(features: Tensor, frame: Tensor, scale: float | Tensor, normalize: bool) -> Tensor:
     """Logits of a head whose frame follows the features' dtype: scale · W h, or scale · W h/‖h‖."""
     check_pooled(features, frame.shape[1], "head")
@@ -141,11 +133,21 @@ def plain_cosine_logits(features: Tensor, weight: Tensor, scale: float | Tensor)
     return logits * factor.to(logits.dtype)
 
 
-class _CosineLogits(torch.autograd.Function):
-    """The same with a backward in three passes over the features, where autograd takes five.
+class Kept:
+    """An output for the backward pass, as long as nobody changes it in place, as margins do."""
 
-    With f = scale/‖h‖, upstream g and p = Wᵀ(f·g): dL/dh = p − h·(p·h)/‖h‖², the second term only above EPS. The
-    logits are not kept, and may be changed in place, as margins do.
+    def __init__(self, output: Tensor) -> None:
+        self.output, self.version = output.detach(), output._version  # an alias: it shares values and version
+
+    def unchanged(self) -> Tensor | None:
+        """The output; None where it was changed."""
+        return self.output if self.output._version == self.version else None
+
+
+class _CosineLogits(torch.autograd.Function):
+    """The same with a backward in two passes over the features, where autograd takes five.
+
+    With f = scale/‖h‖ and upstream g: dL/dh = Wᵀ(f·g) − h·(f·g·logits)/(scale·‖h‖), the second term only above EPS.
     """
 
     @staticmethod
@@ -154,20 +156,23 @@ class _CosineLogits(torch.autograd.Function):
         factor = scale / length.clamp_min(EPS)
         logits = torch.mm(features, weight.T)
         logits.mul_(factor)
-        ctx.scale = scale
+        ctx.scale, ctx.kept = scale, Kept(logits)
         ctx.save_for_backward(features, weight, length, factor)
         return logits
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         features, weight, length, factor = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a second derivative is wanted, and these have none
-            length, factor = lengths(features), over_length(features, ctx.scale)
+        logits = ctx.kept.unchanged()
+        if torch.is_grad_enabled():  # a second derivative is wanted, and what is kept has none
+            length, factor, logits = lengths(features), over_length(features, ctx.scale), None
+        if logits is None:
+            logits = torch.mm(features, weight.T) * factor.to(features.dtype)
         scaled = (gradient * factor).to(gradient.dtype)
         by_features = by_weight = None
         if ctx.needs_input_grad[0]:
-            pulled = scaled @ weight
-            by_features = torch.addcmul(pulled, features, along_unit(pulled, features, length), value=-1)
+            along = (scaled * logits).sum(1, keepdim=True) / torch.threshold(length, EPS, torch.inf)
+            by_features = torch.addcmul(scaled @ weight, features, along.to(features.dtype), value=-1 / ctx.scale)
         if ctx.needs_input_grad[1]:
             by_weight = scaled.T @ features
         return by_features, by_weight, None

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from ncreg.heads._cosine import EPS, along_unit, lengths, over_length, wide_dtype
+from ncreg.heads._cosine import EPS, Kept, lengths, over_length, wide_dtype
 
 
 def group_sums(features: Tensor, dim: int, num_classes: int) -> Tensor:
@@ -47,8 +47,7 @@ def _stretch(num_classes: int, scale: float) -> float:
 class GroupedCosine(torch.autograd.Function):
     """`grouped_cosine` in half the passes over the features that autograd takes.
 
-    With L the centred group sums, f = scale·a/‖h‖, upstream g and p = Lᵀ(f·g): dL/dh = p − h·(p·h)/‖h‖². The logits
-    are not kept, and may be changed in place.
+    With L the centred group sums, f = scale·a/‖h‖ and upstream g: dL/dh = Lᵀ(f·g) − h·Σ(f·g·logits)/(scale·a·‖h‖).
     """
 
     @staticmethod
@@ -58,7 +57,7 @@ class GroupedCosine(torch.autograd.Function):
         factor = _stretch(num_classes, scale) / length.clamp_min(EPS)
         groups = group_sums(features, features.shape[1], num_classes)
         logits = groups.sub_(groups.mean(1, keepdim=True)).mul_(factor).to(features.dtype)
-        ctx.num_classes, ctx.scale = num_classes, scale
+        ctx.num_classes, ctx.scale, ctx.kept = num_classes, scale, Kept(logits)
         ctx.save_for_backward(features, length, factor)
         return logits
 
@@ -69,9 +68,14 @@ class GroupedCosine(torch.autograd.Function):
         if torch.is_grad_enabled():
             plain = grouped_cosine(features, ctx.num_classes, ctx.scale)
             return torch.autograd.grad(plain, features, gradient, create_graph=True)[0], None, None
+        logits = ctx.kept.unchanged()
+        if logits is None:
+            logits = grouped_cosine(features, ctx.num_classes, ctx.scale)
         pulled = gradient * factor
+        along = (pulled * logits).sum(1, keepdim=True) / torch.threshold(length, EPS, torch.inf)
         pulled.sub_(pulled.mean(1, keepdim=True)).mul_(_roots(features.shape[1], ctx.num_classes, pulled))
         pulled = pulled.to(features.dtype)
         whole, rest = divmod(features.shape[1], ctx.num_classes)
         spread = torch.cat([pulled] * whole + [pulled[:, :rest]] * (rest > 0), dim=1)
-        return spread.addcmul_(features, along_unit(spread, features, length), value=-1), None, None
+        along = (along / -_stretch(ctx.num_classes, ctx.scale)).to(features.dtype)
+        return spread.addcmul_(features, along), None, None
