@@ -40,7 +40,7 @@ def run(words, ranks=1, *, environment=os.environ, folder=ROOT, timeout=600):
         ]
         for process in started:
             process.start()
-        deadline = time.monotonic() + timeout
+        deadline, late = time.monotonic() + timeout, False
         while running := [process for process in started if process.exitcode is None]:
             late = time.monotonic() > deadline
             if late or len(running) < ranks and any(process.exitcode for process in started):
