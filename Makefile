@@ -1,6 +1,7 @@
 # make train : set up and run the main job on the embedded data
 # make test  : set up and run lint, types, doctests and the test suite
 # make lint  : ruff, mypy, and the contracts on which package may import which
+# make suite : doctests and the test suite; `make test` runs the two side by side, mypy being a single process
 # make slow  : the tests that take minutes
 # make docs  : the documentation site, into build/site; no network once its tools are installed
 # make release-check: sdist and wheel, checked, installed into a clean environment and tried there
@@ -14,14 +15,17 @@ PYTHON ?= python3
 ARGS ?= etf
 PY = $(VENV)/bin/python
 
-.PHONY: train test lint slow docs release-check oldest clean
+.PHONY: train test lint suite slow docs release-check oldest clean
 
 train: export OMP_NUM_THREADS ?= 1
 train: $(VENV)/.train
 	$(PY) recipes/train.py $(ARGS)
 
-test: export OMP_NUM_THREADS = 1
-test: lint
+test: $(VENV)/.dev
+	$(MAKE) -j 2 lint suite
+
+suite: export OMP_NUM_THREADS = 1
+suite: $(VENV)/.dev
 	$(PY) -m pytest -n 2 -q
 
 lint: $(VENV)/.dev
@@ -63,7 +67,8 @@ $(VENV)/.train: pyproject.toml | $(PY)
 
 $(VENV)/.dev: pyproject.toml | $(PY)
 	@echo "installing ncreg and all that its tests need into $(VENV): 7 GB, some minutes"
-	$(PY) -m pip install --quiet -e ".[recipes,robust,data,export,lightning,hf,docs,dev]"
+	$(PY) -m pip install --quiet --no-compile -e ".[recipes,robust,data,export,lightning,hf,docs,dev]"
+	$(PY) -m compileall -qq -j 0 $(VENV)/lib || true # as pip would, but on all cores; some packages hold files for other versions
 	touch $@
 
 $(VENV)/.docs: pyproject.toml | $(PY)

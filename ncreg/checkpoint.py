@@ -22,6 +22,9 @@ from ncreg.models import Classifier, Normalize, swap_head
 FORMAT = 1
 """Version of the checkpoint layout, under the key "format"."""
 
+SIMPLE = (bool, int, float, str, type(None))
+"""Types of values that need no further look; a state has thousands."""
+
 
 def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
     """Write `state` so that `path` holds either the old file or the whole new one, whatever happens meanwhile.
@@ -277,12 +280,15 @@ def _check_plain(value: Any, where: str) -> None:
     kind = type(value)
     if kind in (dict, OrderedDict, Counter):  # state dicts, and those of schedules
         for key, item in value.items():
-            _check_plain(key, f"{where}: the key {key!r}")
-            _check_plain(item, f"{where}[{key!r}]")
+            if type(key) not in SIMPLE:
+                _check_plain(key, f"{where}: the key {key!r}")
+            if type(item) not in SIMPLE:
+                _check_plain(item, f"{where}[{key!r}]")
     elif kind in (list, tuple, torch.Size):
         for index, item in enumerate(value):
-            _check_plain(item, f"{where}[{index}]")
-    elif not (value is None or isinstance(value, torch.Tensor) or kind in (bool, int, float, str)):
+            if type(item) not in SIMPLE:
+                _check_plain(item, f"{where}[{index}]")
+    elif not isinstance(value, torch.Tensor):
         name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
         raise ValueError(
             f"{where} is a {name}: checkpoints hold tensors, Python's own numbers and strings, lists, dicts"

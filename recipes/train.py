@@ -40,8 +40,8 @@ from recipes.core.config import TrainConfig, as_yaml
 from recipes.core.distributed import Ranks, join_ranks, pick_device
 from recipes.core.errors import RankError, UserError
 from recipes.core.interrupt import EXIT_CODE, Stopped, StopRequest
-from recipes.core.memory import is_out_of_memory, keep_freed_memory, out_of_memory
-from recipes.core.script import leave_with
+from recipes.core.memory import keep_freed_memory
+from recipes.core.script import leave_with, tell_out_of_memory
 from recipes.data.augment import batches, check_shift, epoch_order
 from recipes.data.lazy_images import report_lost_workers
 from recipes.data.left_out import check_readable
@@ -342,10 +342,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"error: {error}", file=sys.stderr)
         return 2
     except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        print(f"error: {out_of_memory(error, LESS_MEMORY)}", file=sys.stderr)
-        return 2
+        return tell_out_of_memory(error, LESS_MEMORY)
     except Stopped as stopped:
         if os.environ.get("RANK", "0") == "0":
             print(stopped, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Processes of their own for tests, with torch, torchvision and timm imported already, which takes seconds each time.
+"""Processes of their own for tests, with the large packages imported already, which takes seconds each time.
 
 They are forked from a process that has done nothing but those imports, once for each worker of pytest, so they start as
 clean as `python SCRIPT` does. What such a process says goes into files: nothing of it waits in a pipe.
@@ -21,7 +21,7 @@ METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods()
 """The start method, also for torch.multiprocessing.start_processes."""
 
 _CONTEXT = multiprocessing.get_context(METHOD)
-_CONTEXT.set_forkserver_preload(["torch", "torchvision", "timm"])
+_CONTEXT.set_forkserver_preload(["torch", "torchvision", "timm", "torchmetrics", "sklearn.datasets"])
 
 
 def run(words, ranks=1, *, environment=os.environ, folder=ROOT, timeout=600):

@@ -99,7 +99,7 @@ def _kind(module: nn.Module) -> int | None:
     if not list(module.children()) and isinstance(dims := getattr(module, "dims", None), list | tuple):
         return FIRST if list(dims) == [0, 3, 1, 2] else LAST if list(dims) == [0, 2, 3, 1] else None
     width = _normalized(module)
-    of_maps = type(module).__name__.endswith("2d") and (width or not list(module.children()))
+    of_maps = "2d" in type(module).__name__ and (width or not list(module.children()))
     if of_maps or isinstance(module, _OF_MAPS) or getattr(module, "data_format", None) == "channels_first":
         return FIRST
     return LAST if isinstance(module, nn.Linear) or width else None

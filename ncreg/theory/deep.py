@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from ncreg._checks import Number, check_integer, check_numbers, check_positive
+from ncreg._checks import Number, check_integer
 from ncreg._readable import readable
 from ncreg.numerics import in_float64
+from ncreg.theory.squared_error import checked_decays
 
 POINTS, FINER_POINTS, ZOOMS = 257, 17, 14
 """Scales that are tried at first, around the best of them, and how often."""
@@ -77,12 +78,7 @@ def deep_cross_entropy_optimum(
     """
     rows = _checked_shape(shape)
     check_integer("samples_per_class", samples_per_class, 1)
-    decays = check_numbers("weight_decays", weight_decays)
-    if not decays:
-        raise ValueError("weight_decays is empty: a linear network has at least one layer")
-    for index, decay in enumerate(decays):
-        check_positive(f"weight_decays[{index}]", decay)
-    decays.append(check_positive("feature_decay", feature_decay))
+    decays = checked_decays(weight_decays, feature_decay)
     factors = len(decays)
     singular = torch.linalg.svdvals(rows)
     kept = singular[singular > len(rows) * torch.finfo(rows.dtype).eps * singular[0]]

@@ -132,12 +132,7 @@ def deep_linear_optimum(
     """
     check_num_classes(num_classes)
     check_integer("samples_per_class", samples_per_class, 1)
-    decays = check_numbers("weight_decays", weight_decays)
-    if not decays:
-        raise ValueError("weight_decays is empty: a linear network has at least one layer")
-    for index, decay in enumerate(decays):
-        check_positive(f"weight_decays[{index}]", decay)
-    decays.append(check_positive("feature_decay", feature_decay))
+    decays = checked_decays(weight_decays, feature_decay)
     check_flag("bias", bias)
     factors = len(decays)
     unit = math.exp((math.fsum(map(math.log, decays)) + math.log(samples_per_class)) / factors)
@@ -196,6 +191,16 @@ def relu_mse_optimum(
     if len(decays := check_numbers("weight_decays", weight_decays)) != 2:
         raise ValueError(f"weight_decays={decays}: one before the ReLU and one behind it, two in all")
     return deep_linear_optimum(num_classes, samples_per_class, decays, feature_decay)
+
+
+def checked_decays(weight_decays: Sequence[Number], feature_decay: Number) -> list[float]:
+    """The decays of all factors of a deep linear network, that of the features last."""
+    decays = check_numbers("weight_decays", weight_decays)
+    if not decays:
+        raise ValueError("weight_decays is empty: a linear network has at least one layer")
+    for index, decay in enumerate(decays):
+        check_positive(f"weight_decays[{index}]", decay)
+    return [*decays, check_positive("feature_decay", feature_decay)]
 
 
 def _lost(kappa: float, factors: int) -> float:

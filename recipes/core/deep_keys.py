@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import fields, is_dataclass
+from functools import cache
 from typing import Any, get_type_hints
 
 import jsonargparse
@@ -28,6 +29,7 @@ Way = tuple[str, ...]
 """Names from the configuration down to a value; a dot in one of them, as in that of a file, is no step."""
 
 
+@cache
 def keys(kind: type = TrainConfig, prefix: str = "") -> dict[str, Any]:
     """Every key of a configuration with its type; a group stands before its keys.
 

@@ -165,10 +165,15 @@ def run_script(body: Callable[[Sequence[str]], int | None], argv: Sequence[str] 
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        print(f"error: {out_of_memory(error, LESS_MEMORY)}", file=sys.stderr)
-        return 2
+        return tell_out_of_memory(error, LESS_MEMORY)
+
+
+def tell_out_of_memory(error: Exception, way_out: str) -> int:
+    """Say in one line that memory is used up, for exit code 2; any other error is raised again."""
+    if not is_out_of_memory(error):
+        raise error
+    print(f"error: {out_of_memory(error, way_out)}", file=sys.stderr)
+    return 2
 
 
 def leave_with(main: Callable[[], int | None]) -> NoReturn:

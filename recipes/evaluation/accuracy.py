@@ -23,7 +23,7 @@ from recipes.evaluation.collapse_page import page
 from recipes.evaluation.collapse_report import MeasuredSplit, measure_split
 from recipes.evaluation.feature_store import FeatureStore
 from recipes.evaluation.model_pass import nc5_of, pass_over
-from recipes.evaluation.model_under_test import ModelUnderTest, open_model, run_config, tell
+from recipes.evaluation.model_under_test import ModelUnderTest, run_config, tell
 from recipes.training.reporting import ROWS, shown
 
 UNCHANGED = {"train_size": None, "imbalance": 1.0, "label_noise": 0.0}
@@ -58,22 +58,6 @@ class Evaluation:
 
     result: dict[str, Any]
     page: str
-
-
-def evaluate_accuracy(source: Path, *, split: str, overrides: Sequence[str], device: str) -> dict[str, Any]:
-    """Accuracy, confusion matrix and measures of collapse of a run, without the report.
-
-    Args:
-        source: the run folder, or one of its checkpoint files.
-        split: train, val, test or all.
-        overrides: `--data.KEY VALUE` words that name other data than the run's own.
-        device: of the classifier.
-
-    Raises:
-        UserError: no run folder, a key without effect, or data that does not fit the classifier.
-    """
-    tested = open_model(source, overrides=overrides, device=device)
-    return evaluate_model(tested, split=split, overrides=overrides, train_images=0).result
 
 
 def evaluate_model(

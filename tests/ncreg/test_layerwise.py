@@ -8,6 +8,8 @@ import pytest
 import timm
 import torch
 import torchvision.models as tv
+from timm.layers import LayerNorm2dFp32, RmsNorm2dFp32
+from timm.models.metaformer import LayerNorm2dNoBias
 from torch import nn
 from torch.nn.functional import relu
 from torch.utils.checkpoint import checkpoint
@@ -226,6 +228,18 @@ def test_channels_are_found_layer_by_layer(build, size, axes):
         expected = seen[name].mean(tuple({1, 2, 3} - {axis}))
         assert seen[name].ndim == 4 and found[name].shape == expected.shape, name
         np.testing.assert_allclose(found[name], expected, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("norm", [LayerNorm2dFp32, RmsNorm2dFp32, LayerNorm2dNoBias])
+def test_norms_of_maps_have_channels_first_also_where_the_columns_are_as_many(norm):
+    """timm has such norms with a word behind the 2d of their names."""
+    torch.manual_seed(0)
+    layer, maps = norm(8), torch.randn(2, 8, 6, 8)
+    with torch.no_grad(), LayerwiseCollapse(nn.Sequential(layer), ["0"], num_classes=4) as depth:
+        depth.modules["0"](maps)
+        found = depth.activations()["0"]
+        expected = layer(maps).numpy().mean((2, 3))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_one_layer_with_channels_last_changes_no_other():

@@ -9,6 +9,7 @@ import timm
 import torch
 import torchvision
 from safetensors.torch import load_file, save_file
+from test_models_any import stirred
 from timm.data import resolve_model_data_config
 from timm.models import save_for_hf
 from timm.models._features import FeatureGetterNet
@@ -18,15 +19,6 @@ from ncreg.checkpoint import classifier_header
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 X = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-
-
-def stirred(classifier):
-    generator = torch.Generator().manual_seed(1)
-    for tensor in (*classifier.norm.parameters(), *classifier.norm.buffers()):
-        if tensor.is_floating_point():
-            tensor.data.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
-    return classifier.eval()
-
 
 CASES = {
     "etf": dict(model="test_resnet", head="etf", num_classes=10),

@@ -10,6 +10,7 @@ import pytest
 
 from recipes.core.cli import recipes
 from recipes.train import main
+from tests import warm_start
 
 ROOT = Path(__file__).parents[2]
 
@@ -233,8 +234,8 @@ def test_broken_command_lines_are_one_line(args, words, capsys, tmp_path, monkey
     ],
 )
 def test_real_commands_exit_with_2(typed, tmp_path):
-    command = [sys.executable, str(ROOT / "recipes" / "train.py"), "etf", *typed.split()]
-    done = subprocess.run([*command, "--quiet", "true"], cwd=tmp_path, capture_output=True, text=True)
+    command = [ROOT / "recipes" / "train.py", "etf", *typed.split(), "--quiet", "true"]
+    done = warm_start.run(command, folder=tmp_path)
     assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1, done.stderr
     assert typed.split()[0].lstrip("-").split(".")[-1] in done.stderr or "batch_size" in done.stderr
     assert not list(tmp_path.iterdir())

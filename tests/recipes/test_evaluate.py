@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -60,18 +61,23 @@ def test_evaluate_counts_each_class(run, expected, capsys):
     assert float(printed["cross-entropy (nats)"]) == pytest.approx(result["loss"], abs=1e-4)
 
 
-@pytest.mark.parametrize("limit", ["8", "0"])
-def test_other_images_are_taken_whole_and_as_they_are(run, tmp_path, capsys, limit):
-    """Of a folder without parts a fifth is drawn, which is said; --split all leaves out none, with their own labels."""
-    known = load(parse(["tpt"]).data, seed=0, image_size=lambda native: 28).test
+@pytest.fixture(scope="module")
+def on_files(expected, tmp_path_factory):
+    """The test images as files, and a run on them with wrong labels and classes of unequal size."""
+    (known, _), place = expected, tmp_path_factory.mktemp("files")
     for number, (image, label) in enumerate(zip(known.images, known.target.tolist(), strict=True)):
-        place = tmp_path / "other" / str(label) / f"{number}.png"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image[0].numpy()).save(place)
-    args = ["tpt", "--data.batch_size", "64", "--tpt.max_epochs", "1", "--quiet", "true"]
+        (place / "other" / str(label)).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[0].numpy()).save(place / "other" / str(label) / f"{number}.png")
+    args = ["tpt", "--data.batch_size", "64", "--tpt.max_epochs", "1", "--quiet", "true", "--out", str(place / "runs")]
     args += ["--data.label_noise", "0.4", "--data.imbalance", "2", "--model.model_args", "{in_chans: 3}"]
-    whole = tmp_path / "other"
-    noisy = train(parse([*args, "--data.name", "folder", "--data.root", str(whole), "--out", str(tmp_path / "runs")]))
+    return place / "other", train(parse([*args, "--data.name", "folder", "--data.root", str(place / "other")]))
+
+
+@pytest.mark.parametrize("limit", ["8", "0"])
+def test_other_images_are_taken_whole_and_as_they_are(expected, on_files, tmp_path, capsys, limit):
+    """Of a folder without parts a fifth is drawn, which is said; --split all leaves out none, with their own labels."""
+    (known, _), (whole, run) = expected, on_files
+    noisy = shutil.copytree(run, tmp_path / run.name)
     asked = [str(noisy), "--data.name", "folder", "--data.root", str(whole), "--data.memory_limit", limit]
     assert evaluate.main(asked) == 0
     said = capsys.readouterr()

@@ -27,7 +27,8 @@ from recipes.data.lazy_images import LazyImages, worker_count
 from recipes.data.load import load
 from recipes.data.split import Split
 from recipes.data.torchvision_sets import torchvision_set
-from recipes.evaluation.accuracy import evaluate_accuracy
+from recipes.evaluation.accuracy import evaluate_model
+from recipes.evaluation.model_under_test import open_model
 from recipes.train import main, train
 from recipes.training.run_dir import RunDir
 
@@ -224,7 +225,7 @@ def test_the_limit_is_on_the_whole_set_and_reads_only_what_is_drawn(folder, monk
 
 def test_evaluation_reads_from_files_too(args, in_memory, tmp_path):
     results = [
-        evaluate_accuracy(in_memory, split="test", overrides=more, device="cpu")
+        evaluate_model(open_model(in_memory, overrides=more), split="test", overrides=more, train_images=0).result
         for more in ([], ["--data.memory_limit=0", "--data.workers=1"])
     ]
     assert results[0] == results[1] and results[0]["images"] == 54

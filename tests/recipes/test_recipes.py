@@ -27,6 +27,7 @@ from recipes.train import main, train
 from recipes.training import reporting as report
 from recipes.training.build import build_model
 from recipes.training.loss_terms import build_terms
+from tests import warm_start
 
 ROOT = Path(__file__).parents[2]
 SHORT = ["--data.train_size", "256", "--data.batch_size", "64", "--tpt.max_epochs", "4", "--tpt.min_terminal", "2"]
@@ -326,7 +327,7 @@ def test_bad_input_is_one_line_with_a_way_out(case, capsys, tmp_path):
 def test_the_command_itself(tmp_path):
     """As a person types it, from another folder."""
     command = [sys.executable, str(ROOT / "recipes" / "train.py")]
-    refused = subprocess.run([*command, "eft"], cwd=tmp_path, capture_output=True, text=True)
+    refused = warm_start.run([*command[1:], "eft"], folder=tmp_path)
     assert refused.returncode == 2 and refused.stderr.startswith("error: recipe='eft'") and refused.stdout == ""
     shown = subprocess.run(
         [*command, "etf", "--seed", "3", "--print_config"], cwd=tmp_path, capture_output=True, text=True

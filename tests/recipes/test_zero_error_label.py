@@ -4,6 +4,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 
 from recipes.core.config import TrainConfig
@@ -51,6 +52,26 @@ def test_the_dotted_line_says_what_it_marks(drawn, tmp_path, threshold, word):
 def test_no_onset_no_mark(drawn, tmp_path):
     plots.plot_run(tmp_path, HISTORY, None, title="run", threshold=0.999)
     assert all(not panel.texts for figure in drawn for panel in figure.axes)
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_figures_show_the_history(drawn, tmp_path, epochs):
+    """Also one epoch alone, a measure that runs lack, and values that a logarithmic axis cannot show."""
+    kept = [name for name in (*plots.DISTANCES, *plots.GAPS) if name != "nc3"]
+    values = {name: np.linspace(0.0, 0.5 + place, epochs + 1)[-epochs:] for place, name in enumerate(kept)}
+    values["nc1"][0] = 0.0
+    history = [
+        record | {"measures": {name: float(values[name][place]) for name in kept}}
+        for place, record in enumerate(HISTORY[:epochs])
+    ]
+    plots.plot_run(tmp_path, history, 1, title="run", threshold=0.999)
+    shown = [[line.get_ydata() for line in panel.get_lines()[:-1]] for figure in drawn for panel in figure.axes]
+    falling = 0.9 / np.arange(1, epochs + 1)
+    np.testing.assert_allclose(shown[:2], [[100 * falling] * 2, [falling] * 2])
+    values |= {"nc1": np.where(values["nc1"] > 0, values["nc1"], np.nan), "nc3": np.full(epochs, np.nan)}
+    np.testing.assert_allclose(shown[2], [values[name] for name in plots.DISTANCES])
+    np.testing.assert_allclose(shown[3], [values[name] for name in plots.GAPS])
+    assert all(plt.imread(tmp_path / name).std() > 0.05 for name in ("accuracy.png", "collapse.png"))
 
 
 def test_curves_of_a_panel_are_told_apart_without_colour(drawn, tmp_path):
