@@ -108,9 +108,24 @@ def recomputed() -> bool:
 def takes_in(loss: nn.Module) -> bool:
     """Whether a loss's running state follows this batch: in training mode, and not where gradients are off.
 
-    Loops call eval() on the model, seldom on the loss: without this, validation batches would move what it keeps.
+    Loops call eval() on the model, seldom on the loss: without this, validation batches would move what it keeps. It is
+    asked before the loss is computed.
+
+    Raises:
+        RuntimeError: backward computes a batch again whose forward pass has moved the state: its gradient would be that
+            of another state.
     """
-    return loss.training and torch.is_grad_enabled()
+    follows = loss.training and torch.is_grad_enabled()
+    if torch.compiler.is_compiling():
+        return follows
+    if not recomputed():
+        loss._moved = follows  # type: ignore[assignment]
+    elif follows and getattr(loss, "_moved", False):
+        raise RuntimeError(
+            f"{type(loss).__name__} is inside torch.utils.checkpoint, which computes it again in backward, where its "
+            "running state has moved on: call the loss outside of the checkpointed part, or take use_reentrant=True"
+        )
+    return follows
 
 
 def for_state(owner: str, *tensors: Tensor) -> tuple[Tensor, ...]:

@@ -42,6 +42,7 @@ class LastBatchNorm(nn.Module):
 
     Raises:
         ValueError: for fewer than two samples in training (over all ranks), or features not (batch, d).
+        TypeError: for features of another dtype than the norm's; those of float16 and bfloat16 go into float32.
 
     Example:
         >>> LastBatchNorm(3)(torch.tensor([[1., 2., 3.], [3., 2., 1.]])).round(decimals=3)
@@ -103,6 +104,7 @@ class LastBatchNorm(nn.Module):
     def forward(self, features: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
         """Normalised features, by batch statistics in training and running statistics in eval mode."""
         check_pooled(features, self.num_features, "norm")
+        _check_dtype(features, self.running_mean.dtype)
         weight: Tensor | None = self.weight
         if weight is not None and self.gamma == "scalar":
             weight = weight.repeat(self.num_features)  # batch_norm's backward misreads an expanded weight
@@ -212,6 +214,20 @@ class LastBatchNorm(nn.Module):
         """What tells this norm from another."""
         bias = self.bias is not None
         return f"{self.num_features}, gamma={self.gamma!r}, {bias=}, eps={self.eps}, momentum={self.momentum}"
+
+
+def _check_dtype(features: Tensor, dtype: torch.dtype) -> None:
+    """Refuse what torch's batch_norm takes for no pair: it wants one dtype, or half precision into float32.
+
+    Raises:
+        TypeError: features of another dtype.
+    """
+    halves = torch.float16, torch.bfloat16
+    if features.dtype != dtype and not (features.dtype in halves and dtype == torch.float32):
+        raise TypeError(
+            f"features of {features.dtype} into a LastBatchNorm of {dtype}: bring both to one dtype "
+            f"(features.to({dtype}) or norm.to({features.dtype}))"
+        )
 
 
 def _in_float16(features: Tensor, dtype: torch.dtype) -> bool:

@@ -81,7 +81,7 @@ class NearestETFHead(nn.Module):
     updates: Tensor
     bias = None
     chunks = "weight"
-    _last: tuple[Tensor, int, Tensor] | None = None  # the buffer that was looked at, its version, its frame
+    _last: tuple[Tensor, int, Tensor, Tensor] | None = None  # the buffer that was looked at: version, values, frame
 
     def __init__(
         self,
@@ -134,10 +134,26 @@ class NearestETFHead(nn.Module):
             return stored
         if stored.is_inference():  # such tensors count no versions
             return _restored(stored)
-        if self._last is None or self._last[0] is not stored or self._last[1] != stored._version:
+        if self._last is None or not self._unchanged(stored, *self._last[:3]):
             with torch.inference_mode(False), torch.no_grad():
-                self._last = stored, stored._version, _restored(stored)
-        return self._last[2]
+                self._last = stored, stored._version, stored.clone(), _restored(stored)
+        return self._last[3]
+
+    def _unchanged(self, stored: Tensor, last: Tensor, version: int, values: Tensor) -> bool:
+        """Whether the buffer is as it was looked at.
+
+        Averages that are written through `.data`, and collectives, leave a tensor's version as it was: outside of
+        training, where a wait for the device costs little, the values are compared.
+        """
+        return last is stored and version == stored._version and (self.training or torch.equal(values, stored))
+
+    def train(self, mode: bool = True) -> NearestETFHead:
+        """Training or eval mode; the buffer is looked at anew."""
+        self._last = None
+        return super().train(mode)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_last": None}  # a copy counts its versions from the start
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         seen = state_dict.get(prefix + "seen")

@@ -49,7 +49,7 @@ def shard_head(head: Head) -> Head:
 
     Raises:
         TypeError: a head that is neither nn.Linear, LinearHead nor CosineHead.
-        ValueError: fewer classes than ranks.
+        ValueError: fewer classes than ranks, or a weight that is computed from others.
 
     Example:
         >>> shard_head(nn.Linear(4, 10)).weight.shape  # in a single process the share is the whole
@@ -67,6 +67,7 @@ def gather_head(shard: Head) -> Head | None:
 
     Raises:
         TypeError: a head that is neither nn.Linear, LinearHead nor CosineHead.
+        ValueError: a weight that is computed from others.
 
     Example:
         >>> gather_head(nn.Linear(4, 10)).weight.shape
@@ -84,6 +85,12 @@ def _learned(head: nn.Module) -> tuple[Tensor, Tensor | None]:
         raise TypeError(
             f"head={type(head).__name__} cannot be divided over ranks: it must be nn.Linear, LinearHead or CosineHead; "
             "fixed class vectors need no share (CodeHead stores none)"
+        )
+    if head._parameters.get("weight") is None:
+        raise ValueError(
+            f"head={type(head).__name__} computes its weight from others (weight norm, pruning, …), of which a share "
+            "would hold no rows: remove that first (torch.nn.utils.prune.remove for pruning, "
+            "torch.nn.utils.parametrize.remove_parametrizations)"
         )
     return head.weight, head.bias
 

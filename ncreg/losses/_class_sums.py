@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ncreg.losses._factors import EPS, Factors, kind_of, row_lengths, taken_apart
+from ncreg.losses._inputs import dot_products
 
 
 class ClassSums(NamedTuple):
@@ -39,7 +40,9 @@ def class_sums(
     if kind_of(head) == "logits":
         logits = head(features)
         logits = logits if logits.dtype == torch.float64 else logits.float()
-        total = torch.zeros_like(logits[:, 0]) if spread is None else logits @ spread.to(logits)
+        total = torch.zeros_like(logits[:, 0])
+        if spread is not None:
+            total = dot_products(logits, spread.to(logits)[None])[:, 0]  # a sum, of no less than float32
         return ClassSums(logits.logsumexp(1), logits.gather(1, labels[:, None])[:, 0], total)
     factors = taken_apart(features, head, chunk)
     if wrap is not None:

@@ -135,11 +135,12 @@ class IntraClassCosineLoss(nn.Module):
     @fx_leaf
     def forward(self, features: Features, target: Labels) -> Loss:
         """The loss of the batch."""
+        follows = self.memory is not None and takes_in(self)
         if self.gather:
             features, target = gather_batch(features, target)
         past = None if self.memory is None else self.memory.means
         loss = intra_class_cosine_loss(features, target, center=self.center, memory=past)
-        if self.memory is not None and takes_in(self):
+        if self.memory is not None and follows:
             self.memory.update(features, target, self.center)
         return loss
 
@@ -221,11 +222,12 @@ class InterClassCosineLoss(nn.Module):
     @fx_leaf
     def forward(self, features: Features, target: Labels) -> Loss:
         """The loss of the batch."""
+        follows = self.memory is not None and takes_in(self)
         if self.gather:
             features, target = gather_batch(features, target)
         past = None if self.memory is None else self.memory.means
         loss = inter_class_cosine_loss(features, target, self.num_classes, center=self.center, memory=past)
-        if self.memory is not None and takes_in(self):
+        if self.memory is not None and follows:
             self.memory.update(features, target, self.center)
         return loss
 

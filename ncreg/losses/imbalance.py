@@ -184,7 +184,8 @@ def class_weights(
             raise ValueError(f"beta={beta} must be in [0, 1)")
         # 1 − β^n without its cancellation near β = 1.
         weight = -1 / torch.expm1(counts * torch.tensor(beta, dtype=counts.dtype, device=counts.device).log())
-    return (weight * (len(counts) / weight.sum())).to(dtype or torch.get_default_dtype())
+    place = counts.device if isinstance(class_counts, Tensor) else torch.get_default_device()
+    return (weight * (len(counts) / weight.sum())).to(place, dtype or torch.get_default_dtype())
 
 
 def checked_counts(class_counts: Counts, classes: int | None = None) -> Float[Tensor, " classes"]:
@@ -193,7 +194,7 @@ def checked_counts(class_counts: Counts, classes: int | None = None) -> Float[Te
     On an accelerator the values are asserted without waiting for the device.
     """
     try:
-        counts = torch.as_tensor(class_counts)
+        counts = class_counts if isinstance(class_counts, Tensor) else torch.as_tensor(class_counts, device="cpu")
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"class_counts must hold one number a class, got {class_counts!r}") from None
     if counts.ndim != 1 or row_count(counts) < 2 or (not jit_tracing() and classes not in (None, len(counts))):
@@ -202,7 +203,7 @@ def checked_counts(class_counts: Counts, classes: int | None = None) -> Float[Te
     if counts.dtype == torch.bool or counts.is_complex():
         raise TypeError(f"class_counts must hold numbers, got {counts.dtype}")
     if counts.is_floating_point() and isinstance(class_counts, list | tuple):
-        counts = torch.tensor(class_counts, dtype=torch.float64)  # Python's numbers, not their float32 rounding
+        counts = torch.tensor(class_counts, dtype=torch.float64, device="cpu")  # not rounded to float32 on the way
     seen = bare(counts)
     valid = (seen > 0) & (seen < torch.inf)
     if not reads_are_free(seen):

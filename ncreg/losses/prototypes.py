@@ -226,10 +226,11 @@ class CenterLoss(nn.Module):
     @fx_leaf
     def forward(self, features: Features, target: Labels) -> GatheredLosses:
         """The loss of the batch."""
+        follows = takes_in(self)
         if self.gather:
             features, target = gather_batch(features, target)
         loss = center_loss(features, target, self.centers, reduction=self.reduction)
-        if takes_in(self):
+        if follows:
             features, target = for_state("CenterLoss", features, target)
             self.centers = update_centers(self.centers, features, target, rate=self.rate)
         return loss

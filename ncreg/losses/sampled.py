@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 import torch
@@ -90,7 +91,7 @@ def _drawn(
     device = features.device
     if probabilities is None:
         drawn = torch.randint(classes, (number,), device=device, generator=generator)
-        return drawn, torch.full((number,), number / classes, dtype=torch.float64).log().to(device, torch.float32)
+        return drawn, torch.full((number,), math.log(number / classes), dtype=torch.float32, device=device)
     if not isinstance(probabilities, Tensor) or probabilities.shape != (classes,):
         got = tuple(probabilities.shape) if isinstance(probabilities, Tensor) else described(probabilities)
         raise ValueError(f"probabilities must be a tensor of shape ({classes},), one a class, got {got}")

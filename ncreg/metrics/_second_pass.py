@@ -162,7 +162,9 @@ class SecondPassTables:
         if decided:
             margin, chosen, length = decided
             found += [chosen == target, chosen != nearest]
-            margins = torch.stack([margin, margin / (length * self.weight_norm)], dim=1)
+            # a feature of length 0 has no direction, and its margin is rounding over 0
+            scaled = torch.where(length > 0, margin / (length * self.weight_norm), 0)
+            margins = torch.stack([margin, scaled], dim=1)
         sums.tally[:, : len(found)].index_add_(0, target, torch.stack(found, dim=1))
         return margins
 

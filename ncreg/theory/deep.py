@@ -85,7 +85,7 @@ def deep_cross_entropy_optimum(
     kappa = math.exp((math.fsum(map(math.log, decays)) + math.log(samples_per_class)) / factors)
     penalty = 0.5 * factors * kappa * float((kept ** (2 / factors)).sum())
     scale, loss = _best_scale(rows, penalty, 2 / factors)
-    fit = float(_cross_entropies(rows, torch.tensor([scale], dtype=torch.float64))[0])
+    fit = float(_cross_entropies(rows, torch.tensor([scale], dtype=torch.float64, device="cpu"))[0])
     return DeepCrossEntropyOptimum(loss=loss, cross_entropy=fit, scale=scale, rank=len(kept))
 
 

@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import (
     SequentialLR,
 )
 
-from ncreg._checks import described
+from ncreg._checks import check_numbers, described
 from ncreg.tpt._terminal import part_rates, scale_rate
 
 
@@ -146,20 +146,24 @@ class InnerSchedule:
             return
         for group in self.optimizer.param_groups[: self.driven]:
             if "betas" in group and "betas" in defaults:
-                group["betas"] = (defaults["betas"][0], *group["betas"][1:])
+                _set_momentum(group, defaults["betas"][0])
             elif "momentum" in group and "momentum" in defaults:
-                group["momentum"] = defaults["momentum"]
+                _set_momentum(group, defaults["momentum"])
 
     def state_dict(self) -> dict[str, Any] | None:
         """All state, also the patience that timm's plateau schedule leaves out; None without a schedule."""
         if self.schedule is None:
             return None
-        state = {
+        state: dict[str, Any] = {
             "kind": type(self.schedule).__name__,
             "schedule": dict(self.schedule.state_dict()),
         }
         wrapped = getattr(self.schedule, "lr_scheduler", None)
-        return state | ({"wrapped": wrapped.state_dict()} if isinstance(wrapped, LRScheduler) else {})
+        if isinstance(wrapped, LRScheduler):
+            state["wrapped"] = wrapped.state_dict()
+        if _cycles_momentum(self.schedule):  # which the constructor of another such schedule sets to its own start
+            state["momentum"] = [_momentum(group) for group in self.optimizer.param_groups[: self.driven]]
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
         """Go on where `state_dict` was taken."""
@@ -177,10 +181,25 @@ class InnerSchedule:
             )
         if "schedule" not in state:
             raise ValueError("state of the inner schedule lacks schedule: it is not a TPTScheduler's")
+        momenta = check_numbers("momentum", state.get("momentum", []))  # states of earlier versions lack it
         state = copy.deepcopy(state)  # torch's CyclicLR takes entries out of what it is given
         self.schedule.load_state_dict(state["schedule"])
         if "wrapped" in state:
             self.schedule.lr_scheduler.load_state_dict(state["wrapped"])  # type: ignore[union-attr]
+        for group, value in zip(self.optimizer.param_groups, momenta, strict=False):  # later groups are not cycled
+            _set_momentum(group, value)
+
+
+def _momentum(group: dict[str, Any]) -> float:
+    """Momentum or β₁ of a parameter group."""
+    return float(group["betas"][0] if "betas" in group else group.get("momentum", 0.0))
+
+
+def _set_momentum(group: dict[str, Any], value: float) -> None:
+    if "betas" in group:
+        group["betas"] = (value, *group["betas"][1:])
+    elif "momentum" in group:
+        group["momentum"] = value
 
 
 def _cycles_momentum(schedule: Any) -> bool:

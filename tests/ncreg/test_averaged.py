@@ -1,6 +1,7 @@
 """Averages of weights: timm's and torch's, over every head and the last norm."""
 
 import copy
+import pickle
 from datetime import timedelta
 
 import numpy as np
@@ -169,6 +170,40 @@ def test_in_inference_mode_and_after_it(mode):
     features = torch.randn(2, DIM, requires_grad=True)
     head(features).sum().backward()
     assert features.grad.isfinite().all()
+
+
+def nearest_by_numpy(frame):
+    """The simplex nearest to a frame: the rotation of one is an orthogonal Procrustes problem."""
+    corners = (np.eye(CLASSES) - 1 / CLASSES) * np.sqrt(CLASSES / (CLASSES - 1))
+    left, _, right = np.linalg.svd(corners.T @ frame.numpy(), full_matrices=False)
+    return torch.from_numpy(corners @ left @ right)
+
+
+def test_an_average_that_is_written_through_data_is_seen():
+    """`.data` leaves a tensor's version as it was, and so do collectives: ema-pytorch and others average that way."""
+    one, other = (NearestETFHead(DIM, CLASSES, seed=seed, dtype=torch.float64) for seed in (0, 1))
+    average = copy.deepcopy(one).eval()
+    stored = average._buffers["weight"]
+    assert torch.equal(average.weight, one.weight)
+    for _ in range(3):
+        stored.data.lerp_(other.weight, 0.3)
+        torch.testing.assert_close(average.weight, nearest_by_numpy(stored), atol=1e-12, rtol=0)
+    stored.data.copy_(one.weight)  # the weights of before are put back, and training goes on
+    assert torch.equal(average.train().weight, one.weight)
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda head: pickle.loads(pickle.dumps(head))])
+def test_a_copy_of_an_average_that_was_in_use_follows_its_own_buffer(again):
+    """A copied tensor counts its versions from the start, and came to those that the first one had been looked at."""
+    head, other = (NearestETFHead(DIM, CLASSES, seed=seed, dtype=torch.float64) for seed in (0, 1))
+    for _ in range(5):
+        head._buffers["weight"].lerp_(other.weight, 0.1)
+    torch.testing.assert_close(head.weight, nearest_by_numpy(head._buffers["weight"]), atol=1e-12, rtol=0)
+    for writes in range(1, 6):
+        copied = again(head)
+        for _ in range(writes):
+            copied._buffers["weight"].lerp_(other.weight, 0.2)
+        torch.testing.assert_close(copied.weight, nearest_by_numpy(copied._buffers["weight"]), atol=1e-12, rtol=0)
 
 
 def test_nan_stays_to_be_seen():

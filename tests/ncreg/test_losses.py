@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import gradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 from ncreg import functional as nf
 from ncreg import losses
@@ -334,15 +335,15 @@ def test_centres_follow_wens_rule():
     torch.testing.assert_close(loss(h, y), torch.tensor((9 + 1 + 2.25**2) / 6))
 
 
+RUNNING = [
+    lambda: losses.CenterLoss(2, 2, rate=0.5),
+    lambda: losses.IntraClassCosineLoss(memory=losses.ClassMeanMemory(2, 2)),
+    lambda: losses.InterClassCosineLoss(2, memory=losses.ClassMeanMemory(2, 2)),
+]
+
+
 @pytest.mark.parametrize("gradients_off", [torch.no_grad, torch.inference_mode])
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: losses.CenterLoss(2, 2, rate=0.5),
-        lambda: losses.IntraClassCosineLoss(memory=losses.ClassMeanMemory(2, 2)),
-        lambda: losses.InterClassCosineLoss(2, memory=losses.ClassMeanMemory(2, 2)),
-    ],
-)
+@pytest.mark.parametrize("make", RUNNING)
 def test_validation_without_eval_leaves_what_a_loss_keeps_as_training_made_it(make, gradients_off):
     """Loops call eval() on the model, seldom on the loss."""
     training, y = torch.tensor([[4.0, 0.0], [2.0, 1.0], [0.0, 3.0]]), torch.tensor([0, 0, 1])
@@ -354,6 +355,28 @@ def test_validation_without_eval_leaves_what_a_loss_keeps_as_training_made_it(ma
             assert loss(-training, y) == expected
     torch.testing.assert_close(loss.state_dict(), alone.state_dict(), rtol=0, atol=0)
     loss(training.requires_grad_(), y).backward()
+
+
+@pytest.mark.parametrize("make", RUNNING)
+def test_a_state_that_moves_is_never_met_in_another_place_by_activation_checkpointing(make):
+    """Computed again in backward it would be a loss of other centres: refused. Reentrant, it moves once, and there."""
+    plain, reentrant, refused = make(), make(), make()
+    y = torch.tensor([0, 0, 1])
+    for seed in range(3):
+        rows = torch.randn(3, 2, generator=torch.Generator().manual_seed(seed))
+        one, other = rows.clone().requires_grad_(), rows.clone().requires_grad_()
+        plain(one, y).backward()
+        checkpoint(reentrant, other, y, use_reentrant=True).backward()
+        torch.testing.assert_close(other.grad, one.grad, rtol=0, atol=0)
+    torch.testing.assert_close(reentrant.state_dict(), plain.state_dict(), rtol=0, atol=0)
+    loss = checkpoint(refused, other, y, use_reentrant=False)
+    with pytest.raises(RuntimeError, match="is inside torch.utils.checkpoint.*use_reentrant=True"):
+        loss.backward()
+    resting = plain.eval()  # where nothing moves, nothing is refused
+    found, expected = rows.clone().requires_grad_(), rows.clone().requires_grad_()
+    checkpoint(resting, found, y, use_reentrant=False).backward()
+    resting(expected, y).backward()
+    torch.testing.assert_close(found.grad, expected.grad, rtol=0, atol=0)
 
 
 def test_koleo_of_one_sample_is_zero_and_says_so():

@@ -270,6 +270,19 @@ def test_refusals_name_the_argument_and_the_value(call, error, words):
         call()
 
 
+@pytest.mark.parametrize("counts", [COUNTS, [0.7, 0.2, 0.1, 1e-9], torch.tensor(COUNTS)])
+def test_the_default_device_plays_no_part(counts):
+    """Device meta stands for it: a loss that is made together with a model there still knows its counts."""
+    z, y = batch()
+    expected = reference(z, y, counts, 1.0).mean()
+    with torch.device("meta"):
+        loss = losses.LogitAdjustedLoss(counts)
+        found = nf.logit_adjusted_cross_entropy(z, y, counts)
+        weights = nf.class_weights(counts)
+    np.testing.assert_allclose([loss(z, y), found], 2 * [expected], rtol=1e-12)
+    assert weights.is_meta == (not isinstance(counts, torch.Tensor))  # a list's weights go where new tensors go
+
+
 @pytest.mark.parametrize("counts", [COUNTS, [0.7, 0.2, 0.1, 1e-9], [22, 11, 2**25 + 1, 3]])
 def test_counts_survive_averages_of_buffers_and_every_dtype(counts):
     z, y = batch()

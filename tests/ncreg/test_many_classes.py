@@ -134,6 +134,19 @@ def test_autocast_makes_products_in_half_precision_and_sums_in_float32(name: str
     assert all(torch.autograd.grad(rounded, p)[0].dtype == p.dtype for p in itertools.islice(head.parameters(), 1))
 
 
+def test_the_smoothing_of_a_structured_simplex_is_summed_in_float32_under_autocast() -> None:
+    """No product with a matrix is made there: nothing is to be in half precision."""
+    draw = torch.Generator().manual_seed(0)
+    features, target = torch.randn(5, 24, generator=draw), torch.tensor([0, 3, 3, 8, 1])
+    weight = torch.rand(9, generator=draw) + 0.1
+    head = ETFHead(24, 9, structure="grouped")
+    options = {"label_smoothing": 0.5, "class_weight": weight.double()}
+    exact = F.cross_entropy(head.double()(features.double()), target, label_smoothing=0.5, weight=weight.double())
+    with torch.autocast("cpu", torch.bfloat16):
+        found = chunked_cross_entropy(features, head.float(), target, **options)
+    torch.testing.assert_close(found.double(), exact, rtol=1e-6, atol=0)
+
+
 def test_bfloat16_model() -> None:
     features, target = batch(torch.bfloat16)
     head = LinearHead(DIM, CLASSES).bfloat16()

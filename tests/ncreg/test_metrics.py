@@ -97,6 +97,24 @@ def test_offset_and_rounding_cost_no_digits(dtype, spread, offset):
         assert_agrees(found, expected, 1e-8 if exact else 2e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
+def test_a_feature_of_length_0_has_no_direction(mode, dtype):
+    """Behind a ReLU that is dead to an image; its margin over its length was rounding over 0, an infinite mean."""
+    features, target, head = make(3, 4, 60, dtype=dtype)
+    with torch.no_grad():
+        head.bias.zero_()
+    features[[0, 7, 20]] = 0
+    found = measure(features, target, head, **mode)
+    logits = features.double() @ head.weight.detach().T
+    own = logits.gather(1, target[:, None])[:, 0]
+    margin = own - logits.scatter(1, target[:, None], -torch.inf).amax(1)
+    length = features.double().norm(dim=1) * head.weight.detach().square().sum(1).mean().sqrt()
+    scaled = torch.where(length == 0, 0, margin / length)
+    for name, value in (("mean", scaled.mean()), ("min", scaled.min()), ("q10", scaled.quantile(0.1))):
+        torch.testing.assert_close(found[f"normalized_margin_{name}"], value, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e15])
 def test_the_scale_of_the_features_does_not_matter(scale):
     features, target, head = make(4, 6, 48, dtype=torch.float32)

@@ -239,6 +239,23 @@ def test_refuses():
         LastBatchNorm(3, momentum="0.1")
 
 
+HALVES = torch.float16, torch.bfloat16
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("own", [torch.float64, torch.float32, *HALVES])
+@pytest.mark.parametrize("given", [torch.float64, torch.float32, *HALVES])
+def test_features_of_a_dtype_that_does_not_fit_are_named(given, own, training):
+    norm, features = LastBatchNorm(3, dtype=own).train(training), batch(6, 3).to(given)
+    if given == own or (given in HALVES and own == torch.float32):
+        plain = nn.BatchNorm1d(3).double().train(training)
+        torch.testing.assert_close(norm(features).double(), plain(features.double()), atol=2e-2, rtol=0)
+        return
+    with pytest.raises(TypeError, match=rf"features of {given} into a LastBatchNorm of {own}.*norm.to\({given}\)"):
+        norm(features)
+    assert norm.num_batches_tracked == 0
+
+
 def test_last_norm_kinds():
     features = batch(4, 6).float()
     assert torch.equal(last_norm("none", 6)(features), features)

@@ -69,6 +69,14 @@ def test_sparse_gradient_is_the_dense_one_on_the_rows_drawn():
     torch.testing.assert_close(rows.to_dense(), dense)
 
 
+def test_the_default_device_plays_no_part():
+    features, target, _ = batch()
+    head, generator = LinearHead(DIM, CLASSES).double(), torch.Generator()
+    expected = sampled_cross_entropy(features, head, target, 10, generator=generator.manual_seed(3))
+    with torch.device("meta"):
+        assert sampled_cross_entropy(features, head, target, 10, generator=generator.manual_seed(3)) == expected
+
+
 @pytest.mark.usefixtures("unchecked")
 def test_refusals():
     features, target, chances = batch()

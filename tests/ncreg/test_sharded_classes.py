@@ -9,6 +9,8 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import prune
+from torch.nn.utils.parametrizations import weight_norm
 
 from ncreg.functional import sharded_argmax, sharded_cross_entropy
 from ncreg.heads import CodeHead, CosineHead, LinearHead, class_shard, gather_head, shard_head
@@ -205,6 +207,10 @@ def test_refusals_of_a_single_process():
         class_shard(10, rank=3, ranks=3)
     with pytest.raises(TypeError, match="head=CodeHead cannot be divided over ranks"):
         shard_head(CodeHead(8, 10))
+    for computed in (prune.l1_unstructured(LinearHead(4, 9), "weight", amount=5), weight_norm(CosineHead(4, 9))):
+        for of_a_head in (shard_head, gather_head):
+            with pytest.raises(ValueError, match=r"head=\w*(Linear|Cosine)Head computes its weight from others"):
+                of_a_head(computed)
     with pytest.raises(TypeError, match="head=CodeHead learns no class vectors"):
         sharded_cross_entropy(torch.ones(2, 8), CodeHead(8, 10), torch.arange(2))
     with pytest.raises(ValueError, match="features have 5 columns where head takes 4"):

@@ -135,6 +135,12 @@ def test_logits_that_tell_no_classes_apart_are_best_at_0(rows):
     assert found.cross_entropy == pytest.approx(math.log(3), rel=1e-14)
 
 
+def test_the_default_device_plays_no_part():
+    found = theory.deep_cross_entropy_optimum(torch.eye(3), 1, [1e-3], 1e-3)
+    with torch.device("meta"):
+        assert theory.deep_cross_entropy_optimum(torch.eye(3, device="cpu"), 1, [1e-3], 1e-3) == found
+
+
 def test_behind_a_relu_the_hidden_class_means_are_an_orthogonal_frame():
     problem = behind_relu((1e-2, 5e-3), 5e-3)
     (inner, outer, features), objective = problem.start(0)

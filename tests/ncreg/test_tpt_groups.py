@@ -143,6 +143,20 @@ def test_cycled_momentum_is_set_back_at_the_onset(build, kind):
     resumed = make()  # building the inner schedule cycles the momentum again
     resumed.load_state_dict(copy.deepcopy(scheduler.state_dict()))
     assert momentum(resumed) == 0.91
+    fitting = make()
+    train(fitting, 3, 0.5)
+    state = copy.deepcopy(fitting.state_dict())
+    for _ in range(4):
+        resumed = make()
+        resumed.load_state_dict(state)
+        assert momentum(resumed) == momentum(fitting) not in (0.91, momentum(make()))
+        train(resumed, 1, 0.5), train(fitting, 1, 0.5)
+        assert momentum(resumed) == momentum(fitting)
+        state = copy.deepcopy(fitting.state_dict())
+    resumed = make()
+    del state["schedule"]["momentum"]  # as earlier versions wrote it
+    resumed.load_state_dict(state)
+    assert momentum(resumed) == momentum(make())
 
 
 def test_without_a_terminal_phase_the_momentum_goes_on_cycling():
