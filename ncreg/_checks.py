@@ -62,7 +62,9 @@ def check_num_classes(num_classes: Any) -> int:
 
 def check_class_counts(class_counts: Any, min_classes: int = 2) -> list[int]:
     """The number of samples of each class, at least 1 each, of at least `min_classes` classes."""
-    counts = [check_integer(f"class_counts[{c}]", n, 1) for c, n in enumerate(_items("class_counts", class_counts))]
+    counts = [
+        check_integer(f"class_counts[{c}]", n, 1) for c, n in enumerate(check_items("class_counts", class_counts))
+    ]
     if len(counts) < min_classes:
         found = f"has {len(counts)} entries" if counts else "is empty"
         raise ValueError(f"class_counts {found}: give the number of samples of at least {min_classes} classes")
@@ -131,7 +133,7 @@ def check_fraction(name: str, value: Any) -> float:
 
 def check_numbers(name: str, values: Any) -> list[float]:
     """The numbers of a list, a tuple, or an array or tensor of one axis."""
-    return [check_number(f"{name}[{place}]", value) for place, value in enumerate(_items(name, values))]
+    return [check_number(f"{name}[{place}]", value) for place, value in enumerate(check_items(name, values))]
 
 
 def plain_values(value: Any) -> Any:
@@ -156,7 +158,7 @@ def _scalar(value: Any) -> Any:
     return value
 
 
-def _items(name: str, values: Any) -> list[Any]:
+def check_items(name: str, values: Any) -> list[Any]:
     """The items of a sequence of one axis."""
     if isinstance(values, str) or not isinstance(values, Iterable) or getattr(values, "ndim", 1) != 1:
         raise TypeError(f"{name}={values!r} must be a sequence of numbers, not {type(values).__name__}")

@@ -1,7 +1,7 @@
 """Checks of features, labels and class predictions, and statistics of features."""
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ncreg._checks import described
@@ -61,6 +61,31 @@ def check_varied(name: str, features: Float[Tensor, "rows dim"]) -> None:
     """
     if bool((features == features[0]).all()):
         raise ValueError(f"{name} are the same vector in all {len(features)} rows: the model tells nothing apart")
+
+
+def check_mask(name: str, mask: Tensor, rows: int) -> Bool[Tensor, " rows"]:
+    """One truth value a row, on its own device.
+
+    Raises:
+        TypeError: no tensor.
+        ValueError: other values, or another shape than (rows,).
+    """
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"{name} must be a tensor of bool, got {described(mask)}: torch.as_tensor(...)")
+    if mask.dtype != torch.bool or mask.shape != (rows,):
+        raise ValueError(f"{name} must be bool of shape ({rows},), got {mask.dtype} {tuple(mask.shape)}")
+    return mask
+
+
+def check_labels(name: str, indices: Tensor, num_classes: int | None = None) -> Int[Tensor, " rows"]:
+    """`check_indices` of however many rows there are.
+
+    Raises:
+        TypeError: no integer tensor.
+        ValueError: another shape than (rows,), none, or an index out of range.
+    """
+    rows = len(indices) if isinstance(indices, Tensor) and indices.ndim else 1
+    return check_indices(name, indices, rows, num_classes)
 
 
 def check_indices(name: str, indices: Tensor, rows: int, num_classes: int | None = None) -> Int[Tensor, " rows"]:

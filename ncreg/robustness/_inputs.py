@@ -97,6 +97,11 @@ def in_parts(indices: Int[Tensor, " chosen"], size: int) -> Sequence[Tensor]:
     return indices.split(size) if len(indices) else ()
 
 
+def outputs_of(model: Model, images: Tensor) -> Tensor:
+    """What a model returns for images, asked with a copy: a model that changes its input in place changes the copy."""
+    return model(images.clone())
+
+
 @torch.no_grad()
 def predict(
     model: Model, images: Float[Tensor, "batch channels height width"], batch_size: int = 256
@@ -114,7 +119,7 @@ def predict(
     in_eval_mode(model)
     check_images(images)
     chunks = images.split(check_integer("batch_size", batch_size, 1))
-    rows = torch.cat([_checked_shape(model(chunk), chunk) for chunk in chunks])
+    rows = torch.cat([_checked_shape(outputs_of(model, chunk), chunk) for chunk in chunks])
     return check_logits(rows, images)
 
 

@@ -6,8 +6,7 @@ from math import sqrt
 from jaxtyping import Integer
 from torch import Tensor
 
-from ncreg._checks import described
-from ncreg._features import check_indices
+from ncreg._features import check_indices, check_labels
 from ncreg._readable import readable
 from ncreg.robustness.intervals import Z95, binomial_interval
 
@@ -86,9 +85,7 @@ def memorization(
         >>> found.num_wrong, round(found.memorized, 3), round(found.recovered, 3), found.label_accuracy
         (3, 0.333, 0.333, 0.5)
     """
-    if not isinstance(given, Tensor):
-        raise TypeError(f"given must be a tensor, got {described(given)}")
-    label = check_indices("given", given, len(given))
+    label = check_labels("given", given)
     truth = check_indices("true", true, len(label))
     guess = check_indices("predicted", predicted, len(label))
     wrong = label != truth
@@ -131,7 +128,7 @@ def paired_accuracy(
         >>> paired_accuracy(torch.tensor([0, 1, 0, 1]), torch.tensor([0, 1, 2, 1]), target).change
         0.25
     """
-    truth = check_indices("target", target, len(target))
+    truth = check_labels("target", target)
     first = check_indices("before", before, len(truth)) == truth
     second = check_indices("after", after, len(truth)) == truth
     gained, lost, images = int((second & ~first).sum()), int((first & ~second).sum()), len(truth)

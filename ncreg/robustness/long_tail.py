@@ -9,7 +9,7 @@ from jaxtyping import Integer
 from torch import Tensor
 
 from ncreg._checks import check_choice, check_class_counts
-from ncreg._features import check_indices
+from ncreg._features import check_indices, check_labels
 from ncreg._readable import readable
 from ncreg.robustness.intervals import binomial_interval
 
@@ -119,7 +119,7 @@ def long_tail_accuracy(
         ((1.0, 1.0, 0.0), 0.0, 0.667)
     """
     counts = check_class_counts(class_counts)
-    truth = check_indices("target", target, len(target), len(counts))
+    truth = check_labels("target", target, len(counts))
     guess = check_indices("predicted", predicted, len(truth), len(counts))
     images = torch.bincount(truth, minlength=len(counts)).tolist()
     correct = torch.bincount(truth[guess == truth], minlength=len(counts)).tolist()

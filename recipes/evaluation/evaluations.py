@@ -241,13 +241,13 @@ def transfer_tasks(run: RunUnderTest, settings: Settings) -> tuple[dict[str, tup
     others = run.other_sets(settings.sets, settings.root)
     tasks: dict[str, tuple[Split, Split]] = {name: (data.train, getattr(data, split)) for name, data in others.items()}
     warnings, count = [], len(run.data.train)
-    if count >= 4:
+    if count >= 8:  # two of each: a probe is chosen on one of them
         own, test_own = (turned(run.draw(name, size), settings.seed + n) for n, name in enumerate(("train", split)))
         tasks["quarter_turns"] = (own, test_own)
     elif tasks:
-        warnings.append(f"no probe of quarter turns: it is fitted on a training image of each, and there are {count}")
+        warnings.append(f"no probe of quarter turns: it needs two training images of each, and there are {count}")
     else:
-        raise NotAvailable(f"quarter turns need 4 training images, there are {count}; and no other set is at hand")
+        raise NotAvailable(f"quarter turns need 8 training images, there are {count}; and no other set is at hand")
     for name, (train, test) in tasks.items():
         if size is not None and len(train) > size:
             train = stratified(train, size, seed=settings.seed, what=name)

@@ -16,6 +16,7 @@ from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ncreg.models import Classifier
+from ncreg.numerics import at_least_float32
 from recipes.core.errors import PARTIAL, UserError
 from recipes.core.memory import check_fits
 from recipes.data.decode import WRONG_IMAGE, has_more_pages, pages_notes
@@ -87,8 +88,8 @@ def predict(model: Classifier, files: Sequence[Path]) -> tuple[list[dict[str, An
         "hand in fewer images at a time",
     )
     channels, _, side = model.image_shape
-    device = next(model.parameters()).device
-    batch = images_at_once(side, device, model.num_classes)
+    like = next(model.parameters())
+    batch = images_at_once(side, like.device, model.num_classes)
     rows: list[dict[str, Any]] = []
     unreadable: list[str] = []
     for start in range(0, len(files), batch):
@@ -99,8 +100,8 @@ def predict(model: Classifier, files: Sequence[Path]) -> tuple[list[dict[str, An
             except UserError as error:
                 unreadable.append(str(error))
         if read:
-            images = torch.stack([image for _, image in read]).to(device).float().div(255)
-            probabilities = model(images).softmax(1).cpu()
+            images = torch.stack([image for _, image in read]).to(like.device).float().div(255)
+            probabilities = at_least_float32(model(images.to(like.dtype))).softmax(1).cpu()
             rows += [_row(file, row, model.class_names) for (file, _), row in zip(read, probabilities, strict=True)]
     return rows, unreadable
 

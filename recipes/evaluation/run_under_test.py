@@ -127,6 +127,11 @@ class RunUnderTest:
         return next(self.model.parameters()).device
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of the classifier's numbers, which its images must have as well."""
+        return next(self.model.parameters()).dtype
+
+    @property
     def image_shape(self) -> tuple[int, ...]:
         """Channels, height and width of its images."""
         return tuple(self.data.train.images.shape[1:])
@@ -157,7 +162,7 @@ class RunUnderTest:
     def images(self, split: Split) -> tuple[Tensor, Tensor]:
         """Images in [0, 1] and their classes, on the classifier's device."""
         moved = split.to(self.device)
-        return as_floats(moved.read()).contiguous(), moved.target
+        return as_floats(moved.read()).to(self.dtype).contiguous(), moved.target
 
     @property
     def has_two_spaces(self) -> bool:
@@ -188,7 +193,10 @@ class RunUnderTest:
     def outputs_of_images(self, images: Tensor, encoder: bool = False) -> tuple[Tensor, Tensor]:
         """Features and logits of images in [0, 1], in float64 on the CPU."""
         batch = images_at_once(images.shape[-1], images.device)
-        rows = [self.model(part, with_features="encoder" if encoder else True) for part in images.split(batch)]
+        rows = [
+            self.model(part, with_features="encoder" if encoder else True)
+            for part in images.to(self.dtype).split(batch)
+        ]
         logits, *spaces = (torch.cat(part).cpu().double() for part in zip(*rows, strict=True))
         return spaces[-1], logits
 

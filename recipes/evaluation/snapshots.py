@@ -166,8 +166,9 @@ def title_of(epoch: int, name: str, threshold: float) -> str:
 def snapshot(title: str, model: Classifier, split: Split) -> Snapshot:
     """Eval-mode features of the images."""
     model.eval()
-    batch = images_at_once(split.side, split.target.device)
-    features = torch.cat([model(images, with_features=True).features for images, _ in split.in_batches(batch)])
+    batch, dtype = images_at_once(split.side, split.target.device), next(model.parameters()).dtype
+    parts = (model(images.to(dtype), with_features=True) for images, _ in split.in_batches(batch))
+    features = torch.cat([part.features for part in parts])
     weight = class_vectors(model).detach()
     return Snapshot(title, features.float().cpu().numpy(), split.target.cpu().numpy(), weight.float().cpu().numpy())
 

@@ -115,7 +115,7 @@ def _fewest(power: Any) -> int | None:
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if power(middle) >= POWER else (middle, high)
-    return high
+    return high if high <= MOST else None
 
 
 def verdict_from(entries: Sequence[Mapping[str, Any]], measure: Measure) -> float | None:

@@ -267,6 +267,17 @@ def test_report_puts_the_same_measures_side_by_side():
     assert report.risk_coverage.aurc == pytest.approx(cal.risk_coverage(z[:2000].softmax(1), y[:2000]).aurc)
 
 
+@pytest.mark.parametrize("scale", [1e-300, 1e-20, 1e-16, 1e-14, 1.0, 1e200])
+def test_report_takes_the_largest_logit_for_the_prediction_where_probabilities_round_to_ties(scale):
+    z, y = sample(300, classes=10)
+    report = cal.evaluate_calibration(scale * z, y, scale * z, y)
+    assert report.accuracy == np.mean(z.numpy().argmax(1) == y.numpy())
+    assert report.before.aurc == report.risk_coverage.aurc
+    if scale <= 1e-20:  # every confidence is 0.1: no ranking is better than chance
+        assert report.before.aurc == pytest.approx(1 - report.accuracy, abs=1e-12)
+        assert report.before.ece == pytest.approx(report.accuracy - 0.1, abs=1e-12)
+
+
 def test_report_of_an_overconfident_net_stays_finite_and_flags_a_separable_validation_set():
     z, y = sample(500, sharpness=1e4)
     report = cal.evaluate_calibration(z, y, z, z.argmax(1))

@@ -536,6 +536,7 @@ def test_bad_evaluations_are_refused():
         ({"names": ["fog", "fog"]}, ValueError, "twice"),
         ({"names": []}, ValueError, "names is empty"),
         ({"names": "fog"}, TypeError, "must be a list"),
+        ({"severities": 3}, TypeError, r"severities must be a list, got 3: \[3\]"),
         ({"names": ["mist"]}, ValueError, "no corruption"),
         ({"severities": [0]}, ValueError, "severity=0"),
         ({"batch_size": 0}, ValueError, "batch_size"),

@@ -75,6 +75,9 @@ REFUSED = [
     (lambda: R.memorization(P, P, P[:2]), ValueError, r"true must have shape \(3,\)"),
     (lambda: R.memorization(P.double(), P, P), TypeError, "predicted must hold integer class indices"),
     (lambda: R.memorization(P, P - 1, P), ValueError, "given must not be negative, got classes from -1 to 1"),
+    (lambda: R.memorization(P[0], P[0], P[0]), ValueError, r"given must have shape \(1,\), .* got \(\)"),
+    (lambda: R.paired_accuracy(P, P, None), TypeError, "target must be a tensor, got NoneType"),
+    (lambda: R.paired_accuracy(P[0], P[0], P[0]), ValueError, r"target must have shape \(1,\), .* got \(\)"),
     (lambda: R.paired_accuracy(P, torch.eye(3), P), TypeError, r"after .* argmax\(1\)"),
     (lambda: R.paired_accuracy(P[:0], P[:0], P[:0]), ValueError, "target is empty"),
 ]

@@ -69,6 +69,8 @@ REFUSED = [
     (lambda: R.long_tail_accuracy(P, P[:2], [5, 5, 5]), ValueError, r"predicted must have shape \(2,\)"),
     (lambda: R.long_tail_accuracy(P, P, [5, 5]), ValueError, r"target must lie in \[0, 2\), got classes from 0 to 2"),
     (lambda: R.long_tail_accuracy(torch.eye(3), P, [5, 5, 5]), TypeError, r"predicted .* of logits take argmax\(1\)"),
+    (lambda: R.long_tail_accuracy(P, None, [5, 5, 5]), TypeError, "target must be a tensor, got NoneType"),
+    (lambda: R.long_tail_accuracy(P[0], P[0], [5, 5]), ValueError, r"target must have shape \(1,\), .* got \(\)"),
     (lambda: R.long_tail_accuracy(P[:0], P[:0], [5, 5, 5]), ValueError, "target is empty"),
 ]
 

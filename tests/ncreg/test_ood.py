@@ -474,6 +474,7 @@ REFUSED = [
         ValueError,
         "neighbours=50 but there are only 40",
     ),
+    (lambda: R.evaluate_ood(H, Y, H, Z, OOD, scores="knn"), TypeError, r"scores must be a list, got 'knn': \['knn'\]"),
     (lambda: R.evaluate_ood(H, Y, H, Z, OOD, scores=["odin"]), ValueError, "scores='odin' must be one of 'msp'"),
     (lambda: R.evaluate_ood(H, Y, H, Z, OOD, weight=H, neighbours=5), ValueError, r"weight must .* \(4, 10\)"),
     (lambda: R.evaluate_ood(H, Y, H, Z, OOD, weight=H[:4], bias=Z), ValueError, r"bias must .* \(4,\), got \(40, 4\)"),

@@ -210,6 +210,12 @@ REFUSED = [
     (lambda: R.linear_probe(X, Y, T, W, val_share=1.0), ValueError, "val_share=1.0 must be between 0 and 1"),
     (lambda: R.linear_probe(X, Y, T, W, l2_grid=[]), ValueError, "l2_grid is empty"),
     (lambda: R.linear_probe(X, Y, T, W, l2_grid=[0.0]), ValueError, "l2_grid=0.0 must be finite and above 0"),
+    (
+        lambda: R.linear_probe(X, Y, T, W, l2_grid=0.1),
+        TypeError,
+        "l2_grid=0.1 must be a sequence of numbers, not float",
+    ),
+    (lambda: R.knn_probe(X, Y, T, W, neighbours_grid=5), TypeError, "neighbours_grid=5 must be a sequence of numbers"),
     (lambda: R.linear_probe(X[:3], torch.arange(3), T, W), ValueError, "class 0 has 1 training sample"),
     (lambda: R.knn_probe(X, Y, T, W, neighbours_grid=[99]), ValueError, "none is at most the 24 samples"),
     (

@@ -155,6 +155,10 @@ def test_the_plans_invert_the_power():
     needed = pairs_for_equality(0.3, 0.4, 0.01)
     assert power_of_equality(0.3, 0.4, needed, 0.01) >= 0.8 > power_of_equality(0.3, 0.4, needed - 1, 0.01)
     assert pairs_for_difference(1e-6, 1.0, 0.05) is None  # a million pairs are no plan
+    for plan, quantiles in ((pairs_for_difference, (0.975, 0.8)), (pairs_for_equality, (0.95, 0.9))):
+        for pairs in (9_900, 10_100, 15_000):  # ((z + z)/effect)², the normal approximation
+            effect = sum(map(stats.norm.ppf, quantiles)) / pairs**0.5
+            assert plan(effect, 1.0, 0.05) == (None if pairs > 10_000 else pytest.approx(pairs, rel=1e-3))
 
 
 def test_the_spread_is_pooled_over_the_tested_arms():

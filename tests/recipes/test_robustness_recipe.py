@@ -396,6 +396,18 @@ def test_quarter_turns_are_numpys():
     assert torch.bincount(found.target, minlength=4).tolist() == [3, 3, 3, 2]
 
 
+@pytest.mark.parametrize("count", [4, 7, 8])
+def test_quarter_turns_are_probed_from_two_training_images_of_each_on(run, count):
+    tested = RunUnderTest.open(run)
+    tested.data = replace(tested.data, train=tested.data.train[torch.arange(count)])
+    if count < 8:
+        with pytest.raises(NotAvailable, match=f"quarter turns need 8 training images, there are {count}; and no"):
+            EVALUATIONS["transfer"](tested, SETTINGS)
+        return
+    outcome, warnings = EVALUATIONS["transfer"](tested, SETTINGS)
+    assert outcome["tasks"]["quarter_turns"]["linear"].num_train == 8 and not warnings
+
+
 def test_other_sets_get_the_channels_and_size_of_the_run(run):
     tested = RunUnderTest.open(run)
     gray = Split(torch.arange(48, dtype=torch.uint8).view(1, 3, 4, 4), torch.zeros(1, dtype=torch.long))

@@ -49,6 +49,8 @@ def named():
     model = build()
     model.class_names = ["red", "blue", "green"]
     return model
+def half(): return named().half()
+def double(): return named().double()
 def numbered():  # as config.json holds them
     model = build(12)
     model.config = type("Config", (), {"id2label": {str(number): f"class {number}" for number in range(12)}})()
@@ -453,6 +455,25 @@ def test_images_too_few_to_be_divided_are_evaluated(
     assert plot_collapse.main(alone) == 0
     (view,) = json.loads((tmp_path / "alone/collapse/view-all.json").read_text())["views"]
     assert len(view["samples"]) == sum(counts.values()) and (view["share"] is None) is (len(counts) == 1)
+
+
+def test_models_in_other_precisions_get_images_in_theirs(here, tmp_path, capsys):
+    found = {}
+    for name in ("named", "half", "double"):
+        words, out = [f"my_model.py:{name}", "--image-size", "32"], tmp_path / name
+        more = [*DATA, "--out-dir", str(out)]
+        assert robustness.main([*words, *more, "--quick", "--parts", "calibration,distances"]) == 0
+        assert plot_collapse.main([*words, *more, "--split", "test"]) == 0
+        assert predict.main([*words, "my_images/test", "--out", str(out / "p.json"), "--format", "json"]) == 0
+        parts = json.loads((out / "robustness/results.json").read_text())["parts"]
+        rows = json.loads((out / "p.json").read_text())
+        numbers = [*parts["calibration"]["before"].values()][:5]
+        found[name] = [*numbers, parts["distances"]["rho"], *(p for row in rows for p in row["probabilities"].values())]
+    capsys.readouterr()
+    assert len(found["named"]) == 6 + 3 * 15
+    np.testing.assert_allclose(found["double"], found["named"], rtol=1e-4)
+    np.testing.assert_allclose(found["half"][6:], found["named"][6:], atol=2e-3)
+    np.testing.assert_allclose(found["half"][3:6], found["named"][3:6], rtol=5e-2)  # Brier score, loss and ρ
 
 
 def test_a_share_that_another_would_mend_is_still_refused(here, capsys):

@@ -10,7 +10,7 @@ from ncreg._checks import check_integer
 from ncreg._features import check_cost
 from ncreg._readable import readable
 from ncreg.numerics import at_least_float32
-from ncreg.robustness._inputs import Model, check_attackable, check_target, predict
+from ncreg.robustness._inputs import Model, check_attackable, check_target, outputs_of, predict
 from ncreg.robustness.adversarial.steps import Norm, margin_or_cost
 from ncreg.robustness.intervals import binomial_interval
 
@@ -94,7 +94,7 @@ class Attempt:
     @torch.no_grad()
     def look(self, chosen: Tensor, proposal: Tensor) -> None:
         """Keep the proposals for the indices `chosen` where the model gives them the lowest margin so far."""
-        logits = at_least_float32(self.model(proposal))
+        logits = at_least_float32(outputs_of(self.model, proposal))
         self.keep(chosen, proposal, margin_or_cost(logits, self.target[chosen], self.cost))
 
     def robust(self) -> Bool[Tensor, " batch"]:

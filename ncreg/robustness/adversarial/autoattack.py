@@ -10,7 +10,8 @@ from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
 from ncreg._checks import check_choice, check_integer, check_seed
-from ncreg.robustness._inputs import Model, in_parts
+from ncreg._features import check_mask
+from ncreg.robustness._inputs import Model, in_parts, outputs_of
 from ncreg.robustness.adversarial.attempt import AttackResult, Attempt
 from ncreg.robustness.adversarial.objectives import frozen, warn_of_no_gradient
 from ncreg.robustness.adversarial.steps import Norm, check_epsilon, project
@@ -80,7 +81,9 @@ def autoattack(
     seed, steps, queries = check_seed(seed), check_integer("steps", steps, 1), check_integer("queries", queries, 1)
     attempt = Attempt(model, images, target, count)
     images, target, radius = attempt.images, attempt.target, attempt.radius(epsilon)
-    alive = attempt.correct if survivors is None else attempt.correct & _mask(survivors, images)
+    alive = attempt.correct
+    if survivors is not None:
+        alive = alive & check_mask("survivors", survivors, len(images)).to(images.device)
     suite, note = _suite(model, attempt.num_classes, images, epsilon, norm, version, steps, queries)
     after: dict[str, Tensor] = {}
     devices = [images.device] if images.device.type == "cuda" else []
@@ -109,14 +112,6 @@ def autoattack(
 
 def _target_classes(num_classes: int) -> int:
     return min(9, num_classes - 1)
-
-
-def _mask(survivors: Tensor, images: Tensor) -> Tensor:
-    if survivors.dtype != torch.bool or survivors.shape != images.shape[:1]:
-        raise ValueError(
-            f"survivors must be bool of shape ({len(images)},), got {survivors.dtype} {tuple(survivors.shape)}"
-        )
-    return survivors.to(images.device)
 
 
 def _suite(
@@ -163,7 +158,7 @@ class _Logits:
 
     def __call__(self, x: Tensor) -> Tensor:
         # Square asks about no images once all are broken, which few models take.
-        z = self.model(x.to(self.dtype)).float() if len(x) else x.new_zeros(0, self.num_classes)
+        z = outputs_of(self.model, x.to(self.dtype)).float() if len(x) else x.new_zeros(0, self.num_classes)
         if torch.is_grad_enabled() and x.requires_grad and not z.requires_grad:
             warn_of_no_gradient()
         # Plus nothing times x: a model that gives no gradient then gives a zero one.

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
+from ncreg._checks import check_items
 from ncreg._readable import readable
 from ncreg.robustness._inputs import Model
 from ncreg.robustness.adversarial.attacks import pgd
@@ -78,7 +79,7 @@ def robustness_curve(
         >>> robustness_curve(model, images, torch.tensor([0, 0]), [0.0, 0.1, 0.2]).accuracy
         (1.0, 0.5, 0.0)
     """
-    radii = tuple(check_epsilon(epsilon, norm) for epsilon in epsilons)
+    radii = tuple(check_epsilon(epsilon, norm) for epsilon in check_items("epsilons", epsilons))
     if not radii:
         raise ValueError("epsilons is empty: give at least one radius")
     if any(right <= left for left, right in zip(radii, radii[1:], strict=False)):

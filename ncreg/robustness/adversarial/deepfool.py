@@ -9,7 +9,7 @@ from torch import Tensor
 from ncreg._checks import check_finite, check_integer
 from ncreg._readable import readable
 from ncreg.numerics import at_least_float32
-from ncreg.robustness._inputs import Model, check_attackable, predict
+from ncreg.robustness._inputs import Model, check_attackable, outputs_of, predict
 from ncreg.robustness.adversarial.objectives import frozen, warn_of_no_gradient
 from ncreg.robustness.adversarial.steps import Norm, check_epsilon, l2_length, per_image, size_of
 
@@ -141,7 +141,7 @@ def logit_differences(model: Model, x: Tensor, order: Tensor) -> tuple[Tensor, T
     """Logits, and for each rival the gradient of its logit minus the first's in `order`: (K, B, channels, H, W)."""
     with torch.enable_grad():
         x = x.detach().clone().requires_grad_()
-        logits = at_least_float32(model(x))
+        logits = at_least_float32(outputs_of(model, x))
         ranked = logits.gather(1, order)
         grads = []
         for rival in range(1, order.shape[1]):

@@ -9,7 +9,7 @@ from torch import Tensor
 from ncreg._checks import check_integer
 from ncreg._readable import readable
 from ncreg.numerics import at_least_float32, seeded
-from ncreg.robustness._inputs import Model, in_parts
+from ncreg.robustness._inputs import Model, in_parts, outputs_of
 from ncreg.robustness.adversarial.attempt import clean_logits
 from ncreg.robustness.adversarial.deepfool import deepfool, linearised_distances, logit_differences
 from ncreg.robustness.adversarial.objectives import frozen
@@ -212,7 +212,7 @@ def _pull_back(
 
     def wrong(x: Tensor) -> Tensor:
         with torch.no_grad():
-            return at_least_float32(model(x)).argmax(1) != target
+            return at_least_float32(outputs_of(model, x)).argmax(1) != target
 
     broken, change = wrong(found), found - images
     whole = size_of(change, norm).to(found.dtype)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ncreg._checks import check_choice
 from ncreg.numerics import at_least_float32
-from ncreg.robustness._inputs import Model
+from ncreg.robustness._inputs import Model, outputs_of
 
 Loss = Literal["cross_entropy", "margin", "dlr", "cost", "cost_margin"]
 Images = Float[Tensor, "batch channels height width"]
@@ -119,7 +119,7 @@ def gradient(model: Model, images: Images, objective: Callable[[Rows], Scalars])
     """
     with torch.enable_grad():
         x = images.detach().clone().requires_grad_()
-        logits = at_least_float32(model(x))
+        logits = at_least_float32(outputs_of(model, x))
         total = objective(logits).sum()
         grad = torch.autograd.grad(total, x, allow_unused=True)[0] if total.requires_grad else None
     if grad is None:

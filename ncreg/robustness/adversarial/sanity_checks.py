@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from ncreg._checks import check_integer
 from ncreg._copies import copied
+from ncreg._features import check_mask
 from ncreg.numerics import at_least_float32
-from ncreg.robustness._inputs import Model, check_attackable, check_logits, check_target
+from ncreg.robustness._inputs import Model, check_attackable, check_logits, check_target, outputs_of
 from ncreg.robustness.adversarial.objectives import frozen, gradient, logit_margin, loss_of
 
 # Above these a result is flagged. Fractions of the images, except where the comment says otherwise.
@@ -86,8 +87,8 @@ def find_suspicions(
     target = check_target(target, check_logits(logits, images), logits.shape[1]).clone()
     masks = {"cross_entropy": cross_entropy, "margin": margin, "black_box": black_box, "ensemble": ensemble}
     for name, mask in masks.items():
-        if mask is not None and (mask.dtype != torch.bool or mask.shape != target.shape):
-            raise ValueError(f"{name} must be bool of shape ({len(target)},), got {mask.dtype} {tuple(mask.shape)}")
+        if mask is not None:
+            check_mask(name, mask, len(target))
     scale = float(logit_margin(logits, target).abs().median())
     change = max(CHANGE, 4 * torch.finfo(raw.dtype).eps)
     return (
@@ -115,7 +116,7 @@ def _passes(model: Model, images: Tensor, batch_size: int) -> tuple[Tensor, ...]
     """Logits twice over, and once more in batches of half the size."""
     half = max(1, min(batch_size, len(images)) // 2)
     sizes = (batch_size, batch_size, half)
-    return tuple(torch.cat([_tensor(model(part)) for part in images.split(size)]) for size in sizes)
+    return tuple(torch.cat([_tensor(outputs_of(model, part)) for part in images.split(size)]) for size in sizes)
 
 
 def _tensor(logits: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ncreg._checks import check_choice, check_non_negative
 from ncreg.numerics import at_least_float32
-from ncreg.robustness._inputs import Model, check_logits
+from ncreg.robustness._inputs import Model, check_logits, outputs_of
 from ncreg.robustness.adversarial.objectives import (
     Images,
     Loss,
@@ -128,7 +128,7 @@ def ascend(
             grad, logits = gradient(model, x, lambda z: objective(z, target))
         else:
             with torch.no_grad():
-                grad, logits = x, at_least_float32(model(x))
+                grad, logits = x, at_least_float32(outputs_of(model, x))
         margin = margin_or_cost(logits, target, cost)
         finite = finite & logits.isfinite().all()
         best = torch.where(per_image(margin < lowest), x, best)

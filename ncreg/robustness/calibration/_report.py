@@ -15,7 +15,6 @@ from ncreg.robustness.calibration._measures import (
     check_logits_and_target,
     classwise_gap,
     gap_of,
-    top_class,
 )
 from ncreg.robustness.calibration._selective import RiskCoverage, risk_of
 from ncreg.robustness.calibration._temperature import fit_temperature
@@ -109,22 +108,22 @@ def evaluate_calibration(
     if test.shape[1] != val.shape[1]:
         raise ValueError(f"logits_test have {test.shape[1]} classes and logits_val {val.shape[1]}: use one model")
     temperature, at_bound = fit_temperature(val, target_val)
-    confidence, correct = top_class(test.softmax(1), target_test)
+    correct = (test.argmax(1) == target_test).double()  # by the logits: probabilities may round to ties
     return CalibrationReport(
         samples=len(test),
         accuracy=float(correct.mean()),
-        before=_scores(test, target_test, bins),
-        after=_scores(test / temperature, target_test, bins),
+        before=_scores(test, target_test, correct, bins),
+        after=_scores(test / temperature, target_test, correct, bins),
         temperature=temperature,
         temperature_at_bound=at_bound,
-        risk_coverage=risk_of(confidence, correct),
+        risk_coverage=risk_of(test.log_softmax(1).exp().amax(1), correct),
     )
 
 
-def _scores(z: Tensor, target: Tensor, bins: int) -> CalibrationScores:
+def _scores(z: Tensor, target: Tensor, correct: Tensor, bins: int) -> CalibrationScores:
     logs = z.log_softmax(1)
     p = logs.exp()
-    confidence, correct = top_class(p, target)
+    confidence = p.amax(1)
     reliability = binned(confidence, correct, bins)
     return CalibrationScores(
         ece=gap_of(reliability),

@@ -1,6 +1,6 @@
 """Accuracy under corruptions, type by severity."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -137,7 +137,7 @@ def mean_corruption_error(report: CorruptionReport, baseline: CorruptionReport) 
 
 def _listed(argument: str, values: Sequence, check: Callable) -> tuple:
     """A tuple of known values, none twice."""
-    if isinstance(values, str):
+    if isinstance(values, str) or not isinstance(values, Iterable):
         raise TypeError(f"{argument} must be a list, got {values!r}: [{values!r}]")
     found = tuple(check(value) for value in values)
     if not found:

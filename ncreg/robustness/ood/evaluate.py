@@ -227,6 +227,8 @@ def _scored(
     makers: Mapping[str, Callable[[], Tensor]], names: Sequence[str] | None
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The scores of all images, and why some were skipped; a score in `names` that has no meaning is an error."""
+    if isinstance(names, str):
+        raise TypeError(f"scores must be a list, got {names!r}: [{names!r}]")
     scored, skipped = {}, {}
     for name in makers if names is None else names:
         check_choice("scores", name, makers)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from ncreg._checks import check_finite, check_integer, check_positive, check_seed
+from ncreg._checks import check_finite, check_integer, check_items, check_positive, check_seed
 from ncreg._features import check_features, check_indices
 from ncreg._readable import readable
 from ncreg.numerics import seeded
@@ -100,7 +100,7 @@ def linear_probe(
     train = labelled("train_features", train_features, "train_target", train_target)
     rows, labels, classes = train
     fit, held = stratified_split(labels, val_share, seed=seed)
-    grid = sorted({check_positive("l2_grid", l2) for l2 in l2_grid}, reverse=True)
+    grid = sorted({check_positive("l2_grid", l2) for l2 in check_items("l2_grid", l2_grid)}, reverse=True)
     if not grid:
         raise ValueError("l2_grid is empty: pass at least one penalty")
     validation: dict[float, float] = {}
@@ -148,7 +148,8 @@ def knn_probe(
     train = labelled("train_features", train_features, "train_target", train_target)
     rows, labels, classes = train
     fit, held = stratified_split(labels, val_share, seed=seed)
-    grid = sorted(k for k in {check_integer("neighbours_grid", k, 1) for k in neighbours_grid} if k <= len(fit))
+    tried = {check_integer("neighbours_grid", k, 1) for k in check_items("neighbours_grid", neighbours_grid)}
+    grid = sorted(k for k in tried if k <= len(fit))
     if not grid:
         raise ValueError(f"neighbours_grid={tuple(neighbours_grid)}: none is at most the {len(fit)} samples to fit")
     votes = _votes(rows[fit], labels[fit], rows[held], classes, grid)

@@ -12,12 +12,15 @@ from torch import nn
 from ncreg.robustness import (
     autoattack,
     binomial_interval,
+    deepfool,
     evaluate_adversarial,
     fgsm,
     find_suspicions,
+    minimum_norm,
     pgd,
     predict,
     random_search,
+    robustness_curve,
 )
 from ncreg.robustness._inputs import check_images, check_logits, check_target, in_eval_mode
 
@@ -49,6 +52,28 @@ class TestBatches:
             plain = attack(net, images.detach(), few[1][:5], epsilon=EPS)
             assert not found.images.requires_grad and torch.equal(found.images, plain.images)
         assert images.grad is None
+
+    def test_a_model_that_changes_its_input_in_place_changes_no_image(self, net, few):
+        def normalising(x):
+            return net(x.sub_(0.5).mul_(2).div_(2).add_(0.5))
+
+        def apart(x):
+            return net(x.sub(0.5).mul(2).div(2).add(0.5))
+
+        images, target = few[0][:8].clone(), few[1][:8]
+        calls = (
+            lambda model: predict(model, images),
+            lambda model: pgd(model, images, target, epsilon=EPS, steps=3).images,
+            lambda model: random_search(model, images, target, epsilon=EPS, queries=9).images,
+            lambda model: deepfool(model, images, max_steps=3).distance,
+            lambda model: minimum_norm(model, images, target, rounds=2, steps=2).images,
+            lambda model: robustness_curve(model, images, target, [0.0, EPS], steps=2).robust,
+            lambda model: autoattack(model, images, target, epsilon=EPS, steps=3, queries=9).images,
+            lambda model: [finding.value for finding in find_suspicions(model, images, target)],
+        )
+        for call in calls:
+            torch.testing.assert_close(call(normalising), call(apart), rtol=0, atol=0)
+            assert torch.equal(images, few[0][:8])
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -137,6 +162,13 @@ class TestBadInput:
     def test_autoattack_arguments(self, net, few, arguments, message):
         with pytest.raises(ValueError, match=message):
             autoattack(net, *few, epsilon=EPS, **arguments)
+
+    @pytest.mark.parametrize("mask", [[True] * 60, np.ones(60, dtype=bool)])
+    def test_masks_that_are_no_tensors(self, net, few, mask):
+        with pytest.raises(TypeError, match=f"survivors must be a tensor of bool, got {type(mask).__name__}"):
+            autoattack(net, *few, epsilon=EPS, survivors=mask)
+        with pytest.raises(TypeError, match=f"margin must be a tensor of bool, got {type(mask).__name__}"):
+            find_suspicions(net, *few, margin=mask)
 
     def test_suspicions_refuse_what_is_no_tensor_or_no_batch(self, net, few):
         with pytest.raises(TypeError, match="got tuple: wrap it"):

@@ -36,6 +36,8 @@ class TestCurve:
     def test_refuses(self, net, few, epsilons, message):
         with pytest.raises(ValueError, match=message):
             robustness_curve(net, *few, epsilons)
+        with pytest.raises(TypeError, match="epsilons=0.1 must be a sequence of numbers, not float"):
+            robustness_curve(net, *few, 0.1)
 
 
 class TestSuspicion:
