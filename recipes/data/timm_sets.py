@@ -22,8 +22,9 @@ from recipes.core.extras import is_installed
 from recipes.core.memory import physical_memory
 from recipes.core.suggestions import did_you_mean
 from recipes.data.class_names import same_classes, without_unlabelled
+from recipes.data.decode import pixels_of
 from recipes.data.lazy_images import LazyImages, worker_count
-from recipes.data.map_style import Size, pixels_of, source_of
+from recipes.data.map_style import Size, source_of
 from recipes.data.split import SPLIT_NAMES, Source, Split, resized
 from recipes.data.unreadable import Unreadable
 
