@@ -108,7 +108,8 @@ def split_folders(root: Path) -> dict[str, Path]:
         UserError: no folder, one split under two names, or a split without a training split beside it.
     """
     if not root.is_dir():
-        raise NotHere(f"data.root={root} is not a folder: --data.root FOLDER with a folder for each class in it")
+        here = "" if root.is_absolute() else f" in {Path.cwd()}"
+        raise NotHere(f"data.root={root} is not a folder{here}: --data.root FOLDER with a folder for each class in it")
     folders = _folders(root)
     parts: dict[str, Path] = {}
     for part, names in SPLIT_NAMES.items():

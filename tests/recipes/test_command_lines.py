@@ -274,7 +274,9 @@ def test_paths_that_do_not_exist_name_the_argument_and_the_way_on(capsys, tmp_pa
     line = refused(train_script.main, ["--resume", "nope"], capsys)
     assert line == "resume=nope is no run folder: it has no config.yaml; name the folder of a run, or auto"
     line = refused(train_script.main, ["etf", "--data.name", "folder", "--data.root", "nope"], capsys)
-    assert line == "data.root=nope is not a folder: --data.root FOLDER with a folder for each class in it"
+    assert (
+        line == f"data.root=nope is not a folder in {tmp_path}: --data.root FOLDER with a folder for each class in it"
+    )
 
 
 def test_a_recipe_behind_options_is_told_its_place(capsys):

@@ -118,6 +118,30 @@ def test_an_iterable_dataset_is_none_though_its_length_is_known():
         loaded(Stream())
 
 
+def parquet(folder, columns):
+    """A folder of one file with a column of images, as on the hub, and further columns; no card says what they are."""
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    kinds = {"img": datasets.Image()} | {name: feature for name, (feature, _) in columns.items()}
+    rows = {name: [value(number) for number in range(40)] for name, (_, value) in columns.items()}
+    rows["img"] = [Image.fromarray(np.full((8, 8, 3), number, np.uint8)) for number in range(40)]
+    folder.mkdir()
+    datasets.Dataset.from_dict(rows, datasets.Features(kinds)).to_parquet(folder / "train-00000-of-00001.parquet")
+    return f"timm:hfds/{folder}"
+
+
+def test_columns_of_hugging_face_sets_are_found_in_the_files(tmp_path):
+    names = pytest.importorskip("datasets").ClassLabel
+    fine, coarse = (names(names=list("abcd")), lambda number: number % 4), (names(names=["x", "y"]), lambda _: 0)
+    name = parquet(tmp_path / "cifar", {"fine_label": fine, "coarse_label": coarse})
+    data = loaded(name=name, root=tmp_path / "cache")
+    assert data.class_names == ("a", "b", "c", "d") and labels_by_level(data) == [number % 4 for number in range(40)]
+    assert any("its labels are the column fine_label; not taken: coarse_label" in note for note in data.notes)
+    name = parquet(tmp_path / "bare", {"text": (pytest.importorskip("datasets").Value("string"), str)})
+    with pytest.raises(UserError, match="has the columns text, img: none is called label or is of the kind ClassLabel"):
+        loaded(name=name, root=tmp_path / "cache")
+
+
 class Damaged(Levels):
     """Some items of it raise."""
 
