@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
@@ -108,17 +109,18 @@ def parse_command(argv: Sequence[str], names: Mapping[str, Sequence[str]] | None
         args = [f"--recipe={Path(args[0]).stem}", "--config", args[0], *args[1:]]  # a name in the file comes later
     elif not args[0].startswith("-"):
         args = ["--config", str(_recipe(args[0])), *args[1:]]
-    args = list(spelled_out(args))
+    given, args = args, list(spelled_out(args))
     _refuse_unknown_keys(args)
     _refuse_parser_keys(args)
     try:
         values = _values(_with_own_terms(args))
         config = TrainConfig(**{item.name: values[item.name] for item in fields(TrainConfig)})
     except jsonargparse.ArgumentError as error:
-        raise UserError(_one_line(str(error), recipe_given=not argv[0].startswith("-"))) from None
+        line = _one_line(str(error), recipe_given=not argv[0].startswith("-"))
+        raise UserError(f"{_file_at_fault(given, error)}{line}") from None
     except ValueError as error:
         raise UserError(str(error)) from None
-    resume = values["resume"]
+    resume = values["resume"] and os.path.expanduser(values["resume"])
     changes: tuple[str, ...] = () if resume in (None, "auto") else _changes(args, resume)
     return Command(config, resume, values["plan"], changes)
 
@@ -130,11 +132,29 @@ def _values(args: Sequence[str]) -> dict[str, Any]:
     parsed = parser.parse_args([_full_name(word) for word in shallow])
     for group in ("model", "data", "augment", "adversarial", "optim", "tpt"):
         if not isinstance(parsed[group], jsonargparse.Namespace):
-            raise UserError(f"{group}={parsed[group]}: expected keys and their values, such as {group}.KEY")
+            value = "null" if parsed[group] is None else parsed[group]
+            raise UserError(f"{group}={value}: expected keys and their values, such as {group}.KEY")
     values = dict(vars(parser.instantiate(parsed)))
     for way, text in deep:
         set_deep(values, way, text)
     return values
+
+
+def _file_at_fault(words: Sequence[str], error: jsonargparse.ArgumentError) -> str:
+    """The file that leads to an error by itself, and a colon; nothing if none does."""
+    for word, behind in zip(words, [*words[1:], ""], strict=True):
+        option, equals, file = word.partition("=")
+        file = file if equals else behind
+        if option != "--config" or not Path(file).is_file():
+            continue
+        try:
+            _values(list(spelled_out(["--config", file])))
+        except jsonargparse.ArgumentError as own:
+            if str(own) == str(error):
+                return f"{file}: "
+        except (UserError, ValueError):
+            pass
+    return ""
 
 
 def _with_own_terms(args: Sequence[str]) -> list[str]:
@@ -192,7 +212,8 @@ def config_of(run: Path, changes: Sequence[str] = ()) -> TrainConfig:
     try:
         known = parse(["--config", str(file)])
     except UserError as error:
-        raise UserError(f"{file} cannot be read: {error}; it was changed or damaged after training began") from None
+        reason = str(error).removeprefix(f"{file}: ")
+        raise UserError(f"{file} cannot be read: {reason}; it was changed or damaged after training began") from None
     return parse(["--config", str(file), *changes]) if changes else known
 
 
@@ -257,18 +278,24 @@ def _one_line(message: str, *, recipe_given: bool) -> str:
 
 
 def _in_plain_words(line: str) -> str:
-    if found := re.match(r'("[^"]+"): Does not validate .*Subtypes: \[(.*?)\] Errors:.*Given value: (.*)', line):
+    if found := re.match(r'("[^"]+"): Does not validate .*Subtypes: \[(.*?)\] Errors:.*Given value: ?(.*)', line):
         key, types, value = found.groups()
-        plain = re.sub(r"<class '(\w+)'>|typing.Literal\[(.*?)\]", r"\1\2", types)
+        plain = re.sub(r"<class '(?:\w+\.)*(\w+)'>|typing.Literal\[(.*?)\]", r"\1\2", types)
         words = plain.replace("NoneType", "null").split(", ")
-        return f"{key}: expected one of {', '.join(sorted(words, key='null'.__eq__))}, got {value}"
-    if found := re.match(r"(.*): Expected a typing.Literal\[(.*?)\]. Got value: (.*)", line):
+        return f"{key}: expected one of {', '.join(sorted(words, key='null'.__eq__))}, got {value or 'nothing'}"
+    if found := re.match(r"(.*): Not of type Path: .* not (\w+)", line):
+        return f"{found[1]}: expected {KINDS['Path']}, got {found[2]}"
+    if found := re.match(r"Key must be a string, got: (.*)\.", line):
+        return f"{found[1]} stands where a key belongs: keys are words, and numbers have a point, no comma"
+    if found := re.match(r"(?:Unexpected config:|\"config\": Path is not a file:) ?(.*)", line):
+        return f"config={found[1]} is no file: give a YAML file of keys, or name a recipe in its place"
+    if found := re.match(r"(.*): Expected a typing.Literal\[(.*?)\]. Got value: ?(.*)", line):
         key, choices, value = found.groups()
         near = did_you_mean(value, [choice.strip("' ") for choice in choices.split(",")])
         return f"{key}: expected one of {choices}, got {value}{near}"
-    if found := re.match(r"(.*): Expected a <class '(\w+)'>. Got value: (.*)", line):
+    if found := re.match(r"(.*): Expected a <class '(\w+)'>. Got value: ?(.*)", line):
         key, kind, value = found.groups()
-        return f"{key}: expected {KINDS.get(kind, kind)}, got {value}"
+        return f"{key}: expected {KINDS.get(kind, kind)}, got {value or 'nothing'}"
     if found := re.match(
         r'"loss": (?:Expected a dot import path string: |Not a valid subclass of TermConfig. Got value: )(\S+)', line
     ):

@@ -7,7 +7,8 @@ command line too (`--optim.lr 0.2`); an unknown key is an error.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+import os
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -275,8 +276,19 @@ class TrainConfig:
     recipe: str = "custom"
 
     def __post_init__(self) -> None:
-        """Refuse values out of range, by name."""
+        """Refuse values out of range, by name; `~` at the start of a path is the home folder, as in a shell."""
         check(self)
+        self.out, self.data, self.model = _at_home(self.out), _paths_at_home(self.data), _paths_at_home(self.model)
+
+
+def _paths_at_home(group: Any) -> Any:
+    names = [name for name in ("root", "cost", "weights", "start_from") if hasattr(group, name)]
+    return replace(group, **{name: _at_home(getattr(group, name)) for name in names})
+
+
+def _at_home(path: Any) -> Any:
+    """The path with the home folder in place of `~`, which no shell has put there behind `=` or in a file of keys."""
+    return path if path is None else type(path)(os.path.expanduser(path))
 
 
 def check(config: TrainConfig) -> None:
@@ -367,13 +379,14 @@ def check(config: TrainConfig) -> None:
             len(set(config.extra_measures)) == len(config.extra_measures),
             "a list that names none twice",
         ),
-        "seed": (config.seed, 0 <= config.seed < 2**63, "a whole number, not negative"),
+        "seed": (config.seed, 0 <= config.seed < 2**63, "a whole number from 0 to 2^63 - 1"),
         "loss": (config.loss, bool(config.loss), "at least one term, e.g. {cross_entropy: {}}"),
     }
     for key, (value, holds, allowed) in rules.items():
         if not holds:
             raise ValueError(f"{key}={value}: must be {allowed}")
     for name, term in config.loss.items():
+        _refuse_null(term, f"loss.{name}.")
         if not math.isfinite(term.weight):
             raise ValueError(f"loss.{name}.weight={term.weight}: must be finite")
     _check_costs(config)

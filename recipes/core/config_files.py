@@ -44,7 +44,7 @@ def spelled_out(args: Sequence[str]) -> Iterator[str]:
             yield f"--config={file}"  # jsonargparse says what is wrong with it
             continue
         text, deep = _divided(file)
-        yield f"--config={text}"
+        yield f"--config={text}\n#"  # without the comment, jsonargparse takes a single key without a value for a path
         yield from deep
 
 

@@ -22,7 +22,13 @@ from recipes.core.own_code import is_own
 from recipes.core.suggestions import did_you_mean
 
 POINTER = "(--help lists the keys, --print_config shows all values)"
-KINDS = {"bool": "true or false", "dict": "{KEY: VALUE}"}
+KINDS = {
+    "bool": "true or false",
+    "dict": "{KEY: VALUE}",
+    "list": "[VALUE, ...]",
+    "str": "a text, in quotes where YAML takes it for something else",
+    "Path": "a path, in quotes where YAML takes it for something else",
+}
 """Words for types of Python that a reader may not know."""
 
 Way = tuple[str, ...]

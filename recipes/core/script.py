@@ -9,6 +9,7 @@ import re
 import select
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from recipes.core.errors import UserError
@@ -66,6 +67,9 @@ class Parser(argparse.ArgumentParser):
             self.error(str(error))
         if rest:
             self.refuse(rest[0])
+        for name, value in vars(args).items():
+            if isinstance(value, Path):  # a shell puts the home folder in place of ~ in --out ~/x, not in --out=~/x
+                setattr(args, name, Path(os.path.expanduser(value)))
         return args
 
     def refuse(self, word: str) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,9 @@ from torch import Tensor
 
 from recipes.core.errors import UserError
 from recipes.data.split import Split
+
+MOST_NAMED = 20
+"""Classes that a message names at most."""
 
 
 def distinct(names: Iterable[Any]) -> tuple[str, ...]:
@@ -22,6 +26,37 @@ def distinct(names: Iterable[Any]) -> tuple[str, ...]:
     plain = [", ".join(name) if isinstance(name, tuple) else str(name) for name in names]
     twice = {name for name in plain if plain.count(name) > 1} if len(set(plain)) < len(plain) else set()
     return tuple(f"{name} ({number})" if name in twice else name for number, name in enumerate(plain))
+
+
+def few(names: Sequence[str]) -> str:
+    """Names in a line: the first ones, and how many more there are.
+
+    Example:
+        >>> few(["cat", "dog"]), few([str(number) for number in range(1000)])
+        ('cat, dog', '0, 1, 2, 3, 4 and 995 more')
+    """
+    return ", ".join(names) if len(names) <= MOST_NAMED else f"{', '.join(names[:5])} and {len(names) - 5} more"
+
+
+def alike(unknown: Sequence[str], known: Sequence[str]) -> str:
+    """A hint where a name differs from a known one in what is hard to see; nothing where none does.
+
+    Example:
+        >>> alike(["e"], ["a", "b"]), alike(["Cat "], ["cat", "dog"])
+        ('', "; 'Cat ' and 'cat' differ only in case, spaces or the composition of letters: name both alike")
+    """
+    plain = {_plain(name): name for name in known}
+    for name in unknown:
+        if (like := plain.get(_plain(name))) is not None:
+            return (
+                f"; {ascii(name)} and {ascii(like)} differ only in case, spaces or the composition of letters: name "
+                "both alike"
+            )
+    return ""
+
+
+def _plain(name: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
 def without_unlabelled(splits: Mapping[str, Split], what: str) -> tuple[dict[str, Split], list[str]]:
@@ -73,7 +108,7 @@ def same_classes(
         if unknown := [own[label] for label in present if number[label] < 0]:
             raise UserError(
                 f"{what}: {part} has images of {', '.join(unknown[:5])}, which train does not know; its classes are "
-                f"{', '.join(known[:5])}{', …' if len(known) > 5 else ''}"
+                f"{', '.join(known[:5])}{', …' if len(known) > 5 else ''}{alike(unknown, known)}"
             )
         if moved := [label for label in present if number[label] != label]:
             first = moved[0]

@@ -1,4 +1,4 @@
-"""From an opened image to its bytes: modes, bits and the meaning of gray levels as the file's header says."""
+"""From an opened image, a tensor or an array to its bytes: modes, bits, the meaning of gray levels."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import struct
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2.functional import pil_to_tensor
+from torchvision.transforms.v2.functional import pil_to_tensor, rgb_to_grayscale
 
 BITS, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0
 """Tags of TIFF 6.0, section 8: bits of a sample, and what 0 means."""
@@ -82,3 +84,53 @@ def _of_bytes(image: Image.Image) -> Image.Image:
     levels = np.rint(np.asarray(image) / (most / 255)).astype(np.uint8)
     # Pillow itself inverts gray of up to 8 bits
     return Image.fromarray(255 - levels if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO else levels)
+
+
+def pixels_of(image: Any, channels: int | None) -> Tensor:
+    """An image as uint8 (channels, height, width).
+
+    Args:
+        image: of Pillow; a tensor (channels, height, width) or (height, width), or an array (height, width, channels)
+            or (height, width), of bytes or of floats in [0, 1].
+        channels: 1 or 3; None takes the image's own.
+
+    Raises:
+        ValueError: another type, shape or range.
+
+    Example:
+        >>> pixels_of(np.ones((2, 3), np.float32), 3)[:, 0, 0].tolist()
+        [255, 255, 255]
+    """
+    if isinstance(image, Image.Image):
+        own = 1 if image.mode in ("1", "L", "I", "F") or image.mode.startswith("I;16") else 3
+        return decoded(image, channels or own)
+    given, place = image, "first"
+    if isinstance(image, np.ndarray):
+        place = "last"
+        image = torch.from_numpy(np.ascontiguousarray(image if image.ndim == 2 else image.transpose(2, 0, 1)))
+    if not isinstance(image, Tensor) or image.ndim not in (2, 3):
+        raise ValueError(f"{_described(given)} is no image: Pillow's, a tensor (C, H, W) or an array (H, W, C) is one")
+    image = image if image.ndim == 3 else image[None]
+    if image.shape[0] not in (1, 3):
+        raise ValueError(f"{_described(given)} has {image.shape[0]} channels: 1 (gray) or 3 (RGB) come {place}")
+    if not image.numel():
+        raise ValueError(f"{_described(given)} has no pixels")
+    if image.is_floating_point():
+        if bool(image.isnan().any()):
+            raise ValueError("some of its values are NaN")
+        if not bool(((image >= 0) & (image <= 1)).all()):
+            raise ValueError(
+                f"its values leave [0, 1], as they run from {float(image.min()):g} to {float(image.max()):g}: divide "
+                "levels of 0 to 255 by 255; take Normalize out, the classifier normalises by itself"
+            )
+        image = image.mul(255).round().to(torch.uint8)
+    if image.dtype != torch.uint8:
+        raise ValueError(f"its values are {image.dtype}: uint8, or floats in [0, 1]")
+    if channels == 1 and image.shape[0] == 3:
+        return rgb_to_grayscale(image)
+    return image if channels in (None, image.shape[0]) else image.expand(channels, -1, -1)
+
+
+def _described(image: Any) -> str:
+    shape = getattr(image, "shape", None)
+    return type(image).__name__ if shape is None else f"{type(image).__name__} of shape {tuple(shape)}"

@@ -20,6 +20,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from recipes.core.config import DataConfig
 from recipes.core.errors import NotHere, UserError
 from recipes.core.memory import is_out_of_memory
+from recipes.data.class_names import alike, few
 from recipes.data.decode import WRONG_IMAGE, decoded, has_more_pages, pages_notes
 from recipes.data.lazy_images import LazyImages, worker_count
 from recipes.data.split import SPLIT_NAMES, Source, Split, resized
@@ -95,7 +96,8 @@ def _check_number(train: Path, classes: int, *, least: int) -> None:
 def _known(found: tuple[str, ...], class_names: tuple[str, ...]) -> tuple[str, ...]:
     """The classes of a classifier, if those found are among them."""
     if not found or set(found) - set(class_names):
-        raise UserError(f"classes differ: the run knows {class_names}, the data has {found}")
+        near = alike([name for name in found if name not in class_names], class_names)
+        raise UserError(f"classes differ: the run knows {class_names}, the data has {found}{near}")
     return class_names
 
 
@@ -106,10 +108,8 @@ def split_folders(root: Path) -> dict[str, Path]:
         UserError: no folder, one split under two names, or a split without a training split beside it.
     """
     if not root.is_dir():
-        home = (
-            "; ~ is your home only where the shell sees it: --data.root ~/FOLDER" if str(root).startswith("~") else ""
-        )
-        raise NotHere(f"data.root={root} is not a folder: --data.root FOLDER with a folder for each class in it{home}")
+        here = "" if root.is_absolute() else f" in {Path.cwd()}"
+        raise NotHere(f"data.root={root} is not a folder{here}: --data.root FOLDER with a folder for each class in it")
     folders = _folders(root)
     parts: dict[str, Path] = {}
     for part, names in SPLIT_NAMES.items():
@@ -229,7 +229,7 @@ def _split(
     """The images of a split; `whole` demands some of every class."""
     unknown = sorted(path.name for path in _folders(folder) if path.name not in names)
     if unknown:
-        raise UserError(f"{folder} has classes without training images: {', '.join(unknown)}")
+        raise UserError(f"{folder} has classes without training images: {few(unknown)}{alike(unknown, names)}")
     were = {path for path in map(Path, former) if path.is_relative_to(folder)}
     files = []
     for index, name in enumerate(names):
@@ -241,9 +241,9 @@ def _split(
     present = {index for _, index in files}
     absent = [name for index, name in enumerate(names) if index not in present]
     if absent and whole:
-        away = ", ".join(str(train / name) for name in absent)
+        away = few([str(train / name) for name in absent])
         raise UserError(
-            f"no image of class {', '.join(absent)} in {folder}: add some, or do without the class and remove {away}"
+            f"no image of class {few(absent)} in {folder}: add some, or do without the class and remove {away}"
             + ("" if folder == train else f" too, or remove {folder}, for its part to be drawn")
         )
     read = Files(np.array([os.fsencode(path) for path, _ in files]), side)

@@ -13,7 +13,7 @@ from recipes.core.distributed import Ranks, joined_ranks
 from recipes.core.errors import UserError
 from recipes.data.lazy_images import LazyImages
 from recipes.data.split import Source, Split, of_rank
-from recipes.data.unreadable import Unreadable, joined
+from recipes.data.unreadable import Unreadable, left_out_note
 
 
 def of_classes(source: Source, class_names: tuple[str, ...]) -> Source:
@@ -55,8 +55,7 @@ def without_unreadable(source: Source) -> Source:
         kept[part] = split[rest.nonzero().flatten()] if found else split
     if not sentences:
         return source
-    note = f"left out as data.unreadable=skip says: {len(sentences)} unreadable images ({joined(sentences)})"
-    return replace(source, **kept, notes=(*source.notes, note))
+    return replace(source, **kept, notes=(*source.notes, left_out_note(sentences)))
 
 
 def check_readable(splits: Iterable[Split], ranks: Ranks) -> None:

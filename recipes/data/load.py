@@ -18,6 +18,7 @@ from recipes.core.config import DataConfig
 from recipes.core.errors import UserError
 from recipes.core.own_code import is_own
 from recipes.core.suggestions import did_you_mean
+from recipes.data.class_names import few
 from recipes.data.gray_sets import digits, fashion_mnist, mnist5k
 from recipes.data.held_out import without_classes
 from recipes.data.image_folder import image_folder
@@ -194,7 +195,8 @@ def split_source(source: Source, config: DataConfig, *, seed: int, wanted: str |
     counts = torch.bincount(train.target, minlength=len(source.class_names))
     absent = [source.class_names[index] for index in (counts == 0).nonzero().flatten()]
     if absent and not source.partial:
-        raise UserError(f"no training image of class {', '.join(absent)}: add some, or remove the class from the set")
+        number = f": classes count from 0 to {len(counts) - 1}" if absent[0].isdecimal() else ""
+        raise UserError(f"no training image of class {few(absent)}{number}: add some, or remove the class from the set")
     if len(train) < config.batch_size and wanted is None:
         raise UserError(
             f"{len(train)} training images are fewer than data.batch_size={config.batch_size}: "
@@ -253,7 +255,7 @@ def _missing_classes(class_names: tuple[str, ...], **splits: Split) -> Iterator[
         counts = torch.bincount(split.target, minlength=len(class_names))
         absent = [name for name, count in zip(class_names, counts.tolist(), strict=True) if not count]
         if absent:
-            yield f"no {what} image of class {', '.join(absent)}: what is measured there says nothing of it; add images"
+            yield f"no {what} image of class {few(absent)}: what is measured there says nothing of it; add images"
 
 
 def long_tailed(split: Split, ratio: float, class_names: tuple[str, ...], *, seed: int) -> Split:

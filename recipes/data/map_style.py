@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median_low
@@ -13,22 +13,28 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import IterableDataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
-from torchvision.transforms.v2.functional import rgb_to_grayscale
 
 from recipes.core.config import DataConfig
 from recipes.core.errors import UserError
 from recipes.core.suggestions import a_kind
 from recipes.data.class_names import distinct, same_classes, without_unlabelled
-from recipes.data.decode import decoded
+from recipes.data.decode import pixels_of
 from recipes.data.lazy_images import LazyImages, worker_count
 from recipes.data.split import Source, Split, resized
-from recipes.data.unreadable import Unreadable
+from recipes.data.unreadable import Unreadable, left_out_note
 
 Size = Callable[[int | None], int]
 
 TRIED = 8
 """Items that are looked at to see what a dataset holds."""
+
+MOST_COMPARED = 1000
+"""Classes of which one item each is looked at, to see whether a dataset's list of labels is that of its items."""
+
+MOST_CLASSES = 10**7
+"""More numbers of classes than this are taken for other numbers, such as those of persons or articles."""
 
 
 def source_of(splits: Mapping[str, Any], config: DataConfig, image_size: Size, *, what: str) -> Source:
@@ -46,27 +52,39 @@ def source_of(splits: Mapping[str, Any], config: DataConfig, image_size: Size, *
     train = splits["train"]
     for part, found in splits.items():
         check_dataset(found, f"{what}: {part}")
-    seen = []
-    for number in _some(train):
-        with naming(number, what):
-            seen.append(pixels_of(pair(train[number])[0], None))
+    seen = _looked_at(train, what)
     channels = max(image.shape[0] for image in seen)
     first = min(seen[0].shape[1:])
     side = image_size(first)
-    opened = {part: _split(found, side, channels, worker_count(config.workers), what) for part, found in splits.items()}
-    named = {part: _own_names(found) if part == "train" else _names_to_match(found) for part, found in splits.items()}
+    skipped: list[str] = []
+    opened = {part: _split(found, side, channels, config, what, skipped) for part, found in splits.items()}
+    named = {
+        part: _own_names(found, what) if part == "train" else _names_to_match(found, what)
+        for part, found in splits.items()
+    }
     parts, renamed = same_classes(opened, named, what)
     parts, left_out = without_unlabelled(parts, what)
     labels = torch.cat([part.target for part in parts.values()])
-    names = class_names(train, count=int(labels.max()) + 1)
-    if int(labels.min()) < 0 or int(labels.max()) >= len(names):
-        raise UserError(
-            f"{what}: labels run from {int(labels.min())} to {int(labels.max())}, but must be the numbers of "
-            f"{len(names)} classes, which count from 0 (0 to {len(names) - 1})"
-        )
+    names = _class_names(named["train"], int(labels.min()), int(labels.max()), what)
     native = median_low(min(image.shape[1:]) for image in seen)
     divided = parts["train"], parts.get("test"), parts.get("val")
-    return Source(names, *divided, (*renamed, *left_out), native_side=native, first_side=first)
+    notes = (*renamed, *left_out, *([left_out_note(skipped)] if skipped else ()))
+    return Source(names, *divided, notes, native_side=native, first_side=first)
+
+
+def _looked_at(found: Any, what: str) -> list[Tensor]:
+    """The pixels of a few items; unreadable ones, which are told or left out with all others, if no other is there."""
+    seen: list[Tensor] = []
+    failed: list[Unreadable] = []
+    for number in _some(found):
+        try:
+            with naming(number, what):
+                seen.append(pixels_of(pair(found[number])[0], None))
+        except Unreadable as error:
+            failed.append(error)
+    if not seen:
+        raise failed[0]
+    return seen
 
 
 def check_dataset(found: Any, what: str) -> None:
@@ -75,72 +93,55 @@ def check_dataset(found: Any, what: str) -> None:
     Raises:
         UserError: names what is wrong.
     """
-    if not hasattr(found, "__getitem__") or not hasattr(found, "__len__"):
+    iterable = isinstance(found, IterableDataset)  # its __getitem__ is there and raises
+    if iterable or not hasattr(found, "__getitem__") or not hasattr(found, "__len__"):
         raise UserError(f"{what} is {a_kind(found)}: a map-style dataset has __len__ and __getitem__")
     if len(found) == 0:
         raise UserError(f"{what} has no items")
 
 
-def class_names(found: Any, *, count: int) -> tuple[str, ...]:
-    """The names of a dataset's classes, from its `classes`, else their numbers; see `distinct`."""
-    return _own_names(found) or tuple(map(str, range(count)))
-
-
-def _own_names(found: Any) -> tuple[str, ...] | None:
-    """The names of a dataset's classes, from its `classes`; None without any."""
-    return distinct(getattr(found, "classes", None) or ()) or None
-
-
-def _names_to_match(found: Any) -> tuple[str, ...] | None:
-    """The names by which a split's classes can be found among those of another; None where they cannot be."""
-    names = getattr(found, "classes", None)
-    if not isinstance(names, list | tuple) or not all(isinstance(name, str | tuple) for name in names):
-        return None  # numbers, or something else of that name
-    told = distinct(names)
-    return told if told and len(set(names)) == len(names) else None
-
-
-def pixels_of(image: Any, channels: int | None) -> Tensor:
-    """An image as uint8 (channels, height, width).
-
-    Args:
-        image: of Pillow; a tensor (channels, height, width) or (height, width), or an array (height, width, channels)
-            or (height, width), of bytes or of floats in [0, 1].
-        channels: 1 or 3; None takes the image's own.
+def _class_names(own: tuple[str, ...] | None, lowest: int, highest: int, what: str) -> tuple[str, ...]:
+    """The names of a dataset's classes, else their numbers.
 
     Raises:
-        ValueError: another type, shape or range.
-
-    Example:
-        >>> pixels_of(np.ones((2, 3), np.float32), 3)[:, 0, 0].tolist()
-        [255, 255, 255]
+        UserError: labels that are no numbers of classes.
     """
-    if isinstance(image, Image.Image):
-        own = 1 if image.mode in ("1", "L", "I", "F") or image.mode.startswith("I;16") else 3
-        return decoded(image, channels or own)
-    if isinstance(image, np.ndarray):
-        image = torch.from_numpy(np.ascontiguousarray(image if image.ndim == 2 else image.transpose(2, 0, 1)))
-    if not isinstance(image, Tensor) or image.ndim not in (2, 3):
-        raise ValueError(f"{_described(image)} is no image: Pillow's, a tensor (C, H, W) or an array (H, W, C) is one")
-    image = image if image.ndim == 3 else image[None]
-    if image.shape[0] not in (1, 3):
-        raise ValueError(f"{_described(image)} has {image.shape[0]} channels: 1 (gray) or 3 (RGB) come first")
-    if image.is_floating_point():
-        if bool(image.isnan().any()):
-            raise ValueError("some of its values are NaN")
-        if not bool(((image >= 0) & (image <= 1)).all()):
-            raise ValueError("its values leave [0, 1]: take Normalize out, the classifier normalises by itself")
-        image = image.mul(255).round().to(torch.uint8)
-    if image.dtype != torch.uint8:
-        raise ValueError(f"its values are {image.dtype}: uint8, or floats in [0, 1]")
-    if channels == 1 and image.shape[0] == 3:
-        return rgb_to_grayscale(image)
-    return image if channels in (None, image.shape[0]) else image.expand(channels, -1, -1)
+    named = f"numbers of {len(own)} classes (0 to {len(own) - 1})" if own else "the numbers of classes"
+    if lowest < 0 or highest >= (len(own) if own else MOST_CLASSES):
+        raise UserError(f"{what}: labels run from {lowest} to {highest}, but must be {named}, which count from 0")
+    return own or tuple(map(str, range(highest + 1)))
 
 
-def _described(image: Any) -> str:
-    shape = getattr(image, "shape", None)
-    return type(image).__name__ if shape is None else f"{type(image).__name__} of shape {tuple(shape)}"
+def _own_names(found: Any, what: str) -> tuple[str, ...] | None:
+    """The names of a dataset's classes, from its `classes`; None without any. See `distinct`.
+
+    Raises:
+        UserError: `classes` is something else than a list of names.
+    """
+    names = getattr(found, "classes", None)
+    if isinstance(names, np.ndarray | Tensor):
+        names = names.tolist()
+    if not names or isinstance(names, int):  # some call the number of classes so
+        return None
+    if isinstance(names, str | bytes | Mapping | set | frozenset) or not isinstance(names, Iterable):
+        raise UserError(
+            f"{what}: its `classes` are {_shown(names)}: a list of names is wanted there, in the order of the classes' "
+            "numbers, or no `classes` at all"
+        )
+    return distinct(names)
+
+
+def _names_to_match(found: Any, what: str) -> tuple[str, ...] | None:
+    """The names by which a split's classes can be found among those of another; None where they cannot be."""
+    told = _own_names(found, what)
+    if told is None or not all(isinstance(name, str | tuple) for name in found.classes):
+        return None  # numbers, or something else of that name
+    return told if len(set(found.classes)) == len(told) else None
+
+
+def _shown(value: Any) -> str:
+    """A value in a line, with its kind."""
+    return f"{' '.join(repr(value).split()):.60} ({a_kind(value)})"
 
 
 @dataclass(frozen=True)
@@ -204,10 +205,15 @@ def pair(item: Any) -> tuple[Any, Any]:
     return item[0], item[1]
 
 
-def _split(found: Any, side: int, channels: int, workers: int, what: str) -> Split:
-    labels, all_read = _labels(found, what)
+def _split(found: Any, side: int, channels: int, config: DataConfig, what: str, skipped: list[str]) -> Split:
+    """A split; sentences on the images that had to be left out for their label go to `skipped`."""
+    labels, all_read, unreadable = _labels(found, what)
+    if unreadable and config.unreadable == "refuse":
+        raise Unreadable({name: said for error in unreadable.values() for name, said in error.images.items()})
+    skipped += map(str, unreadable.values())
     read = Items(found, side, channels, what, _files_behind(found), all_read)
-    return Split(LazyImages(read, torch.arange(len(found)), (channels, side, side), workers), labels)
+    numbers = torch.tensor([number for number in range(len(found)) if number not in unreadable])
+    return Split(LazyImages(read, numbers, (channels, side, side), worker_count(config.workers)), labels)
 
 
 def _some(found: Any) -> range:
@@ -215,54 +221,72 @@ def _some(found: Any) -> range:
     return range(0, len(found), max(1, len(found) // TRIED))
 
 
-def _item(found: Any, number: int, what: str) -> tuple[Any, Any]:
-    """A decoded image and its label."""
+def _label(found: Any, number: int, what: str, *, decode: bool) -> int:
+    """The class of an item; `decode` reads all of its image too.
+
+    Raises:
+        Unreadable: the item cannot be had.
+        UserError: its label is not one class.
+    """
     with naming(number, what):
         image, label = pair(found[number])
-        if isinstance(image, Image.Image):
+        if decode and isinstance(image, Image.Image):
             image.load()
-    return image, label
+    if (known := _class(label)) is None:
+        raise UserError(
+            f"{what}: the label of its image {number} is {_shown(label)}: the number of one class is wanted, a whole "
+            "number from 0 on"
+        )
+    return known
 
 
-def _labels(found: Any, what: str) -> tuple[Tensor, bool]:
-    """The class of every item (N,), and whether all items had to be read for it.
+def _labels(found: Any, what: str) -> tuple[Tensor, bool, dict[int, Unreadable]]:
+    """The class of every readable item (N,), whether all items had to be read for it, and which cannot be.
 
-    It comes from the dataset's own list if that agrees with a few items.
+    It comes from the dataset's own list if that agrees with a few items, and with one of each class.
     """
-    tried = _some(found)
-    some = {number: _item(found, number, what)[1] for number in tried}
-    strange = next((label for label in some.values() if _class(label) is None), None)
-    if strange is not None:
-        raise UserError(f"{what}: its labels are {type(strange).__name__}, not one class an image")
     for attribute in ("targets", "labels", "_labels"):
-        listed = getattr(found, attribute, None)
-        if listed is not None and _agree(listed, found, some):
-            return torch.as_tensor(listed).long(), False
-    labels: list[int | None] = []
-    unreadable: dict[str, str] = {}
+        listed = _numbers(getattr(found, attribute, None))
+        if listed is not None and len(listed) == len(found) and _agree(listed, found, what):
+            return listed, False, {}
+    labels: list[int] = []
+    unreadable: dict[int, Unreadable] = {}
     for number in range(len(found)):
         try:
-            labels.append(_class(_item(found, number, what)[1]))
+            labels.append(_label(found, number, what, decode=True))
         except Unreadable as error:
-            unreadable |= error.images
-    if unreadable:
-        raise Unreadable(unreadable)
-    if None in labels:
-        raise UserError(f"{what}: the label of its image {labels.index(None)} is not one class")
-    return torch.tensor(labels), True
+            unreadable[number] = error
+    return torch.tensor(labels, dtype=torch.long), True, unreadable
 
 
-def _agree(listed: Any, found: Any, some: Mapping[int, Any]) -> bool:
-    """Whether a list of labels is that of the items."""
+def _numbers(listed: Any) -> Tensor | None:
+    """A dataset's list of labels; None where it is something else."""
     try:
-        return len(listed) == len(found) and all(int(listed[number]) == int(label) for number, label in some.items())
-    except (TypeError, ValueError):  # lists of something else
-        return False
+        numbers = np.asarray(listed.cpu() if isinstance(listed, Tensor) else listed)
+    except ValueError:  # rows of different length
+        return None
+    if numbers.dtype.kind not in "iuf" or numbers.ndim == 0 or numbers.size != len(numbers):
+        return None
+    with np.errstate(invalid="ignore"):  # NaN is no whole number
+        whole = numbers.astype(np.int64).reshape(-1)
+    return torch.from_numpy(whole) if bool((whole == numbers.reshape(-1)).all()) else None
+
+
+def _agree(listed: Tensor, found: Any, what: str) -> bool:
+    """Whether a list of labels is that of the items, by a few of them and the first of each class."""
+    first_of_each = np.unique(listed.numpy(), return_index=True)[1]
+    for number in {*_some(found), *first_of_each[:: 1 + len(first_of_each) // MOST_COMPARED].tolist()}:
+        with suppress(Unreadable):  # told, or left out, with all others
+            if _label(found, number, what, decode=False) != int(listed[number]):
+                return False
+    return True
 
 
 def _class(label: Any) -> int | None:
     """A label as a number; None if it is not one class."""
-    if isinstance(label, Tensor) and label.ndim == 0 and not label.is_floating_point():
+    if isinstance(label, np.ndarray) and label.size == 1:  # a row of one column, as MedMNIST has them
+        label = label.reshape(-1)[0]
+    if isinstance(label, Tensor) and label.numel() == 1 and not label.is_floating_point():
         return int(label)
     return int(label) if isinstance(label, int | np.integer) and not isinstance(label, bool) else None
 

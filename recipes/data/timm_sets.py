@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median_low
 from typing import Any
@@ -22,8 +22,9 @@ from recipes.core.extras import is_installed
 from recipes.core.memory import physical_memory
 from recipes.core.suggestions import did_you_mean
 from recipes.data.class_names import same_classes, without_unlabelled
+from recipes.data.decode import pixels_of
 from recipes.data.lazy_images import LazyImages, worker_count
-from recipes.data.map_style import Size, pixels_of, source_of
+from recipes.data.map_style import Size, source_of
 from recipes.data.split import SPLIT_NAMES, Source, Split, resized
 from recipes.data.unreadable import Unreadable
 
@@ -48,10 +49,14 @@ def timm_set(config: DataConfig, image_size: Size) -> Source:
     name, what = config.name.removeprefix(PREFIX), f"data.name={config.name}"
     with _explained(what, config):
         splits = chosen_splits(_split_names(name, config.root), what)
-        found = {part: _opened(name, config.root, split) for part, split in splits.items()}
+        of_hub = name.startswith(("hfds/", "hfids/"))
+        keys, notes = _hf_columns(name, config.root, splits["train"], what) if of_hub else ({}, [])
+        found = {part: _opened(name, config.root, split, keys) for part, split in splits.items()}
         if any(isinstance(part, torch.utils.data.IterableDataset) for part in found.values()):
-            return _held(found, config, image_size, what)
-        return source_of(found, config, image_size, what=what)
+            source = _held(found, config, image_size, what)
+        else:
+            source = source_of(found, config, image_size, what=what)
+        return replace(source, notes=(*source.notes, *notes))
 
 
 def chosen_splits(names: Sequence[str], what: str) -> dict[str, str]:
@@ -111,11 +116,10 @@ class TimmItems:
             return file.read(inside.size)
 
 
-def _opened(name: str, root: Path, split: str) -> Any:
-    """Timm's dataset of a split; an iterable one gives all of its images to every rank."""
+def _opened(name: str, root: Path, split: str, keys: Mapping[str, Any]) -> Any:
+    """Timm's dataset of a split, `keys` naming its columns; an iterable one gives all of its images to every rank."""
     kind, _, rest = name.partition("/")
     download: dict[str, Any] = {"download": True} if kind in ("torch", "tfds", "hfids") and "folder" not in rest else {}
-    keys: dict[str, Any] = _hf_keys(rest, root) if kind in ("hfds", "hfids") else {}
     found = create_dataset(name, str(root), split=split, input_img_mode="", **download, **keys)
     reader: Any = getattr(found, "reader", None)
     if hasattr(reader, "dist_num_replicas"):
@@ -156,17 +160,32 @@ def _split_names(name: str, root: Path) -> list[str]:
     return known or ["all"]
 
 
-def _hf_keys(name: str, root: Path) -> dict[str, str]:
-    """The columns of images and labels where they are not called image and label."""
+def _hf_columns(name: str, root: Path, split: str, what: str) -> tuple[dict[str, str], list[str]]:
+    """The columns of images and labels where they are not called image and label, and notes on others of their kind.
+
+    Raises:
+        UserError: there is none.
+    """
     import datasets
 
-    features = datasets.load_dataset_builder(name, cache_dir=str(root)).info.features or {}
-    keys = {}
-    for key, usual, kind in (("input_key", "image", datasets.Image), ("target_key", "label", datasets.ClassLabel)):
-        columns = [column for column, feature in features.items() if isinstance(feature, kind)]
-        if usual not in features and columns:
-            keys[key] = columns[0]
-    return keys
+    kind, _, rest = name.partition("/")
+    features = datasets.load_dataset_builder(rest, cache_dir=str(root)).info.features
+    if not features and kind == "hfds":  # files without a card, which say it themselves
+        features = datasets.load_dataset(rest, split=split, cache_dir=str(root)).features
+    keys, notes = {}, []
+    for key, usual, feature in (("input_key", "image", datasets.Image), ("target_key", "label", datasets.ClassLabel)):
+        columns = [column for column, found in (features or {}).items() if isinstance(found, feature)]
+        if not features or usual in features:
+            continue
+        if not columns:
+            raise UserError(
+                f"{what} has the columns {', '.join(features)}: none is called {usual} or is of the kind "
+                f"{feature.__name__}; a function in a file may give pairs (image, label), --data.name FILE.py:NAME"
+            )
+        keys[key] = columns[0]
+        if len(columns) > 1:
+            notes.append(f"{what}: its {usual}s are the column {columns[0]}; not taken: {', '.join(columns[1:])}")
+    return keys, notes
 
 
 @contextmanager

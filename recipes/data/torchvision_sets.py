@@ -11,6 +11,7 @@ import torchvision
 
 from recipes.core.config import DataConfig
 from recipes.core.errors import NotHere, UserError
+from recipes.core.suggestions import did_you_mean
 from recipes.data.map_style import source_of
 from recipes.data.split import Source
 
@@ -35,11 +36,17 @@ def torchvision_set(config: DataConfig, image_size: Callable[[int | None], int])
         raise UserError(
             f"data.name={config.name!r}: torchvision.datasets.{name} is no set with root, train (or split), "
             "such as torchvision.CIFAR10; put its images in folders and use data.name=folder"
+            + did_you_mean(name, torchvision.datasets.__all__, prefix="torchvision.")
         )
     download = {"download": True} if "download" in takes else {}
     try:
         train, test = (_part(made, str(config.root), key, values, download) for values in SPLIT_ARGUMENTS[key])
     except (OSError, RuntimeError, ValueError, TypeError, ImportError) as error:
+        if f"argument {key}" in str(error):  # torchvision's answer to an unknown name
+            raise UserError(
+                f"data.name={config.name}: {error} None is for training or for testing by its name: a function in a "
+                "file may give both parts, --data.name FILE.py:NAME"
+            ) from None
         raise NotHere(
             f"data.name={config.name}: neither in data.root={config.root} nor to be downloaded "
             f"({' '.join(str(error).split())[:200]}); put its files there as torchvision lays them out"

@@ -35,3 +35,8 @@ def joined(sentences: list[str]) -> str:
     """
     more = f"; and {len(sentences) - MOST_NAMED} more" if len(sentences) > MOST_NAMED else ""
     return "; ".join(sentences[:MOST_NAMED]) + more
+
+
+def left_out_note(sentences: list[str]) -> str:
+    """The note on images that data.unreadable=skip left out, from a sentence on each."""
+    return f"left out as data.unreadable=skip says: {len(sentences)} unreadable images ({joined(sentences)})"

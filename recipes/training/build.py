@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -231,7 +232,8 @@ def build_scheduler(tpt: TPTConfig, optim: OptimConfig, optimizer: Optimizer) ->
         args["min_terminal"] = min(tpt.min_terminal, length)
         return TPTScheduler(optimizer, schedule, **args)
     except (ValueError, AssertionError) as error:
-        raise UserError(f"tpt: {error}") from None
+        said = str(error).replace("None", "null")
+        raise UserError(f"tpt.{said}" if re.match(r"\w+=", said) else f"tpt: {said}") from None
 
 
 def stop_value(measures: Mapping[str, float], tpt: TPTConfig) -> float | None:

@@ -274,7 +274,9 @@ def test_paths_that_do_not_exist_name_the_argument_and_the_way_on(capsys, tmp_pa
     line = refused(train_script.main, ["--resume", "nope"], capsys)
     assert line == "resume=nope is no run folder: it has no config.yaml; name the folder of a run, or auto"
     line = refused(train_script.main, ["etf", "--data.name", "folder", "--data.root", "nope"], capsys)
-    assert line == "data.root=nope is not a folder: --data.root FOLDER with a folder for each class in it"
+    assert (
+        line == f"data.root=nope is not a folder in {tmp_path}: --data.root FOLDER with a folder for each class in it"
+    )
 
 
 def test_a_recipe_behind_options_is_told_its_place(capsys):
@@ -295,7 +297,27 @@ def test_a_recipe_behind_options_is_told_its_place(capsys):
 )
 def test_unknown_words_in_files_get_a_suggestion(text, line, tmp_path, capsys):
     (tmp_path / "card.yaml").write_text(text)
-    assert refused(train_script.main, ["--config", tmp_path / "card.yaml"], capsys).startswith(line)
+    file = tmp_path / "card.yaml"
+    said = refused(train_script.main, ["--config", file, "--config", recipes()["etf"], "--seed", "3"], capsys)
+    assert said.startswith(f"{file}: {line}")
+
+
+def test_a_file_of_one_key_without_a_value_sets_it_to_null(tmp_path):
+    (tmp_path / "card.yaml").write_text("measure_size:\n")
+    assert parse([str(tmp_path / "card.yaml")]).measure_size is None
+
+
+def test_the_home_folder_is_where_no_shell_puts_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "card.yaml").write_text("data: {root: ~/images}\nmodel.start_from: ~/run\n")
+    config = parse([str(tmp_path / "card.yaml"), "--out=~/runs", "--recipe=~"])
+    assert (config.data.root, config.model.start_from) == (tmp_path / "images", str(tmp_path / "run"))
+    assert (config.out, config.recipe, config.model.weights, config.data.cost) == (tmp_path / "runs", "~", None, None)
+    assert parse(["etf", "--model.weights=~/a.pth"]).model.weights == str(tmp_path / "a.pth")
+    assert parse_command(["--resume=~/run"]).resume == str(tmp_path / "run")
+    (tmp_path / "a.png").touch()
+    with pytest.raises(UserError, match=re.escape(f"--out {tmp_path}/none/p.csv cannot be written")):
+        predict.predict(["RUN", "a.png", "--out=~/none/p.csv"])
 
 
 def test_every_usual_name_stands_for_a_key_that_exists():
@@ -483,6 +505,15 @@ def test_help_and_errors_do_not_wait_for_torch(name):
     code = f"import sys, recipes.{name} as script\ntry: script.main(['--help'])\nexcept SystemExit: pass\n"
     done = python("-c", code + "assert script.main(['--strange']) == 2\nassert 'torch' not in sys.modules")
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "line"), [(["eft"], "recipe='eft' is unknown"), (["etf", "--optim.lr", "0"], "optim.lr=0.0: must be")]
+)
+def test_errors_of_train_do_not_wait_for_torch(words, line):
+    done = python("-X", "importtime", "recipes/train.py", *words)
+    assert done.returncode == 2 and f"error: {line}" in done.stderr
+    assert not re.search(r"\| +torch$", done.stderr, re.MULTILINE)
 
 
 def python(*words, blocked=(), folder=None):

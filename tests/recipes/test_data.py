@@ -323,6 +323,8 @@ def test_a_set_of_torchvision_is_read_by_its_name(tmp_path, monkeypatch):
     [
         ("torchvision.CIFAR11", "torchvision.datasets.CIFAR11 is no set with root"),
         ("torchvision.ImageFolder", "ImageFolder is no set with root, train"),
+        ("torchvision.cifar100", r"cifar100 is no set with root, .*; did you mean torchvision.CIFAR100"),
+        ("torchvision.EMNIST", "argument split.* 'letters',.* None is for training .*--data.name FILE.py:NAME"),
         ("torchvision.CIFAR10", "neither in data.root=.* nor to be downloaded"),
     ],
 )

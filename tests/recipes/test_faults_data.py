@@ -49,6 +49,120 @@ def apart(tmp_path):
     return tmp_path
 
 
+class Levels:
+    """A map-style dataset of `each` gray images of each class, whose level is the number of the item."""
+
+    def __init__(self, shown, each, label=lambda shown: shown, **attributes):
+        self.count, self.label, self.each = shown * each, label, each
+        vars(self).update(attributes)
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, number):
+        if number >= self.count:
+            raise IndexError(number)
+        return np.full((8, 8), number, np.uint8), self.label(number // self.each)
+
+
+def labels_by_level(data):
+    """The label of every image, in the order of their levels."""
+    parts = (data.train, data.val, data.test)
+    levels, labels = torch.cat([part.read()[:, 0, 0, 0] for part in parts]), torch.cat([part.target for part in parts])
+    return labels[levels.argsort()].tolist()
+
+
+@pytest.mark.parametrize("attribute", ["targets", "labels"])
+def test_a_list_of_labels_that_is_not_that_of_the_items_is_not_taken(attribute):
+    """Items change two classes, which none of the few items has that are looked at in any case."""
+    own = np.repeat(np.arange(13), 19)
+    listed = own.tolist() if attribute == "targets" else own[:, None]  # a column, as MedMNIST has it
+    swapped = {2: 5, 5: 2}
+    changed = Levels(13, 19, lambda shown: swapped.get(shown, shown), **{attribute: listed})
+    assert labels_by_level(loaded(changed)) == [swapped.get(label, label) for label in own.tolist()]
+    assert labels_by_level(loaded(Levels(13, 19, **{attribute: listed}))) == own.tolist()
+
+
+@pytest.mark.parametrize("form", [np.array, lambda label: np.array([label]), lambda label: torch.tensor([label])])
+def test_a_label_may_stand_in_an_array_of_one(form):
+    assert labels_by_level(loaded(Levels(3, 10, form))) == np.repeat(np.arange(3), 10).tolist()
+
+
+@pytest.mark.parametrize(
+    "names", [{"dog": 1, "cat": 0}, {0: "cat", 1: "dog"}, {"cat", "dog"}, "cd", lambda: ["cat", "dog"]]
+)
+def test_classes_that_are_no_list_of_names_are_refused(names):
+    """A mapping or a set has no order of numbers."""
+    with pytest.raises(UserError, match="data: its `classes` are .*: a list of names is wanted there") as error:
+        loaded(Levels(2, 20, classes=names))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("names", [np.array(["cat", "dog"]), {"cat": 0, "dog": 1}.keys()])
+def test_classes_may_be_any_row_of_names(names):
+    splits = {"train": Levels(2, 20, classes=names), "test": Levels(2, 2, classes=np.array(["dog", "cat"]))}
+    data = loaded(splits)
+    assert data.class_names == ("cat", "dog") and data.test.target.tolist() == [1, 1, 0, 0]
+    assert loaded(Levels(2, 20, classes=2)).class_names == ("0", "1")  # their number, as it is often called
+
+
+def test_an_iterable_dataset_is_none_though_its_length_is_known():
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(Levels(3, 3))
+
+        def __len__(self):
+            return 9
+
+    with pytest.raises(UserError, match="train is a Stream: a map-style dataset has __len__ and __getitem__"):
+        loaded(Stream())
+
+
+def parquet(folder, columns):
+    """A folder of one file with a column of images, as on the hub, and further columns; no card says what they are."""
+    datasets = pytest.importorskip("datasets")
+    datasets.disable_progress_bars()
+    kinds = {"img": datasets.Image()} | {name: feature for name, (feature, _) in columns.items()}
+    rows = {name: [value(number) for number in range(40)] for name, (_, value) in columns.items()}
+    rows["img"] = [Image.fromarray(np.full((8, 8, 3), number, np.uint8)) for number in range(40)]
+    folder.mkdir()
+    datasets.Dataset.from_dict(rows, datasets.Features(kinds)).to_parquet(folder / "train-00000-of-00001.parquet")
+    return f"timm:hfds/{folder}"
+
+
+def test_columns_of_hugging_face_sets_are_found_in_the_files(tmp_path):
+    names = pytest.importorskip("datasets").ClassLabel
+    fine, coarse = (names(names=list("abcd")), lambda number: number % 4), (names(names=["x", "y"]), lambda _: 0)
+    name = parquet(tmp_path / "cifar", {"fine_label": fine, "coarse_label": coarse})
+    data = loaded(name=name, root=tmp_path / "cache")
+    assert data.class_names == ("a", "b", "c", "d") and labels_by_level(data) == [number % 4 for number in range(40)]
+    assert any("its labels are the column fine_label; not taken: coarse_label" in note for note in data.notes)
+    name = parquet(tmp_path / "bare", {"text": (pytest.importorskip("datasets").Value("string"), str)})
+    with pytest.raises(UserError, match="has the columns text, img: none is called label or is of the kind ClassLabel"):
+        loaded(name=name, root=tmp_path / "cache")
+
+
+class Damaged(Levels):
+    """Some items of it raise."""
+
+    def __getitem__(self, number):
+        if number in (0, 33):
+            raise OSError("the disk failed")
+        return super().__getitem__(number)
+
+
+@pytest.mark.parametrize("listed", [{}, {"targets": np.repeat(np.arange(2), 20)}], ids=["read", "listed"])
+def test_skip_leaves_out_items_that_fail_wherever_labels_come_from(listed):
+    with pytest.raises(UserError) as error:
+        loaded(Damaged(2, 20, **listed))
+    assert [f"its image {number} is not readable" in str(error.value) for number in (0, 1, 33)] == [True, False, True]
+    data = loaded(Damaged(2, 20, **listed), unreadable="skip")
+    levels = sorted(level for part in (data.train, data.val, data.test) for level in part.read()[:, 0, 0, 0].tolist())
+    assert levels == [number for number in range(40) if number not in (0, 33)]
+    assert labels_by_level(data) == [int(level >= 20) for level in levels]
+    assert "left out as data.unreadable=skip says: 2 unreadable images (data: its image 0 is" in " ".join(data.notes)
+
+
 @pytest.mark.parametrize("how", ["datasets", "timm"])
 def test_splits_that_number_their_classes_apart_are_taken_by_name(apart, how):
     parts = {part: ImageFolder(str(apart / part)) for part in ("train", "test")}

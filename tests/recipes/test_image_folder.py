@@ -1,6 +1,7 @@
 """Folders of images as people have them: parts by their usual names, odd files, wide pixels."""
 
 import os
+import re
 import resource
 import struct
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from torchvision.transforms.v2.functional import center_crop, resize
 from recipes.core.config import DataConfig
 from recipes.core.errors import UserError
 from recipes.data.fingerprint import checksums
-from recipes.data.image_folder import HIDDEN, Files, image_files, read_image, split_folders
+from recipes.data.image_folder import HIDDEN, Files, image_files, image_folder, read_image, split_folders
 from recipes.data.load import load
 from recipes.data.split import resized
 from recipes.data.unreadable import Unreadable
@@ -152,6 +153,21 @@ def test_a_class_that_a_part_lacks_names_both_ways_out(tmp_path):
     said = f"no image of class c in {tmp_path / 'test'}: add some, or do without the class and remove {away} too, or"
     with pytest.raises(UserError, match=said):
         loaded(tmp_path)
+
+
+@pytest.mark.parametrize("other", ["cafe\u0301", "caf\u00e9 ", "Caf\u00e9"])
+def test_classes_that_only_look_alike_are_told_apart(tmp_path, other):
+    """A Mac writes an accent as a letter of its own; a space at the end is not seen either."""
+    for part, name in (("train", "caf\u00e9"), ("train", "tea"), ("test", other), ("test", "tea")):
+        (tmp_path / part / name).mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp_path / part / name / "1.png")
+    said = re.escape(f"{ascii(other)} and 'caf\\xe9' differ only in case, spaces or the composition of letters")
+    with pytest.raises(UserError, match=said):
+        image_folder(DataConfig(name="folder", root=tmp_path), lambda side: 8)
+    with pytest.raises(UserError, match=said):
+        image_folder(
+            DataConfig(name="folder", root=tmp_path / "test"), lambda side: 8, class_names=("caf\u00e9", "tea")
+        )
 
 
 def test_a_class_may_be_called_train(tmp_path):
