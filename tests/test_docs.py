@@ -6,6 +6,7 @@ import importlib.util
 import io
 import json
 import re
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -273,3 +274,55 @@ def test_own_images_in_an_own_loop_as_the_page_says(tmp_path, monkeypatch, capsy
     told, taken = resolve_model_data_config(names["again"]), names["settings"]
     assert all(told[key] == taken[key] for key in told) and told["input_size"] == (3, 64, 64)
     assert names["again"].pretrained_cfg["label_names"] == ("cat", "dog", "owl")
+
+
+def run_script(name, folder, monkeypatch, **names):
+    """The names of a script of docs/integrations.md after it ran for two epochs in place of 200."""
+    page = (ROOT / "docs" / "integrations.md").read_text()
+    scripts = re.findall(r"^```py\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    (script,) = [script for script in scripts if script.startswith(f"# {name}.py")]
+    monkeypatch.chdir(folder)
+    torch.manual_seed(0)
+    exec(compile(re.sub(r"\bmax_epochs=\d+", "max_epochs=2", script), f"{name}.py", "exec"), names)
+    return names
+
+
+@pytest.mark.filterwarnings("ignore")  # what these packages advise on devices, workers and progress
+@pytest.mark.parametrize(
+    ("name", "package", "scheduler"),
+    [
+        ("lightning_images", "lightning", lambda names: names["collapse"].scheduler),
+        ("trainer_images", "transformers", lambda names: names["tpt"]),
+        ("accelerate_images", "accelerate", lambda names: names["scheduler"]),
+        ("ddp", "torch", lambda names: names["scheduler"]),
+    ],
+)
+def test_scripts_for_the_loops_of_others_close_their_epochs(name, package, scheduler, tmp_path, monkeypatch):
+    pytest.importorskip(package)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    alone = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    for variable, value in alone.items() if name == "ddp" else ():
+        monkeypatch.setenv(variable, str(value))
+    found = scheduler(run_script(name, tmp_path, monkeypatch, __name__=name))
+    assert (found.epoch, found.finished, found.max_epochs) == (2, True, 2)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_data_set_of_hugging_face_reaches_trainer_as_the_page_says(tmp_path, monkeypatch):
+    pytest.importorskip("datasets")
+    transformers = pytest.importorskip("transformers")
+    for label, name in enumerate(("cat", "dog")):
+        (tmp_path / "my_images" / name).mkdir(parents=True)
+        Image.new("RGB", (50, 40), (250 * label,) * 3).save(tmp_path / "my_images" / name / "0.png")
+    names = run_script("hf_images", tmp_path, monkeypatch, __name__="hf_images")
+    model = torch.nn.Linear(1, 2)  # its forward names none of the columns
+    batch = next(
+        iter(transformers.Trainer(model, names["arguments"], train_dataset=names["train"]).get_train_dataloader())
+    )
+    mean, std = (torch.tensor(names["size"][key]).view(3, 1, 1) for key in ("mean", "std"))
+    for found in (batch, next(iter(names["clean"]))):
+        pixels = found["pixel_values"].cpu() * std + mean
+        assert sorted(found["labels"].tolist()) == [0, 1] and pixels.shape == (2, 3, 64, 64)
+    assert [round(float(image.mean()), 2) for image in pixels] == [0.0, 0.98]  # clean: as they are, 250 / 255

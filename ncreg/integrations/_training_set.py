@@ -53,6 +53,9 @@ def measure_training_set(
 ) -> dict[str, float]:
     """Accuracy in [0, 1] and the measures of `NeuralCollapse` in eval mode; training goes on as if nothing had been.
 
+    Computed in the dtype of the weights, also within autocast and where Accelerate's mixed precision has put it into
+    `forward`: features in bfloat16 hide a small NC1.
+
     Modes of all submodules and the random generators come back (torch's, Python's, numpy's, and those of the loader and
     its samplers), so that a run with measurements has the same batches and weights as one without. In a distributed run
     each process takes every n-th batch (its own images where the loader has a DistributedSampler, those left out that
@@ -80,7 +83,7 @@ def measure_training_set(
         cache=keep_features,
     ).to(like.device)
     counts = torch.zeros(2, dtype=torch.int64, device=like.device)  # right, all
-    with _as_rank_zero(model), evaluating(model), generators_kept(batches):
+    with _as_rank_zero(model), evaluating(model), generators_kept(batches), _without_autocast(model, like):
         for images, target in _share(batches):
             target = target.to(like.device)
             images = images.to(like.device, like.dtype if images.is_floating_point() else None)
@@ -161,3 +164,18 @@ def _as_rank_zero(module: nn.Module) -> Iterator[None]:
     finally:
         for buffer, before in own:
             buffer.copy_(before)
+
+
+@contextmanager
+def _without_autocast(model: Any, like: Tensor) -> Iterator[None]:
+    """Neither the caller's autocast, nor the one that Accelerate's `prepare` puts into `forward`."""
+    parts = vars(getattr(model, "_orig_mod", model))
+    wrapped, own = parts.get("forward"), parts.get("_original_forward")  # the second is Accelerate's name for it
+    if wrapped is not None and own is not None:
+        parts["forward"] = own
+    try:
+        with torch.autocast(like.device.type, enabled=False):
+            yield
+    finally:
+        if wrapped is not None and own is not None:
+            parts["forward"] = wrapped

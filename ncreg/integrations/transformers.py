@@ -173,7 +173,10 @@ class CollapseTrainerCallback(TrainerCallback):
             raise ValueError("Trainer(optimizers=(optimizer, TPTScheduler)): hand in TrainerSchedule(TPTScheduler)")
         schedule = kwargs["lr_scheduler"]
         if isinstance(schedule, TrainerSchedule) and schedule.scheduler.finished:  # Trainer would train a step first
-            raise ValueError(f"the run ended with epoch {schedule.scheduler.epoch}: nothing is left to train")
+            raise ValueError(
+                f"the run ended with epoch {schedule.scheduler.epoch}: nothing is left to train; checkpoints of an "
+                "earlier run in output_dir count too: empty it, or name one (resume_from_checkpoint=FOLDER)"
+            )
         if state.global_step >= state.max_steps:  # resumed from its last step: no epoch begins or ends any more
             self.on_epoch_begin(args, state, control, **kwargs)
 

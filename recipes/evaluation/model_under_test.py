@@ -104,9 +104,11 @@ class ModelUnderTest:
         wanted = self.model.image_shape[0] if self.model.image_shape else channels
         if channels != wanted and (self.is_run or {channels, wanted} != {1, 3}):
             word = "the run takes" if self.is_run else "MODEL takes"
+            way = "" if self.is_run else "; --channels N says it if MODEL takes others"
+            if {channels, wanted} == {1, 3}:
+                way = "; its model in a folder takes both (ncreg.load_classifier(RUN).save_pretrained(FOLDER))"
             raise UserError(
-                f"{word} images of {wanted} channel{'s' if wanted > 1 else ''}, the data has {channels}"
-                + ("" if self.is_run else "; --channels N says it if MODEL takes others")
+                f"{word} images of {wanted} channel{'s' if wanted > 1 else ''}, the data has {channels}{way}"
             )
         return order
 

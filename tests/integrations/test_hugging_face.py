@@ -7,9 +7,9 @@ import warnings
 import pytest
 import torch
 from digits_cases import ROOT, SCRIPTS
-from test_training_set import classifier, data
+from test_training_set import by_hand, classifier, data
 from torch.optim.lr_scheduler import CosineAnnealingLR
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from ncreg import TPTScheduler, fold, param_groups, swap_head
 from ncreg.functional import mse_one_hot_loss
@@ -112,7 +112,9 @@ def test_a_resumed_trainer_is_the_same_to_the_bit(saving, tmp_path):
     assert rows == history and resumed.state_dict() == scheduler.state_dict()
     assert all(torch.equal(value, again[name]) for name, value in weights.items())
     if saving["save_strategy"] == "epoch":
-        with pytest.raises(ValueError, match="the run ended with epoch .*: nothing is left to train"):
+        with pytest.raises(
+            ValueError, match=r"the run ended with epoch .*: nothing is left to train; .*resume_from_checkpoint=FOLDER"
+        ):
             train(tmp_path / "cut", resume=True, **saving)
 
 
@@ -247,6 +249,25 @@ def test_accelerate_keeps_a_registered_scheduler(tmp_path):
     epochs(3, *again)
     assert again[1].state_dict() == whole[1].state_dict() and whole[1].onset_epoch is not None
     assert all(map(torch.equal, whole[2].state_dict().values(), again[2].state_dict().values()))
+
+
+@pytest.fixture
+def bfloat16():
+    """An Accelerator whose `prepare` puts autocast into `forward`; its state is one for the process."""
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+    yield accelerate.Accelerator(cpu=True, mixed_precision="bf16")
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_accelerate_in_mixed_precision_is_measured_in_the_dtype_of_the_weights(bfloat16):
+    model = bfloat16.prepare(classifier())
+    measured = measure_training_set(bfloat16.unwrap_model(model), DataLoader(data(), 5))
+    rows = TensorDataset(data().tensors[0].double(), data().tensors[1])
+    assert measured == pytest.approx(by_hand(classifier().double(), rows), rel=1e-5, abs=1e-9)
+    dtypes = []
+    model.head.register_forward_hook(lambda head, inputs, logits: dtypes.append(logits.dtype))
+    model(data().tensors[0])
+    assert dtypes == [torch.bfloat16]  # training goes on in it
 
 
 def lines(command, env=None):

@@ -146,6 +146,15 @@ def test_of_a_wrapped_classifier_the_one_inside_is_measured(wrap):
     assert modes == [part.training for part in wrapped.modules()]
 
 
+def test_a_measurement_within_autocast_has_the_dtype_of_the_weights():
+    model = classifier()
+    with torch.autocast("cpu", torch.bfloat16):
+        measured = measure_training_set(model, DataLoader(data(), 5))
+        assert torch.is_autocast_enabled("cpu")  # training goes on under it
+    rows = TensorDataset(data().tensors[0].double(), data().tensors[1])
+    assert measured == pytest.approx(by_hand(classifier().double(), rows), rel=1e-5, abs=1e-9)
+
+
 def test_what_holds_no_classifier_is_refused_by_name(unchecked):
     closer = EpochCloser(DataLoader(data(), 5))
     with pytest.raises(TypeError, match="DataParallel holds no ncreg.Classifier"):

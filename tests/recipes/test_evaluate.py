@@ -180,6 +180,30 @@ def test_predict_gives_the_rows_it_can_and_names_the_files_it_cannot(run, expect
     assert not (tmp_path / "q.csv").exists()
 
 
+def test_a_run_of_gray_images_says_how_it_takes_colour(run, expected, tmp_path, capsys):
+    test, _ = expected
+    for number, (image, label) in enumerate(zip(test.images[:60], test.target[:60].tolist(), strict=True)):
+        place = tmp_path / "colour" / str(label) / f"{number}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        red = np.zeros((28, 28, 3), dtype=np.uint8)
+        red[..., 0] = image[0]
+        Image.fromarray(red).save(place)
+    asked = ["--data.name", "folder", "--data.root", str(tmp_path / "colour"), "--split", "all"]
+    assert evaluate.main([str(run), *asked]) == 2
+    assert "images of 1 channel, the data has 3; its model in a folder takes both" in capsys.readouterr().err
+    load_classifier(run).save_pretrained(tmp_path / "saved")
+    assert evaluate.main([str(tmp_path / "saved"), *asked, "--out-dir", str(tmp_path / "out")]) == 0
+    (file,) = (tmp_path / "out").glob("*.json")
+    with torch.no_grad():  # red is 0.299 of gray (ITU-R BT.601)
+        gray = load_classifier(run).double()(0.299 * test.images[:60].double() / 255).softmax(1)
+    assert json.loads(file.read_text())["accuracy"] == pytest.approx(
+        float((gray.argmax(1) == test.target[:60]).double().mean())
+    )
+    assert json.loads(file.read_text())["loss"] == pytest.approx(
+        float(-gray[range(60), test.target[:60]].log().mean()), rel=2e-3
+    )
+
+
 @pytest.mark.parametrize(
     ("command", "args", "words"),
     [
