@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ncreg._checks import described
 from ncreg._copies import copied
 from ncreg._modes import evaluating
-from ncreg.models._backbone import example_image, logits_alone, parameter_like
+from ncreg.models._backbone import example_image, logits_alone, parameter_like, replace_module
 from ncreg.models._classifier import Classifier
 from ncreg.models._data_config import folded_cfg
 from ncreg.models._whole import is_sharded, whole_copy
@@ -134,7 +134,8 @@ def _plain_model(classifier: Classifier) -> tuple[nn.Module, Slots]:
             conv = issubclass(removed.kind, nn.Conv2d)
             sizes = width, classifier.num_classes
             layer = nn.Conv2d(*sizes, 1) if conv else nn.Linear(*sizes)
-            plain.set_submodule(removed.path, layer.to(parameter_like(backbone)).train(backbone.training))
+            layer = layer.to(parameter_like(backbone)).train(backbone.training)
+            replace_module(plain, plain.get_submodule(removed.path), layer)
             if hasattr(plain, "num_classes"):
                 plain.num_classes = classifier.num_classes
         elif hasattr(plain, "reset_classifier"):
@@ -228,12 +229,12 @@ def _keep(plain: nn.Module, slots: Slots, classifier: Classifier) -> None:
     """Projection, norm and head themselves in the place of the model's one classifier layer."""
     if len(slots) != 1:
         raise ValueError(f"normalize='keep' needs a model with one classifier layer, this has {len(slots)}")
-    ((path, layer),) = slots.items()
+    (layer,) = slots.values()
     parts = [p for p in (classifier.project, classifier.norm, classifier.head) if not isinstance(p, nn.Identity)]
     parts = [copied(part) for part in parts]
     if isinstance(layer, nn.Conv2d):  # it takes a map and gives one
         parts = [nn.AdaptiveAvgPool2d(1), nn.Flatten(1), *parts, nn.Unflatten(1, (-1, 1, 1))]
-    plain.set_submodule(path, nn.Sequential(*parts))
+    replace_module(plain, layer, nn.Sequential(*parts))
 
 
 def _agree(plain: nn.Module, classifier: Classifier, exact: bool) -> bool:

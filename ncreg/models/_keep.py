@@ -106,6 +106,9 @@ def _classifier(
     head = head.to(like).train(headless.module.training)
     width = getattr(head, "in_features", headless.features.shape[1])
     classes = getattr(head, "out_features", headless.num_classes)
+    if classes is None:  # a head of several layers
+        with evaluating(head):
+            classes = head(headless.features).shape[1]
     kept = kind(backbone, nn.Identity(), head, num_classes=classes, head_hidden_size=width)
     kept._removed = headless.removed
     set_own_mode(kept, headless.module.training)

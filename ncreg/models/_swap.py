@@ -106,7 +106,7 @@ def swap_head(
         return _kept(model, num_classes, model_args, classifier, input_size, weights)
     headless = _headless(model, model_args, classifier, input_size, weights)
     backbone = headless.module
-    _warn_of_dropout(model, backbone)
+    _warn_of_dropout(model, headless)
     new_head = _head_maker(head, headless, num_classes, head_args)
     *tail, last = _new_parts(headless, project, norm, new_head)
     features, logits = _try_out(headless.features, tail, last)
@@ -147,9 +147,9 @@ def _check_types(
         raise TypeError(f"classifier={classifier!r} must be the path of a submodule, such as 'fc', or None")
 
 
-def _warn_of_dropout(model: str | nn.Module, backbone: nn.Module) -> None:
+def _warn_of_dropout(model: str | nn.Module, headless: Headless) -> None:
     """Say where dropout stands before the last norm, and what takes it away."""
-    if rates := dropout_before_head(backbone):
+    if rates := dropout_before_head(headless):
         by_hand = "; ".join(f"model.{place} = 0.0" for place in rates)
         argument = "dropout" if isinstance(model, str) and model.startswith(PREFIX) else "drop_rate"
         by_name = f"model_args={{'{argument}': 0.0}} removes it"

@@ -98,6 +98,30 @@ def test_a_module_of_ones_own(bias, path, training):
     assert not {id(p) for p in model.parameters()} & {id(p) for p in kept.parameters()}
 
 
+class LowRank(nn.Module):
+    """A layer with a product of two thin ones beside it, as of an adapter; it says no number of outputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.base, self.down, self.up = nn.Linear(6, 4), nn.Linear(6, 2, bias=False), nn.Linear(2, 4, bias=False)
+
+    def forward(self, x):
+        return self.base(x) + self.up(self.down(x))
+
+
+@pytest.mark.parametrize("num_classes", [None, 4])
+def test_a_classifier_of_several_layers_is_kept_by_its_path(num_classes):
+    model = Tail(True).eval()
+    model.out = LowRank()
+    kept = swap_head(model, "keep", classifier="out", input_size=(1, 9, 9), num_classes=num_classes)
+    x = torch.rand(3, 1, 9, 9)
+    logits, features = kept(x, with_features=True)
+    weight = model.out.base.weight + model.out.up.weight @ model.out.down.weight
+    torch.testing.assert_close(logits, model.body(x) @ weight.T + model.out.base.bias)
+    assert torch.equal(features, model.body(x)) and kept.num_classes == 4
+    torch.testing.assert_close(fold(kept)(x), logits)
+
+
 def test_a_kept_classifier_is_measured_folded_and_kept_again():
     model = timm.create_model("test_resnet", num_classes=3).eval()
     kept = swap_head(model, "keep")
