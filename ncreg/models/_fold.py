@@ -13,6 +13,7 @@ from ncreg._modes import evaluating
 from ncreg.models._backbone import example_image, logits_alone, parameter_like, replace_module
 from ncreg.models._classifier import Classifier
 from ncreg.models._data_config import folded_cfg
+from ncreg.models._keep import WholeModel
 from ncreg.models._whole import is_sharded, whole_copy
 from ncreg.norms import LastBatchNorm
 from ncreg.numerics import in_float64
@@ -67,23 +68,29 @@ def fold(classifier: Classifier, *, normalize: Literal["drop", "keep"] | None = 
         classifier = cast(Classifier, whole_copy(classifier))
     if parameter_like(classifier).is_meta:
         raise ValueError("fold needs a classifier with real weights, this one is on the meta device")
+    plain, exact = _folded(classifier, keep=normalize == "keep")
+    _say_what_differs(classifier, exact or normalize == "drop")
+    _describe_images(plain, classifier, kept=normalize == "keep" and not isinstance(classifier, WholeModel))
+    _give_back_output_object(plain, classifier.num_classes)
+    return plain.to(memory_format=torch.contiguous_format)  # safetensors takes no channels_last
+
+
+def _folded(classifier: Classifier, *, keep: bool) -> tuple[nn.Module, bool]:
+    """The plain model, and whether its logits are the classifier's own."""
+    if isinstance(classifier, WholeModel):  # its own classifier never left its place
+        return copied(classifier.backbone.model), True
     getattr(classifier.head, "weight", None)  # a code too large for a matrix refuses here, before a layer is made
     plain, slots = _plain_model(classifier)
     with evaluating(classifier, plain):
-        if normalize == "keep":
-            exact = True
+        if keep:
             _keep(plain, slots, classifier)
-            _demand(_agree(plain, classifier, exact))
-        else:
-            tail = _tail(classifier)
-            exact = tail.exact
-            # all layers together; else one alone, as volo adds a maximum over its other's logits
-            choices = dict.fromkeys([tuple(slots), *((name,) for name in slots)])
-            _demand(any(_filled(plain, slots, chosen, tail, classifier) for chosen in choices))
-    _say_what_differs(classifier, exact or normalize == "drop")
-    _describe_images(plain, classifier, kept=normalize == "keep")
-    _give_back_output_object(plain, classifier.num_classes)
-    return plain.to(memory_format=torch.contiguous_format)  # safetensors takes no channels_last
+            _demand(_agree(plain, classifier, exact=True))
+            return plain, True
+        tail = _tail(classifier)
+        # all layers together; else one alone, as volo adds a maximum over its other's logits
+        choices = dict.fromkeys([tuple(slots), *((name,) for name in slots)])
+        _demand(any(_filled(plain, slots, chosen, tail, classifier) for chosen in choices))
+        return plain, tail.exact
 
 
 def _describe_images(plain: Any, classifier: Classifier, *, kept: bool) -> None:

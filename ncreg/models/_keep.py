@@ -29,8 +29,11 @@ class Observed(nn.Module):
     def __init__(self, model: Any, layers: Sequence[str]) -> None:
         super().__init__()
         self.model, self.layers = model, tuple(layers)
-        if hasattr(model, "pretrained_cfg"):
-            self.pretrained_cfg = {**dict(model.pretrained_cfg), **get_model_input_config(model)}
+
+    @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """The model's own, with the size of the images that it takes now."""
+        return {**dict(self.model.pretrained_cfg), **get_model_input_config(self.model)}
 
     def forward(self, x: Tensor) -> Tensor:
         """Features (B, d)."""
@@ -69,6 +72,18 @@ class WholeModel(Classifier):
             raise TypeError("with_features='alone': the logits of this model are no function of its features and head")
         logits, features = self.backbone.with_logits(self.preprocess(x))
         return output_of(logits, features, features, with_features)
+
+    def forward_head(self, x: Any, pre_logits: bool = False) -> Tensor:
+        """Refused: that of the model gives its logits, which are no function of its pooled features."""
+        raise AttributeError("forward_head: the logits of this model are no function of its pooled features and head")
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Refused: the whole model gives the logits, whatever `head` is."""
+        raise ValueError("the whole model gives the logits here: swap_head(the model, HEAD) puts another head on it")
+
+    @property
+    def _named_backbone(self) -> tuple[str, nn.Module]:
+        return "backbone.model.", self.backbone.model
 
 
 def keep_head(model: nn.Module, headless: Headless) -> Classifier:
