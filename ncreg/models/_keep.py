@@ -60,8 +60,8 @@ class WholeModel(Classifier):
     """A classifier whose logits are no affine function of its pooled features: the whole model gives them.
 
     So it is where something stands behind the classifier's layers (squeezenet's ReLU, the maximum over tokens of
-    volo), or where several layers see features of their own (distilled pairs, efficientvim). `head` holds the layers'
-    weights for the measures.
+    volo), or where several layers see features of their own (distilled pairs, efficientvim). `head` holds a copy of the
+    layers' weights, as they were then, for the measures; nothing trains it.
     """
 
     backbone: Observed
@@ -112,7 +112,8 @@ def keep_head(model: nn.Module, headless: Headless) -> Classifier:
     leaves = _seen_layers(whole, headless, parts)
     observed = Observed(whole, list(leaves))
     observed.training = whole.training
-    return _classifier(observed, _side_by_side(list(leaves.values())), headless, like, WholeModel)
+    copy_of_layers = _side_by_side(list(leaves.values())).requires_grad_(False)  # no gradient would reach it
+    return _classifier(observed, copy_of_layers, headless, like, WholeModel)
 
 
 def _classifier(

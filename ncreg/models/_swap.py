@@ -23,7 +23,7 @@ from ncreg.models._backbone import (
 )
 from ncreg.models._classifier import Classifier
 from ncreg.models._create import from_timm_name
-from ncreg.models._keep import keep_head
+from ncreg.models._keep import WholeModel, keep_head
 from ncreg.models._projector import FixedProjector
 from ncreg.models._torchvision import PREFIX, torchvision_model
 from ncreg.norms import last_norm
@@ -248,6 +248,10 @@ def _headless(
             raise ValueError(f"model_args={dict(model_args)} is for timm names; a module is taken as it is")
         if weights is not None:
             raise ValueError("weights is for timm names; a module is taken as it is: load its weights before")
+        if isinstance(model, WholeModel):  # its classifier is still in place
+            place = model._removed
+            path, size = (classifier, input_size) if place is None else (place.path, place.input_size)
+            return _headless(model.backbone.model, None, path, size, None)
         if isinstance(model, Classifier):
             features = parameter_like(model.backbone).new_zeros(1, model.backbone_width)
             return Headless(copied(model.backbone), features, model.num_classes or None, model._removed)

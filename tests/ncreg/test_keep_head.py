@@ -172,6 +172,25 @@ def test_fold_gives_a_whole_model_back_as_it_was(normalize):
     assert torch.equal(fold(kept, normalize=normalize)(x), squeezed(x))
 
 
+@torch.no_grad()
+def test_another_head_on_a_whole_model_is_that_on_the_model_itself():
+    """A distilled pair gives way to its averaged tokens; the copy of its layers' weights takes no part in training."""
+    model, kept = small_deit()
+    assert {name for name, p in kept.named_parameters() if not p.requires_grad} == {"head.weight", "head.bias"}
+    x = torch.rand(2, 3, 32, 32)
+    swapped = swap_head(kept, "linear", num_classes=3).eval()
+    torch.testing.assert_close(swapped.backbone(x), model.forward_features(x)[:, :2].mean(1))
+    torch.testing.assert_close(fold(swapped)(x), swapped(x), rtol=1e-4, atol=1e-5)
+    layers = nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    squeezed = nn.Sequential(*layers)
+    kept = swap_head(squeezed, "keep", input_size=(3, 8, 8))
+    own, again = (swap_head(start, "linear", input_size=(3, 8, 8), num_classes=3).eval() for start in (squeezed, kept))
+    x = torch.rand(2, 3, 8, 8)
+    assert torch.equal(again.backbone(x), own.backbone(x))
+    with pytest.raises(ValueError, match="can't hold the folded one"):
+        fold(again)
+
+
 def test_a_whole_model_is_saved_with_the_arguments_that_built_it(tmp_path):
     _, kept = small_deit(in_chans=1, drop_path_rate=0.2)
     kept.save_pretrained(tmp_path)
