@@ -185,9 +185,10 @@ def _build_arguments(classifier: Classifier) -> dict[str, Any]:
         raise ValueError(f"preprocess={type(classifier.preprocess).__name__} cannot be saved: Normalize or none can")
     if not classifier.num_classes:
         raise ValueError("the classifier has no head (num_classes=0): reset_classifier(C) first")
-    recorded: Mapping[str, Any] = getattr(classifier.backbone, "_model_args", {})
+    _, backbone = classifier._named_backbone
+    recorded: Mapping[str, Any] = getattr(backbone, "_model_args", {})
     drop_rates = {key: rate for key, rate in recorded.items() if "drop" in key and key.endswith("_rate")}
-    model_args = get_model_args(classifier.backbone) | drop_rates  # timm leaves these out
+    model_args = get_model_args(backbone) | drop_rates  # timm leaves these out
     model_args.pop("num_classes", None)
     build = {"model": architecture, "model_args": model_args, "num_classes": classifier.num_classes}
     try:

@@ -1,7 +1,8 @@
 """Taking the classifier off: timm by its own contract, any other module by the classifier's attribute path."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -21,12 +22,13 @@ class Removed(NamedTuple):
 
 
 class Headless(NamedTuple):
-    """A model without its classifier, and its features (1, width) of one example."""
+    """A model without its classifier, its features (1, width) of one example, and the dropout that ends it if seen."""
 
     module: nn.Module
     features: Tensor
     num_classes: int | None
     removed: Removed | None = None
+    dropout: tuple[str, ...] = ()
 
 
 def behead_timm(model: nn.Module) -> None:
@@ -66,7 +68,7 @@ def behead(model: nn.Module, path: str | None, input_size: Sequence[int] | None)
     num_classes = getattr(classifier, "out_features", getattr(classifier, "out_channels", None))
     if path is not None and input_size is None:
         input_size = _size_of_vectors(model)
-    model.set_submodule(found, nn.Identity().train(classifier.training))
+    replace_module(model, classifier, nn.Identity().train(classifier.training))
     named_layer = path is not None and isinstance(classifier, nn.Linear | nn.Conv2d)
     size = None if named_layer and input_size is None else tuple(example_image(model, input_size).shape[1:])
     removed = Removed(found, type(classifier), size)
@@ -74,7 +76,33 @@ def behead(model: nn.Module, path: str | None, input_size: Sequence[int] | None)
         weight = cast(Tensor, classifier.weight)
         features = weight.new_zeros(1, weight.shape[1])
         return Headless(model, features, num_classes, removed)
-    return Headless(model, _identity_features(model, found, size), num_classes, removed)
+    with _last_dropouts(model) as dropout:
+        features = _identity_features(model, found, size)
+    return Headless(model, features, num_classes, removed, tuple(dropout))
+
+
+def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put a module in the place of another, under every name that it has there."""
+    for name in [name for name, part in model.named_modules(remove_duplicate=False) if part is old]:
+        model.set_submodule(name, new)
+
+
+@contextmanager
+def _last_dropouts(model: nn.Module) -> Iterator[list[str]]:
+    """Paths of the dropout layers that run behind the last layer with parameters, once a forward pass is over."""
+    since: list[str] = []
+    layers = [(name, part) for name, part in model.named_modules() if part._parameters or isinstance(part, _DropoutNd)]
+    handles = [
+        part.register_forward_pre_hook(
+            lambda part, *_, name=name: since.append(name) if isinstance(part, _DropoutNd) else since.clear()
+        )
+        for name, part in layers
+    ]
+    try:
+        yield since
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def logits_alone(model: nn.Module, inputs: Any, output: Any) -> Any:
@@ -215,13 +243,13 @@ def pooled_features(model: nn.Module, image: Tensor, name: str = "the model") ->
     )
 
 
-def dropout_before_head(model: nn.Module) -> dict[str, float]:
+def dropout_before_head(headless: Headless) -> dict[str, float]:
     """What stands between the pooled features and the classifier and drops them, and at which rate."""
-    heads = {"head", "head_drop", "classifier", "fc", "dropout"}
+    model, heads = headless.module, {"head", "head_drop", "classifier", "fc", "dropout"}
     rates = {
         f"get_submodule({name!r}).p": float(module.p)
         for name, module in model.named_modules()
-        if isinstance(module, _DropoutNd) and name.partition(".")[0] in heads
+        if isinstance(module, _DropoutNd) and (name.partition(".")[0] in heads or name in headless.dropout)
     }
     rates["drop_rate"] = float(getattr(model, "drop_rate", None) or 0.0)
     return {place: rate for place, rate in rates.items() if rate > 0}

@@ -235,7 +235,7 @@ class Classifier(nn.Module):
     @property
     def num_features(self) -> int:
         """Channels of `forward_features`; the features that enter the head are `head_hidden_size` wide."""
-        return int(getattr(self.backbone, "num_features", self.head_hidden_size))
+        return int(getattr(self._named_backbone[1], "num_features", self.head_hidden_size))
 
     @property
     def backbone_width(self) -> int:
@@ -268,21 +268,23 @@ class Classifier(nn.Module):
 
     def no_weight_decay(self) -> set[str]:
         """Names that the backbone exempts from weight decay."""
-        exempt = getattr(unwrapped(self.backbone), "no_weight_decay", set)
-        return {f"backbone.{name}" for name in exempt()}
+        prefix, backbone = self._named_backbone
+        exempt = getattr(unwrapped(backbone), "no_weight_decay", set)
+        return {f"{prefix}{name}" for name in exempt()}
 
     def group_matcher(self, coarse: bool = False) -> Any:
         """The backbone's layer groups; projection, last norm and head come after all of them."""
-        backbone = unwrapped(self.backbone)
+        prefix, backbone = self._named_backbone
+        backbone = unwrapped(backbone)
         if not hasattr(backbone, "group_matcher"):
             raise AttributeError(f"group_matcher is timm's: the backbone {type(backbone).__name__} has none")
         groups = backbone.group_matcher(coarse=coarse)  # type: ignore[operator]
         if callable(groups):  # cait's is a function of the name
-            return lambda n: groups(n.removeprefix("backbone.")) if n.startswith("backbone.") else (math.inf,)
+            return lambda n: groups(n.removeprefix(prefix)) if n.startswith(prefix) else (math.inf,)
         return {
-            group: [(_within_backbone(s[0]), *s[1:]) for s in spec]
+            group: [(_within(prefix, s[0]), *s[1:]) for s in spec]
             if isinstance(spec, list | tuple)
-            else spec and _within_backbone(spec)
+            else spec and _within(prefix, spec)
             for group, spec in groups.items()
         }
 
@@ -346,10 +348,16 @@ class Classifier(nn.Module):
                 f"{self.backbone_width}: build the classifier with it, swap_head(…, model_args={{'global_pool': …}})"
             )
 
+    @property
+    def _named_backbone(self) -> tuple[str, nn.Module]:
+        """What stands before the names of the backbone's parameters, and the backbone, whose contract is timm's."""
+        return "backbone.", self.backbone
+
     def _timm(self, name: str) -> Any:
-        if not hasattr(self.backbone, name):
-            raise AttributeError(f"{name} is timm's: the backbone {type(self.backbone).__name__} has none")
-        return getattr(self.backbone, name)
+        _, backbone = self._named_backbone
+        if not hasattr(backbone, name):
+            raise AttributeError(f"{name} is timm's: the backbone {type(backbone).__name__} has none")
+        return getattr(backbone, name)
 
 
 def output_of(
@@ -380,7 +388,7 @@ def _size(name: str, value: int | None, head: nn.Module, *attributes: str) -> in
     return size
 
 
-def _within_backbone(pattern: str) -> str:
+def _within(prefix: str, pattern: str) -> str:
     """Patterns are matched from a name's start, so every anchor moves in front of the prefix."""
     unanchored = re.sub(r"(?<![\[\\])\^", "", pattern)
-    return rf"^backbone\.(?:{unanchored})"
+    return rf"^{re.escape(prefix)}(?:{unanchored})"

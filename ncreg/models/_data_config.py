@@ -24,7 +24,8 @@ def classifier_cfg(classifier: Any) -> dict[str, Any]:
     cfg = _shared_cfg(classifier)
     first = cfg.get("first_conv")
     if first:
-        cfg["first_conv"] = f"backbone.{first}" if isinstance(first, str) else [f"backbone.{f}" for f in first]
+        prefix, _ = classifier._named_backbone
+        cfg["first_conv"] = f"{prefix}{first}" if isinstance(first, str) else [f"{prefix}{f}" for f in first]
     cfg["classifier"] = "head"
     if not isinstance(classifier.preprocess, nn.Identity):
         channels = cfg["input_size"][0]

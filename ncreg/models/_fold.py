@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from ncreg._checks import described
 from ncreg._copies import copied
 from ncreg._modes import evaluating
-from ncreg.models._backbone import example_image, logits_alone, parameter_like
+from ncreg.models._backbone import example_image, logits_alone, parameter_like, replace_module
 from ncreg.models._classifier import Classifier
 from ncreg.models._data_config import folded_cfg
+from ncreg.models._keep import WholeModel
 from ncreg.models._whole import is_sharded, whole_copy
 from ncreg.norms import LastBatchNorm
 from ncreg.numerics import in_float64
@@ -67,23 +68,29 @@ def fold(classifier: Classifier, *, normalize: Literal["drop", "keep"] | None = 
         classifier = cast(Classifier, whole_copy(classifier))
     if parameter_like(classifier).is_meta:
         raise ValueError("fold needs a classifier with real weights, this one is on the meta device")
+    plain, exact = _folded(classifier, keep=normalize == "keep")
+    _say_what_differs(classifier, exact or normalize == "drop")
+    _describe_images(plain, classifier, kept=normalize == "keep" and not isinstance(classifier, WholeModel))
+    _give_back_output_object(plain, classifier.num_classes)
+    return plain.to(memory_format=torch.contiguous_format)  # safetensors takes no channels_last
+
+
+def _folded(classifier: Classifier, *, keep: bool) -> tuple[nn.Module, bool]:
+    """The plain model, and whether its logits are the classifier's own."""
+    if isinstance(classifier, WholeModel):  # its own classifier never left its place
+        return copied(classifier.backbone.model), True
     getattr(classifier.head, "weight", None)  # a code too large for a matrix refuses here, before a layer is made
     plain, slots = _plain_model(classifier)
     with evaluating(classifier, plain):
-        if normalize == "keep":
-            exact = True
+        if keep:
             _keep(plain, slots, classifier)
-            _demand(_agree(plain, classifier, exact))
-        else:
-            tail = _tail(classifier)
-            exact = tail.exact
-            # all layers together; else one alone, as volo adds a maximum over its other's logits
-            choices = dict.fromkeys([tuple(slots), *((name,) for name in slots)])
-            _demand(any(_filled(plain, slots, chosen, tail, classifier) for chosen in choices))
-    _say_what_differs(classifier, exact or normalize == "drop")
-    _describe_images(plain, classifier, kept=normalize == "keep")
-    _give_back_output_object(plain, classifier.num_classes)
-    return plain.to(memory_format=torch.contiguous_format)  # safetensors takes no channels_last
+            _demand(_agree(plain, classifier, exact=True))
+            return plain, True
+        tail = _tail(classifier)
+        # all layers together; else one alone, as volo adds a maximum over its other's logits
+        choices = dict.fromkeys([tuple(slots), *((name,) for name in slots)])
+        _demand(any(_filled(plain, slots, chosen, tail, classifier) for chosen in choices))
+        return plain, tail.exact
 
 
 def _describe_images(plain: Any, classifier: Classifier, *, kept: bool) -> None:
@@ -134,7 +141,8 @@ def _plain_model(classifier: Classifier) -> tuple[nn.Module, Slots]:
             conv = issubclass(removed.kind, nn.Conv2d)
             sizes = width, classifier.num_classes
             layer = nn.Conv2d(*sizes, 1) if conv else nn.Linear(*sizes)
-            plain.set_submodule(removed.path, layer.to(parameter_like(backbone)).train(backbone.training))
+            layer = layer.to(parameter_like(backbone)).train(backbone.training)
+            replace_module(plain, plain.get_submodule(removed.path), layer)
             if hasattr(plain, "num_classes"):
                 plain.num_classes = classifier.num_classes
         elif hasattr(plain, "reset_classifier"):
@@ -228,12 +236,12 @@ def _keep(plain: nn.Module, slots: Slots, classifier: Classifier) -> None:
     """Projection, norm and head themselves in the place of the model's one classifier layer."""
     if len(slots) != 1:
         raise ValueError(f"normalize='keep' needs a model with one classifier layer, this has {len(slots)}")
-    ((path, layer),) = slots.items()
+    (layer,) = slots.values()
     parts = [p for p in (classifier.project, classifier.norm, classifier.head) if not isinstance(p, nn.Identity)]
     parts = [copied(part) for part in parts]
     if isinstance(layer, nn.Conv2d):  # it takes a map and gives one
         parts = [nn.AdaptiveAvgPool2d(1), nn.Flatten(1), *parts, nn.Unflatten(1, (-1, 1, 1))]
-    plain.set_submodule(path, nn.Sequential(*parts))
+    replace_module(plain, layer, nn.Sequential(*parts))
 
 
 def _agree(plain: nn.Module, classifier: Classifier, exact: bool) -> bool:

@@ -29,8 +29,11 @@ class Observed(nn.Module):
     def __init__(self, model: Any, layers: Sequence[str]) -> None:
         super().__init__()
         self.model, self.layers = model, tuple(layers)
-        if hasattr(model, "pretrained_cfg"):
-            self.pretrained_cfg = {**dict(model.pretrained_cfg), **get_model_input_config(model)}
+
+    @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """The model's own, with the size of the images that it takes now."""
+        return {**dict(self.model.pretrained_cfg), **get_model_input_config(self.model)}
 
     def forward(self, x: Tensor) -> Tensor:
         """Features (B, d)."""
@@ -57,8 +60,8 @@ class WholeModel(Classifier):
     """A classifier whose logits are no affine function of its pooled features: the whole model gives them.
 
     So it is where something stands behind the classifier's layers (squeezenet's ReLU, the maximum over tokens of
-    volo), or where several layers see features of their own (distilled pairs, efficientvim). `head` holds the layers'
-    weights for the measures.
+    volo), or where several layers see features of their own (distilled pairs, efficientvim). `head` holds a copy of the
+    layers' weights, as they were then, for the measures; nothing trains it.
     """
 
     backbone: Observed
@@ -69,6 +72,18 @@ class WholeModel(Classifier):
             raise TypeError("with_features='alone': the logits of this model are no function of its features and head")
         logits, features = self.backbone.with_logits(self.preprocess(x))
         return output_of(logits, features, features, with_features)
+
+    def forward_head(self, x: Any, pre_logits: bool = False) -> Tensor:
+        """Refused: that of the model gives its logits, which are no function of its pooled features."""
+        raise AttributeError("forward_head: the logits of this model are no function of its pooled features and head")
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Refused: the whole model gives the logits, whatever `head` is."""
+        raise ValueError("the whole model gives the logits here: swap_head(the model, HEAD) puts another head on it")
+
+    @property
+    def _named_backbone(self) -> tuple[str, nn.Module]:
+        return "backbone.model.", self.backbone.model
 
 
 def keep_head(model: nn.Module, headless: Headless) -> Classifier:
@@ -97,7 +112,8 @@ def keep_head(model: nn.Module, headless: Headless) -> Classifier:
     leaves = _seen_layers(whole, headless, parts)
     observed = Observed(whole, list(leaves))
     observed.training = whole.training
-    return _classifier(observed, _side_by_side(list(leaves.values())), headless, like, WholeModel)
+    copy_of_layers = _side_by_side(list(leaves.values())).requires_grad_(False)  # no gradient would reach it
+    return _classifier(observed, copy_of_layers, headless, like, WholeModel)
 
 
 def _classifier(
@@ -106,6 +122,9 @@ def _classifier(
     head = head.to(like).train(headless.module.training)
     width = getattr(head, "in_features", headless.features.shape[1])
     classes = getattr(head, "out_features", headless.num_classes)
+    if classes is None:  # a head of several layers
+        with evaluating(head):
+            classes = head(headless.features).shape[1]
     kept = kind(backbone, nn.Identity(), head, num_classes=classes, head_hidden_size=width)
     kept._removed = headless.removed
     set_own_mode(kept, headless.module.training)

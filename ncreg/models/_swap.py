@@ -23,7 +23,7 @@ from ncreg.models._backbone import (
 )
 from ncreg.models._classifier import Classifier
 from ncreg.models._create import from_timm_name
-from ncreg.models._keep import keep_head
+from ncreg.models._keep import WholeModel, keep_head
 from ncreg.models._projector import FixedProjector
 from ncreg.models._torchvision import PREFIX, torchvision_model
 from ncreg.norms import last_norm
@@ -106,7 +106,7 @@ def swap_head(
         return _kept(model, num_classes, model_args, classifier, input_size, weights)
     headless = _headless(model, model_args, classifier, input_size, weights)
     backbone = headless.module
-    _warn_of_dropout(model, backbone)
+    _warn_of_dropout(model, headless)
     new_head = _head_maker(head, headless, num_classes, head_args)
     *tail, last = _new_parts(headless, project, norm, new_head)
     features, logits = _try_out(headless.features, tail, last)
@@ -147,9 +147,9 @@ def _check_types(
         raise TypeError(f"classifier={classifier!r} must be the path of a submodule, such as 'fc', or None")
 
 
-def _warn_of_dropout(model: str | nn.Module, backbone: nn.Module) -> None:
+def _warn_of_dropout(model: str | nn.Module, headless: Headless) -> None:
     """Say where dropout stands before the last norm, and what takes it away."""
-    if rates := dropout_before_head(backbone):
+    if rates := dropout_before_head(headless):
         by_hand = "; ".join(f"model.{place} = 0.0" for place in rates)
         argument = "dropout" if isinstance(model, str) and model.startswith(PREFIX) else "drop_rate"
         by_name = f"model_args={{'{argument}': 0.0}} removes it"
@@ -248,6 +248,10 @@ def _headless(
             raise ValueError(f"model_args={dict(model_args)} is for timm names; a module is taken as it is")
         if weights is not None:
             raise ValueError("weights is for timm names; a module is taken as it is: load its weights before")
+        if isinstance(model, WholeModel):  # its classifier is still in place
+            place = model._removed
+            path, size = (classifier, input_size) if place is None else (place.path, place.input_size)
+            return _headless(model.backbone.model, None, path, size, None)
         if isinstance(model, Classifier):
             features = parameter_like(model.backbone).new_zeros(1, model.backbone_width)
             return Headless(copied(model.backbone), features, model.num_classes or None, model._removed)

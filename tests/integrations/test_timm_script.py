@@ -212,6 +212,9 @@ def test_gamma_decays_as_in_param_groups_and_other_models_are_left_alone():
     ]
     with pytest.raises(ValueError, match="layer_decay_min_scale"):
         timm.optim.create_optimizer_v2(model, "sgd", lr=0.1, layer_decay=0.5, layer_decay_min_scale=0.1)
+    for fallback in ({"fallback_list": ["head*"]}, {"fallback_no_weight_decay": True}):
+        with pytest.raises(ValueError, match=f"{next(iter(fallback))}: "):
+            timm.optim.create_optimizer_v2(model, "muon", lr=0.1, **fallback)
 
 
 def test_the_hooks_are_where_scripts_look():

@@ -10,7 +10,7 @@ from test_models import ODD, TINY
 from timm.models import get_model_input_config
 from torch import nn
 
-from ncreg import load_weights
+from ncreg import load_weights, param_groups
 from ncreg.metrics import NeuralCollapse
 from ncreg.models import Classifier, fold, load_matched, swap_head
 from ncreg.models._keep import WholeModel
@@ -96,6 +96,109 @@ def test_a_module_of_ones_own(bias, path, training):
     assert torch.equal(logits, model(x)) and torch.equal(features, model.body(x))
     assert (kept.head.bias is None) != bias and kept.training == training
     assert not {id(p) for p in model.parameters()} & {id(p) for p in kept.parameters()}
+
+
+class LowRank(nn.Module):
+    """A layer with a product of two thin ones beside it, as of an adapter; it says no number of outputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.base, self.down, self.up = nn.Linear(6, 4), nn.Linear(6, 2, bias=False), nn.Linear(2, 4, bias=False)
+
+    def forward(self, x):
+        return self.base(x) + self.up(self.down(x))
+
+
+@pytest.mark.parametrize("num_classes", [None, 4])
+def test_a_classifier_of_several_layers_is_kept_by_its_path(num_classes):
+    model = Tail(True).eval()
+    model.out = LowRank()
+    kept = swap_head(model, "keep", classifier="out", input_size=(1, 9, 9), num_classes=num_classes)
+    x = torch.rand(3, 1, 9, 9)
+    logits, features = kept(x, with_features=True)
+    weight = model.out.base.weight + model.out.up.weight @ model.out.down.weight
+    torch.testing.assert_close(logits, model.body(x) @ weight.T + model.out.base.bias)
+    assert torch.equal(features, model.body(x)) and kept.num_classes == 4
+    torch.testing.assert_close(fold(kept)(x), logits)
+
+
+SMALL_DEIT = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 24, "num_heads": 2}
+
+
+def small_deit(**more):
+    """Two classifiers, each on a token of its own: the whole model gives the logits."""
+    torch.manual_seed(0)
+    model = timm.create_model("deit_tiny_distilled_patch16_224", num_classes=5, **SMALL_DEIT, **more).eval()
+    return model, swap_head(model, "keep")
+
+
+def test_a_whole_model_keeps_timms_contract_under_its_own_names():
+    model, kept = small_deit()
+    assert isinstance(kept, WholeModel) and kept.in_chans == 3 and kept.num_features == model.num_features == 24
+    names = {id(p): name.removeprefix("backbone.model.") for name, p in kept.named_parameters()}
+
+    def rates(module, names):
+        groups = param_groups(module, 0.1, layer_decay=0.5, lr=1.0)
+        return {names[id(p)]: (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
+
+    own = rates(model, {id(p): name for name, p in model.named_parameters()})
+    assert own["pos_embed"][1] == own["dist_token"][1] == 0 and own["blocks.0.mlp.fc1.weight"][1] == 0.1
+    found = rates(kept, names)
+    assert {name: pair[1] for name, pair in found.items() if name in own} == {n: pair[1] for n, pair in own.items()}
+    ratios = {found[name][0] / own[name][0] for name in own if not name.startswith("head")}  # `head` is one layer above
+    assert len(ratios) == 1
+    kept.set_grad_checkpointing(True)
+    assert kept.backbone.model.grad_checkpointing
+    kept.backbone.model.get_submodule(kept.pretrained_cfg["first_conv"].removeprefix("backbone.model."))
+    with pytest.raises(ValueError, match="whole model gives the logits"):
+        kept.reset_classifier(0)
+    with pytest.raises(AttributeError, match="no function of its pooled features"):
+        kept.forward_head(kept.forward_features(torch.rand(1, 3, 32, 32)))
+
+
+@pytest.mark.parametrize("normalize", [None, "keep"])
+def test_fold_gives_a_whole_model_back_as_it_was(normalize):
+    model, kept = small_deit()
+    x = torch.rand(2, 3, 32, 32)
+    folded = fold(kept, normalize=normalize)
+    assert torch.equal(folded(x), model(x)) and folded is not kept.backbone.model
+    assert folded.pretrained_cfg["architecture"] == "deit_tiny_distilled_patch16_224"
+    model.load_state_dict(folded.state_dict())
+    layers = nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    squeezed = nn.Sequential(*layers).eval()
+    kept = swap_head(squeezed, "keep", input_size=(3, 8, 8))
+    assert isinstance(kept, WholeModel)
+    x = torch.rand(2, 3, 8, 8)
+    assert torch.equal(fold(kept, normalize=normalize)(x), squeezed(x))
+
+
+@torch.no_grad()
+def test_another_head_on_a_whole_model_is_that_on_the_model_itself():
+    """A distilled pair gives way to its averaged tokens; the copy of its layers' weights takes no part in training."""
+    model, kept = small_deit()
+    assert {name for name, p in kept.named_parameters() if not p.requires_grad} == {"head.weight", "head.bias"}
+    x = torch.rand(2, 3, 32, 32)
+    swapped = swap_head(kept, "linear", num_classes=3).eval()
+    torch.testing.assert_close(swapped.backbone(x), model.forward_features(x)[:, :2].mean(1))
+    torch.testing.assert_close(fold(swapped)(x), swapped(x), rtol=1e-4, atol=1e-5)
+    layers = nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    squeezed = nn.Sequential(*layers)
+    kept = swap_head(squeezed, "keep", input_size=(3, 8, 8))
+    own, again = (swap_head(start, "linear", input_size=(3, 8, 8), num_classes=3).eval() for start in (squeezed, kept))
+    x = torch.rand(2, 3, 8, 8)
+    assert torch.equal(again.backbone(x), own.backbone(x))
+    with pytest.raises(ValueError, match="can't hold the folded one"):
+        fold(again)
+
+
+def test_a_whole_model_is_saved_with_the_arguments_that_built_it(tmp_path):
+    _, kept = small_deit(in_chans=1, drop_path_rate=0.2)
+    kept.save_pretrained(tmp_path)
+    again = Classifier.from_pretrained(tmp_path)
+    x = torch.rand(2, 1, 32, 32)
+    assert torch.equal(again(x), kept(x)) and again.in_chans == 1
+    drops = [part.drop_prob for part in again.modules() if hasattr(part, "drop_prob")]
+    assert max(drops) == pytest.approx(0.2)
 
 
 def test_a_kept_classifier_is_measured_folded_and_kept_again():

@@ -172,6 +172,60 @@ def test_what_the_warning_of_dropout_says_removes_it(build):
         swap_head(model, "etf", num_classes=10)
 
 
+class Scaled(nn.Module):
+    """Dropout under a name of its own, in a model with a parameter of its own; one layer has dropout inside."""
+
+    def __init__(self, inside, last):
+        super().__init__()
+        self.scale, self.inside, self.last = nn.Parameter(torch.ones(())), nn.Dropout(inside), nn.Dropout(last)
+        self.body, self.out = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.out(self.last(torch.relu(self.body(self.inside(x * self.scale)))))
+
+
+def test_dropout_of_a_model_of_ones_own_is_announced_where_it_stands_last():
+    """The remedy leaves the same features in training and eval mode; dropout in the body is the body's own."""
+    x = torch.rand(64, 6)
+    for model in (Scaled(0.0, 0.5), nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3))):
+        with pytest.warns(UserWarning, match=r"dropout of rate 0\.5.*get_submodule\('(last|2)'\)\.p = 0\.0") as told:
+            swap_head(model, "linear", input_size=(6,))
+        exec(str(told[0].message).partition("first ")[2].partition(" removes")[0], {"model": model})
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            backbone = swap_head(model, "linear", input_size=(6,)).backbone
+        torch.testing.assert_close(backbone.train()(x), backbone.eval()(x))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        swap_head(Scaled(0.5, 0.0), "linear", input_size=(6,))
+
+
+class Twice(nn.Module):
+    """A classifier under two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.body = nn.Linear(8, 3), nn.Linear(6, 8)
+        self.fc = self.head
+
+    def forward(self, x):
+        return self.fc(self.body(x).relu())
+
+
+@pytest.mark.parametrize("path", [None, "fc", "head"])
+def test_a_classifier_under_two_names_is_one(path):
+    model, x = Twice(), torch.rand(4, 6)
+    classifier = stirred(swap_head(model, "linear", classifier=path, input_size=(6,)))
+    torch.testing.assert_close(classifier.backbone(x), model.body(x).relu())
+    assert [name for name, _ in classifier.backbone.named_parameters()] == ["body.weight", "body.bias"]
+    for folded in (fold(classifier), fold(classifier, normalize="keep")):
+        torch.testing.assert_close(folded(x), classifier(x))
+        assert folded.fc is folded.head
+    model.load_state_dict(fold(classifier).state_dict())
+    torch.testing.assert_close(model(x), classifier(x))
+    torch.testing.assert_close(swap_head(model, "keep", classifier=path, input_size=(6,))(x), model(x))
+
+
 def test_a_classifier_of_several_layers_gives_way_to_one():
     mlp = nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 4))
     model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), mlp)

@@ -73,11 +73,15 @@ def _rebind(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
                 setattr(module, name, new[name])
 
 
+_OF_OTHER_GROUPS = ("layer_decay_min_scale", "layer_decay_no_opt_scale", "fallback_list", "fallback_no_weight_decay")
+
+
 def create_optimizer_v2(model_or_params: Any, opt: str = "sgd", *args: Any, **kwargs: Any) -> Optimizer:
     """timm's; for a Classifier with the parameter groups of `ncreg.param_groups`, in which γ decays.
 
     Raises:
-        ValueError: `layer_decay_min_scale` or `layer_decay_no_opt_scale`, which these groups do not have.
+        ValueError: `layer_decay_min_scale`, `layer_decay_no_opt_scale`, `fallback_list` or `fallback_no_weight_decay`
+            (of Muon), which these groups do not have.
     """
     make = _ORIGINAL["create_optimizer_v2"]
     if not isinstance(model_or_params, Classifier):
@@ -85,8 +89,7 @@ def create_optimizer_v2(model_or_params: Any, opt: str = "sgd", *args: Any, **kw
     given = inspect.signature(make).bind(model_or_params, opt, *args, **kwargs).arguments
     given |= given.pop("kwargs", {})
     if given.get("param_group_fn") is None and given.get("filter_bias_and_bn", True):
-        refused = [name for name in ("layer_decay_min_scale", "layer_decay_no_opt_scale") if given.get(name)]
-        if refused:
+        if refused := [name for name in _OF_OTHER_GROUPS if given.get(name)]:
             raise ValueError(f"{', '.join(refused)}: ncreg.param_groups knows layer_decay alone; leave the others out")
         decay, layers = given.get("weight_decay", 0.0), given.pop("layer_decay", None)
 
