@@ -24,21 +24,12 @@ if __name__ == "__main__":
     from recipes.core.extras import require_recipes
 
     require_recipes()
-    # before the imports below, which take seconds
-    from recipes.core.cli import parse_command
-    from recipes.core.script import leave_with, run_script
-
-    if {"-h", "--help"} & set(sys.argv):
+    if {"-h", "--help"} & set(sys.argv):  # before the imports below, which take seconds
+        from recipes.core.cli import parse_command
+        from recipes.core.script import leave_with
         from recipes.training.names import existing_names
 
         leave_with(lambda: parse_command(sys.argv[1:], existing_names()) and 0)
-    shown_below = any(word.startswith("--print_config") for word in sys.argv)
-    if (
-        not shown_below
-        and os.environ.get("RANK", "0") == "0"
-        and run_script(lambda argv: parse_command(argv) and 0, None)
-    ):
-        sys.exit(2)
 
 import torch
 

@@ -10,7 +10,10 @@ import pytest
 # The tower of PEP 484: an int is welcome where a float is.
 jaxtyping.install_import_hook("ncreg", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
-collect_ignore = ["ncreg/compile_heads.py"]  # a script that a slow test runs
+collect_ignore = [
+    "ncreg/compile_heads.py",  # a script that a slow test runs
+    "other_device.py",  # collected for doctests it would be imported again, and a device is registered once
+]
 
 INTEGRATIONS = Path(__file__).parents[1] / "ncreg" / "integrations"
 

@@ -507,15 +507,6 @@ def test_help_and_errors_do_not_wait_for_torch(name):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(
-    ("words", "line"), [(["eft"], "recipe='eft' is unknown"), (["etf", "--optim.lr", "0"], "optim.lr=0.0: must be")]
-)
-def test_errors_of_train_do_not_wait_for_torch(words, line):
-    done = python("-X", "importtime", "recipes/train.py", *words)
-    assert done.returncode == 2 and f"error: {line}" in done.stderr
-    assert not re.search(r"\| +torch$", done.stderr, re.MULTILINE)
-
-
 def python(*words, blocked=(), folder=None):
     """A process in which some packages cannot be imported."""
     path = [str(ROOT)]

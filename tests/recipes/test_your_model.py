@@ -223,7 +223,7 @@ def test_a_head_without_bias_and_gray_images(here, tmp_path, capsys):
     [
         (["my_model.py:two", *DATA], "MODEL has 2 outputs, the data 3 classes (blue, green, red): it needs"),
         (["my_model.py:strangers", *DATA], "classes differ: MODEL knows 3 (cat, dog, owl), the data has 3 (blue,"),
-        (["my_model.py:broken", *DATA], "MODEL my_model.py:broken: calling it fails at line 26: ZeroDivisionError"),
+        (["my_model.py:broken", *DATA], "MODEL my_model.py:broken: calling it fails at line 28: ZeroDivisionError"),
         (["my_model.py:number", *DATA], "MODEL my_model.py:number returns an int, not a torch.nn.Module"),
         (["my_model.py:nothing", *DATA], "my_model.py has no 'nothing'"),
         (["my_model.py", *DATA], "MODEL my_model.py: name the function that returns the model, my_model.py:FUNCTION"),
