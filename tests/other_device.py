@@ -87,6 +87,7 @@ def _lists_moved(index: Any) -> Any:
 
 
 def _run(func: Any, args: Any, kwargs: Any) -> Any:
+    """An operation of torch, in inference mode too."""
     # a tensor of inference mode would have no version for torch's own code to count
     with torch.inference_mode(False), torch.no_grad():
         return _on_inner(func, args, kwargs)
@@ -98,10 +99,10 @@ def _on_inner(func: Any, args: Any, kwargs: Any) -> Any:
     if "device" in names[: len(args)]:  # by position: in inference mode `to` itself comes here
         at = names.index("device")
         args, kwargs = args[:at], {**kwargs, **dict(zip(names[at:], args[at:], strict=False))}
-    given = [item for item in tree_leaves((args, kwargs)) if isinstance(item, Tensor)]
+    given = _tensors((args, kwargs))
     there = [item for item in given if isinstance(item, Elsewhere)]
-    judged = given[:1] + [item for item in tree_leaves((args[2:], kwargs)) if isinstance(item, Tensor)]
-    judged = judged if func in INDEXED and isinstance(args[0], Elsewhere) else given
+    indexed = func in INDEXED and isinstance(args[0], Elsewhere)
+    judged = _tensors((args[0], args[2:], kwargs)) if indexed else given
     here = [item for item in judged if not isinstance(item, Elsewhere) and item.ndim]
     if there and here and func not in BETWEEN_DEVICES:
         about = [(tuple(item.shape), str(item.device)) for item in given]
@@ -109,8 +110,7 @@ def _on_inner(func: Any, args: Any, kwargs: Any) -> Any:
     wrapped = bool(there)
     if (device := kwargs.get("device")) is not None:
         wrapped = torch.device(device).type == DEVICE.type
-        kwargs = {**kwargs, "device": "cpu" if wrapped else device, "pin_memory": False}
-        kwargs = {name: value for name, value in kwargs.items() if name != "pin_memory"}
+        kwargs = {**kwargs, "device": "cpu" if wrapped else device}
     if wrapped and kwargs.get("generator") is not None:
         raise RuntimeError(f"Expected a '{DEVICE.type}' device type for generator but found 'cpu'")
     unwrap = lambda item: item.inner if isinstance(item, Elsewhere) else item  # noqa: E731
@@ -122,6 +122,10 @@ def _on_inner(func: Any, args: Any, kwargs: Any) -> Any:
         return args[0]
     same = {id(item.inner): item for item in there}
     return tree_map(lambda item: _moved(item, same.get(id(item)), wrapped), out)
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    return [item for item in tree_leaves(values) if isinstance(item, Tensor)]
 
 
 def _moved(item: Any, given: Elsewhere | None, wrapped: bool) -> Any:
