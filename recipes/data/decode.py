@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2.functional import pil_to_tensor, rgb_to_grayscale
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 BITS, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0
 """Tags of TIFF 6.0, section 8: bits of a sample, and what 0 means."""
@@ -95,7 +95,7 @@ def pixels_of(image: Any, channels: int | None) -> Tensor:
         channels: 1 or 3; None takes the image's own.
 
     Raises:
-        ValueError: another type, shape or range.
+        ValueError: another type, shape or range, or colour where 1 channel is wanted.
 
     Example:
         >>> pixels_of(np.ones((2, 3), np.float32), 3)[:, 0, 0].tolist()
@@ -103,7 +103,7 @@ def pixels_of(image: Any, channels: int | None) -> Tensor:
     """
     if isinstance(image, Image.Image):
         own = 1 if image.mode in ("1", "L", "I", "F") or image.mode.startswith("I;16") else 3
-        return decoded(image, channels or own)
+        return _with_channels(decoded(image, own), channels)
     given, place = image, "first"
     if isinstance(image, np.ndarray):
         place = "last"
@@ -126,9 +126,21 @@ def pixels_of(image: Any, channels: int | None) -> Tensor:
         image = image.mul(255).round().to(torch.uint8)
     if image.dtype != torch.uint8:
         raise ValueError(f"its values are {image.dtype}: uint8, or floats in [0, 1]")
-    if channels == 1 and image.shape[0] == 3:
-        return rgb_to_grayscale(image)
-    return image if channels in (None, image.shape[0]) else image.expand(channels, -1, -1)
+    return _with_channels(image, channels)
+
+
+def _with_channels(image: Tensor, channels: int | None) -> Tensor:
+    """Bytes (C, H, W) with 1 or 3 channels, if that loses nothing.
+
+    Raises:
+        ValueError: colours would be lost.
+    """
+    if channels == 1 and bool((image != image[:1]).any()):
+        raise ValueError(
+            "it has colours, and the first images that were looked at had none: give all images in one form, such as "
+            'image.convert("RGB") of Pillow'
+        )
+    return image[:1] if channels == 1 else image if channels is None else image.expand(channels, -1, -1)
 
 
 def _described(image: Any) -> str:

@@ -181,6 +181,17 @@ class Gated(nn.Module):
         return x * self.up(self.down(x.mean((2, 3)))).sigmoid()[:, :, None, None]
 
 
+class Outlook(nn.Module):
+    """Attention of VOLO: of linear layers on maps (B, H, W, C), with a pooling that has channels first within."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.pool, self.proj, self.drop = nn.Conv2d(3, 6, 1), nn.AvgPool2d(2), nn.Linear(6, 6), nn.Dropout()
+
+    def forward(self, x):
+        return self.drop(self.proj(self.pool(self.conv(x)).permute(0, 2, 3, 1)))
+
+
 # model, size of its images, and by layer the axis of the channels
 MAPS = [
     (lambda: timm.create_model("test_resnet"), 32, {"conv1.0": 1, "layer1.0.conv1": 1, "layer2": 1}),
@@ -209,6 +220,7 @@ MAPS = [
         64,
         {"features.denseblock1": 1, "features.denseblock1.denselayer1": 1},
     ),
+    (lambda: nn.Sequential(Outlook()), 32, {"0.pool": 1, "0.proj": 3, "0.drop": 3}),
     (lambda: nn.Sequential(Gated(), nn.ReLU(), nn.Flatten(), nn.Linear(1024, 4)), 32, {"0": 1, "1": 1}),
 ]
 

@@ -201,6 +201,26 @@ def test_splits_by_name_and_gray_images(here):
     assert loaded.class_names == ("0", "1") and loaded.test.images[:, 0, 0, 0].tolist() == [*range(10), 20, 21]
 
 
+@pytest.mark.parametrize("part", ["train", "validation"])
+@pytest.mark.parametrize("form", [Image.fromarray, np.asarray])
+def test_colour_is_not_lost_where_the_first_images_are_gray(here, part, form):
+    gray = [(Image.new("L", (9, 9), 10 * number), number % 2) for number in range(20)]
+    given = {"train": list(gray), "validation": gray[:12]}
+
+    def load_with(rgb):
+        given[part][3] = (form(rgb), 1)  # the images 0, 2, 4 and so on are looked at
+        return load(DataConfig(batch_size=4), seed=0, image_size=lambda own: own, given=given)
+
+    rgb = np.full((9, 9, 3), 200, np.uint8)  # three channels, and yet gray
+    loaded = load_with(rgb)
+    assert (
+        sum(int((split.images == 200).all((1, 2, 3)).sum()) for split in (loaded.train, loaded.val, loaded.test)) == 1
+    )
+    rgb[8, 8, 2] = 201
+    with pytest.raises(UserError, match=r"its image 3 is not readable \(it has colours, .*convert\(\"RGB\"\)"):
+        load_with(rgb)
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [
