@@ -69,7 +69,7 @@ from recipes.training.prepare import (
 from recipes.training.records import epoch_record, run_summary
 from recipes.training.reporting import EpochHook, TensorBoardLog, closing_lines, timing_line
 from recipes.training.run_dir import RunDir
-from recipes.training.same_start import check_code, check_data
+from recipes.training.same_start import check_code, check_data, record_root, unreadable_now
 from recipes.training.state import TrainState
 from recipes.training.step import check_losses, forward_backward, update
 
@@ -126,7 +126,7 @@ def run_epochs(
     if resume is not None:
         ranks.together(lambda: guard.enter_context(resume.alone()) if ranks.main else None)
         check_code(resume, config)
-    former = () if resume is None else resume.unreadable()
+    former = () if resume is None else unreadable_now(resume, config)
     data = ranks.together(lambda: load_data(config, device, given, former))
     check_readable((data.train, data.val, data.test), ranks)
     if resume is None:
@@ -137,6 +137,7 @@ def run_epochs(
         guard.enter_context(run.alone())
     check_data(run, data, trained=state.scheduler.finished)
     record_bounds(run, config, command, state.scheduler.epoch)
+    record_root(run, config)
     guard.enter_context(run.noting_unreadable())
     model, scheduler, clock = state.model, state.scheduler, state.clock
     steps = len(data.train) // config.data.batch_size

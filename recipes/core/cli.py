@@ -33,7 +33,7 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 BOUNDS = ("tpt.max_epochs", "tpt.extend", "tpt.min_terminal", "tpt.max_terminal", "tpt.stop_patience")
 """Keys that say when a run ends."""
 
-ON_RESUME = ("quiet", "device", "tensorboard", "on_epoch", "data.workers", "data.memory_limit", *BOUNDS)
+ON_RESUME = ("quiet", "device", "tensorboard", "on_epoch", "data.root", "data.workers", "data.memory_limit", *BOUNDS)
 """Keys that may be given with --resume RUN: they change where, how and how long a run goes on, and nothing else."""
 
 SHORT_NAMES = {"start-from": "model.start_from", "start_from": "model.start_from"}

@@ -21,9 +21,9 @@ OPTIONS = {
     "--config FILE": "a YAML file of keys; later ones win over earlier ones",
     "--print_config": "show the configuration with all values as YAML, and train nothing",
     "--resume RUN": "a run folder to go on with, or auto for the furthest unfinished run of this configuration; with "
-    "RUN, quiet, device, tensorboard, on_epoch, data.workers and data.memory_limit may change, and the bounds "
-    "tpt.max_epochs, tpt.extend, tpt.min_terminal, tpt.max_terminal and tpt.stop_patience, which train a finished run "
-    "longer",
+    "RUN, quiet, device, tensorboard, on_epoch, data.root, data.workers and data.memory_limit may change, and the "
+    "bounds tpt.max_epochs, tpt.extend, tpt.min_terminal, tpt.max_terminal and tpt.stop_patience, which train a "
+    "finished run longer",
     "--start-from RUN": "begin a new run from the weights of another; its head is kept where the classes are the same",
     "--plan [true|false]": "show the learning rates for assumed epochs of zero error and the curvature of the loss by "
     "layer, refuse what training would refuse, and train nothing",

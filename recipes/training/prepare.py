@@ -97,7 +97,7 @@ def open_run(config: TrainConfig, command: Sequence[str], resume: RunDir | None,
                 code=texts(own_files(config)),
             ).path
         return RunDir(Path(state.ranks.from_main(str(path))), writes=state.ranks.main)
-    check_images(resume)
+    check_images(resume, config)
     found, skipped = resume.load()
     resume.writes = state.ranks.main
     if skipped and resume.writes:

@@ -85,7 +85,7 @@ class RunDir:
     def unfinished(cls, out: Path, config: str, *, unreadable: bool = False) -> RunDir | None:
         """The unfinished run in `out` with this configuration (as YAML) that has the most epochs, or None.
 
-        Keys that change nothing of what a run computes, such as quiet and data.workers, may differ.
+        Keys that change nothing of what a run computes, such as quiet and data.workers, may differ; data.root may not.
         Of several with as many epochs, the newest; dates alone would mislead after a clock was set back. With
         `unreadable`, only runs count that ended at images which could not be read.
         """
@@ -286,7 +286,7 @@ def _computed(config: str) -> Any:
         else given.get(key, default)
         for key, default in defaults.items()
     } | {key: value for key, value in given.items() if key not in defaults}
-    for key in set(ON_RESUME) - set(BOUNDS):
+    for key in set(ON_RESUME) - {"data.root", *BOUNDS}:
         group, _, name = key.rpartition(".")
         inner = values.get(group) if group else values
         if isinstance(inner, dict):

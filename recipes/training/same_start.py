@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
-from recipes.core.config import DataConfig, TrainConfig
+from recipes.core.config import DataConfig, TrainConfig, as_yaml
 from recipes.core.errors import UserError
+from recipes.core.files import write_atomically, write_json
 from recipes.core.own_code import own_files
 from recipes.data.fingerprint import checksums, described
 from recipes.data.image_folder import image_files, split_folders
 from recipes.data.load import Dataset
-from recipes.training.run_dir import RunDir
+from recipes.training.run_dir import UNREADABLE, RunDir
+
+IMAGES = "images.json"
+"""The folder of images that a run began with, and the checksums of its files."""
 
 DATA = "data.json"
 """What the data are that a run began with, where they lie in no folder of images."""
@@ -52,7 +57,7 @@ def check_data(run: RunDir, data: Dataset, *, trained: bool) -> None:
             f"run {run.path} cannot be resumed: of the images that are gone, {data.train_gone} are for training, "
             "which is not done; put them back, or start a new run"
         )
-    if (run.path / "images.json").is_file() or run.unreadable():
+    if (run.path / IMAGES).is_file() or run.unreadable():
         return  # `load` looks at the files themselves
     now = described(data)
     noted = run.path / DATA
@@ -67,14 +72,13 @@ def check_data(run: RunDir, data: Dataset, *, trained: bool) -> None:
         )
 
 
-def check_images(run: RunDir) -> None:
-    """Refuse to resume on other images than the run began with."""
-    if not (run.path / "images.json").is_file():
+def check_images(run: RunDir, config: TrainConfig) -> None:
+    """Refuse to resume on other images than the run began with, wherever they lie now."""
+    if not (run.path / IMAGES).is_file():
         return
-    began = json.loads((run.path / "images.json").read_text(encoding="utf-8"))
-    root, then = Path(began["root"]), began["files"]
+    root, then = config.data.root, json.loads((run.path / IMAGES).read_text(encoding="utf-8"))["files"]
     now = checksums(root)
-    mended = set(run.unreadable())
+    mended = set(unreadable_now(run, config))
     for name in sorted(then.keys() | now.keys()):
         if str(root / name) not in mended and then.get(name) != now.get(name):
             what = "is gone" if name not in now else "is new" if name not in then else "has changed"
@@ -82,6 +86,33 @@ def check_images(run: RunDir) -> None:
                 f"run {run.path} cannot be resumed: image {root / name} {what} since it began; "
                 "put its images back as they were, or start a new run"
             )
+
+
+def unreadable_now(run: RunDir, config: TrainConfig) -> list[str]:
+    """The images at which a run ended because they could not be read, by their paths under the data.root of now."""
+    began = run.begun_with().data.root
+    paths = map(Path, run.unreadable())
+    return [str(config.data.root / path.relative_to(began) if path.is_relative_to(began) else path) for path in paths]
+
+
+def record_root(run: RunDir, config: TrainConfig) -> None:
+    """Where a run's images have moved and are known to be the same, write their new place into its folder.
+
+    config.yaml comes last: until then a run that is killed has to be told the place once more.
+    """
+    former = run.begun_with()
+    if not run.writes or former.data.root == config.data.root:
+        return
+    with run.writing():
+        if (run.path / IMAGES).is_file():
+            began = json.loads((run.path / IMAGES).read_text(encoding="utf-8"))
+            write_json(run.path / IMAGES, began | {"root": str(config.data.root)})
+        if run.unreadable():
+            write_json(run.path / UNREADABLE, {"images": unreadable_now(run, config)})
+        path = run.path / "config.yaml"
+        comments = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+        moved = replace(former, data=replace(former.data, root=config.data.root))
+        write_atomically(path, "\n".join([*comments, as_yaml(moved)]))
 
 
 def former_images(run: RunDir, data: DataConfig) -> list[str]:
@@ -94,7 +125,7 @@ def former_images(run: RunDir, data: DataConfig) -> list[str]:
     Raises:
         UserError: images were added to those that the run divided, or taken from them.
     """
-    noted = run.path / "images.json"
+    noted = run.path / IMAGES
     if data.name != "folder" or not noted.is_file():
         return []
     began, former = json.loads(noted.read_text(encoding="utf-8")), run.unreadable()

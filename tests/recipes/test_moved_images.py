@@ -1,0 +1,91 @@
+"""A run goes on where its images have moved to, if they are the same, and on no others."""
+
+import json
+import shutil
+
+import pytest
+import yaml
+from test_faults_files import killed
+from test_unreadable import STREAMED, broken, make, same_run, split_file
+
+from recipes import evaluate
+from recipes.core.cli import parse
+from recipes.core.config import as_yaml
+from recipes.train import main, train
+from recipes.training.run_dir import RunDir
+
+
+@pytest.fixture
+def folder(tmp_path):
+    make(tmp_path / "images")
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def args(folder, tmp_path):
+    words = ["baseline", "--data.name", "folder", "--data.root", str(folder), "--data.image_size", "28", *STREAMED]
+    words += ["--data.batch_size", "8", "--tpt.max_epochs", "2", "--tpt.threshold", "1", "--quiet"]
+    return [*words, "--out", str(tmp_path / "runs")]
+
+
+def contents(path):
+    return {file.relative_to(path): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
+def test_a_run_goes_on_to_the_last_bit_where_its_images_are_now(args, folder, tmp_path, capsys):
+    whole = train(parse([*args, "--out", str(tmp_path / "whole")]))
+    run = killed(args, tmp_path / "killed", 6)
+    there = folder.rename(tmp_path / "elsewhere")
+    capsys.readouterr()
+    assert main(["--resume", str(run)]) == 2
+    said = capsys.readouterr().err
+    assert f"data.root={folder} is not a folder: --data.root FOLDER" in said and said.count("\n") == 1
+    assert main(["--resume", str(run), "--data.root", str(there)]) == 0
+    same_run(whole, run)
+    assert yaml.safe_load((run / "config.yaml").read_text())["data"]["root"] == str(there)
+    assert json.loads((run / "images.json").read_text())["root"] == str(there)
+    assert evaluate.main([str(run)]) == 0  # on its own test images, which no one has to point to
+    (result,) = run.glob("evaluation-*.json")
+    summary = json.loads((run / "summary.json").read_text())["at_end"]["test"]
+    assert json.loads(result.read_text())["accuracy"] == pytest.approx(summary["accuracy"], abs=1e-9)
+
+
+@pytest.mark.parametrize("change", ["is gone", "is new", "has changed"])
+def test_other_images_are_refused_and_the_run_stays_as_it_was(args, folder, tmp_path, capsys, change):
+    run = killed(args, tmp_path / "killed", 6)
+    other = shutil.copytree(folder, tmp_path / "other")
+    image = other / "b" / "03.png"
+    if change == "is new":
+        image = shutil.copy(image, other / "b" / "20.png")
+    elif change == "is gone":
+        image.unlink()
+    else:
+        shutil.copy(other / "a" / "03.png", image)
+    before = contents(run)
+    capsys.readouterr()
+    assert main(["--resume", str(run), "--data.root", str(other)]) == 2
+    assert f"image {image} {change} since it began" in capsys.readouterr().err
+    assert contents(run) == before
+
+
+def test_images_that_were_unreadable_are_known_in_their_new_place(args, folder, tmp_path, capsys):
+    image = split_file(folder, "test")
+    broken(image, header=True)
+    assert main(args) == 2
+    (run,) = (tmp_path / "runs").iterdir()
+    there = folder.rename(tmp_path / "elsewhere")
+    moved = there / image.relative_to(folder)
+    moved.unlink()
+    capsys.readouterr()
+    assert main(["--resume", str(run), "--data.root", str(there)]) == 0
+    assert f"left out, as they are gone: {moved}" in capsys.readouterr().err
+    assert json.loads((run / "unreadable.json").read_text()) == {"images": [str(moved)]}
+    assert evaluate.main([str(run)]) == 0
+
+
+def test_auto_looks_for_no_run_on_other_images(args, tmp_path):
+    run = killed(args, tmp_path / "runs", 6)
+    found = [
+        RunDir.unfinished(tmp_path / "runs", as_yaml(parse([*args, *words]))) for words in ([], ["--data.root", "x"])
+    ]
+    assert found[0].path == run and found[1] is None
