@@ -271,7 +271,8 @@ def terminal_phase(run: RunUnderTest, settings: Settings) -> Outcome:
     """Accuracy at zero error and at this checkpoint, paired on the same images."""
     if run.checkpoint == "onset" or not (run.path / "checkpoints" / "onset.pt").is_file():
         raise NotAvailable("there is no earlier checkpoint of zero error to compare with")
-    first = RunUnderTest.open(run.path, checkpoint="onset", device=str(run.device), split=run.split)
+    place = [f"--data.root={run.config.data.root}"]
+    first = RunUnderTest.open(run.path, checkpoint="onset", device=str(run.device), split=run.split, overrides=place)
     before, after = first.outputs_on(first.split), run.outputs_on(run.split)
     return robustness.paired_accuracy(before.logits.argmax(1), after.logits.argmax(1), after.target), []
 

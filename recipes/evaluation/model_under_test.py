@@ -267,13 +267,17 @@ def _run(
 
 
 def check_own(run: str | Path, options: ModelOptions | None, overrides: Sequence[str]) -> None:
-    """Refuse data and a folder of results for a run, where what is computed is kept in the run beside its own data.
+    """Refuse other data and a folder of results for a run, where what is computed is kept in the run.
 
     Raises:
         UserError: one of them was given.
     """
-    for word in overrides:
-        raise UserError(f"{word.partition('=')[0]} is for models that are no runs; RUN {run} has data of its own")
+    for key in (word.partition("=")[0] for word in overrides):
+        if key != "--data.root":
+            raise UserError(
+                f"{key} is for models that are no runs; RUN {run} has data of its own, and --data.root FOLDER says "
+                "where they are now"
+            )
     if options is not None and options.out_dir is not None:
         raise UserError(f"--out-dir {options.out_dir} is for models that are no runs; results of RUN {run} lie in it")
 

@@ -23,7 +23,7 @@ from recipes.evaluation.model_under_test import check_own, is_run, open_model, t
 from recipes.evaluation.results import digest
 from recipes.training.metrics import images_at_once
 from recipes.training.run_dir import RunDir
-from recipes.training.same_start import former_images
+from recipes.training.same_start import own_data
 
 SETS = ("digits", "mnist5k", "fashion_mnist")
 """Image sets that need no download if their package or files are installed."""
@@ -93,8 +93,7 @@ class RunUnderTest:
         tested = open_model(word, options, checkpoint=checkpoint, device=device, overrides=overrides)
         config = tested.config
         if tested.is_run:
-            former = former_images(RunDir(tested.home), config.data)
-            data = load(config.data, seed=config.seed, image_size=tested.image_size, former=former)
+            data = own_data(RunDir(tested.home), config, tested.image_size)
         else:
             source = tested.read(config.data)
             data = split_source(source, config.data, seed=config.seed, wanted=split)

@@ -12,20 +12,21 @@ import torch
 
 from ncreg.checkpoint import load_checkpoint
 from ncreg.models import Classifier
+from recipes.core.cli import config_of
 from recipes.core.config import TrainConfig
 from recipes.core.errors import UserError
 from recipes.core.files import check_folder
-from recipes.data.load import Dataset, load
+from recipes.data.load import Dataset
 from recipes.data.split import Split, concatenate, stratified
 from recipes.evaluation.class_order import listed
 from recipes.evaluation.model_options import ModelOptions
-from recipes.evaluation.model_under_test import check_own, is_run, read_classifier, run_config, run_dir_of, tell
+from recipes.evaluation.model_under_test import check_own, is_run, read_classifier, run_dir_of, tell
 from recipes.evaluation.run_under_test import RunUnderTest
 from recipes.training.build import build_model, class_vectors, image_size
 from recipes.training.metrics import images_at_once
 from recipes.training.reporting import zero_error
 from recipes.training.run_dir import RunDir
-from recipes.training.same_start import former_images
+from recipes.training.same_start import own_data
 
 Array = np.ndarray
 
@@ -72,7 +73,8 @@ def take_snapshots(
     """
     if is_run(Path(run)):
         check_own(run, options, overrides)
-        return snapshots_of_run(run_dir_of(Path(run)), split=split, images=images)
+        home = run_dir_of(Path(run))
+        return snapshots_of_run(home, config_of(home, overrides), split=split, images=images)
     tested = RunUnderTest.open(run, split=split, options=options, overrides=overrides)
     check_folder(tested.path, "the folder of the results,")
     chosen = _chosen(tested.data, split, images, seed=tested.seed)
@@ -81,16 +83,16 @@ def take_snapshots(
     return tested.path, [shown], names
 
 
-def snapshots_of_run(run: Path, *, split: str, images: int) -> tuple[Path, list[Snapshot], tuple[str, ...]]:
+def snapshots_of_run(
+    run: Path, config: TrainConfig, *, split: str, images: int
+) -> tuple[Path, list[Snapshot], tuple[str, ...]]:
     """A run's snapshots, read from its folder or computed and stored there.
 
     Raises:
         UserError: no checkpoint, or fewer images than classes.
     """
-    config = run_config(run)
     side = partial(image_size, backbone=config.model.backbone, requested=config.data.image_size)
-    former = former_images(RunDir(run), config.data)
-    data = load(config.data, seed=config.seed, image_size=side, former=former)
+    data = own_data(RunDir(run), config, side)
     times = checkpoints(run)
     if not times:
         raise UserError(f"RUN {run} has no checkpoint yet: wait for the end of its first epoch")

@@ -12,7 +12,8 @@ from recipes.core.files import write_atomically, write_json
 from recipes.core.own_code import own_files
 from recipes.data.fingerprint import checksums, described
 from recipes.data.image_folder import image_files, split_folders
-from recipes.data.load import Dataset
+from recipes.data.load import Dataset, load
+from recipes.data.map_style import Size
 from recipes.training.run_dir import UNREADABLE, RunDir
 
 IMAGES = "images.json"
@@ -67,13 +68,13 @@ def check_data(run: RunDir, data: Dataset, *, trained: bool) -> None:
     elif then is not None and then != now:
         key = next(key for key in now if then.get(key) != now[key])
         raise UserError(
-            f"run {run.path} cannot be resumed: its data are not those that it began with ({key} was "
-            f"{then.get(key)}, is {now[key]}); give them as they were, or start a new run"
+            f"run {run.path}: its data are not those that it began with ({key} was {then.get(key)}, is {now[key]}); "
+            "they must be as they were"
         )
 
 
 def check_images(run: RunDir, config: TrainConfig) -> None:
-    """Refuse to resume on other images than the run began with, wherever they lie now."""
+    """Refuse other images than the run began with, wherever they lie now."""
     if not (run.path / IMAGES).is_file():
         return
     root, then = config.data.root, json.loads((run.path / IMAGES).read_text(encoding="utf-8"))["files"]
@@ -83,8 +84,7 @@ def check_images(run: RunDir, config: TrainConfig) -> None:
         if str(root / name) not in mended and then.get(name) != now.get(name):
             what = "is gone" if name not in now else "is new" if name not in then else "has changed"
             raise UserError(
-                f"run {run.path} cannot be resumed: image {root / name} {what} since it began; "
-                "put its images back as they were, or start a new run"
+                f"run {run.path}: image {root / name} {what} since it began; its images must be as they were"
             )
 
 
@@ -95,14 +95,35 @@ def unreadable_now(run: RunDir, config: TrainConfig) -> list[str]:
     return [str(config.data.root / path.relative_to(began) if path.is_relative_to(began) else path) for path in paths]
 
 
+def moved(run: RunDir, config: TrainConfig) -> bool:
+    """Whether data.root is another place than the run's folder names."""
+    return config.data.root != run.begun_with().data.root
+
+
+def own_data(run: RunDir, config: TrainConfig, image_size: Size) -> Dataset:
+    """The data of a run that is not to be trained, divided as they were; elsewhere they must be the same.
+
+    Raises:
+        UserError: they are not, or cannot be loaded.
+    """
+    elsewhere = moved(run, config)
+    if elsewhere:
+        check_images(run, config)
+    former = unreadable_now(run, config) if elsewhere else former_images(run, config.data)
+    data = load(config.data, seed=config.seed, image_size=image_size, former=former)
+    if elsewhere:
+        check_data(RunDir(run.path, writes=False), data, trained=True)
+    return data
+
+
 def record_root(run: RunDir, config: TrainConfig) -> None:
     """Where a run's images have moved and are known to be the same, write their new place into its folder.
 
     config.yaml comes last: until then a run that is killed has to be told the place once more.
     """
-    former = run.begun_with()
-    if not run.writes or former.data.root == config.data.root:
+    if not run.writes or not moved(run, config):
         return
+    former = run.begun_with()
     with run.writing():
         if (run.path / IMAGES).is_file():
             began = json.loads((run.path / IMAGES).read_text(encoding="utf-8"))
@@ -111,8 +132,8 @@ def record_root(run: RunDir, config: TrainConfig) -> None:
             write_json(run.path / UNREADABLE, {"images": unreadable_now(run, config)})
         path = run.path / "config.yaml"
         comments = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
-        moved = replace(former, data=replace(former.data, root=config.data.root))
-        write_atomically(path, "\n".join([*comments, as_yaml(moved)]))
+        now = replace(former, data=replace(former.data, root=config.data.root))
+        write_atomically(path, "\n".join([*comments, as_yaml(now)]))
 
 
 def former_images(run: RunDir, data: DataConfig) -> list[str]:

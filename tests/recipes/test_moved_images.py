@@ -8,7 +8,7 @@ import yaml
 from test_faults_files import killed
 from test_unreadable import STREAMED, broken, make, same_run, split_file
 
-from recipes import evaluate
+from recipes import evaluate, plot_collapse, robustness
 from recipes.core.cli import parse
 from recipes.core.config import as_yaml
 from recipes.train import main, train
@@ -81,6 +81,29 @@ def test_images_that_were_unreadable_are_known_in_their_new_place(args, folder, 
     assert f"left out, as they are gone: {moved}" in capsys.readouterr().err
     assert json.loads((run / "unreadable.json").read_text()) == {"images": [str(moved)]}
     assert evaluate.main([str(run)]) == 0
+
+
+def test_a_finished_run_is_evaluated_and_plotted_on_its_images_elsewhere_and_on_no_others(
+    args, folder, tmp_path, capsys
+):
+    run = train(parse([*args, "--tpt.threshold", "0.1"]))
+    scripts = [(robustness, ["--quick", "--parts", "calibration,terminal_phase,label_noise"]), (plot_collapse, [])]
+    results = []
+    for place in (folder, tmp_path / "elsewhere"):
+        if place != folder:
+            folder.rename(place)
+        for script, words in scripts:
+            assert script.main([str(run), *words, *(["--data.root", str(place)] if place != folder else [])]) == 0
+        parts = json.loads((run / "robustness" / "results.json").read_text())["parts"]
+        results.append((parts, (run / "collapse" / "view-train.json").read_bytes()))
+        shutil.rmtree(run / "robustness")
+        shutil.rmtree(run / "collapse")
+    assert results[0] == results[1]
+    (place / "a" / "00.png").write_bytes((place / "b" / "00.png").read_bytes())
+    for script, words in scripts:
+        capsys.readouterr()
+        assert script.main([str(run), *words, "--data.root", str(place)]) == 2
+        assert f"image {place / 'a' / '00.png'} has changed since it began" in capsys.readouterr().err
 
 
 def test_auto_looks_for_no_run_on_other_images(args, tmp_path):
