@@ -104,11 +104,12 @@ def check_indices(name: str, indices: Tensor, rows: int, num_classes: int | None
         raise ValueError(f"{name} must have shape ({rows},), one class a sample, got {tuple(indices.shape)}")
     if rows == 0:
         raise ValueError(f"{name} is empty")
-    low, high = (int(end) for end in torch.aminmax(indices))
+    found = indices.detach().to("cpu", torch.int64)  # torch knows no minimum of uint16, numpy's labels of many classes
+    low, high = (int(end) for end in torch.aminmax(found))
     if low < 0 or (num_classes is not None and high >= num_classes):
         allowed = "not be negative" if num_classes is None else f"lie in [0, {num_classes})"
         raise ValueError(f"{name} must {allowed}, got classes from {low} to {high}")
-    return indices.detach().to("cpu", torch.int64)
+    return found
 
 
 def check_all_present(name: str, target: Int[Tensor, " rows"], num_classes: int) -> Int[Tensor, " classes"]:

@@ -31,7 +31,7 @@ def lengths(rows: Tensor, eps: float) -> Tensor:
 def through_lengths(grad: Tensor, rows: Tensor, eps: float) -> Tensor:
     """From the gradient in u = h/‖h‖ to that in h: (g − (g·u)u)/‖h‖; below eps the divisor is constant."""
     length = lengths(rows, eps)
-    along = torch.linalg.vecdot(grad, rows).unsqueeze(1) / length.square()
+    along = (grad * rows).sum(1, keepdim=True) / length.square()  # vecdot is rounded by autocast
     along = along * (length > eps)
     return torch.addcmul(grad, rows, along, value=-1).div_(length)
 

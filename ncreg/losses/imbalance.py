@@ -58,7 +58,7 @@ def logit_adjusted_cross_entropy(
         tau: τ.
         label_smoothing: s in [0, 1].
         class_weight: weight of a class's samples; the mean is then the weighted mean, smoothed labels or not by the
-            weights of the labels themselves, as in torch.
+            weights of the labels as they are given, for class indices as in torch.
         reduction: "mean", "sum" or "none" (one value a sample).
 
     Raises:
@@ -79,7 +79,7 @@ def logit_adjusted_cross_entropy(
     lifted = at_least_float32(logits)
     shift = tau * (counts / counts.sum()).log()
     adjusted = lifted + shift.to(lifted)
-    of_labels = None if is_soft(target) else sample_weights(class_weight, target, classes)  # torch's mean goes by them
+    of_labels = sample_weights(class_weight, target, classes)  # torch's mean goes by them
     if label_smoothing:
         sharp = target if is_soft(target) else one_hot(target, classes, lifted.dtype)
         target = torch.lerp(sharp.to(lifted), shift.softmax(0).to(lifted).expand_as(lifted), label_smoothing)

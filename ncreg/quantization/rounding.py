@@ -128,6 +128,8 @@ def rounded_names(model: nn.Module) -> tuple[str, ...]:
                 f"{path or type(module).__name__} computes its weight from others (weight norm, pruning, …), which "
                 "rounding would not hold: remove the parametrization first (torch.nn.utils.prune.remove for pruning)"
             )
+        if hasattr(module, "normalized_shape"):  # a layer norm over several axes has as many in its weight
+            continue
         for name, value in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
             if name.endswith("weight") and value.ndim >= 2 and value.is_floating_point():
                 names.append(f"{path}.{name}".lstrip("."))

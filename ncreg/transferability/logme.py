@@ -10,15 +10,18 @@ from ncreg.transferability._inputs import labelled, one_hot
 
 STEPS = 10_000
 TOLERANCE = 1e-12  # relative change of a/b
-EXACT = 1e-14  # a/b below this fraction of the largest σ: nothing but rounding is left of the error
+EXACT = 1e-14  # a/b below this fraction of the σ that hold the labels: nothing but rounding is left of the error
+STARTS = 200
 
 
 def logme(features: Float[Tensor, "samples dim"], target: Integer[Tensor, " samples"]) -> float:
     """Largest log evidence of Bayesian linear regression of each class's indicator on F, a sample, mean over classes.
 
-    Prior w ~ N(0, I/a), noise N(0, 1/b), no intercept; a and b at the largest evidence, by MacKay's fixed point. With
-    F = USVᵀ, σ = s², x = Uᵀy and t = a/b the evidence is ½(N ln b − Σ ln(1 + σ/t) − b·e² − a·m² − N ln 2π)/N, e² the
-    squared error and m² = ‖w‖². The scale of the features does not matter, an offset does, for there is no intercept.
+    Prior w ~ N(0, I/a), noise N(0, 1/b), no intercept; a and b at the largest evidence, by MacKay's fixed point from
+    the best of 200 ratios a/b: where one direction is far longer than the others, as an offset is, there are several
+    maxima. With F = USVᵀ, σ = s², x = Uᵀy and t = a/b the evidence is ½(N ln b − Σ ln(1 + σ/t) − b·e² − a·m² −
+    N ln 2π)/N, e² the squared error and m² = ‖w‖². The scale of the features does not matter, an offset does, for there
+    is no intercept.
     Infinite where fewer directions than samples fit the indicator of a class exactly, as collapsed features do.
 
     Args:
@@ -54,22 +57,34 @@ def logme(features: Float[Tensor, "samples dim"], target: Integer[Tensor, " samp
 
 def _evidence(sigma: Float[Tensor, " rank"], inside: Float[Tensor, " rank"], outside: float, samples: int) -> float:
     """The largest log evidence a sample of one indicator."""
-    squares, ratio, largest = inside.square(), 1.0, float(sigma[0])
+    squares, spare = inside.square(), samples - len(sigma)
+    held, outside = float(squares.sum()), outside if spare else 0.0  # beyond all directions there is rounding alone
+    if not held:
+        return _gaussian(samples, samples / outside, 0.0)
+    flat = held / float((squares / sigma).sum())  # the σ of the directions that hold the labels
+    low, high = EXACT * (flat if spare else float(sigma[-1])), float(sigma[0]) / EXACT
+    ratio = _start(sigma, squares, outside, samples, low, high)
     for _ in range(STEPS):
         # γ directions are determined by the data; a = γ/m², b = (N − γ)/e²
-        used = float((sigma / (sigma + ratio)).sum())
+        used, free = float((sigma / (sigma + ratio)).sum()), spare + float((ratio / (sigma + ratio)).sum())
         length = float((sigma * squares / (ratio + sigma).square()).sum())
         error = float((squares * (ratio / (ratio + sigma)).square()).sum()) + outside
-        before, ratio = ratio, used * error / (length * (samples - used)) if length * (samples - used) > 0 else inf
-        if abs(ratio - before) <= TOLERANCE * before or not EXACT * largest <= ratio <= largest / EXACT:
+        before, ratio = ratio, used * error / (length * free) if length * free > 0 else inf
+        if abs(ratio - before) <= TOLERANCE * before or not low <= ratio <= high:
             break
-    if ratio > largest / EXACT:  # nothing to learn: w = 0
-        return _gaussian(samples, samples / (float(squares.sum()) + outside), 0.0)
-    if ratio < EXACT * largest:  # no noise is left: a Gaussian of covariance FFᵀ/a, if that is regular
-        if len(sigma) < samples:
-            return inf
-        return _gaussian(samples, samples / float((squares / sigma).sum()), float(sigma.log().sum()))
-    return _gaussian(samples, (samples - used) / error, float(torch.log1p(sigma / ratio).sum()))
+    if ratio > high:  # nothing to learn: w = 0
+        return _gaussian(samples, samples / (held + outside), 0.0)
+    if ratio < low:  # no noise is left: a Gaussian of covariance FFᵀ/a, if that is regular
+        return inf if spare else _gaussian(samples, samples * flat / held, float(sigma.log().sum()))
+    return _gaussian(samples, free / error, float(torch.log1p(sigma / ratio).sum()))
+
+
+def _start(sigma: Tensor, squares: Tensor, outside: float, samples: int, low: float, high: float) -> float:
+    """The ratio of largest evidence among some from `low` to `high`, each with the best b."""
+    ratios = torch.linspace(log(low), log(high), STARTS, dtype=torch.float64, device="cpu").exp()[:, None]
+    exponent = (squares * (ratios / (ratios + sigma))).sum(1) + outside
+    evidence = -samples * exponent.log() - torch.log1p(sigma / ratios).sum(1)
+    return float(ratios[evidence.argmax()])
 
 
 def _gaussian(samples: int, precision: float, log_determinant: float) -> float:

@@ -247,6 +247,13 @@ def test_temperature_without_a_minimum_is_a_bound_with_a_word():
         assert cal.temperature_scaling(torch.full((4, 3), 7.0), torch.tensor([0, 1, 2, 0])) == 1
 
 
+@pytest.mark.parametrize("mask", [-1e3, -1e4, -1e9, torch.finfo(torch.float32).min])
+def test_temperature_of_a_class_that_is_ruled_out_is_that_without_it(mask):
+    z, y = sample(2000, classes=4)
+    masked = torch.cat([z, torch.full((len(z), 1), mask, dtype=z.dtype)], 1)
+    assert cal.temperature_scaling(masked, y) == pytest.approx(cal.temperature_scaling(z, y), rel=1e-9)
+
+
 def test_report_puts_the_same_measures_side_by_side():
     z, y = sample(4000, sharpness=3)
     report = cal.evaluate_calibration(z[:2000], y[:2000], z[2000:], y[2000:], bins=12)

@@ -28,6 +28,18 @@ def test_thirds_are_as_equal_as_can_be_and_in_order(counts):
     assert min(counts[c] for c in found["medium"]) >= max(counts[c] for c in found["few"])
 
 
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.uint32, torch.uint8, torch.int8])
+def test_labels_of_any_integers_count_alike(dtype):
+    """numpy's uint16, as files of many classes have it, came from torch with an error that named no argument."""
+    target, predicted = torch.tensor([0, 1, 2, 2]), torch.tensor([0, 1, 1, 2])
+    counts = [500, 90, 3]
+    assert R.long_tail_accuracy(predicted.to(dtype), target.to(dtype), counts) == R.long_tail_accuracy(
+        predicted, target, counts
+    )
+    with pytest.raises(ValueError, match="got classes from 0 to 2"):
+        R.long_tail_accuracy(predicted, target.to(dtype), counts[:2])
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=40))
 def test_accuracies_are_sklearns(pairs):

@@ -171,6 +171,16 @@ def test_half_precision_logits_are_lifted(dtype):
     np.testing.assert_allclose(got.item(), reference(z.double(), y, COUNTS, 1.0).mean(), rtol=1e-6)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_a_one_hot_label_is_its_index_with_weights_and_smoothing(reduction):
+    z, y = batch()
+    options = {"label_smoothing": 0.3, "class_weight": torch.tensor([0.2, 1.0, 3.0, 0.5]), "reduction": reduction}
+    hard, soft = (
+        nf.logit_adjusted_cross_entropy(z, target, COUNTS, **options) for target in (y, F.one_hot(y).double())
+    )
+    torch.testing.assert_close(soft, hard)
+
+
 def test_the_module_holds_its_counts():
     z, y = batch(dtype=torch.float32)
     share = torch.tensor([1.0, 2.0, 3.0, 4.0])

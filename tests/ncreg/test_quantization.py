@@ -13,7 +13,7 @@ from torch import nn
 from ncreg.frames import max_cosine, simplex_etf
 from ncreg.heads import FixedHead, NearestETFHead
 from ncreg.models import swap_head
-from ncreg.quantization import round_frame, round_weight, round_weights, ternary_head
+from ncreg.quantization import round_frame, round_weight, round_weights, rounded_names, ternary_head
 
 
 def gaussian(*shape, seed=0):
@@ -140,6 +140,16 @@ def test_frames_keep_their_lengths_and_say_their_largest_cosine(bits):
     levels = [len(row.abs().unique()) for row in found.weight]
     assert max(levels) <= {8: 128, 4: 8, "ternary": 2}[bits]
     FixedHead(found.weight)
+
+
+def test_norms_over_several_axes_stay_as_they_are():
+    model = nn.Sequential(nn.Conv2d(1, 3, 2), nn.LayerNorm((3, 4, 4)), nn.RMSNorm((4, 4)))
+    for part in model:
+        part.weight.data = gaussian(*part.weight.shape)
+    assert rounded_names(model) == ("0.weight",)
+    rounded = round_weights(model, "ternary")
+    assert not torch.equal(rounded[0].weight, model[0].weight)
+    assert all(torch.equal(rounded[k].weight, model[k].weight) for k in (1, 2))
 
 
 # ---- ternary heads

@@ -84,6 +84,19 @@ def test_other_layouts_and_a_weight_that_learns_take_the_plain_formula(name):
         assert torch.allclose(mine, wanted, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["dot regression", "intra"])
+def test_autocast_rounds_no_gradient_that_keeps_its_graph(name):
+    features, target, weight = batch(33, 64)
+
+    def gradient():
+        rows = features.clone().requires_grad_()
+        return torch.autograd.grad(LOSSES[name](rows, target, weight), rows, create_graph=True)[0].detach()
+
+    wanted = gradient()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(gradient(), wanted)
+
+
 def test_batched_gradients_of_one_graph():
     """is_grads_batched runs backward under vmap, which writes into no memory at hand."""
     features, target, weight = batch(8, 5, torch.float64)

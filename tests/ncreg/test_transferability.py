@@ -60,6 +60,26 @@ def test_logme_with_repeated_columns_and_any_scale():
         assert logme(scale * wide, target) == pytest.approx(wanted, abs=1e-8)
 
 
+@pytest.mark.parametrize("offset", [30, 1e3, 1e5, 1e8])
+def test_logme_is_the_largest_evidence_where_there_are_several_maxima(offset):
+    """Far from zero one more direction of the weights is nearly free: a maximum with it alone, and one with all."""
+    features, target = clusters(distance=2.0)
+    features[:, 0] += offset
+    samples = len(target)
+    left, singular, _ = np.linalg.svd(features.numpy())
+    sigma = np.zeros(samples)
+    sigma[: len(singular)] = singular**2
+    t = np.exp(np.linspace(-25, 60, 8001))[:, None]
+    best = []
+    for indicator in np.eye(3)[target.numpy()].T:
+        exponent = ((left.T @ indicator) ** 2 * t / (t + sigma)).sum(1)
+        evidence = (
+            -samples * np.log(exponent / samples) - np.log1p(sigma / t).sum(1) - samples * (1 + np.log(2 * np.pi))
+        )
+        best.append(evidence.max() / 2 / samples)
+    assert logme(features, target) == pytest.approx(np.mean(best), abs=1e-5)
+
+
 def test_logme_without_signal_is_that_of_noise_alone_and_with_an_exact_fit_infinite():
     target = torch.arange(40) % 2
     features = (

@@ -55,8 +55,8 @@ class CostSummary:
         expected_clean: Σ_j M[y,j] p_j, by the model's probabilities.
         expected: the same after whichever of both attacks raised it more, for each image.
         decided_clean: M[y, ŷ] of the predicted class.
-        decided: the same after whichever of both attacks raised it more.
-        confusion: (C, C) images of class y that the attack of `decided` made class j, in row y and column j.
+        decided: the same after whichever of both attacks raised it more, or of the clean image where neither did.
+        confusion: (C, C) images of class y that are class j in `decided`, in row y and column j.
     """
 
     expected_clean: float
@@ -227,7 +227,8 @@ def _cost_summary(
     model: Model, clean: Tensor, target: Tensor, cost: Tensor, attacks: tuple[AttackResult, ...], batch_size: int
 ) -> CostSummary:
     prices = check_cost(cost, clean.shape[1]).to(clean.device)[target]
-    guesses = torch.stack([predict(model, attack.images, batch_size).argmax(1) for attack in attacks])
+    attacked = [predict(model, attack.images, batch_size).argmax(1) for attack in attacks]
+    guesses = torch.stack([*attacked, clean.argmax(1)])  # a higher expected cost may have a cheaper class in front
     paid = torch.stack([prices.gather(1, guess[:, None]).squeeze(1) for guess in guesses])
     worst = paid.argmax(0)
     confusion = torch.zeros(clean.shape[1], clean.shape[1], dtype=torch.int64, device=clean.device)

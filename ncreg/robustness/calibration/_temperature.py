@@ -10,6 +10,7 @@ from ncreg.robustness.calibration._measures import check_logits_and_target
 
 # How far from the logits' own size 1/T may go: softmax of logits with root mean square 1e3 is one-hot or a tie.
 SHARPEST = 1e3
+LARGEST = 690.0  # exp of more leaves float64
 
 
 def temperature_scaling(logits: Float[Tensor, "batch classes"], target: Int[Tensor, " batch"]) -> float:
@@ -18,7 +19,8 @@ def temperature_scaling(logits: Float[Tensor, "batch classes"], target: Int[Tens
     Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017 (arXiv 1706.04599). The likelihood is
     convex in 1/T, so the minimum is unique; safeguarded Newton steps in log T find it in float64. T is sought within
     a factor `SHARPEST` = 1000 of the logits' own size (the root mean square about each row's mean), so that
-    temperature_scaling(k·z) = k·temperature_scaling(z).
+    temperature_scaling(k·z) = k·temperature_scaling(z); and below that where a sample is wrong, so that there is a
+    minimum: one class with logits of −1e9, ruled out by a mask, makes the size large.
 
     Args:
         logits: z, before softmax.
@@ -41,7 +43,7 @@ def temperature_scaling(logits: Float[Tensor, "batch classes"], target: Int[Tens
     temperature, at_bound = fit_temperature(*check_logits_and_target(logits, target))
     if at_bound is not None:
         why = {
-            "lower": "every sample is right or nearly, so that the likelihood only grows as T falls",
+            "lower": "every sample is right, so that the likelihood only grows as T falls",
             "upper": "the logits tell the classes apart no better than chance",
             "flat": "all logits are equal",
         }[at_bound]
@@ -51,28 +53,32 @@ def temperature_scaling(logits: Float[Tensor, "batch classes"], target: Int[Tens
 
 def fit_temperature(z: Tensor, target: Tensor) -> tuple[float, str | None]:
     """The best T and, where there is none, the bound it ran into."""
-    z = z - z.mean(1, keepdim=True)
+    z = z - z.amax(1, keepdim=True)  # not the mean: a class that is ruled out would take the digits of the others
     largest = float(z.abs().max())
     if largest == 0:
         return 1.0, "flat"
     z = z / largest  # squares of huge logits overflow
-    size = float(z.square().mean().sqrt())
+    size = float((z - z.mean(1, keepdim=True)).square().mean().sqrt())
     z, unit = z / size, size * largest
-    own = z.gather(1, target[:, None]).mean()
+    labelled = z.gather(1, target[:, None])
+    own = labelled.mean()
 
     def slope(u: float) -> tuple[float, float]:
         """First and second derivative of the mean loss in u = log(1/T)."""
-        p = (exp(u) * z).softmax(1)
-        mean = (p * z).sum(1, keepdim=True)
-        first = exp(u) * float(mean.mean() - own)
-        return first, first + exp(2 * u) * float((p * (z - mean).square()).sum(1).mean())
+        scaled = exp(u) * z
+        p = scaled.softmax(1)
+        mean = (p * scaled).sum(1, keepdim=True)
+        first = float(mean.mean() - exp(u) * own)
+        return first, first + float((p * (scaled - mean).square()).sum(1).mean())
 
     low, high = -log(SHARPEST), log(SHARPEST)
     if slope(low)[0] >= 0:
         return unit * SHARPEST, "upper"
-    if slope(high)[0] <= 0:
+    if not bool(labelled.any()) and slope(high)[0] <= 0:
         return unit / SHARPEST, "lower"
-    u = 0.0
+    while slope(high)[0] <= 0 and high < LARGEST:
+        low, high = high, high + log(SHARPEST)
+    u = max(0.0, low)
     for _ in range(200):
         first, second = slope(u)
         low, high = (u, high) if first < 0 else (low, u)

@@ -175,7 +175,8 @@ def few_shot(
 ) -> FewShotResult:
     """Test accuracy of a linear probe fitted to `shots` samples a class, over several draws of them.
 
-    Too few samples to choose a penalty on: it is fixed, by default at scikit-learn's C = 1, which is 1/(shots·C) here.
+    Too few samples to choose a penalty on: it is fixed, by default at scikit-learn's C = 1, which is 1/(shots·C) here
+    (with two classes at its C = 2, see `fit_linear_probe`).
 
     Args:
         train_features: of the training samples to draw from.

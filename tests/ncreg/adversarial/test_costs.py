@@ -101,6 +101,20 @@ def test_it_goes_where_mistakes_are_dear(net, batch):
     assert clean.mean() < step.expected_cost.mean()
 
 
+def test_an_attack_that_ends_at_a_cheaper_class_makes_no_mistake_cheaper():
+    """At 0.5 class 2, at cost 9, leads with p = (0.32, 0.32, 0.36); at 0.6 class 1, at 8, with (0.09, 0.63, 0.28)."""
+
+    def model(x):
+        change = x.flatten(1)[:, :1] - 0.5
+        return torch.cat([0 * change, 20 * change, 0.1 + 10 * change], 1)
+
+    cost = torch.tensor([[0.0, 8.0, 9.0], [1.0, 0.0, 1.0], [1.0, 1.0, 0.0]])
+    images, target = torch.full((1, 1, 1, 1), 0.5), torch.tensor([0])
+    costs = evaluate_adversarial(model, images, target, epsilon=0.1, autoattack=False, cost=cost).costs
+    assert costs.expected > costs.expected_clean + 1.5
+    assert (costs.decided_clean, costs.decided, costs.confusion[0].tolist()) == (9, 9, [0, 0, 1])
+
+
 def test_the_report_says_what_mistakes_cost(net, batch):
     images, target = (part[:16] for part in batch)
     classes = net(images).shape[1]
