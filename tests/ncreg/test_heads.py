@@ -393,6 +393,27 @@ def test_nearest_head_resumes_exactly_and_keeps_undetermined_directions():
     assert torch.allclose(flat.weight, start, atol=1e-9)
 
 
+@pytest.mark.parametrize("normalize", [True, False])
+def test_an_update_before_backward_leaves_the_gradient_that_of_the_frame_in_use(normalize):
+    """The gradient of cross-entropy and of ½(w·h)² in the features, from the class vectors as they were."""
+    head = NearestETFHead(6, 4, every=1, normalize=normalize, scale=3.0, **F64)
+    for step in range(3):
+        features, target = gaussian(5, 6, seed=step).requires_grad_(), torch.tensor([0, 1, 2, 3, step])
+        before = head.weight.clone()
+        loss = F.cross_entropy(head(features), target, reduction="sum")
+        loss = loss + 0.5 * (features * head.weight[target]).sum(1).square().sum()  # a loss that reads the frame itself
+        head.update(features.detach(), target)
+        assert not torch.allclose(head.weight, before) and head.weight.is_contiguous()
+        loss.backward()
+        for row, label, found in zip(features.detach(), target, features.grad, strict=True):
+            length = row.norm() if normalize else torch.ones((), **F64)
+            unit = row / length
+            pulled = before.T @ (3.0 * ((3.0 * before @ unit).softmax(0) - torch.eye(4, **F64)[label]))
+            pulled = pulled - (pulled @ unit) * unit if normalize else pulled
+            expected = pulled / length + (row @ before[label]) * before[label]
+            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
 def _update_on_two(rank, path):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=2)
