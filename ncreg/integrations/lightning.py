@@ -36,7 +36,7 @@ class CollapseCallback(Callback):
 
     Raises:
         TypeError: `batches` can't be read again, or the module holds no `Classifier`.
-        ValueError: not exactly one optimizer, or a scheduler both here and in the module.
+        ValueError: not exactly one optimizer, a scheduler both here and in the module, or several in the module.
 
     Example:
         >>> import torch
@@ -117,6 +117,11 @@ class CollapseCallback(Callback):
     def _scheduler_of(self, trainer: Trainer) -> TPTScheduler | None:
         returned = [c.scheduler for c in trainer.lr_scheduler_configs if isinstance(c.scheduler, TPTScheduler)]
         if self.make_scheduler is None:
+            if len(returned) > 1:
+                raise ValueError(
+                    f"the module's configure_optimizers returns {len(returned)} TPTSchedulers, and the callback steps "
+                    "one: return one of them, on the optimizer that has all parameters as groups"
+                )
             return returned[0] if returned else None
         if trainer.lr_scheduler_configs:
             raise ValueError(

@@ -172,6 +172,17 @@ def test_what_cannot_be_driven_is_refused(tmp_path, unchecked):
         def returns_scheduler(self):
             return True
 
+    class Several(WithScheduler):
+        automatic_optimization = False
+
+        def configure_optimizers(self):
+            parts = (self.model.backbone, self.model.norm)
+            optimizers = [torch.optim.SGD(part.parameters(), lr=0.1) for part in parts]
+            return optimizers, [make_scheduler(optimizer) for optimizer in optimizers]
+
+    with pytest.raises(ValueError, match="returns 2 TPTSchedulers, and the callback steps one"):
+        fit(Several, tmp_path, epochs=1)
+
     module, callback = Both(), CollapseCallback(DataLoader(rows(), 20), make_scheduler)
     quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False, "accelerator": "cpu"}
     trainer = Trainer(max_epochs=1, callbacks=[callback], default_root_dir=tmp_path, **quiet)
