@@ -13,7 +13,7 @@ from timm.data.distributed_sampler import OrderedDistributedSampler
 from torch import Tensor, nn
 from torch.utils.data import DistributedSampler
 
-from ncreg._modes import evaluating, generators_kept
+from ncreg._modes import evaluating, generators_kept, own_generators
 from ncreg.distributed import all_reduce_sum, broadcast, world_size
 from ncreg.metrics import NeuralCollapse
 from ncreg.models import Classifier
@@ -59,8 +59,8 @@ def measure_training_set(
     Modes of all submodules and the random generators come back (torch's, Python's, numpy's, and those of the loader and
     its samplers), so that a run with measurements has the same batches and weights as one without. In a distributed run
     each process takes every n-th batch (its own images where the loader has a DistributedSampler, those left out that
-    it repeats to give all processes equally many), the buffers are those of rank 0, which is what checkpoints hold, and
-    all processes get the same numbers.
+    it repeats to give all processes equally many), a loader that shuffles draws the order of rank 0 on all of them, the
+    buffers are those of rank 0, which is what checkpoints hold, and all processes get the same numbers.
 
     Args:
         classifier: what `swap_head` gave; of DataParallel, DistributedDataParallel and other wrappers the `Classifier`
@@ -84,6 +84,7 @@ def measure_training_set(
     ).to(like.device)
     counts = torch.zeros(2, dtype=torch.int64, device=like.device)  # right, all
     with _as_rank_zero(model), evaluating(model), generators_kept(batches), _without_autocast(model, like):
+        _draw_as_rank_zero(batches, like.device)
         for images, target in _share(batches):
             target = target.to(like.device)
             images = images.to(like.device, like.dtype if images.is_floating_point() else None)
@@ -148,6 +149,16 @@ def _pair(batch: Any) -> tuple[Tensor, Tensor]:
         return batch[0], batch[1]
     got = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
     raise ValueError(f"a batch must be (images, target) or hold pixel_values and labels, got {got}")
+
+
+def _draw_as_rank_zero(batches: Any, device: torch.device) -> None:
+    """The states of rank 0 for torch's generator and the loader's own: a shuffle must be the same in every process."""
+    if world_size() == 1:
+        return
+    for generator in (torch.default_generator, *own_generators(batches)):
+        state = generator.get_state().to(device)
+        broadcast(state)
+        generator.set_state(state.cpu())
 
 
 @contextmanager
