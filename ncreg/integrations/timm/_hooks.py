@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import IterableDataset
 
+from ncreg.heads import NearestETFHead
 from ncreg.integrations._epochs import EpochCloser
 from ncreg.integrations.timm._models import REQUESTS, forget, get_pretrained_cfg, requested_by, timm_pretrained_cfg
 from ncreg.integrations.timm._schedule import TerminalPhaseSchedule
@@ -169,6 +171,13 @@ def create_scheduler_v2(optimizer: Optimizer, *args: Any, **kwargs: Any) -> tupl
     terms = REQUESTS.terms if isinstance(REQUESTS.terms, LossTerms) else None
     if REQUESTS.loss_terms and terms is None:
         raise ValueError("loss_terms are computed in timm's ClassificationTask alone: no distillation, no multilabel")
+    if isinstance(getattr(REQUESTS.classifier, "head", None), NearestETFHead) and not REQUESTS.followed:
+        warnings.warn(
+            "head nearest_etf: timm's ClassificationTask alone hands it the batches, no distillation, no multilabel: "
+            "it stays the simplex that it began with unless the loop calls head.update(features.detach(), target)",
+            UserWarning,
+            stacklevel=2,
+        )
     if REQUESTS.terminal_phase is None or REQUESTS.classifier is None:
         if terms is not None and set(terms.phases.values()) != {"always"}:
             raise ValueError(f"loss_terms with the phases {terms.phases} need terminal_phase, which finds the phase")
