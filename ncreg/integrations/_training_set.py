@@ -63,8 +63,8 @@ def measure_training_set(
     buffers are those of rank 0, which is what checkpoints hold, and all processes get the same numbers.
 
     Args:
-        classifier: what `swap_head` gave; of DataParallel, DistributedDataParallel and other wrappers the `Classifier`
-            inside is measured, of torch.compile the compiled one.
+        classifier: what `swap_head` gave, also after `fully_shard` (FSDP2); of DataParallel, DistributedDataParallel
+            and other wrappers the `Classifier` inside is measured, of torch.compile the compiled one.
         batches: (images, target) or {"pixel_values": images, "labels": target}, without augmentation.
         keep_features: for the measures that need two passes, N·d numbers; without them these are left out.
 
@@ -88,7 +88,7 @@ def measure_training_set(
         for images, target in _share(batches):
             target = target.to(like.device)
             images = images.to(like.device, like.dtype if images.is_floating_point() else None)
-            logits, features = model(images, with_features=True)
+            logits, features = (rows[: len(target)] for rows in model(images, with_features=True))
             collapse.update(features, target)
             counts += torch.stack([(logits.argmax(1) == target).sum(), torch.tensor(len(target), device=like.device)])
         right, total = all_reduce_sum(counts).tolist()
@@ -104,7 +104,9 @@ def _without_wrappers(module: nn.Module) -> Any:
 
 
 def _share(batches: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
-    """This process's batches as pairs, so that all processes together have each image once.
+    """This process's batches as pairs, equally many in each process, which together label each image once.
+
+    Images beyond the labels are there for a forward pass alone: sharded weights (FSDP) need one of all processes.
 
     Raises:
         ValueError: Accelerate has divided them: it repeats images to fill the last batches.
@@ -120,7 +122,15 @@ def _share(batches: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
     for divided in (sampler, getattr(of_batches, "sampler", None)):
         if getattr(divided, "num_replicas", 1) > 1:
             return _first(map(_pair, batches), _own_images(divided))
-    return map(_pair, islice(batches, dist.get_rank(), None, world_size()))
+    return _every_nth(map(_pair, batches))
+
+
+def _every_nth(pairs: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """This process's batch of each round; where the last round has none for it, an image without a label."""
+    rounds = iter(pairs)
+    while batches := list(islice(rounds, world_size())):
+        images, target = batches[0]
+        yield batches[dist.get_rank()] if dist.get_rank() < len(batches) else (images[:1], target[:0])
 
 
 def _own_images(sampler: Any) -> int | None:
@@ -135,20 +145,23 @@ def _own_images(sampler: Any) -> int | None:
 
 
 def _first(pairs: Iterable[tuple[Tensor, Tensor]], count: int | None) -> Iterator[tuple[Tensor, Tensor]]:
-    """The first `count` images."""
+    """All images, and the labels of the first `count` of them."""
     for images, target in pairs:
-        yield images[:count], target[:count]
-        if count is not None and (count := count - len(target)) <= 0:
-            return
+        yield images, target[:count]
+        count = None if count is None else max(0, count - len(target))
 
 
 def _pair(batch: Any) -> tuple[Tensor, Tensor]:
     if isinstance(batch, Mapping) and {"pixel_values", "labels"} <= batch.keys():
-        return batch["pixel_values"], batch["labels"]
-    if isinstance(batch, list | tuple) and len(batch) == 2:
-        return batch[0], batch[1]
-    got = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
-    raise ValueError(f"a batch must be (images, target) or hold pixel_values and labels, got {got}")
+        images, target = batch["pixel_values"], batch["labels"]
+    elif isinstance(batch, list | tuple) and len(batch) == 2:
+        images, target = batch
+    else:
+        got = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
+        raise ValueError(f"a batch must be (images, target) or hold pixel_values and labels, got {got}")
+    if images.shape[:1] != target.shape[:1]:
+        raise ValueError(f"a batch of {len(images)} images needs a label each, target has {tuple(target.shape)}")
+    return images, target
 
 
 def _draw_as_rank_zero(batches: Any, device: torch.device) -> None:

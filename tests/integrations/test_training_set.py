@@ -12,6 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from timm.data.distributed_sampler import OrderedDistributedSampler
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -170,7 +171,12 @@ def test_dicts_of_hugging_face_are_batches_too():
 
 @pytest.mark.parametrize(
     ("batches", "message"),
-    [([], "no batch to measure"), ([{"image": 1}], r"\['image'\]"), ([torch.zeros(2, 8)], "got Tensor")],
+    [
+        ([], "no batch to measure"),
+        ([{"image": 1}], r"\['image'\]"),
+        ([torch.zeros(2, 8)], "got Tensor"),
+        ([(torch.zeros(3, 8), torch.zeros(2).long())], "3 images needs a label each, target has"),
+    ],
 )
 def test_what_cannot_be_measured_is_refused(batches, message, unchecked):
     with pytest.raises(ValueError, match=message):
@@ -270,6 +276,13 @@ def _measure_on(rank, world, port, queue):
         divided = BatchSamplerShard(BatchSampler(range(23), 5, drop_last=False), world, rank)
         with pytest.raises(ValueError, match="divided by Accelerate.*before prepare"):
             measure_training_set(model, DataLoader(data(), batch_sampler=divided))
+    sharded, mesh = classifier(), dist.device_mesh.init_device_mesh("cpu", (world,))
+    for part in (sharded.backbone, sharded):
+        fully_shard(part, mesh=mesh)
+    for rows, size in ((23, 5), (23, 8), (11, 12)):  # 5, 3 and 1 batches: on one process one more than on the other
+        shared.append((rows, measure_training_set(sharded, DataLoader(data(rows), size))))
+    few = DataLoader(data(9), 4, sampler=DistributedSampler(data(9), **place))  # 4 of 5 are one process's own
+    shared.append((9, measure_training_set(sharded, few)))
     kept = all(torch.equal(buffer, before) for buffer, before in zip(model.buffers(), own, strict=True))
     queue.put((rank, whole, shared, kept))
     dist.barrier()
