@@ -345,6 +345,13 @@ def test_what_cannot_be_honoured_is_refused(images, unchecked):
     REQUESTS.terminal_phase = {"extent": 1}
     with pytest.raises(ValueError, match="unknown extent; known: .*extend"):
         timm.scheduler.create_scheduler_v2(optimizer, num_epochs=5)
+    REQUESTS.terminal_phase = {}
+    whole = create_dataset("", root=str(images), split="train", is_training=True)
+    whole.transform = lambda image: torch.zeros(3, 32, 32)
+    part = torch.utils.data.Subset(whole, range(5))  # of the whole set, accuracy would be that of other images too
+    timm.data.create_loader(part, (3, 32, 32), 5, is_training=True, device=torch.device("cpu"), use_prefetcher=False)
+    with pytest.raises(ValueError, match="a Subset does not hand its transform"):
+        timm.scheduler.create_scheduler_v2(optimizer, num_epochs=5)
     model = timm.create_model("ncreg_etf.test_resnet", num_classes=10, loss_terms={"SupConLoss": 1.0})
     with pytest.raises(ValueError, match="ClassificationTask alone"):
         timm.scheduler.create_scheduler_v2(torch.optim.SGD(model.parameters(), lr=0.1), num_epochs=5)

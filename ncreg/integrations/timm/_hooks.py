@@ -13,6 +13,7 @@ import timm.data.loader
 import timm.optim._optim_factory
 import timm.scheduler.scheduler_factory
 import timm.task
+from timm.data.dataset import AugMixDataset
 from timm.data.model_config import resolve_input_data_config
 from torch import nn
 from torch.optim import Optimizer
@@ -120,7 +121,8 @@ def clean_loader() -> Any:
     """The training images as the validation loader shows its own: no augmentation, every image once, in order.
 
     Raises:
-        ValueError: there was no training loader of `create_loader`, or its data set can be read only once.
+        ValueError: there was no training loader of `create_loader`, or its data set can be read only once or wraps
+            another, as a Subset does.
     """
     if True not in _LOADERS:
         raise ValueError(
@@ -128,8 +130,13 @@ def clean_loader() -> Any:
         )
     training = _LOADERS[True].given
     dataset = training["dataset"]
-    while hasattr(dataset, "dataset"):  # AugMix wraps the images
+    while isinstance(dataset, AugMixDataset):
         dataset = dataset.dataset
+    if hasattr(dataset, "dataset"):
+        raise ValueError(
+            f"terminal_phase shows the training images without augmentation, and a {type(dataset).__name__} does not "
+            "hand its transform to the data set inside: give create_loader a data set that transforms its own images"
+        )
     if isinstance(dataset, IterableDataset):
         raise ValueError(
             f"terminal_phase reads the training set a second time, which {type(dataset).__name__} does not allow: "

@@ -93,7 +93,9 @@ class CollapseTask(ClassificationTask):
         if self.terms is None and not self._follows:
             return super().forward(input, target)
         if target.ndim != 1:
-            who, other = ("loss_terms need", "loss_terms") if self.terms else ("head nearest_etf needs", "take head etf")
+            who, other = (
+                ("loss_terms need", "loss_terms") if self.terms else ("head nearest_etf needs", "take head etf")
+            )
             raise ValueError(
                 f"{who} one class a sample, the target has shape {tuple(target.shape)}: "
                 f"leave out --mixup, --cutmix and --jsd-loss, or {other}"
