@@ -176,7 +176,14 @@ class NearestETFHead(nn.Module):
         Raises:
             ValueError: for features or targets of the wrong shape, targets outside [0, C), or means gone
                 non-finite (the head is then left as it was).
+            RuntimeError: in a replica of DataParallel, which sees a part of the batch and is thrown away.
         """
+        if getattr(self, "_is_replica", False):
+            raise RuntimeError(
+                "NearestETFHead.update in a replica of DataParallel, which is thrown away after the forward pass: call "
+                "it on the module itself with the whole batch (model.module.head.update(features, target)), or take "
+                "DistributedDataParallel (torchrun)"
+            )
         check_features(features, self.in_features)
         if not isinstance(target, Tensor):
             raise TypeError(f"target must be a tensor of class indices, not {described(target)}")

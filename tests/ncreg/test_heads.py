@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -412,6 +413,18 @@ def test_an_update_before_backward_leaves_the_gradient_that_of_the_frame_in_use(
             pulled = pulled - (pulled @ unit) * unit if normalize else pulled
             expected = pulled / length + (row @ before[label]) * before[label]
             torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_a_replica_of_data_parallel_is_not_updated():
+    replica = NearestETFHead(6, 4)._replicate_for_data_parallel()
+    with pytest.raises(RuntimeError, match=r"model.module.head.update\(features, target\)"):
+        replica.update(torch.ones(2, 6), torch.tensor([0, 1]))
+
+
+def test_class_vectors_that_lie_in_columns_are_saved_by_safetensors():
+    vectors = torch.eye(6, 4).T + 1
+    saved = safetensors.torch.save(FixedHead(vectors, scale=1.0).state_dict())
+    assert torch.equal(safetensors.torch.load(saved)["weight"], vectors)
 
 
 def _update_on_two(rank, path):
