@@ -57,7 +57,8 @@ class EpochCloser:
                 "with the weights; resume with the optimizer's state, or begin again at epoch 0"
             )
         measured = measure_training_set(classifier, self.batches, keep_features=self.keep_features)
-        self._warn_of_idle_head(find_classifier(classifier).head)
+        if epoch:  # epoch 0 is a look before training
+            self._warn_of_idle_head(find_classifier(classifier).head)
         if scheduler is not None:
             waits = scheduler.stop_patience is not None and scheduler.extend is not None
             if waits and self.watch not in measured:

@@ -61,7 +61,8 @@ class WholeModel(Classifier):
 
     So it is where something stands behind the classifier's layers (squeezenet's ReLU, the maximum over tokens of
     volo), or where several layers see features of their own (distilled pairs, efficientvim). `head` holds a copy of the
-    layers' weights for the measures; nothing trains it, and `train()` and `eval()` bring it up to date.
+    layers' weights for the measures; nothing trains it, and `train()` and `eval()` bring it up to date where the layers
+    are not sharded.
     """
 
     backbone: Observed

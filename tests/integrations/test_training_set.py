@@ -236,6 +236,9 @@ def test_a_standstill_of_a_measure_that_is_not_there_is_refused(unchecked):
 def test_a_nearest_head_that_nobody_updates_is_said_once():
     model = swap_head(nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 3)), "nearest_etf", num_classes=3, input_size=(8,))
     closer = EpochCloser(DataLoader(data(), 5))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        closer.close(None, model, 0)  # before training
     with pytest.warns(UserWarning, match=r"handed no batch.*head.update\(features.detach\(\), target\)") as said:
         for epoch in (1, 2):
             closer.close(None, model, epoch)
