@@ -81,7 +81,7 @@ def generators_kept(loader: Loader) -> Iterator[Loader]:
         >>> draw.get_state().equal(torch.Generator().manual_seed(0).get_state())
         True
     """
-    states = [(generator, generator.get_state()) for generator in _generators(loader)]
+    states = [(generator, generator.get_state()) for generator in own_generators(loader)]
     try:
         yield loader
     finally:
@@ -93,7 +93,7 @@ _HOLDERS = ("loader", "base_dataloader", "sampler", "batch_sampler", "dataset", 
 """Where loaders (timm's and Accelerate's hold one inside), samplers and data sets keep what draws."""
 
 
-def _generators(loader: Any) -> list[torch.Generator]:
+def own_generators(loader: Any) -> list[torch.Generator]:
     """The generators of a loader and of what it holds, each once."""
     seen: dict[int, Any] = {}
     waiting = [loader]

@@ -14,6 +14,7 @@ _WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped
 """Where DistributedDataParallel (and most others), torch.compile, FSDP, activation checkpointing and PEFT keep it."""
 
 _IN_A_NAME = re.compile(rf"(?:^|(?<=\.))(?:{'|'.join(map(re.escape, _WRAPPERS))})\.")
+_MARK = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _PARAMETRIZED = re.compile(r"(?:^|(?<=\.))parametrizations\.([^.]+)\..+")
 
 
@@ -25,6 +26,16 @@ def plain_name(name: str) -> str:
         'backbone.blocks.0.norm1.weight'
     """
     return _IN_A_NAME.sub("", name)
+
+
+def without_marks(name: str) -> str:
+    """The name of a tensor without those wrappers' names that no model gives to a part of its own.
+
+    Example:
+        >>> without_marks("module.blocks.0._orig_mod.norm1.weight")
+        'module.blocks.0.norm1.weight'
+    """
+    return _MARK.sub("", name)
 
 
 def weight_names(model: nn.Module) -> dict[str, str]:

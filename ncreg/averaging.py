@@ -15,7 +15,7 @@ from ncreg._checks import described
 from ncreg._modes import modes_kept
 from ncreg.distributed import all_reduce_sum, world_size
 from ncreg.norms import LastBatchNorm
-from ncreg.numerics import fill, in_float64
+from ncreg.numerics import fill, in_float64, is_dtensor
 
 
 @torch.no_grad()
@@ -35,8 +35,8 @@ def update_bn(loader: Iterable[Any], model: nn.Module, device: torch.device | st
 
     Args:
         loader: batches: a tensor, or a tuple or list whose first item is one. On several ranks each reads its own, of
-            any size, but equally many where the ranks need each other: with `LastBatchNorm`, SyncBatchNorm or
-            DistributedDataParallel.
+            any size, but equally many where the ranks need each other: with `LastBatchNorm`, SyncBatchNorm,
+            DistributedDataParallel or `fully_shard` (FSDP2).
         model: whose norms are to be brought up to date; one without running statistics, or that no batch reaches,
             keeps what it has.
         device: where batches go first; None leaves them where they are.
@@ -88,8 +88,10 @@ def _groups(model: nn.Module) -> list[Any]:
         return []
     kinds = LastBatchNorm | nn.SyncBatchNorm | DistributedDataParallel
     parts = [module for module in model.modules() if isinstance(module, kinds)]
-    # in the order of the modules, which is the same on every rank
-    return list(dict.fromkeys(getattr(part, "process_group", None) or dist.group.WORLD for part in parts))
+    groups = [getattr(part, "process_group", None) or dist.group.WORLD for part in parts]
+    if any(is_dtensor(parameter) for parameter in model.parameters()):  # FSDP gathers them in each forward pass
+        groups.append(dist.group.WORLD)
+    return list(dict.fromkeys(groups))  # in the order of the modules, which is the same on every rank
 
 
 def _in_step(batches: Iterator[Any], groups: list[Any], device: torch.device) -> Iterator[Any]:

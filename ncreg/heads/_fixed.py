@@ -75,7 +75,7 @@ class FixedHead(nn.Module):
         default = _margin_scale(weight.detach()) if normalize and scale is None else 1.0
         self.scale = checked_scale(scale, default)
         self._scale_open = normalize and scale is None and weight.is_meta  # a meta weight has no margin
-        self.register_buffer("weight", weight.detach().clone())
+        self.register_buffer("weight", weight.detach().clone(memory_format=torch.contiguous_format))
 
     def reset_parameters(self) -> None:
         """Write a frame that was drawn by name (swap_head's "orthoplex", …) again, exactly.
@@ -92,9 +92,10 @@ class FixedHead(nn.Module):
         fill(self.weight, frame)
         self._close_scale(frame)
 
-    def _load_from_state_dict(self, *args: Any) -> None:
-        super()._load_from_state_dict(*args)
-        self._close_scale(self.weight)
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if f"{prefix}weight" in state_dict:  # a state that comes in parts may bring them later
+            self._close_scale(self.weight)
 
     def _close_scale(self, weight: Tensor) -> None:
         """The default scale, where it was left open because the class vectors were not known yet."""

@@ -170,10 +170,20 @@ class NearestETFHead(nn.Module):
     def update(self, features: Float[Tensor, "batch in_features"], target: Int[Tensor, " batch"]) -> None:
         """Update the running class means with a batch, and every so many batches the simplex; all ranks must call it.
 
+        Before or after the batch's backward pass: a new simplex is a new tensor, which leaves the one that logits were
+        made with to their gradient.
+
         Raises:
             ValueError: for features or targets of the wrong shape, targets outside [0, C), or means gone
                 non-finite (the head is then left as it was).
+            RuntimeError: in a replica of DataParallel, which sees a part of the batch and is thrown away.
         """
+        if getattr(self, "_is_replica", False):
+            raise RuntimeError(
+                "NearestETFHead.update in a replica of DataParallel, which is thrown away after the forward pass: call "
+                "it on the module itself with the whole batch (model.module.head.update(features, target)), or take "
+                "DistributedDataParallel (torchrun)"
+            )
         check_features(features, self.in_features)
         if not isinstance(target, Tensor):
             raise TypeError(f"target must be a tensor of class indices, not {described(target)}")
@@ -191,7 +201,8 @@ class NearestETFHead(nn.Module):
         self.seen.copy_((self.seen > 0) | seen)
         self.updates.add_(1)
         if weight is not self._stored:
-            self._stored.copy_(weight)
+            with torch.inference_mode(False):
+                self._buffers["weight"] = weight.clone(memory_format=torch.contiguous_format)
 
     def _new_means(self, features: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Running means with this batch of all ranks taken in, and which classes it has."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
 
 from ncreg._checks import check_choice, check_integer, described
-from ncreg.integrations._training_set import measure_training_set
+from ncreg.heads import NearestETFHead
+from ncreg.integrations._following import updates_seen
+from ncreg.integrations._training_set import find_classifier, measure_training_set
 from ncreg.tpt import TPTScheduler
 
 WATCHED = ("nc1", "nc2_equiangularity", "nc3", "etf_distance")
@@ -19,7 +22,7 @@ class EpochCloser:
 
     A checkpoint that was written before its epoch was closed (during validation, say) holds the weights of the epoch's
     end and the scheduler's state of its beginning. Closing the epoch after the checkpoint was loaded gives what the
-    uninterrupted run had.
+    uninterrupted run had. A NearestETFHead that has been handed no batch by then is warned of once.
 
     Args:
         batches: the clean training set, see `measure_training_set`.
@@ -35,13 +38,15 @@ class EpochCloser:
             )
         self.batches, self.keep_features = batches, keep_features
         self.watch = check_choice("watch", watch, WATCHED)
+        self._warned = False
 
     def close(self, scheduler: TPTScheduler | None, classifier: nn.Module, epoch: int) -> dict[str, float] | None:
         """What was measured at the end of epoch `epoch`, counted from 1; None if it has been closed before.
 
         Raises:
             TypeError: no `Classifier`, nor a wrapper of one.
-            ValueError: the scheduler has missed an epoch before this one.
+            ValueError: the scheduler has missed an epoch before this one, or its `stop_patience` waits for a measure
+                that this classifier does not have.
         """
         epoch = check_integer("epoch", epoch, 0)
         if scheduler is not None and epoch <= scheduler.epoch:
@@ -52,6 +57,26 @@ class EpochCloser:
                 "with the weights; resume with the optimizer's state, or begin again at epoch 0"
             )
         measured = measure_training_set(classifier, self.batches, keep_features=self.keep_features)
+        if epoch:  # epoch 0 is a look before training
+            self._warn_of_idle_head(find_classifier(classifier).head)
         if scheduler is not None:
+            waits = scheduler.stop_patience is not None and scheduler.extend is not None
+            if waits and self.watch not in measured:
+                raise ValueError(
+                    f"watch={self.watch!r} is not measured, for the head has no class vectors to read, and "
+                    f"TPTScheduler(stop_patience={scheduler.stop_patience}) would wait for ever: watch "
+                    f"{' or '.join(repr(name) for name in WATCHED if name in measured)}, or give the head a weight"
+                )
             scheduler.step(epoch, measured["accuracy"], watch=measured.get(self.watch))
         return measured
+
+    def _warn_of_idle_head(self, head: nn.Module) -> None:
+        """Say once that a head that should follow the class means has not been told of any batch."""
+        if isinstance(head, NearestETFHead) and not updates_seen(head) and not self._warned:
+            self._warned = True
+            warnings.warn(
+                "NearestETFHead has been handed no batch, so it stays the simplex that it began with: call "
+                "head.update(features.detach(), target) after each forward pass in training, or take head 'etf'",
+                UserWarning,
+                stacklevel=3,
+            )

@@ -13,7 +13,7 @@ from timm.data.distributed_sampler import OrderedDistributedSampler
 from torch import Tensor, nn
 from torch.utils.data import DistributedSampler
 
-from ncreg._modes import evaluating, generators_kept
+from ncreg._modes import evaluating, generators_kept, own_generators
 from ncreg.distributed import all_reduce_sum, broadcast, world_size
 from ncreg.metrics import NeuralCollapse
 from ncreg.models import Classifier
@@ -59,12 +59,12 @@ def measure_training_set(
     Modes of all submodules and the random generators come back (torch's, Python's, numpy's, and those of the loader and
     its samplers), so that a run with measurements has the same batches and weights as one without. In a distributed run
     each process takes every n-th batch (its own images where the loader has a DistributedSampler, those left out that
-    it repeats to give all processes equally many), the buffers are those of rank 0, which is what checkpoints hold, and
-    all processes get the same numbers.
+    it repeats to give all processes equally many), a loader that shuffles draws the order of rank 0 on all of them, the
+    buffers are those of rank 0, which is what checkpoints hold, and all processes get the same numbers.
 
     Args:
-        classifier: what `swap_head` gave; of DataParallel, DistributedDataParallel and other wrappers the `Classifier`
-            inside is measured, of torch.compile the compiled one.
+        classifier: what `swap_head` gave, also after `fully_shard` (FSDP2); of DataParallel, DistributedDataParallel
+            and other wrappers the `Classifier` inside is measured, of torch.compile the compiled one.
         batches: (images, target) or {"pixel_values": images, "labels": target}, without augmentation.
         keep_features: for the measures that need two passes, N·d numbers; without them these are left out.
 
@@ -84,10 +84,11 @@ def measure_training_set(
     ).to(like.device)
     counts = torch.zeros(2, dtype=torch.int64, device=like.device)  # right, all
     with _as_rank_zero(model), evaluating(model), generators_kept(batches), _without_autocast(model, like):
+        _draw_as_rank_zero(batches, like.device)
         for images, target in _share(batches):
             target = target.to(like.device)
             images = images.to(like.device, like.dtype if images.is_floating_point() else None)
-            logits, features = model(images, with_features=True)
+            logits, features = (rows[: len(target)] for rows in model(images, with_features=True))
             collapse.update(features, target)
             counts += torch.stack([(logits.argmax(1) == target).sum(), torch.tensor(len(target), device=like.device)])
         right, total = all_reduce_sum(counts).tolist()
@@ -103,7 +104,9 @@ def _without_wrappers(module: nn.Module) -> Any:
 
 
 def _share(batches: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
-    """This process's batches as pairs, so that all processes together have each image once.
+    """This process's batches as pairs, equally many in each process, which together label each image once.
+
+    Images beyond the labels are there for a forward pass alone: sharded weights (FSDP) need one of all processes.
 
     Raises:
         ValueError: Accelerate has divided them: it repeats images to fill the last batches.
@@ -119,7 +122,15 @@ def _share(batches: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
     for divided in (sampler, getattr(of_batches, "sampler", None)):
         if getattr(divided, "num_replicas", 1) > 1:
             return _first(map(_pair, batches), _own_images(divided))
-    return map(_pair, islice(batches, dist.get_rank(), None, world_size()))
+    return _every_nth(map(_pair, batches))
+
+
+def _every_nth(pairs: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """This process's batch of each round; where the last round has none for it, an image without a label."""
+    rounds = iter(pairs)
+    while batches := list(islice(rounds, world_size())):
+        images, target = batches[0]
+        yield batches[dist.get_rank()] if dist.get_rank() < len(batches) else (images[:1], target[:0])
 
 
 def _own_images(sampler: Any) -> int | None:
@@ -134,20 +145,33 @@ def _own_images(sampler: Any) -> int | None:
 
 
 def _first(pairs: Iterable[tuple[Tensor, Tensor]], count: int | None) -> Iterator[tuple[Tensor, Tensor]]:
-    """The first `count` images."""
+    """All images, and the labels of the first `count` of them."""
     for images, target in pairs:
-        yield images[:count], target[:count]
-        if count is not None and (count := count - len(target)) <= 0:
-            return
+        yield images, target[:count]
+        count = None if count is None else max(0, count - len(target))
 
 
 def _pair(batch: Any) -> tuple[Tensor, Tensor]:
     if isinstance(batch, Mapping) and {"pixel_values", "labels"} <= batch.keys():
-        return batch["pixel_values"], batch["labels"]
-    if isinstance(batch, list | tuple) and len(batch) == 2:
-        return batch[0], batch[1]
-    got = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
-    raise ValueError(f"a batch must be (images, target) or hold pixel_values and labels, got {got}")
+        images, target = batch["pixel_values"], batch["labels"]
+    elif isinstance(batch, list | tuple) and len(batch) == 2:
+        images, target = batch
+    else:
+        got = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
+        raise ValueError(f"a batch must be (images, target) or hold pixel_values and labels, got {got}")
+    if images.shape[:1] != target.shape[:1]:
+        raise ValueError(f"a batch of {len(images)} images needs a label each, target has {tuple(target.shape)}")
+    return images, target
+
+
+def _draw_as_rank_zero(batches: Any, device: torch.device) -> None:
+    """The states of rank 0 for torch's generator and the loader's own: a shuffle must be the same in every process."""
+    if world_size() == 1:
+        return
+    for generator in (torch.default_generator, *own_generators(batches)):
+        state = generator.get_state().to(device)
+        broadcast(state)
+        generator.set_state(state.cpu())
 
 
 @contextmanager

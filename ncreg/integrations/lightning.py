@@ -24,7 +24,8 @@ class CollapseCallback(Callback):
     The scheduler is made by `scheduler=`, or it is the one that `configure_optimizers` returns (Lightning then keeps
     its state and wants `lr_scheduler_step` overridden: `pass`, since the callback steps it). All measures are logged
     as `collapse/…` and kept in `history`. A run that is resumed from a checkpoint goes on to the bit, also from one
-    that ModelCheckpoint wrote before the epoch was over (`save_on_train_epoch_end=False`).
+    that ModelCheckpoint wrote before the epoch was over (`save_on_train_epoch_end=False`). So does a second `fit()` of
+    the same Trainer, for which Lightning makes the optimizer anew.
 
     Args:
         batches: loader of the training images without augmentation; in a distributed run each process reads every
@@ -36,7 +37,7 @@ class CollapseCallback(Callback):
 
     Raises:
         TypeError: `batches` can't be read again, or the module holds no `Classifier`.
-        ValueError: not exactly one optimizer, or a scheduler both here and in the module.
+        ValueError: not exactly one optimizer, a scheduler both here and in the module, or several in the module.
 
     Example:
         >>> import torch
@@ -67,9 +68,12 @@ class CollapseCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make or find the scheduler, give it its state back, close an epoch that the checkpoint left open."""
         self.find(pl_module)
-        self.scheduler = self._scheduler_of(trainer)
-        if self._restored is not None and self.make_scheduler is not None and self.scheduler is not None:
-            self.scheduler.load_state_dict(self._restored)
+        former, self.scheduler = self.scheduler, self._scheduler_of(trainer)
+        if self.scheduler is not None:
+            if self._restored is not None and self.make_scheduler is not None:
+                self.scheduler.load_state_dict(self._restored)
+            elif former is not None and self.scheduler.epoch < former.epoch == trainer.current_epoch:
+                self.scheduler.load_state_dict(former.state_dict())  # a second fit() of the same Trainer
         self._restored = None
         if self._closed is None:  # nothing restored: epochs of a run before were not measured here
             self._closed = trainer.current_epoch
@@ -117,6 +121,11 @@ class CollapseCallback(Callback):
     def _scheduler_of(self, trainer: Trainer) -> TPTScheduler | None:
         returned = [c.scheduler for c in trainer.lr_scheduler_configs if isinstance(c.scheduler, TPTScheduler)]
         if self.make_scheduler is None:
+            if len(returned) > 1:
+                raise ValueError(
+                    f"the module's configure_optimizers returns {len(returned)} TPTSchedulers, and the callback steps "
+                    "one: return one of them, on the optimizer that has all parameters as groups"
+                )
             return returned[0] if returned else None
         if trainer.lr_scheduler_configs:
             raise ValueError(

@@ -16,7 +16,9 @@ except ImportError as error:
     raise ImportError("ncreg.integrations.transformers needs transformers: pip install 'ncreg[hf]'") from error
 
 from ncreg._checks import described
+from ncreg.heads import NearestETFHead
 from ncreg.integrations._epochs import EpochCloser
+from ncreg.integrations._following import follow, updates_seen
 from ncreg.integrations._training_set import find_classifier
 from ncreg.models import Classifier
 from ncreg.tpt import TPTScheduler
@@ -34,14 +36,17 @@ def cross_entropy(logits: Tensor, features: Tensor, labels: Tensor) -> Tensor:
 class ModelWithLoss(nn.Module):
     """A `Classifier` as Trainer calls a model: (pixel_values, labels) → {"loss", "logits"}.
 
+    A NearestETFHead is handed each training batch, unless `loss` does so.
+
     Args:
         classifier: what `swap_head` gave.
         loss: (logits, features, labels) → a number.
 
     Raises:
         TypeError: the classifier is another module.
-        ValueError: a training step of another loss than cross-entropy without labels. Trainer takes them for a loss of
-            its own under `label_smoothing_factor` and `compute_loss_func`, and `loss` would be left out.
+        ValueError: a training step of another loss than cross-entropy, or of a NearestETFHead, without labels. Trainer
+            takes them for a loss of its own under `label_smoothing_factor` and `compute_loss_func`, and `loss` would be
+            left out, and the head never updated.
 
     Example:
         >>> import torch
@@ -60,14 +65,21 @@ class ModelWithLoss(nn.Module):
 
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
         """Logits, and with labels the loss before them."""
-        if labels is None and self.training and torch.is_grad_enabled() and self.loss is not cross_entropy:
+        head = self.classifier.head
+        takes_labels = self.loss is not cross_entropy or isinstance(head, NearestETFHead)
+        if labels is None and self.training and torch.is_grad_enabled() and takes_labels:
             raise ValueError(
                 "a training step without labels: Trainer takes them for a loss of its own under label_smoothing_factor "
-                "or compute_loss_func, and ModelWithLoss(loss=…) would be left out; switch these off, and smooth "
-                "labels within the loss (ncreg.functional.smooth_labels)"
+                "or compute_loss_func, and ModelWithLoss(loss=…) would be left out, and NearestETFHead never updated; "
+                "switch these off, and smooth labels within the loss (ncreg.functional.smooth_labels)"
             )
         logits, features = self.classifier(pixel_values, with_features=True)
-        return ({} if labels is None else {"loss": self.loss(logits, features, labels)}) | {"logits": logits}
+        if labels is None:
+            return {"logits": logits}
+        before = updates_seen(head)
+        loss = self.loss(logits, features, labels)
+        follow(head, features, labels, since=before)
+        return {"loss": loss, "logits": logits}
 
     def activation_checkpointing_enable(
         self,
@@ -144,8 +156,8 @@ class CollapseTrainerCallback(TrainerCallback):
 
     Raises:
         TypeError: `batches` can't be read again, or the model holds no `Classifier`.
-        ValueError: a TPTScheduler that was not handed to Trainer in a `TrainerSchedule`, a run that has ended, or
-            several Classifiers without `classifier`.
+        ValueError: a TPTScheduler that was not handed to Trainer in a `TrainerSchedule`, a run that has ended, one
+            that Trainer begins anew while the TPTScheduler goes on, or several Classifiers without `classifier`.
 
     Example:
         >>> import torch
@@ -176,6 +188,12 @@ class CollapseTrainerCallback(TrainerCallback):
             raise ValueError(
                 f"the run ended with epoch {schedule.scheduler.epoch}: nothing is left to train; checkpoints of an "
                 "earlier run in output_dir count too: empty it, or name one (resume_from_checkpoint=FOLDER)"
+            )
+        if isinstance(schedule, TrainerSchedule) and schedule.scheduler.epoch and not state.global_step:
+            raise ValueError(
+                f"Trainer begins at epoch 0, the TPTScheduler stands at epoch {schedule.scheduler.epoch}, and the "
+                "epochs between would be neither measured nor counted: go on with resume_from_checkpoint=True, or "
+                "build optimizer, TPTScheduler and Trainer anew"
             )
         if state.global_step >= state.max_steps:  # resumed from its last step: no epoch begins or ends any more
             self.on_epoch_begin(args, state, control, **kwargs)

@@ -240,7 +240,12 @@ class Classifier(nn.Module):
     @property
     def backbone_width(self) -> int:
         """Width of the pooled features, before any projection."""
-        return int(getattr(self.project, "in_features", self.head_hidden_size))
+        known = self.head_hidden_size if isinstance(self.project, nn.Identity) else None
+        width = getattr(self.project, "in_features", known)
+        if width is None:  # a projection of one's own
+            size = None if self._removed is None else self._removed.input_size
+            width = pooled_features(self.backbone, example_image(self.backbone, size)).shape[1]
+        return int(width)
 
     @property
     def in_chans(self) -> int:

@@ -13,7 +13,7 @@ from ncreg._copies import copied
 from ncreg._modes import evaluating, set_own_mode
 from ncreg.models._backbone import Headless, example_image, logits_alone, parameter_like
 from ncreg.models._classifier import Classifier, ClassifierOutput, EncoderOutput, WithFeatures, output_of
-from ncreg.numerics import in_float64
+from ncreg.numerics import fill, in_float64, is_dtensor
 
 Parts = dict[str, nn.Module]
 
@@ -61,10 +61,20 @@ class WholeModel(Classifier):
 
     So it is where something stands behind the classifier's layers (squeezenet's ReLU, the maximum over tokens of
     volo), or where several layers see features of their own (distilled pairs, efficientvim). `head` holds a copy of the
-    layers' weights, as they were then, for the measures; nothing trains it.
+    layers' weights for the measures; nothing trains it, and `train()` and `eval()` bring it up to date where the layers
+    are not sharded.
     """
 
     backbone: Observed
+
+    def train(self, mode: bool = True) -> WholeModel:
+        """Training or eval mode; `head` gets the weights that the layers have now."""
+        super().train(mode)
+        layers = [self.backbone.model.get_submodule(name) for name in self.backbone.layers]
+        if not any(is_dtensor(tensor) for layer in layers for tensor in layer.parameters()):
+            for tensor, now in zip((self.head.weight, self.head.bias), _averaged(layers), strict=True):
+                fill(tensor, now)  # type: ignore[arg-type]
+        return self
 
     def forward(self, x: Tensor, with_features: WithFeatures = False) -> Tensor | ClassifierOutput | EncoderOutput:
         """The model's own logits (B, C), with True also the features; those of the encoder are the same."""
@@ -261,9 +271,14 @@ def _seen_layers(whole: nn.Module, headless: Headless, parts: Parts) -> dict[str
 
 def _side_by_side(layers: list[nn.Module]) -> nn.Linear:
     """One layer on the features of several, side by side, that averages their logits."""
+    return _linear(*_averaged(layers))
+
+
+def _averaged(layers: list[nn.Module]) -> tuple[Tensor, Tensor]:
+    """Its weight and bias."""
     maps = [_affine(layer) for layer in layers]
     weight = torch.cat([weight for weight, _ in maps], dim=1) / len(maps)
-    return _linear(weight, torch.stack([bias for _, bias in maps]).mean(0))
+    return weight, torch.stack([bias for _, bias in maps]).mean(0)
 
 
 def _pooled(features: Any) -> Tensor:

@@ -10,6 +10,8 @@ from unittest.mock import patch
 
 from torch import Tensor, nn
 
+from ncreg._wrappers import without_marks
+
 PREFERRED = ("state_dict_ema.", "model_ema.", "state_dict.", "model.", "")
 """Of equally good prefixes the one of these, as timm prefers the average; an `ncreg` checkpoint's is under "model"."""
 
@@ -50,7 +52,7 @@ def match_weights(weights: Mapping[str, Any], backbone: nn.Module) -> MatchedWei
         >>> found.prefix, found.missing
         ('state_dict.module.', [])
     """
-    flat = dict(_flattened(weights))
+    flat = {without_marks(name): value for name, value in _flattened(weights)}  # of parts that were compiled alone
     prefix = _best_prefix(flat, backbone.state_dict())
     found = _compared(_under(flat, prefix), backbone)
     around = _under(flat, whole) if (whole := prefix.removesuffix("backbone.")) != prefix else {}

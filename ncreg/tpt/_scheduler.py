@@ -114,7 +114,8 @@ class TPTScheduler:
         regressions: epochs after the onset whose metric fell below the threshold.
 
     Raises:
-        ValueError: a hyperparameter or a metric out of range, an epoch out of order, a schedule of another optimizer.
+        ValueError: a hyperparameter or a metric out of range, an epoch out of order, a schedule of another optimizer,
+            parameter groups that were taken from the optimizer.
         TypeError: a schedule that is neither torch's nor timm's.
 
     Source: Papyan, Han & Donoho 2020, arXiv 2008.08186 (the phase, its threshold); the extension rule is ours.
@@ -377,7 +378,17 @@ class TPTScheduler:
             )
 
     def _take_in_new_groups(self) -> None:
-        """Groups that were added to the optimizer since the last call."""
+        """Groups that were added to the optimizer since the last call.
+
+        Raises:
+            ValueError: there are fewer than before.
+        """
+        if len(self._peaks) > len(self.optimizer.param_groups):
+            raise ValueError(
+                f"the optimizer has {len(self.optimizer.param_groups)} parameter groups, the TPTScheduler knows "
+                f"{len(self._peaks)}: which one is gone cannot be told; leave the groups and freeze their parameters "
+                "(requires_grad_(False)), or build optimizer and scheduler anew"
+            )
         if len(self._peaks) < len(self.optimizer.param_groups):
             part_rates(self.optimizer.param_groups)
         for place in range(len(self._peaks), len(self.optimizer.param_groups)):

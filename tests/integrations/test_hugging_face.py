@@ -63,7 +63,7 @@ def test_a_model_with_logits_is_swapped_and_folded_back(name, path):
     assert folded.state_dict().keys() == model.state_dict().keys()
 
 
-def train(folder, *, stop=None, resume=None, epochs=40, **saving):
+def train(folder, *, stop=None, resume=None, epochs=40, give=None, **saving):
     model = ModelWithLoss(classifier())
     optimizer = torch.optim.SGD(param_groups(model, 5e-4), lr=0.1, momentum=0.9)
     inner = CosineAnnealingLR(optimizer, 5 * 30)
@@ -96,6 +96,8 @@ def train(folder, *, stop=None, resume=None, epochs=40, **saving):
         callbacks=[CollapseTrainerCallback(DataLoader(data(30), 10)), Stop()],
     )
     trainer.train(resume_from_checkpoint=resume)
+    if give == "trainer":
+        return scheduler, trainer
     history = [row for row in trainer.state.log_history if "collapse_nc1" in row]
     return model.state_dict(), scheduler, history
 
@@ -125,6 +127,48 @@ def test_a_run_resumed_from_its_last_step_closes_the_last_epoch(tmp_path):
     again, resumed, rows = train(tmp_path, resume=str(tmp_path / "checkpoint-15"), **saving)
     assert rows == history and resumed.state_dict() == scheduler.state_dict()
     assert all(torch.equal(value, again[name]) for name, value in weights.items())
+
+
+def test_a_second_training_beside_a_scheduler_that_goes_on_is_refused(tmp_path):
+    """Its epochs had been neither measured nor counted, up to the number of those before."""
+    scheduler, trainer = train(tmp_path, epochs=2, save_strategy="no", give="trainer")
+    assert scheduler.epoch == 2 and not scheduler.finished
+    with pytest.raises(ValueError, match="begins at epoch 0, the TPTScheduler stands at epoch 2.*resume_from_check"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("by_the_loss", [False, True])
+def test_a_nearest_head_is_handed_each_training_batch_once(by_the_loss):
+    """Running means by a plain loop over unit features, of the batches in training mode alone."""
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Linear(8, 6), torch.nn.ReLU(), torch.nn.Linear(6, 3)).double()
+    inner = swap_head(network, "nearest_etf", num_classes=3, input_size=(8,), head_args={"every": 2, "momentum": 0.5})
+
+    def loss(logits, features, labels):
+        if by_the_loss:
+            inner.head.update(features.detach(), labels)
+        return torch.nn.functional.cross_entropy(logits, labels)
+
+    model = ModelWithLoss(inner, loss)
+    means, seen, labels = inner.head.weight.clone(), set(), torch.tensor([0, 0, 1, 1])
+    for step in range(3):
+        images = torch.randn(4, 8, dtype=torch.float64)
+        model.train()(images, labels)["loss"].backward()
+        assert int(inner.head.updates) == step + 1
+        if not by_the_loss:  # neither an evaluation nor a pass without gradients is a training batch
+            model.eval()(images, labels)
+            with torch.no_grad():
+                model.train()(images, labels)
+        with torch.no_grad():
+            encoded = inner.backbone(images)
+            rows = (encoded - encoded.mean(0)) / (encoded.var(0, correction=0) + inner.norm.eps).sqrt()
+        units = rows / rows.norm(dim=1, keepdim=True)
+        for c in (0, 1):
+            means[c] += (0.5 if c in seen else 1.0) * (units[labels == c].mean(0) - means[c])
+            seen.add(c)
+    torch.testing.assert_close(inner.head.means, means, rtol=1e-9, atol=1e-12)
+    with pytest.raises(ValueError, match="NearestETFHead never updated"):
+        model.train()(images)
 
 
 def test_gradient_checkpointing_changes_no_gradient():

@@ -115,6 +115,22 @@ def test_a_run_that_began_without_the_callback_is_measured_from_there_on(tmp_pat
     assert closed == [4, 5] and len(collapse.history) == 2
 
 
+@pytest.mark.parametrize("kind", [Module, WithScheduler])
+def test_a_second_fit_of_the_same_trainer_goes_on(kind, tmp_path):
+    """Lightning makes optimizer and scheduler anew, and counts epochs on."""
+    module, collapse, trainer = fit(kind, tmp_path, epochs=2)
+    first = collapse.scheduler
+    trainer.fit_loop.max_epochs = 4
+    trainer.fit(module, DataLoader(rows(), 12))
+    assert collapse.scheduler.epoch == len(collapse.history) == 4 and first.epoch == 2
+    assert collapse.scheduler is not first and collapse.scheduler.optimizer is trainer.optimizers[0]
+    other = make_scheduler(torch.optim.SGD(module.parameters(), lr=0.05))
+    for epoch, row in enumerate(collapse.history, start=1):
+        other.step(epoch, row["accuracy"])
+    assert collapse.scheduler.get_last_lr()[0] == pytest.approx(other.get_last_lr()[0], rel=1e-12)
+    assert (collapse.scheduler.onset_epoch, collapse.scheduler.last_epoch) == (other.onset_epoch, other.last_epoch)
+
+
 def test_measuring_changes_nothing_in_the_training(tmp_path):
     quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False, "accelerator": "cpu"}
     weights = []
@@ -171,6 +187,17 @@ def test_what_cannot_be_driven_is_refused(tmp_path, unchecked):
         @property
         def returns_scheduler(self):
             return True
+
+    class Several(WithScheduler):
+        automatic_optimization = False
+
+        def configure_optimizers(self):
+            parts = (self.model.backbone, self.model.norm)
+            optimizers = [torch.optim.SGD(part.parameters(), lr=0.1) for part in parts]
+            return optimizers, [make_scheduler(optimizer) for optimizer in optimizers]
+
+    with pytest.raises(ValueError, match="returns 2 TPTSchedulers, and the callback steps one"):
+        fit(Several, tmp_path, epochs=1)
 
     module, callback = Both(), CollapseCallback(DataLoader(rows(), 20), make_scheduler)
     quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False, "accelerator": "cpu"}

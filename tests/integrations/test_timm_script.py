@@ -272,6 +272,49 @@ def test_terms_fade_in_with_the_terminal_phase_and_keep_their_state():
     assert all(map(torch.equal, other.terms.state_dict().values(), task.terms.state_dict().values()))
 
 
+def test_a_term_that_makes_its_own_logits_reads_the_head():
+    model = timm.create_model("ncreg_linear.test_resnet", num_classes=10, loss_terms={"ChunkedCrossEntropyLoss": 0.5})
+    task = timm.task.ClassificationTask(model.eval(), nn.CrossEntropyLoss(), verbose=False)
+    images, target = torch.rand(8, 3, 32, 32), torch.arange(8) % 4
+    expected = 1.5 * nn.functional.cross_entropy(model(images), target)
+    torch.testing.assert_close(task(images, target)["loss"], expected)
+
+
+def test_a_nearest_head_is_handed_the_training_batches():
+    arguments = {"num_classes": 3, "head_args": {"every": 1, "momentum": 1.0}}
+    model = timm.create_model("ncreg_nearest_etf.test_resnet", **arguments)
+    task = timm.task.ClassificationTask(model, nn.CrossEntropyLoss(), verbose=False)
+    images, target = torch.rand(6, 3, 32, 32), torch.arange(6) % 3
+    with torch.no_grad():
+        features = nn.functional.normalize(model(images, with_features=True).features, dim=1)
+    first = model.head.weight.clone()
+    expected = nn.functional.cross_entropy(model(images), target)
+    found = task(images, target)
+    torch.testing.assert_close(found["loss"], expected)
+    found["loss"].backward()  # after the head has moved
+    means = torch.stack([features[target == c].mean(0) for c in range(3)])
+    torch.testing.assert_close(model.head.means, means)
+    assert not torch.allclose(model.head.weight, first) and set(found) == {"loss", "output"}
+    model.eval()
+    task(images, target)
+    with torch.no_grad():
+        task(images, target)
+    assert int(model.head.updates) == 1
+    with pytest.raises(ValueError, match="nearest_etf needs one class a sample"):
+        task(images, torch.full((6, 3), 0.3))
+
+
+def test_a_nearest_head_that_no_task_updates_is_said():
+    model = timm.create_model("ncreg_nearest_etf.test_resnet", num_classes=10)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.warns(UserWarning, match="nearest_etf: timm's ClassificationTask alone hands it the batches"):
+        timm.scheduler.create_scheduler_v2(optimizer, num_epochs=5)
+    timm.task.ClassificationTask(model, nn.CrossEntropyLoss(), verbose=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        timm.scheduler.create_scheduler_v2(optimizer, num_epochs=5)
+
+
 def test_clipping_leaves_out_the_head_and_nothing_else():
     model, task = task_of()
     assert len(task.get_clip_parameters(exclude_head=True)) == len(list(model.parameters()))  # a fixed head has none
@@ -301,6 +344,13 @@ def test_what_cannot_be_honoured_is_refused(images, unchecked):
         timm.scheduler.create_scheduler_v2(optimizer, num_epochs=5)
     REQUESTS.terminal_phase = {"extent": 1}
     with pytest.raises(ValueError, match="unknown extent; known: .*extend"):
+        timm.scheduler.create_scheduler_v2(optimizer, num_epochs=5)
+    REQUESTS.terminal_phase = {}
+    whole = create_dataset("", root=str(images), split="train", is_training=True)
+    whole.transform = lambda image: torch.zeros(3, 32, 32)
+    part = torch.utils.data.Subset(whole, range(5))  # of the whole set, accuracy would be that of other images too
+    timm.data.create_loader(part, (3, 32, 32), 5, is_training=True, device=torch.device("cpu"), use_prefetcher=False)
+    with pytest.raises(ValueError, match="a Subset does not hand its transform"):
         timm.scheduler.create_scheduler_v2(optimizer, num_epochs=5)
     model = timm.create_model("ncreg_etf.test_resnet", num_classes=10, loss_terms={"SupConLoss": 1.0})
     with pytest.raises(ValueError, match="ClassificationTask alone"):

@@ -2,6 +2,7 @@
 
 import copy
 import random
+import warnings
 from importlib.util import find_spec
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from timm.data.distributed_sampler import OrderedDistributedSampler
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -169,7 +171,12 @@ def test_dicts_of_hugging_face_are_batches_too():
 
 @pytest.mark.parametrize(
     ("batches", "message"),
-    [([], "no batch to measure"), ([{"image": 1}], r"\['image'\]"), ([torch.zeros(2, 8)], "got Tensor")],
+    [
+        ([], "no batch to measure"),
+        ([{"image": 1}], r"\['image'\]"),
+        ([torch.zeros(2, 8)], "got Tensor"),
+        ([(torch.zeros(3, 8), torch.zeros(2).long())], "3 images needs a label each, target has"),
+    ],
 )
 def test_what_cannot_be_measured_is_refused(batches, message, unchecked):
     with pytest.raises(ValueError, match=message):
@@ -203,6 +210,45 @@ def test_an_epoch_is_closed_once_and_never_skipped():
         closer.close(scheduler, model, 5)
 
 
+class Unread(nn.Linear):
+    """A head whose class vectors go by another name."""
+
+    def __init__(self):
+        super().__init__(6, 3)
+        self.vectors = self._parameters.pop("weight")
+
+    def forward(self, features):
+        return features @ self.vectors.T + self.bias
+
+
+def test_a_standstill_of_a_measure_that_is_not_there_is_refused(unchecked):
+    model = swap_head(nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 3)), Unread(), num_classes=3, input_size=(8,))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    closer = EpochCloser(DataLoader(data(), 5), watch="nc3")
+    waiting = TPTScheduler(optimizer, max_epochs=9, stop_patience=2)
+    with pytest.raises(ValueError, match="watch='nc3' is not measured.*stop_patience=2.*watch 'nc1' or"):
+        closer.close(waiting, model, 1)
+    for more in ({}, {"stop_patience": 2, "extend": None}):  # nobody waits
+        closer.close(TPTScheduler(optimizer, max_epochs=9, **more), model, 1)
+    assert EpochCloser(DataLoader(data(), 5)).close(waiting, model, 1)["nc1"] > 0
+
+
+def test_a_nearest_head_that_nobody_updates_is_said_once():
+    model = swap_head(nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 3)), "nearest_etf", num_classes=3, input_size=(8,))
+    closer = EpochCloser(DataLoader(data(), 5))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        closer.close(None, model, 0)  # before training
+    with pytest.warns(UserWarning, match=r"handed no batch.*head.update\(features.detach\(\), target\)") as said:
+        for epoch in (1, 2):
+            closer.close(None, model, epoch)
+    assert len([warning for warning in said if "handed no batch" in str(warning.message)]) == 1
+    model.head.update(torch.eye(3, 6), torch.arange(3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        EpochCloser(DataLoader(data(), 5)).close(None, model, 1)
+
+
 def _measure_on(rank, world, port, queue):
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
     nccl_rules.enforce()
@@ -221,12 +267,25 @@ def _measure_on(rank, world, port, queue):
         loaders = [DataLoader(data(rows), 4, sampler=sampler) for sampler in samplers]
         loaders.append(DataLoader(data(rows), batch_sampler=BatchSampler(samplers[0], 5, drop_last=False)))
         shared += [(rows, measure_training_set(model, loader)) for loader in loaders]
+    torch.manual_seed(rank)  # each process draws for itself, as its augmentation should
+    drawn = torch.Generator().manual_seed(10 + rank)
+    for more in ({}, {"generator": drawn}):
+        shared.append((23, measure_training_set(model, DataLoader(data(), 5, shuffle=True, **more))))
+    assert torch.rand(1) == torch.rand(1, generator=torch.Generator().manual_seed(rank))
+    assert torch.equal(drawn.get_state(), torch.Generator().manual_seed(10 + rank).get_state())
     if find_spec("accelerate"):
         from accelerate.data_loader import BatchSamplerShard
 
         divided = BatchSamplerShard(BatchSampler(range(23), 5, drop_last=False), world, rank)
         with pytest.raises(ValueError, match="divided by Accelerate.*before prepare"):
             measure_training_set(model, DataLoader(data(), batch_sampler=divided))
+    sharded, mesh = classifier(), dist.device_mesh.init_device_mesh("cpu", (world,))
+    for part in (sharded.backbone, sharded):
+        fully_shard(part, mesh=mesh)
+    for rows, size in ((23, 5), (23, 8), (11, 12)):  # 5, 3 and 1 batches: on one process one more than on the other
+        shared.append((rows, measure_training_set(sharded, DataLoader(data(rows), size))))
+    few = DataLoader(data(9), 4, sampler=DistributedSampler(data(9), **place))  # 4 of 5 are one process's own
+    shared.append((9, measure_training_set(sharded, few)))
     kept = all(torch.equal(buffer, before) for buffer, before in zip(model.buffers(), own, strict=True))
     queue.put((rank, whole, shared, kept))
     dist.barrier()

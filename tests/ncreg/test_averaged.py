@@ -3,6 +3,7 @@
 import copy
 import pickle
 from datetime import timedelta
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from timm.utils import ModelEmaV2, ModelEmaV3
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import swa_utils
 
@@ -19,6 +21,7 @@ from ncreg.averaging import update_bn
 from ncreg.frames import nearest_simplex_etf, simplex_etf
 from ncreg.heads import HEADS, CodeHead, FixedHead, NearestETFHead
 from ncreg.norms import LastBatchNorm
+from ncreg.numerics import whole
 from tests import nccl_rules, warm_start
 
 CLASSES, DIM = 6, 12
@@ -373,8 +376,9 @@ def _update_bn_on(rank, meeting):
     init = {"init_method": f"file://{meeting}", "timeout": timedelta(seconds=60)}
     dist.init_process_group("gloo", rank=rank, world_size=2, **init)
     nccl_rules.enforce()
+    mesh = dist.device_mesh.init_device_mesh("cpu", (2,))
     for sizes in SIZES:
-        for wrap in (nn.Identity, DistributedDataParallel):
+        for wrap in (nn.Identity, DistributedDataParallel, partial(fully_shard, mesh=mesh)):
             net = nn.Sequential(nn.Linear(4, 4), LastBatchNorm(4)).double() if wrap is nn.Identity else joined()
             _update_and_compare(rank, sizes, net, wrap)
     alone = nn.BatchNorm1d(4).double()  # whose ranks do not need each other
@@ -386,7 +390,7 @@ def _update_bn_on(rank, meeting):
 
 
 def joined():
-    """A norm without a collective of its own, in DistributedDataParallel, which sends buffers before each batch."""
+    """A norm without a collective of its own, in a wrapper with one: DDP sends buffers, FSDP gathers weights."""
     return nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).double()
 
 
@@ -398,23 +402,23 @@ def ranks_rows(counts):
 def _update_and_compare(rank, sizes, net, wrap):
     with torch.no_grad():
         net[0].weight.copy_(torch.eye(4)), net[0].bias.zero_()
-    model, norm = wrap(net) if wrap is DistributedDataParallel else net, net[1]
-    before = {name: value.clone() for name, value in net.state_dict().items()}
+    model, norm = net if wrap is nn.Identity else wrap(net), net[1]
+    before = {name: whole(value).clone() for name, value in net.state_dict().items()}
     rows = ranks_rows([sum(parts) for parts in sizes])
     numbers = [len(parts) for parts in sizes]
     own = rows[rank].split(sizes[rank]) if sizes[rank] else []
     if numbers[0] == numbers[1] > 0:
         update_bn(own, model)
         if isinstance(norm, LastBatchNorm):
-            whole = torch.cat(rows).numpy()
-            np.testing.assert_allclose(norm.running_mean.numpy(), whole.mean(0), atol=1e-12)
-            np.testing.assert_allclose(norm.running_var.numpy(), whole.var(0, ddof=1), atol=1e-12)
+            every = torch.cat(rows).numpy()
+            np.testing.assert_allclose(norm.running_mean.numpy(), every.mean(0), atol=1e-12)
+            np.testing.assert_allclose(norm.running_var.numpy(), every.var(0, ddof=1), atol=1e-12)
         return
     words = "1 of 2 ranks have fewer than" if any(numbers) else "loader gave no batch"
     with pytest.raises(ValueError, match=words):
         update_bn(own, model)
     for name, value in net.state_dict().items():
-        assert torch.equal(value, before[name]), name
+        assert torch.equal(whole(value), before[name]), name
     assert net.training and norm.momentum == 0.1 and not norm._forward_hooks
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import math
 
 import pytest
 import torch
@@ -110,6 +111,15 @@ def test_a_scale_left_open_on_the_meta_device_is_that_of_the_class_vectors_that_
         deferred.to_empty(device="cpu")
     deferred.load_state_dict(direct.state_dict(), assign=assign)
     same(direct, deferred)
+
+
+def test_a_scale_left_open_waits_for_the_part_of_a_state_that_brings_the_class_vectors():
+    weight = 3 * torch.eye(6, 12)  # the margin of each of them is 3
+    model = nn.ModuleList([nn.Linear(2, 2), FixedHead(weight.to("meta"))]).to_empty(device="cpu")
+    model[1].weight.copy_(7 * torch.eye(6, 12))  # whatever lies in memory
+    model.load_state_dict({"0.weight": torch.zeros(2, 2), "0.bias": torch.zeros(2)}, strict=False)
+    model.load_state_dict({"1.weight": weight}, strict=False)
+    assert model[1].scale == pytest.approx(math.log(5 / math.expm1(0.01)) / 3)
 
 
 @pytest.mark.parametrize("name", ["orthoplex", "hypercube", "tammes", "softmax_code"])

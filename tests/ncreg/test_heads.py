@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -391,6 +392,39 @@ def test_nearest_head_resumes_exactly_and_keeps_undetermined_directions():
     start = flat.weight.clone()
     flat.update(torch.ones(5, 8, **F64), torch.arange(5))
     assert torch.allclose(flat.weight, start, atol=1e-9)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_an_update_before_backward_leaves_the_gradient_that_of_the_frame_in_use(normalize):
+    """The gradient of cross-entropy and of ½(w·h)² in the features, from the class vectors as they were."""
+    head = NearestETFHead(6, 4, every=1, normalize=normalize, scale=3.0, **F64)
+    for step in range(3):
+        features, target = gaussian(5, 6, seed=step).requires_grad_(), torch.tensor([0, 1, 2, 3, step])
+        before = head.weight.clone()
+        loss = F.cross_entropy(head(features), target, reduction="sum")
+        loss = loss + 0.5 * (features * head.weight[target]).sum(1).square().sum()  # a loss that reads the frame itself
+        head.update(features.detach(), target)
+        assert not torch.allclose(head.weight, before) and head.weight.is_contiguous()
+        loss.backward()
+        for row, label, found in zip(features.detach(), target, features.grad, strict=True):
+            length = row.norm() if normalize else torch.ones((), **F64)
+            unit = row / length
+            pulled = before.T @ (3.0 * ((3.0 * before @ unit).softmax(0) - torch.eye(4, **F64)[label]))
+            pulled = pulled - (pulled @ unit) * unit if normalize else pulled
+            expected = pulled / length + (row @ before[label]) * before[label]
+            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_a_replica_of_data_parallel_is_not_updated():
+    replica = NearestETFHead(6, 4)._replicate_for_data_parallel()
+    with pytest.raises(RuntimeError, match=r"model.module.head.update\(features, target\)"):
+        replica.update(torch.ones(2, 6), torch.tensor([0, 1]))
+
+
+def test_class_vectors_that_lie_in_columns_are_saved_by_safetensors():
+    vectors = torch.eye(6, 4).T + 1
+    saved = safetensors.torch.save(FixedHead(vectors, scale=1.0).state_dict())
+    assert torch.equal(safetensors.torch.load(saved)["weight"], vectors)
 
 
 def _update_on_two(rank, path):

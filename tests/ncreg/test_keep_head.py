@@ -156,6 +156,25 @@ def test_a_whole_model_keeps_timms_contract_under_its_own_names():
         kept.forward_head(kept.forward_features(torch.rand(1, 3, 32, 32)))
 
 
+def test_the_head_of_a_whole_model_is_that_of_the_layers_as_they_are_now():
+    """The mean of both layers' logits on their own tokens, after a training step as before it."""
+    _, kept = small_deit()
+    images, layers = torch.rand(3, 3, 32, 32), (kept.backbone.model.head, kept.backbone.model.head_dist)
+    before = torch.zeros(())
+    for _ in range(2):
+        logits, features = kept.eval()(images, with_features=True)
+        tokens = features.split(24, dim=1)
+        wanted = sum(token @ layer.weight.T + layer.bias for token, layer in zip(tokens, layers, strict=True)) / 2
+        torch.testing.assert_close(kept.head(features), wanted)
+        torch.testing.assert_close(logits, wanted)
+        assert not torch.allclose(kept.head.weight, before)
+        before = kept.head.weight.clone()
+        optimizer = torch.optim.SGD(kept.train().parameters(), lr=1.0)
+        kept(images).square().sum().backward()
+        optimizer.step()
+    assert not kept.head.weight.requires_grad
+
+
 @pytest.mark.parametrize("normalize", [None, "keep"])
 def test_fold_gives_a_whole_model_back_as_it_was(normalize):
     model, kept = small_deit()

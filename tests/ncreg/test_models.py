@@ -9,7 +9,7 @@ import torchvision
 from timm.models import get_model_input_config, group_parameters, model_entrypoint
 from torch import nn
 
-from ncreg.models import Normalize, fold, swap_head
+from ncreg.models import Classifier, Normalize, fold, swap_head
 
 TINY = ["test_resnet", "test_vit", "test_convnext", "test_efficientnet", "test_nfnet", "test_byobnet", "test_mambaout"]
 # a head of its own each: conv, MLP, two branches, parts with shares, distilled pairs with and without BatchNorm
@@ -105,6 +105,19 @@ def test_features_are_what_enters_the_head():
     cosines = nn.functional.cosine_similarity(features[:, None], classifier.head.weight[None], dim=2)
     torch.testing.assert_close(logits, classifier.head.scale * cosines)
     assert torch.equal(classifier(x), logits)
+
+
+def test_another_head_on_a_projection_of_ones_own():
+    """The new head stands on the backbone's own features, whose width such a projection need not say."""
+    torch.manual_seed(0)
+    backbone = timm.create_model("test_resnet", num_classes=0)
+    project = nn.Sequential(nn.Linear(96, 12), nn.Linear(12, 8))
+    own = Classifier(backbone, nn.Identity(), nn.Linear(8, 5), project=project).eval()
+    images = torch.rand(2, 3, 32, 32)
+    assert own.backbone_width == 96 and own.head_hidden_size == 8
+    torch.testing.assert_close(fold(own)(images), own(images), rtol=1e-4, atol=1e-5)
+    swapped = swap_head(own, "linear", norm="none")
+    torch.testing.assert_close(swapped(images), backbone.eval()(images) @ swapped.head.weight.T + swapped.head.bias)
 
 
 def test_one_forward_pass_gives_logits_and_features():

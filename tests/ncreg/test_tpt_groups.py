@@ -43,6 +43,16 @@ def test_a_group_added_after_the_onset_keeps_its_ratio(terminal):
         assert (second, late) == (pytest.approx(first / 2), pytest.approx(first / 10))
 
 
+@pytest.mark.parametrize("epochs", [0, 2])
+def test_a_group_that_was_taken_away_is_said(epochs):
+    scheduler = TPTScheduler(optimizer(0.1, 0.05), max_epochs=40)
+    train(scheduler, epochs)
+    del scheduler.optimizer.param_groups[0]
+    with pytest.raises(ValueError, match="has 1 parameter groups, the TPTScheduler knows 2.*requires_grad_"):
+        scheduler.step(epochs + 1, 1.0)
+    assert scheduler.epoch == epochs
+
+
 def test_a_late_group_is_in_the_state_and_resumes():
     def build():
         given = optimizer(0.1)

@@ -28,7 +28,11 @@ def holds(classifier, source):
 
 
 def prefixed(model, prefix):
-    return {prefix + name: value for name, value in model.state_dict().items()}
+    return prefixed_names(model.state_dict(), prefix)
+
+
+def prefixed_names(state, prefix):
+    return {prefix + name: value for name, value in state.items()}
 
 
 def overlay(path):
@@ -53,6 +57,18 @@ def test_a_prefix_that_timm_does_not_know_is_named(source, tmp_path, prefix):
     assert holds(swap_head("test_resnet", num_classes=5, weights=load_weights(tmp_path / "mine.pth")), source)
     by_path = {"checkpoint_path": str(tmp_path / "mine.pth")}
     assert holds(swap_head("test_resnet", num_classes=5, model_args=by_path), source)
+
+
+def test_parts_that_were_compiled_or_checkpointed_alone_are_known(source):
+    """As torch.compile(stage) and activation checkpointing of a part lengthen names in the middle."""
+    marks = {"layer1.": "layer1._orig_mod.", "layer2.": "layer2._checkpoint_wrapped_module."}
+    state = source.state_dict()
+    for plain, marked in marks.items():
+        state = {name.replace(plain, marked, 1): value for name, value in state.items()}
+    assert sum("._" in name for name in state) > 5
+    assert holds(
+        swap_head("test_resnet", num_classes=5, weights={"state_dict": prefixed_names(state, "module.")}), source
+    )
 
 
 def test_a_folder_of_other_weights_is_refused(source, tmp_path):

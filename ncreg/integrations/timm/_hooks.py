@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -12,11 +13,13 @@ import timm.data.loader
 import timm.optim._optim_factory
 import timm.scheduler.scheduler_factory
 import timm.task
+from timm.data.dataset import AugMixDataset
 from timm.data.model_config import resolve_input_data_config
 from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import IterableDataset
 
+from ncreg.heads import NearestETFHead
 from ncreg.integrations._epochs import EpochCloser
 from ncreg.integrations.timm._models import REQUESTS, forget, get_pretrained_cfg, requested_by, timm_pretrained_cfg
 from ncreg.integrations.timm._schedule import TerminalPhaseSchedule
@@ -118,7 +121,8 @@ def clean_loader() -> Any:
     """The training images as the validation loader shows its own: no augmentation, every image once, in order.
 
     Raises:
-        ValueError: there was no training loader of `create_loader`, or its data set can be read only once.
+        ValueError: there was no training loader of `create_loader`, or its data set can be read only once or wraps
+            another, as a Subset does.
     """
     if True not in _LOADERS:
         raise ValueError(
@@ -126,8 +130,13 @@ def clean_loader() -> Any:
         )
     training = _LOADERS[True].given
     dataset = training["dataset"]
-    while hasattr(dataset, "dataset"):  # AugMix wraps the images
+    while isinstance(dataset, AugMixDataset):
         dataset = dataset.dataset
+    if hasattr(dataset, "dataset"):
+        raise ValueError(
+            f"terminal_phase shows the training images without augmentation, and a {type(dataset).__name__} does not "
+            "hand its transform to the data set inside: give create_loader a data set that transforms its own images"
+        )
     if isinstance(dataset, IterableDataset):
         raise ValueError(
             f"terminal_phase reads the training set a second time, which {type(dataset).__name__} does not allow: "
@@ -169,6 +178,13 @@ def create_scheduler_v2(optimizer: Optimizer, *args: Any, **kwargs: Any) -> tupl
     terms = REQUESTS.terms if isinstance(REQUESTS.terms, LossTerms) else None
     if REQUESTS.loss_terms and terms is None:
         raise ValueError("loss_terms are computed in timm's ClassificationTask alone: no distillation, no multilabel")
+    if isinstance(getattr(REQUESTS.classifier, "head", None), NearestETFHead) and not REQUESTS.followed:
+        warnings.warn(
+            "head nearest_etf: timm's ClassificationTask alone hands it the batches, no distillation, no multilabel: "
+            "it stays the simplex that it began with unless the loop calls head.update(features.detach(), target)",
+            UserWarning,
+            stacklevel=2,
+        )
     if REQUESTS.terminal_phase is None or REQUESTS.classifier is None:
         if terms is not None and set(terms.phases.values()) != {"always"}:
             raise ValueError(f"loss_terms with the phases {terms.phases} need terminal_phase, which finds the phase")

@@ -25,6 +25,7 @@ class Requests:
     terminal_phase: Mapping[str, Any] | None = None
     classifier: Classifier | None = None
     terms: nn.Module | None = None  # once a task computes them
+    followed: bool = False  # whether a task hands batches to a head that follows the class means
 
     def clear(self) -> None:
         """Request nothing."""
@@ -53,6 +54,11 @@ def requested_by(trained: Iterable[Tensor]) -> Requests:
 def keep_terms(classifier: Classifier, terms: nn.Module) -> None:
     """Note the loss terms that a task computes for the model that is trained."""
     REQUESTS.terms = _MADE[classifier]["terms"] = terms
+
+
+def note_followed(classifier: Classifier) -> None:
+    """Note that a task hands the batches of the model that is trained to its NearestETFHead."""
+    REQUESTS.followed = _MADE[classifier]["followed"] = True
 
 
 def forget() -> None:

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from ncreg import losses
 from ncreg._checks import check_choice, check_keywords, check_number
-from ncreg.integrations.timm._models import keep_terms, requested_by
+from ncreg.heads import NearestETFHead
+from ncreg.integrations._following import follow, updates_seen
+from ncreg.integrations.timm._models import keep_terms, note_followed, requested_by
 from ncreg.models import Classifier
 
 PHASES = ("always", "fitting", "terminal")
@@ -53,8 +55,8 @@ class LossTerms(nn.Module):
                 raise ValueError(f"loss_terms[{name}]: {error}") from error
             self.consumes[name] = kind.consumes
 
-    def forward(self, available: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Each term that acts now, times its weight; available holds features, logits, target and weight."""
+    def forward(self, available: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Each term that acts now, times its weight; available holds features, logits, target, head and weight."""
         factors = {"always": 1.0, "fitting": 1.0 - self.ramp, "terminal": self.ramp}
         weighed = {}
         for name, loss in self.losses.items():
@@ -64,7 +66,10 @@ class LossTerms(nn.Module):
 
 
 class CollapseTask(ClassificationTask):
-    """timm's task, with `loss_terms` of the `ncreg_*` model that it trains; without any it is timm's own."""
+    """timm's task for the `ncreg_*` model that it trains: adds its `loss_terms`, hands batches to a NearestETFHead.
+
+    Without either it is timm's own.
+    """
 
     terms: LossTerms | None
 
@@ -72,27 +77,38 @@ class CollapseTask(ClassificationTask):
         super().__init__(model, *args, **kwargs)
         self.terms = None
         requests = requested_by(model.parameters())
-        if isinstance(model, Classifier) and model is requests.classifier and requests.loss_terms:
+        self._head: list[nn.Module] = []  # in a list: no submodule of the task
+        self._follows = False
+        if not isinstance(model, Classifier) or model is not requests.classifier:
+            return
+        self._head, self._follows = [model.head], isinstance(model.head, NearestETFHead)
+        if requests.loss_terms:
             self.terms = LossTerms(requests.loss_terms, model).to(self.device)
-            self._head = [model.head]  # in a list: no submodule of the task
             keep_terms(model, self.terms)
+        if self._follows:
+            note_followed(model)
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Timm's dict of loss and output, with the weighed terms by name."""
-        if self.terms is None:
+        if self.terms is None and not self._follows:
             return super().forward(input, target)
         if target.ndim != 1:
+            who, other = (
+                ("loss_terms need", "loss_terms") if self.terms else ("head nearest_etf needs", "take head etf")
+            )
             raise ValueError(
-                f"loss_terms need one class a sample, the target has shape {tuple(target.shape)}: "
-                "leave out --mixup, --cutmix and --jsd-loss, or loss_terms"
+                f"{who} one class a sample, the target has shape {tuple(target.shape)}: "
+                f"leave out --mixup, --cutmix and --jsd-loss, or {other}"
             )
         logits, features = self.trainable_module(input, with_features=True)
-        head = self._head[0]
-        available = {"features": features, "logits": logits, "target": target}
-        weight = getattr(head, "class_vectors", getattr(head, "weight", None))
-        available |= {} if weight is None else {"weight": weight}
-        terms = self.terms(available)
+        (head,) = self._head
+        available: dict[str, Any] = {"features": features, "logits": logits, "target": target, "head": head}
+        if self.terms is not None and any("weight" in parts for parts in self.terms.consumes.values()):
+            name = "class_vectors" if hasattr(head, "class_vectors") else "weight"
+            available["weight"] = getattr(head, name)  # which some heads build at each access
+        terms = {} if self.terms is None else self.terms(available)
         loss = torch.stack([self.criterion(logits, target), *terms.values()]).sum()
+        follow(head, features, target, since=updates_seen(head))
         return {"loss": loss, "output": logits} | terms
 
     def get_clip_parameters(self, exclude_head: bool = False) -> Any:
