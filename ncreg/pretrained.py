@@ -23,6 +23,9 @@ from ncreg.models import Classifier, Normalize
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
+NOT_SAVED = ("state_dict", "file", "source")
+"""Of a pretrained_cfg: where weights came from, on this disk or as tensors."""
+
 ARCHITECTURE = "ncreg.Classifier"
 """Under "architecture" in config.json: timm does not know it, so it refuses the folder instead of misreading it."""
 
@@ -108,9 +111,7 @@ def save_pretrained(classifier: Classifier, folder: str | Path) -> None:
     build = _build_arguments(classifier)
     _check_rebuilds(build, classifier)
     names: Any = classifier.class_names
-    cfg = {
-        key: value for key, value in classifier.pretrained_cfg.items() if key not in ("state_dict", "file", "source")
-    }
+    _, backbone = classifier._named_backbone
     config = {
         "library_name": "ncreg",
         "architecture": ARCHITECTURE,
@@ -119,7 +120,8 @@ def save_pretrained(classifier: Classifier, folder: str | Path) -> None:
         "class_names": None if names is None else list(checked_names(names, classifier.num_classes)),
         "image_shape": classifier.image_shape,
         "data_config": None if classifier.data_config is None else dict(classifier.data_config),
-        "pretrained_cfg": cfg,
+        "pretrained_cfg": _savable(classifier.pretrained_cfg),
+        "backbone_cfg": _savable(backbone.pretrained_cfg),  # of its own weights, which its architecture does not say
     }
     text = json.dumps(plain_values(config), indent=2)
     tensors = {name: value.detach().cpu().clone().contiguous() for name, value in classifier.state_dict().items()}
@@ -151,10 +153,24 @@ def from_pretrained(source: str | Path, *, device: str | torch.device = "cpu") -
                 f"timm.create_model('local-dir:FOLDER', pretrained=True)"
             )
         classifier = rebuild_classifier(config, load_file(files[WEIGHTS]))
+        if "backbone_cfg" in config:  # files of earlier versions hold none
+            backbone: Any = classifier._named_backbone[1]
+            backbone.pretrained_cfg = backbone.default_cfg = _with_tuples(config["backbone_cfg"])
     except Exception as error:  # damaged files make json, safetensors and torch raise errors of many classes
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"{source} does not give back a Classifier: {reason}") from None
     return classifier.to(device).eval()
+
+
+def _savable(cfg: Any) -> dict[str, Any]:
+    return {key: value for key, value in cfg.items() if key not in NOT_SAVED}
+
+
+def _with_tuples(value: Any) -> Any:
+    """What JSON made lists of, as a pretrained_cfg holds it."""
+    if isinstance(value, dict):
+        return {key: _with_tuples(item) for key, item in value.items()}
+    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
 
 
 def _files_of(source: str | Path) -> dict[str, Path]:

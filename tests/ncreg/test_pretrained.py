@@ -85,6 +85,28 @@ def test_a_timm_model_with_its_own_weights_and_changes_since(tmp_path):
     assert torch.equal(again(x), classifier(x)) and again.pretrained_cfg["input_size"] == (3, 64, 64)
 
 
+IMAGES = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "interpolation": "bilinear", "crop_pct": 0.5}
+
+
+@pytest.mark.filterwarnings("ignore:head='keep' on random weights", "ignore:dropout of rate 0.2")
+@pytest.mark.parametrize("head", ["linear", "keep"])
+@pytest.mark.parametrize("name", ["test_resnet", "deit_tiny_distilled_patch16_224", "torchvision:mobilenet_v2"])
+def test_the_images_of_a_backbones_own_weights_are_those_of_its_folder(name, head, tmp_path):
+    """Weights of one architecture differ in them: their tag, a file or a repository says so, not the architecture."""
+    small = {"depth": 1, "embed_dim": 12} if name.startswith("deit") else {}
+    classifier = swap_head(name, head, num_classes=3, model_args=small)
+    backbone = classifier._named_backbone[1]
+    backbone.pretrained_cfg = {k: v for k, v in backbone.pretrained_cfg.items() if k != "crop_mode"} | IMAGES
+    classifier.eval().save_pretrained(tmp_path)
+    again = Classifier.from_pretrained(tmp_path)
+    told = resolve_model_data_config(again)
+    assert {key: told[key] for key in IMAGES} == IMAGES and again.pretrained_cfg == classifier.pretrained_cfg
+    (tmp_path / "config.json").write_text(
+        json.dumps({k: v for k, v in json.loads((tmp_path / "config.json").read_text()).items() if k != "backbone_cfg"})
+    )
+    assert Classifier.from_pretrained(tmp_path).num_classes == 3  # a folder of an earlier version
+
+
 def test_what_no_file_can_describe_is_refused(tmp_path):
     by_module = swap_head("test_resnet", torch.nn.Linear(96, 3))
     foreign = swap_head(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(8, 3)), "linear", classifier="1")
