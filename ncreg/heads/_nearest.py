@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from ncreg._checks import check_flag, check_integer, check_num_classes, check_number, described
@@ -153,7 +153,7 @@ class NearestETFHead(nn.Module):
         return super().train(mode)
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"_last": None}  # a copy counts its versions from the start
+        return super().__getstate__() | {"_last": None}  # a copy counts its versions from the start
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         seen = state_dict.get(prefix + "seen")
@@ -167,7 +167,7 @@ class NearestETFHead(nn.Module):
         return fixed_logits(features, self.weight, self.scale, self.normalize)
 
     @torch.no_grad()
-    def update(self, features: Float[Tensor, "batch in_features"], target: Int[Tensor, " batch"]) -> None:
+    def update(self, features: Float[Tensor, "batch in_features"], target: Integer[Tensor, " batch"]) -> None:
         """Update the running class means with a batch, and every so many batches the simplex; all ranks must call it.
 
         Before or after the batch's backward pass: a new simplex is a new tensor, which leaves the one that logits were
@@ -190,6 +190,7 @@ class NearestETFHead(nn.Module):
         if target.shape != features.shape[:1] or target.is_floating_point() or target.dtype == torch.bool:
             got = f"{tuple(target.shape)} of {target.dtype}"
             raise ValueError(f"target is {got}: it needs one class index for each of {len(features)} features")
+        target = target.long()  # torch knows no minimum of uint16
         if len(target) and not 0 <= int(target.min()) <= int(target.max()) < self.num_classes:
             raise ValueError(f"target must lie in [0, {self.num_classes}), got {target.min()} to {target.max()}")
         means, seen = self._new_means(features, target)
@@ -220,6 +221,7 @@ class NearestETFHead(nn.Module):
     def _aimed(self, means: Tensor) -> Tensor:
         """The nearest simplex; rank 0's, should other hardware round otherwise."""
         pull = PULL * torch.linalg.vector_norm(means) / math.sqrt(self.num_classes)
+        pull = torch.where(pull > 0, pull, 1.0)  # means that are all 0, of features that died, leave everything open
         weight = nearest_simplex_etf(means + pull * self.weight.to(means.dtype)).to(self.weight.dtype)
         broadcast(weight)
         return weight

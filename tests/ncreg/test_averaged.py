@@ -209,6 +209,16 @@ def test_a_copy_of_an_average_that_was_in_use_follows_its_own_buffer(again):
         torch.testing.assert_close(copied.weight, nearest_by_numpy(copied._buffers["weight"]), atol=1e-12, rtol=0)
 
 
+def test_a_copy_of_a_head_that_was_compiled_in_place_computes_with_its_own_frame():
+    """`Module.compile` keeps a call of the module itself, which torch leaves out of copies."""
+    head, x = NearestETFHead(DIM, CLASSES, normalize=False, dtype=torch.float64), torch.eye(DIM, dtype=torch.float64)
+    head.compile(backend="eager")
+    average = copy.deepcopy(head).eval()
+    average._buffers["weight"].neg_()
+    torch.testing.assert_close(average(x), -head(x))
+    assert torch.equal(pickle.loads(pickle.dumps(head))(x), head(x))
+
+
 def test_nan_stays_to_be_seen():
     head = NearestETFHead(DIM, CLASSES).eval()
     head._buffers["weight"][0, 0] = torch.nan

@@ -392,6 +392,19 @@ def test_nearest_head_resumes_exactly_and_keeps_undetermined_directions():
     start = flat.weight.clone()
     flat.update(torch.ones(5, 8, **F64), torch.arange(5))
     assert torch.allclose(flat.weight, start, atol=1e-9)
+    flat.update(torch.zeros(5, 8, **F64), torch.arange(5))  # features that died
+    assert torch.allclose(flat.weight, start, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.uint32, torch.int16])
+def test_nearest_head_takes_labels_of_any_integer_type(dtype):
+    head, twin = (NearestETFHead(8, 5, every=1, **F64) for _ in range(2))
+    features, target = gaussian(6, 8), torch.tensor([0, 4, 1, 2, 3, 4])
+    head.update(features, target)
+    twin.update(features, target.to(dtype))
+    assert torch.equal(head.weight, twin.weight) and torch.equal(head.means, twin.means)
+    with pytest.raises(ValueError, match=r"must lie in \[0, 5\), got 0 to 5"):
+        twin.update(features[:2], torch.tensor([0, 5], dtype=dtype))
 
 
 @pytest.mark.parametrize("normalize", [True, False])
