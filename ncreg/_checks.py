@@ -180,7 +180,7 @@ def check_indices(classes: Tensor, num_classes: int | None = None) -> None:
         return
     if classes.device.type != "cpu" or not classes.shape[0]:
         return
-    lowest, highest = int(classes.min()), int(classes.max())
+    lowest, highest = (int(end) for end in classes.long().aminmax())  # torch knows no minimum of uint16
     if lowest < 0 or (num_classes is not None and highest >= num_classes):
         bound = "not negative" if num_classes is None else f"in 0 to {num_classes - 1}"
         raise ValueError(f"classes go from {lowest} to {highest}: indices must be {bound}")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ncreg._checks import check_flag, check_indices, check_integer, check_num_classes, check_seed
 from ncreg._transforms import fx_leaf, own_backward_pays
 from ncreg.frames import code_rows
-from ncreg.heads._cosine import DEFAULT_LOSS, autocast_on, check_features, checked_scale, over_length, shown
+from ncreg.heads._cosine import DEFAULT_LOSS, autocast_on, check_features, checked_scale, over_length, shown, wide_dtype
 from ncreg.numerics import as_float, fill
 
 MOST_CLASSES = 2**31  # columns that a product counts; the hash itself tells apart 2³²
@@ -187,10 +187,15 @@ class _Transposed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gradient: Tensor, head: CodeHead) -> Tensor:
         ctx.head = head
-        found = gradient.new_zeros(gradient.shape[0], head.in_features)
+        wide = wide_dtype(gradient)  # in half precision each chunk's sum would round the whole
+        found = gradient.new_zeros(gradient.shape[0], head.in_features, dtype=wide)
         for part, columns in zip(_chunks(head, gradient.device), gradient.split(CLASSES, dim=1), strict=True):
-            found.addmm_(columns, head.class_rows(part, gradient.dtype))
-        return found
+            rows = head.class_rows(part, gradient.dtype)
+            if rows.dtype == wide:
+                found.addmm_(columns, rows)
+            else:
+                found.add_(columns @ rows)
+        return found.to(gradient.dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:

@@ -322,6 +322,19 @@ def test_code_head_is_fixed_head_on_its_matrix_with_all_derivatives() -> None:
     assert torch.equal(torch.func.vmap(lambda row: code(row[None])[0])(features), code(features))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_gradient_of_a_code_in_half_precision_is_rounded_once(dtype: torch.dtype) -> None:
+    """Its products are made in chunks of classes; summed in half precision they rounded the whole after each."""
+    head = CodeHead(64, 150_000, dtype=torch.float64, normalize=False)
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(4, 64, generator=generator).to(dtype).requires_grad_()
+    upstream = torch.randn(4, 150_000, generator=generator).to(dtype)
+    (found,) = torch.autograd.grad(head(features), features, upstream)
+    exact = upstream.double() @ head.weight.to(dtype).double()
+    off = (found.double() - exact).norm() / exact.norm()
+    assert off < 0.6 * torch.finfo(dtype).eps
+
+
 def test_code_head_makes_a_million_classes_from_nothing() -> None:
     model = swap_head("test_resnet", "code", num_classes=1_000_000, norm="batch").eval()
     assert list(model.head.state_dict()) == ["first_vector"] and not list(model.head.parameters())
@@ -417,6 +430,14 @@ def test_what_is_no_index_of_a_class_is_refused(classes, kind, said):
     for rows in (lambda: code_rows(classes, 8), lambda: CodeHead(64, 100).class_rows(classes)):
         with pytest.raises(kind, match=said):
             rows()
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.uint32, torch.uint64])
+def test_indices_of_any_integer_type_name_the_same_rows(dtype):
+    classes = torch.tensor([0, 99, 7])
+    assert torch.equal(CodeHead(64, 100).class_rows(classes.to(dtype)), CodeHead(64, 100).class_rows(classes))
+    with pytest.raises(ValueError, match="go from 0 to 99: indices must be in 0 to 98"):
+        CodeHead(64, 99).class_rows(classes.to(dtype))
 
 
 def test_an_index_beyond_the_last_class_is_refused_and_none_gives_no_rows():
