@@ -1,6 +1,7 @@
 """fold: a Classifier back into the plain model, its own classifier filled in."""
 
 import warnings
+from contextlib import ExitStack
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -47,7 +48,8 @@ def fold(classifier: Classifier, *, normalize: Literal["drop", "keep"] | None = 
     stand in the result's pretrained_cfg, with the size and resize of the images where `image_shape` is known; there
     `timm.data.resolve_model_data_config` finds them. `timm.models.save_for_hf(folded, folder)` writes both down, and
     `timm.create_model("local-dir:" + folder, pretrained=True)` has them again. Its state_dict alone loads with
-    `timm.create_model(name, pretrained_cfg=folded.pretrained_cfg, checkpoint_path=…)`.
+    `timm.create_model(name, pretrained_cfg=folded.pretrained_cfg, checkpoint_path=…)`. The config of a model of
+    Hugging Face has the `class_names`, where they are known.
 
     Raises:
         TypeError: if `classifier` is none.
@@ -71,7 +73,7 @@ def fold(classifier: Classifier, *, normalize: Literal["drop", "keep"] | None = 
     plain, exact = _folded(classifier, keep=normalize == "keep")
     _say_what_differs(classifier, exact or normalize == "drop")
     _describe_images(plain, classifier, kept=normalize == "keep" and not isinstance(classifier, WholeModel))
-    _give_back_output_object(plain, classifier.num_classes)
+    _give_back_output_object(plain, classifier)
     return plain.to(memory_format=torch.contiguous_format)  # safetensors takes no channels_last
 
 
@@ -81,7 +83,10 @@ def _folded(classifier: Classifier, *, keep: bool) -> tuple[nn.Module, bool]:
         return copied(classifier.backbone.model), True
     getattr(classifier.head, "weight", None)  # a code too large for a matrix refuses here, before a layer is made
     plain, slots = _plain_model(classifier)
-    with evaluating(classifier, plain):
+    kinds = filter(torch.amp.is_autocast_available, {"cpu", parameter_like(classifier).device.type})
+    with evaluating(classifier, plain), ExitStack() as unrounded:
+        for kind in kinds:  # under autocast neither the map nor the comparison would be exact
+            unrounded.enter_context(torch.autocast(kind, enabled=False))
         if keep:
             _keep(plain, slots, classifier)
             _demand(_agree(plain, classifier, exact=True))
@@ -104,12 +109,16 @@ def _describe_images(plain: Any, classifier: Classifier, *, kept: bool) -> None:
     plain.pretrained_cfg = plain.default_cfg = cfg
 
 
-def _give_back_output_object(plain: Any, num_classes: int) -> None:
-    """A model of Hugging Face returns its output object again, and knows its number of classes."""
+def _give_back_output_object(plain: Any, classifier: Classifier) -> None:
+    """A model of Hugging Face returns its output object again, and knows its classes and, where told, their names."""
     for number, hook in list(plain._forward_hooks.items()):
         if hook is logits_alone:
             del plain._forward_hooks[number]
-            plain.num_labels = plain.config.num_labels = num_classes
+            plain.num_labels = plain.config.num_labels = classifier.num_classes
+            names = classifier.class_names
+            if names is not None and len(names) == classifier.num_classes:
+                plain.config.id2label = dict(enumerate(names))
+                plain.config.label2id = {name: place for place, name in enumerate(names)}
 
 
 def _say_what_differs(classifier: Classifier, quiet: bool) -> None:

@@ -63,6 +63,22 @@ def test_a_model_with_logits_is_swapped_and_folded_back(name, path):
     assert folded.state_dict().keys() == model.state_dict().keys()
 
 
+@pytest.mark.parametrize("head", ["linear", "keep"])
+@pytest.mark.parametrize("names", [("a", "b", "c"), None])
+def test_a_folded_model_has_the_names_of_the_classes_that_it_tells_apart(names, head):
+    """As many classes as before may be others; without names nothing says so, and the model's own stay."""
+    model = MODELS["vit"]()
+    model.num_labels = model.config.num_labels = 3
+    model.config.id2label, model.config.label2id = {0: "x", 1: "y", 2: "z"}, {"x": 0, "y": 1, "z": 2}
+    model.classifier = torch.nn.Linear(32, 3)
+    classifier = swap_head(model, head).eval()
+    classifier.class_names = names
+    config = fold(classifier).config
+    assert config.id2label == dict(enumerate(names or "xyz"))
+    assert config.label2id == {name: place for place, name in enumerate(names or "xyz")}
+    assert model.config.id2label == {0: "x", 1: "y", 2: "z"}
+
+
 def train(folder, *, stop=None, resume=None, epochs=40, give=None, **saving):
     model = ModelWithLoss(classifier())
     optimizer = torch.optim.SGD(param_groups(model, 5e-4), lr=0.1, momentum=0.9)

@@ -93,6 +93,17 @@ def test_dtype_is_kept(dtype):
     torch.testing.assert_close(folded(images().to(dtype)), classifier(images().to(dtype)), rtol=0, atol=tolerance)
 
 
+@pytest.mark.parametrize("head, normalize", [("linear", None), ("etf", "drop"), ("etf", "keep")])
+def test_autocast_around_the_call_changes_no_weight(head, normalize):
+    """At the end of a mixed-precision step."""
+    classifier = trained(head=head, project=11)
+    expected = fold(classifier, normalize=normalize)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = fold(classifier, normalize=normalize)
+    for name, value in expected.state_dict().items():
+        assert torch.equal(found.state_dict()[name], value), name
+
+
 def test_preprocessing_is_told_to_timm():
     mean, std = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
     classifier = trained()
