@@ -14,10 +14,14 @@ from ncreg._modes import evaluating
 
 
 class Removed(NamedTuple):
-    """Where the classifier sat in a module without timm's reset_classifier, its type, and one input's size if known."""
+    """Where the classifier sat in a module without timm's reset_classifier, its kind, and one input's size if known.
+
+    The kind is nn.Conv2d, or nn.Linear for all others: a class of its own, as parametrizations make one for each layer,
+    could not be pickled.
+    """
 
     path: str
-    kind: type[nn.Module]
+    kind: type[nn.Linear | nn.Conv2d]
     input_size: tuple[int, ...] | None
 
 
@@ -71,7 +75,7 @@ def behead(model: nn.Module, path: str | None, input_size: Sequence[int] | None)
     replace_module(model, classifier, nn.Identity().train(classifier.training))
     named_layer = path is not None and isinstance(classifier, nn.Linear | nn.Conv2d)
     size = None if named_layer and input_size is None else tuple(example_image(model, input_size).shape[1:])
-    removed = Removed(found, type(classifier), size)
+    removed = Removed(found, nn.Conv2d if isinstance(classifier, nn.Conv2d) else nn.Linear, size)
     if size is None:
         weight = cast(Tensor, classifier.weight)
         features = weight.new_zeros(1, weight.shape[1])

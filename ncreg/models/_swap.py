@@ -150,7 +150,8 @@ def _check_types(
 def _warn_of_dropout(model: str | nn.Module, headless: Headless) -> None:
     """Say where dropout stands before the last norm, and what takes it away."""
     if rates := dropout_before_head(headless):
-        by_hand = "; ".join(f"model.{place} = 0.0" for place in rates)
+        inside = model._named_backbone[0] if isinstance(model, Classifier) else ""
+        by_hand = "; ".join(f"model.{inside}{place} = 0.0" for place in rates)
         argument = "dropout" if isinstance(model, str) and model.startswith(PREFIX) else "drop_rate"
         by_name = f"model_args={{'{argument}': 0.0}} removes it"
         remedy = by_name if isinstance(model, str) else f"first {by_hand} removes it"
@@ -191,6 +192,7 @@ def _kept(
 ) -> Classifier:
     """The model around its own classifier."""
     if isinstance(model, Classifier):
+        _check_as_it_is(model, classifier, model_args, weights)
         kept = copied(model)
     else:
         if isinstance(model, str):
@@ -228,6 +230,21 @@ def _check_no_path(model: str, classifier: str | None) -> None:
         raise ValueError(f"classifier={classifier!r} is for modules; timm knows where {model!r} has its own")
 
 
+def _check_as_it_is(
+    model: nn.Module,
+    classifier: str | None,
+    model_args: Mapping[str, Any] | None,
+    weights: Mapping[str, Any] | None,
+) -> None:
+    """Refuse what would build a module that is there already, and another path to a classifier that is known."""
+    if model_args:
+        raise ValueError(f"model_args={dict(model_args)} is for timm names; a module is taken as it is")
+    if weights is not None:
+        raise ValueError("weights is for timm names; a module is taken as it is: load its weights before")
+    if isinstance(model, Classifier) and classifier is not None:
+        raise ValueError(f"classifier={classifier!r} is for other modules: that of a Classifier is its head")
+
+
 def _headless(
     model: str | nn.Module,
     model_args: Mapping[str, Any] | None,
@@ -244,13 +261,10 @@ def _headless(
         backbone = from_timm_name(model, model_args or {}, weights)
         own_classes = backbone.pretrained_cfg.get("num_classes")  # type: ignore[union-attr, operator]
     else:
-        if model_args:
-            raise ValueError(f"model_args={dict(model_args)} is for timm names; a module is taken as it is")
-        if weights is not None:
-            raise ValueError("weights is for timm names; a module is taken as it is: load its weights before")
+        _check_as_it_is(model, classifier, model_args, weights)
         if isinstance(model, WholeModel):  # its classifier is still in place
             place = model._removed
-            path, size = (classifier, input_size) if place is None else (place.path, place.input_size)
+            path, size = (None, input_size) if place is None else (place.path, place.input_size)
             return _headless(model.backbone.model, None, path, size, None)
         if isinstance(model, Classifier):
             features = parameter_like(model.backbone).new_zeros(1, model.backbone_width)

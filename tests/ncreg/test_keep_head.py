@@ -277,6 +277,21 @@ def test_what_a_kept_classifier_cannot_honour_is_refused(more, words):
         swap_head(Tail(True), "keep", input_size=(1, 9, 9), **more)
 
 
+@pytest.mark.parametrize("head", ["keep", "linear"])
+@pytest.mark.parametrize("name", ["test_resnet", "deit_tiny_distilled_patch16_224"])
+def test_what_a_classifier_cannot_be_built_with_again_is_refused(name, head):
+    """It has its weights and its head already: a file that is handed in would not be read."""
+    small = {"depth": 1, "embed_dim": 12} if name.startswith("deit") else {}
+    classifier = swap_head(timm.create_model(name, num_classes=4, **small), "keep")
+    for more, words in (
+        ({"weights": {"fc.weight": torch.ones(4, 96)}}, "weights is for timm names"),
+        ({"model_args": {"in_chans": 1}}, "model_args=.* is for timm names"),
+        ({"classifier": "fc"}, "classifier='fc' is for other modules"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            swap_head(classifier, head, **more)
+
+
 def test_a_model_without_classifier_has_none_to_keep():
     with pytest.raises(ValueError, match="no classifier to keep"):
         swap_head(timm.create_model("test_resnet", num_classes=0), "keep")

@@ -145,6 +145,16 @@ def test_a_classifier_survives_pickling():
     assert again.head.num_classes == 3
 
 
+def test_a_classifier_that_took_a_parametrized_ones_place_survives_pickling():
+    """A parametrization gives each layer a class of its own, which pickle does not find."""
+    model = Net()
+    nn.utils.parametrizations.weight_norm(model.out["logits"])
+    classifier = swap_head(model, "linear", input_size=(1, 16, 16)).eval()
+    again, x = pickle.loads(pickle.dumps(classifier)), torch.rand(3, 1, 16, 16)
+    assert torch.equal(again(x), classifier(x))
+    torch.testing.assert_close(fold(again)(x), classifier(x))
+
+
 def test_a_swapped_classifier_can_be_swapped_again():
     first = swap_head("test_resnet", "etf", num_classes=10)
     first.preprocess = Normalize([0.5] * 3, [0.5] * 3)
@@ -170,6 +180,21 @@ def test_what_the_warning_of_dropout_says_removes_it(build):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         swap_head(model, "etf", num_classes=10)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "deit_tiny_distilled_patch16_224"])
+@pytest.mark.parametrize("head", ["linear", "keep"])
+def test_the_remedy_for_dropout_names_the_backbone_of_a_classifier(name, head):
+    args = {"depth": 1, "embed_dim": 12} if name.startswith("deit") else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = swap_head(timm.create_model(name, num_classes=3, drop_rate=0.3, **args), head)
+    with pytest.warns(UserWarning, match=r"dropout of rate 0\.3") as told:
+        swap_head(model, "etf")
+    exec(str(told[0].message).partition("first ")[2].partition(" removes")[0], {"model": model})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        swap_head(model, "etf")
 
 
 class Scaled(nn.Module):
