@@ -88,7 +88,8 @@ def evaluate_model(
     with report_lost_workers(), ExitStack() as stores:
         source = tested.read(data)
         order = tested.check_fit(source)
-        images, beside, notes = _images(source, data, split, seed=tested.config.seed, is_other=is_other)
+        left = dataclasses.replace(data, hold_out=[])  # `read` has left them out, so that order and images agree
+        images, beside, notes = _images(source, left, split, seed=tested.config.seed, is_other=is_other)
         notes += tested.notes_on_draw(source, split, all_too=True) if is_other else []
         device, names = next(model.parameters()).device, order.names
         costs = None if cost is None else read_costs(cost, names)
@@ -148,6 +149,8 @@ def _data_config(
             )
     for key in UNCHANGED.keys() - given if is_other else ():
         setattr(data, key, UNCHANGED[key])
+    if is_other and "hold_out" not in given:
+        data.hold_out = []  # numbers of the run's own classes
     return data, is_other
 
 
@@ -176,7 +179,8 @@ def _images(
 
 def _data_keys(config: DataConfig) -> dict[str, Any]:
     """The values that say which images were evaluated, with the folder as an absolute path."""
-    return {key: getattr(config, key) for key in IDENTIFYING} | {"root": str(config.root.resolve())}
+    without = {"hold_out": sorted(config.hold_out)} if config.hold_out else {}
+    return {key: getattr(config, key) for key in IDENTIFYING} | {"root": str(config.root.resolve())} | without
 
 
 def file_name(result: dict[str, Any], tested: ModelUnderTest) -> str:

@@ -19,6 +19,8 @@ from recipes.core.files import file_name, fitting
 from recipes.core.own_code import in_a_line, use_copies
 from recipes.core.suggestions import did_you_mean
 from recipes.data.class_names import distinct
+from recipes.data.held_out import without_classes
+from recipes.data.left_out import of_classes
 from recipes.data.load import read_source
 from recipes.data.split import Source
 from recipes.evaluation.class_order import ClassOrder, class_order, listed
@@ -84,15 +86,18 @@ class ModelUnderTest:
         return class_order(self.names, class_names, self.model.num_classes, model=word)
 
     def read(self, data: DataConfig) -> Source:
-        """The data set as its source provides it; it may lack images of some of the model's classes.
+        """The data set as its source provides it, without data.hold_out; it may lack images of some of its classes.
 
         Raises:
             UserError: an unknown set, or files that are missing or cannot be read.
         """
         if self.is_run:
-            former = former_images(RunDir(self.home), data)
-            return read_source(data, self.image_size, former=former, class_names=self.model.class_names)
-        return read_source(data, self.image_size, partial=True)
+            former, names = former_images(RunDir(self.home), data), self.model.class_names
+            if not data.hold_out:
+                return read_source(data, self.image_size, former=former, class_names=names)
+            left = without_classes(read_source(data, self.image_size, former=former), data.hold_out)
+            return left if names is None else of_classes(left, names)
+        return without_classes(read_source(data, self.image_size, partial=True), data.hold_out)
 
     def check_fit(self, source: Source) -> ClassOrder:
         """Refuse data with other classes or channels than the model's; the order of its outputs.

@@ -33,7 +33,8 @@ class Conditions:
 
     Fields with a default were added later: a file without them was made under the default. `image_share` is the
     fraction of the preset's numbers of images that was used, below 1 for large images (`Preset.for_images`);
-    `attacked` is the number of attacked images where it is not the preset's, `cost` a hash of what mistakes cost.
+    `attacked` is the number of attacked images where it is not the preset's, `cost` a hash of what mistakes cost,
+    `images` tells the images of a model that is no run from others; those of a run are its own.
     """
 
     run: str
@@ -52,6 +53,7 @@ class Conditions:
     image_share: float = 1.0
     attacked: int | None = None
     cost: str | None = None
+    images: str | None = None
 
 
 @dataclass

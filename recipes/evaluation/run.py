@@ -189,6 +189,7 @@ def conditions_of(run: RunUnderTest, settings: Settings) -> Conditions:
         image_share=settings.preset.fraction,
         attacked=settings.attacked,
         cost=digest_of(costs_of(run, settings)),
+        images=run.images_named,
     )
 
 

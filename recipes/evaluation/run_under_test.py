@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,9 +15,12 @@ from torchvision.transforms.v2.functional import rgb_to_grayscale
 from ncreg.models import Classifier, FixedProjector
 from recipes.core.config import DataConfig, TrainConfig
 from recipes.core.extras import is_installed
+from recipes.core.own_code import fingerprint, is_own
+from recipes.data.fingerprint import contents, described
 from recipes.data.gray_sets import fashion_mnist_folder
 from recipes.data.held_out import only_classes
 from recipes.data.load import Dataset, load, read_source, split_source
+from recipes.data.side import Side
 from recipes.data.split import Split, as_floats, stratified
 from recipes.evaluation.model_options import ModelOptions
 from recipes.evaluation.model_under_test import check_own, is_run, open_model, tell
@@ -96,7 +100,8 @@ class RunUnderTest:
             data = own_data(RunDir(tested.home), config, tested.image_size)
         else:
             source = tested.read(config.data)
-            data = split_source(source, config.data, seed=config.seed, wanted=split)
+            left = replace(config.data, hold_out=[])  # `read` has left them out, so that order and images agree
+            data = split_source(source, left, seed=config.seed, wanted=split)
             order = tested.check_fit(source)
             drawn = tested.notes_on_draw(source, split, whole=not len(data.train))
             tell([*tested.notes, *tested.notes_on(source, order), *source.notes, *drawn])
@@ -121,6 +126,17 @@ class RunUnderTest:
         return found.hexdigest()
 
     @property
+    def images_named(self) -> str | None:
+        """What tells its images, how they are divided and how they are scaled from others; None for a run's own."""
+        if self.is_run:
+            return None
+        data, side = self.config.data, Side.of(self.model.image_shape[-1] if self.model.image_shape else 0)
+        name = fingerprint(data.name, "data.name") if is_own(data.name) else data.name
+        held = contents(data.root) if data.name == "folder" else name
+        ways = [described(self.data), self.image_shape, side.shorter, side.interpolation, side.squash]
+        return f"{held}, as {hashlib.sha256(json.dumps(ways).encode()).hexdigest()[:16]}"
+
+    @property
     def device(self) -> torch.device:
         """Where the classifier is."""
         return next(self.model.parameters()).device
@@ -143,7 +159,8 @@ class RunUnderTest:
         config = self.config.data
         if not config.hold_out:
             return None
-        source = read_source(config, lambda native: self.image_shape[-1])
+        side = self.model.image_shape[-1] if self.model.image_shape else self.image_shape[-1]
+        source = read_source(config, lambda native: side)
         part = source.train if source.test is None or self.split == "val" else source.test
         return only_classes(part, config.hold_out)
 

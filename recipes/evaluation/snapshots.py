@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -98,7 +102,7 @@ def snapshots_of_run(
         raise UserError(f"RUN {run} has no checkpoint yet: wait for the end of its first epoch")
     chosen = _chosen(data, split, images, seed=config.seed)
     path = run / "collapse" / f"features-{split}.npz"
-    if path.exists():
+    with suppress(UserError):  # there is none, or it is damaged: all of it can be computed again
         stored = read_snapshots(path)
         epochs = [item.title.split(" (")[0] for item in stored if item.title != "epoch 0"]
         if epochs == [f"epoch {epoch}" for epoch, _, _ in times] and len(stored[0].target) == len(chosen):
@@ -183,7 +187,12 @@ def write_snapshots(path: Path, snapshots: Sequence[Snapshot]) -> None:
         for number, snapshot in enumerate(snapshots)
         for name in ("features", "target", "weight")
     }
-    np.savez_compressed(path, titles=np.array([snapshot.title for snapshot in snapshots]), **arrays)
+    unfinished = path.with_name(f".{path.stem}.{os.getpid()}.npz")
+    try:
+        np.savez_compressed(unfinished, titles=np.array([snapshot.title for snapshot in snapshots]), **arrays)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def read_snapshots(path: Path) -> list[Snapshot]:
@@ -193,10 +202,10 @@ def read_snapshots(path: Path) -> list[Snapshot]:
         UserError: the file cannot be read.
     """
     try:
-        with np.load(path, allow_pickle=False) as found:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
             return [
                 Snapshot(str(title), *(found[f"{number:03d}-{name}"] for name in ("features", "target", "weight")))
                 for number, title in enumerate(found["titles"])
             ]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
         raise UserError(f"{path} holds no stored features: {error}") from None

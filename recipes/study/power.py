@@ -49,12 +49,18 @@ def spread_of(entries: Sequence[Mapping[str, Any]]) -> Spread | None:
         >>> spread_of([{"verdict": "baseline"}, {"verdict": "better", "pairs": 5, "difference_sd": 0.2}])
         Spread(sd=0.2, pairs=5, tests=1)
     """
-    tested = [entry for entry in entries if entry["verdict"] != "baseline" and entry["pairs"] > 1]
+    rivals = [entry for entry in entries if entry["verdict"] != "baseline"]
+    tested = [entry for entry in rivals if entry["pairs"] > 1]
     weight = sum(entry["pairs"] - 1 for entry in tested)
     squares = sum((entry["pairs"] - 1) * entry["difference_sd"] ** 2 for entry in tested)
     if not squares:
         return None
-    return Spread((squares / weight) ** 0.5, max(entry["pairs"] for entry in tested), len(tested))
+    return Spread((squares / weight) ** 0.5, max(entry["pairs"] for entry in tested), sum(map(_counts, rivals)))
+
+
+def _counts(entry: Mapping[str, Any]) -> bool:
+    """Whether Holm's correction counts an entry: it is tested, or waits for runs."""
+    return entry["pairs"] > 1 or (entry["verdict"] == "too few seeds" and entry.get("runs", 0) < 2)
 
 
 @functools.cache

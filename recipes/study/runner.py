@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
+from recipes.core.cli import config_of, parse
 from recipes.core.errors import UserError
 from recipes.core.extras import pip_install
 from recipes.core.files import locked, write_atomically
@@ -96,7 +97,7 @@ def run_trial(trial: Trial, runs: Path, evaluations: Evaluations | None, launch:
         try:
             run = _train(trial, folder, start)
             if evaluations is not None and not has_evaluations(run, evaluations):
-                _evaluate(run, evaluations, trial.seed, start)
+                _evaluate(run, evaluations, trial, start)
         except _ScriptFailed as error:
             if error.ended.code == EXIT_CODE:
                 return "stopped"
@@ -104,7 +105,7 @@ def run_trial(trial: Trial, runs: Path, evaluations: Evaluations | None, launch:
             return "failed"
         if trial.pictured and not (run / "collapse" / "view-train.json").exists():
             with contextlib.suppress(_ScriptFailed):  # the study is complete without this figure
-                start("recipes/plot_collapse.py", [str(run), "--images", "200"])
+                start("recipes/plot_collapse.py", [str(run), *_place(trial, run), "--images", "200"])
     return "done"
 
 
@@ -113,7 +114,8 @@ def _train(trial: Trial, folder: Path, start: Start) -> Path:
     run = find_run_dir(folder)
     if run is not None and (run / "summary.json").exists():
         return run
-    argv = [*trial.argv, "--quiet=true", f"--out={folder}"] if run is None else ["--resume", str(run)]
+    argv = [*trial.argv, "--quiet=true", f"--out={folder}"]
+    argv = argv if run is None else ["--resume", str(run), *_place(trial, run)]
     ended = start("recipes/train.py", argv)
     run = find_run_dir(folder)
     if run is None:
@@ -122,11 +124,19 @@ def _train(trial: Trial, folder: Path, start: Start) -> Path:
     return run
 
 
-def _evaluate(run: Path, evaluations: Evaluations, seed: int, start: Start) -> None:
-    began = time.perf_counter()
+def _place(trial: Trial, run: Path) -> list[str]:
+    """The option that says where a trial's folder of images lies now, if the run does not know it."""
+    if trial.config["data.name"] != "folder":
+        return []
+    now = parse(trial.argv).data.root
+    return [] if now == config_of(run).data.root else [f"--data.root={now}"]
+
+
+def _evaluate(run: Path, evaluations: Evaluations, trial: Trial, start: Start) -> None:
+    began, place = time.perf_counter(), _place(trial, run)
     for checkpoint in evaluations.checkpoints:
         if (run / "checkpoints" / f"{checkpoint}.pt").exists():
-            start("recipes/robustness.py", [str(run), *evaluations.argv(checkpoint, seed)])
+            start("recipes/robustness.py", [str(run), *place, *evaluations.argv(checkpoint, trial.seed)])
     seconds = time.perf_counter() - began
     _write_json(run / "evaluated.json", {"words": evaluations.words, "seconds": seconds})
 

@@ -214,19 +214,42 @@ def check_freeze(model: Classifier, epochs: int) -> None:
         )
 
 
+class _Warmup(Scheduler):  # type: ignore[misc, unused-ignore]
+    """Linear warm-up in which each group of parameters rises to its own rate; timm's own begins with one for all."""
+
+    def __init__(self, optimizer: Optimizer, **args: Any) -> None:
+        super().__init__(optimizer, **args)
+        if self.warmup_t:
+            self.update_groups(self._get_lr(0))
+
+    def _get_lr(self, t: int) -> list[float]:
+        if t >= self.warmup_t:
+            return list(super()._get_lr(t))  # type: ignore[safe-super, unused-ignore]
+        starts = [(peak / (self.warmup_t + 1), peak) for peak in self.base_values]
+        return [start + t * ((peak - start) / self.warmup_t) for start, peak in starts]
+
+
+class _Cosine(_Warmup, CosineLRScheduler):  # type: ignore[misc, unused-ignore]
+    """timm's cosine."""
+
+
+class _Steps(_Warmup, MultiStepLRScheduler):  # type: ignore[misc, unused-ignore]
+    """timm's steps."""
+
+
 def build_scheduler(tpt: TPTConfig, optim: OptimConfig, optimizer: Optimizer) -> TPTScheduler:
     """The scheduler of the terminal phase, around the schedule of the fitting phase."""
     if tpt.stop_patience is not None and tpt.stop_measure not in (known := measure_names()):
         near = did_you_mean(tpt.stop_measure, known)
         raise UserError(f"tpt.stop_measure={tpt.stop_measure!r} is unknown: one of {', '.join(known)}{near}")
     length = tpt.max_epochs
-    warmup: dict[str, Any] = {"warmup_t": optim.warmup_epochs, "warmup_lr_init": optim.lr / (optim.warmup_epochs + 1)}
+    warmup: dict[str, Any] = {"warmup_t": optim.warmup_epochs, "warmup_prefix": False}
     drops = [length // 3, 2 * length // 3] if optim.schedule == "step" else []
     try:
         if optim.schedule == "cosine" and length > 1:
-            schedule: Scheduler = CosineLRScheduler(optimizer, t_initial=length, **warmup)
+            schedule: Scheduler = _Cosine(optimizer, t_initial=length, **warmup)
         else:
-            schedule = MultiStepLRScheduler(optimizer, decay_t=drops, decay_rate=0.1, **warmup)
+            schedule = _Steps(optimizer, decay_t=drops, decay_rate=0.1, **warmup)
         not_scheduler_args = ("stop_measure", "target")
         args = {key: value for key, value in asdict(tpt).items() if key not in not_scheduler_args}
         args["min_terminal"] = min(tpt.min_terminal, length)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ncreg import losses
-from ncreg.distributed import all_reduce_sum, gather_batch
+from ncreg.distributed import all_reduce_sum, gather_batch, world_size
 from ncreg.functional import class_weights
 from ncreg.numerics import in_float64
 from recipes.core.config import TermConfig
@@ -70,7 +70,8 @@ class Term:
     def share(self, part: Tensor, batch: Tensor, parts: int) -> float:
         """What the loss of one of a batch's equal parts is multiplied by, for their mean to be the batch's loss.
 
-        1, but where classes have weights: each part's mean was divided by the weights of its own samples.
+        1, but where classes have weights: each part's mean was divided by the weights of its own samples. A loss that
+        is a sum over samples counts once for every part, and for every rank unless it is over the images of all.
 
         Args:
             part: target of the part.
@@ -78,6 +79,9 @@ class Term:
             parts: how many there are.
         """
         weight = getattr(self.loss, "weight" if self.name == "cross_entropy" else "class_weight", None)
+        if getattr(self.loss, "reduction", None) == "sum":
+            over_all = getattr(self.loss, "gather", isinstance(self.loss, CrossEntropyLoss) and weight is not None)
+            return float(parts if over_all else parts * world_size())
         by_number = self.name == "cross_entropy" and batch.is_floating_point()  # as torch takes the mean of soft labels
         if parts == 1 or self.name not in WEIGHABLE or weight is None or by_number or self.loss.reduction != "mean":
             return 1.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 
 import torch
@@ -23,9 +23,15 @@ ONSETS = (1 / 10, 1 / 4, 1 / 2)
 """Assumed epochs of zero error, as fractions of tpt.max_epochs."""
 
 
-def planned_rates(tpt: TPTConfig, optim: OptimConfig, onset: int | None) -> list[float]:
-    """Peak learning rate of each epoch if zero error comes at `onset` (None: never), from a real run's scheduler."""
-    optimizer = SGD([torch.zeros(1, requires_grad=True)], lr=optim.lr)
+def planned_rates(
+    tpt: TPTConfig, optim: OptimConfig, onset: int | None, peaks: Collection[float] | None = None
+) -> list[float]:
+    """Peak learning rate of each epoch if zero error comes at `onset` (None: never), from a real run's scheduler.
+
+    `peaks` are the rates of the groups of parameters; None for those of a backbone and of learned parts behind it.
+    """
+    peaks = {optim.lr, optim.lr * optim.head_lr_factor} if peaks is None else peaks
+    optimizer = SGD([{"params": [torch.zeros(1, requires_grad=True)], "lr": peak} for peak in peaks])
     scheduler = build_scheduler(tpt, optim, optimizer)
     rates = []
     while not scheduler.finished:
@@ -37,10 +43,10 @@ def planned_rates(tpt: TPTConfig, optim: OptimConfig, onset: int | None) -> list
     return rates
 
 
-def plans(tpt: TPTConfig, optim: OptimConfig) -> dict[int | None, list[float]]:
-    """Learning rates by assumed epoch of zero error."""
+def plans(tpt: TPTConfig, optim: OptimConfig, peaks: Collection[float] | None = None) -> dict[int | None, list[float]]:
+    """Learning rates by assumed epoch of zero error, see `planned_rates`."""
     onsets = sorted({max(tpt.patience, round(fraction * tpt.max_epochs)) for fraction in ONSETS})
-    return {onset: planned_rates(tpt, optim, onset) for onset in (*onsets, None)}
+    return {onset: planned_rates(tpt, optim, onset, peaks) for onset in (*onsets, None)}
 
 
 def plan_table(planned: Mapping[int | None, list[float]]) -> str:
@@ -65,17 +71,18 @@ def show_plan(config: TrainConfig) -> None:
     """
     from recipes.training.plots import plot_plan
 
-    device, curvature = pick_device(config.device), None
+    device, curvature, peaks = pick_device(config.device), None, None
     if config.on_epoch is not None:
         hook_code(config.on_epoch)
     try:
         data = load_data(config, device)
         check_shift(config.augment, data.train)
         _, state = prepare(config, data, device, Ranks())
+        peaks = {group["initial_lr"] for group in state.optimizer.param_groups}
         curvature = partial(curvature_table, state.model, data.train, config.optim)
     except NotHere as error:  # the rates need neither images nor a model
         reason = f"{error}; so model and loss were not tried out"
-    planned, means = plans(config.tpt, config.optim), zero_error_means(config.tpt.threshold)
+    planned, means = plans(config.tpt, config.optim, peaks), zero_error_means(config.tpt.threshold)
     path = config.out / f"plan-{file_name(config.recipe)}.png"
     try:
         config.out.mkdir(parents=True, exist_ok=True)

@@ -90,9 +90,7 @@ class RunDir:
         `unreadable`, only runs count that ended at images which could not be read.
         """
         wanted = _computed(config)
-        found = [
-            path.parent for path in out.glob("*/config.yaml") if _computed(path.read_text(encoding="utf-8")) == wanted
-        ]
+        found = [path.parent for path in out.glob("*/config.yaml") if _computed(_text(path)) == wanted]
         started = [run for run in map(cls, found) if not run.finished and run.checkpoints()]
         started = [run for run in started if run.unreadable()] if unreadable else started
         return max(started, key=lambda run: (run.epochs, run.path.stat().st_mtime_ns), default=None)
@@ -268,6 +266,14 @@ class RunDir:
         raise UserError(f"run {self.path} cannot be resumed: {why}")
 
 
+def _text(path: Path) -> str:
+    """The text of a file; none where it is gone, cannot be read or is no text: that folder is no run to go on with."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
 def _computed(config: str) -> Any:
     """The values of a configuration in YAML that say what a run computes; None where it cannot be read.
 
@@ -275,7 +281,7 @@ def _computed(config: str) -> Any:
     """
     try:
         given = yaml.safe_load(config)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         return None
     if not isinstance(given, dict):
         return None

@@ -174,6 +174,17 @@ def test_the_spread_is_pooled_over_the_tested_arms():
     assert spread_of(same) is None  # nothing varies: nothing to plan with
 
 
+def test_power_counts_arms_that_wait_for_runs_as_the_verdicts_do():
+    """One arm of four has run, as in a pilot: Holm's first step is that of the whole family."""
+    values = drawn([0.0, 0.002, 0.0, 0.0, 0.0])
+    values |= {"arm1": {}, "arm2": {0: values["arm2"][0]}, "arm3": {0: None, 1: None, 2: values["arm3"][2]}}
+    entries = compare_arms(ACCURACY, values, base="base", min_seeds=3)
+    by_arm = {entry["arm"]: entry for entry in entries}
+    holm_first = by_arm["arm0"]["p_holm"] / by_arm["arm0"]["p"]
+    assert spread_of(entries).tests == 4
+    assert holm_first <= 4 and by_arm["arm3"]["p"] is None  # it has ended and is not tested
+
+
 def test_power_of_a_committed_study(capsys):
     """Eleven arms and five seeds of heads_and_losses, by the committed deviations and scipy's noncentral t."""
     assert compare.main([str(STUDIES / "bn_decay.yaml"), "--power", "--wanted", "0.01"]) == 0

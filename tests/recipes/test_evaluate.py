@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +131,44 @@ def test_all_takes_a_set_that_is_too_small_to_be_divided(run, few, capsys):
         (file,) = run.glob(f"evaluation-made-{root}-*-all.json")
         result = json.loads(file.read_text())
         assert result["images"] == count and result["data_keys"]["root"].endswith(f"/{root}")
+
+
+def named_accuracy(run, config):
+    """Of the test images of some data, by the names of its classes and of the run's."""
+    data, model = load(config, seed=0, image_size=lambda native: 28), load_classifier(run)
+    with torch.no_grad():
+        guess = model(data.test.images.float() / 255).argmax(1).tolist()
+    right = [model.class_names[g] == data.class_names[t] for g, t in zip(guess, data.test.target.tolist(), strict=True)]
+    return np.mean(right), len(right)
+
+
+def test_a_run_on_some_of_its_classes_takes_them_by_name_and_leaves_the_result_on_all_of_them(run):
+    assert evaluate.main([str(run), "--train-images", "0"]) == 0
+    whole = (run / "evaluation-digits-test.json").read_bytes()
+    assert evaluate.main([str(run), "--train-images", "0", "--data.hold_out", "[3, 1]"]) == 0
+    assert (run / "evaluation-digits-test.json").read_bytes() == whole
+    found = [json.loads(path.read_text()) for path in run.glob("evaluation-digits-*-test.json")]
+    (without,) = (result for result in found if "hold_out" in result["data_keys"])
+    assert without["data_keys"]["hold_out"] == [1, 3]
+    assert [name for name, share in without["per_class"].items() if share is None] == ["1", "3"]
+    config = replace(parse(["tpt"]).data, hold_out=[3, 1])
+    assert (without["accuracy"], without["images"]) == pytest.approx(named_accuracy(run, config))
+
+
+def test_a_run_without_some_classes_is_evaluated_on_its_own_data_and_on_others(tmp_path, monkeypatch):
+    args = ["tpt", "--data.train_size", "64", "--data.batch_size", "32", "--tpt.max_epochs", "1", "--quiet", "true"]
+    config = parse([*args, "--data.hold_out", "[3, 1]", "--out", str(tmp_path)])
+    run = train(config)
+    assert evaluate.main([str(run), "--train-images", "0"]) == 0
+    own = json.loads((run / "evaluation-digits-test.json").read_text())
+    assert (own["accuracy"], own["images"]) == pytest.approx(named_accuracy(run, config.data))
+    data = load(config.data, seed=0, image_size=lambda native: 28)
+    source = Source(data.class_names, data.test, None)
+    monkeypatch.setitem(SOURCES, "made", lambda config, image_size: source)
+    words = ["--data.name", "made", "--data.root", "eight", "--split", "all"]
+    assert evaluate.main([str(run), *words]) == 0  # its fourth class is not the one that was held out
+    (file,) = run.glob("evaluation-made-eight-*-all.json")
+    assert json.loads(file.read_text())["accuracy"] == own["accuracy"]
 
 
 def test_names_that_are_no_text_are_written_as_they_are(run, expected, tmp_path, capsys):

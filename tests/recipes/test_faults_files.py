@@ -293,6 +293,15 @@ def test_a_clock_that_is_set_back_loses_no_run_and_misleads_no_resume(whole, tmp
     assert RunDir.unfinished(config.out, as_yaml(config)).path == near  # what is left
 
 
+@pytest.mark.parametrize("words", [b"\xff\xfe\x80", b"seed: 2026-99-99", b"[" * 5000])
+def test_what_is_no_run_beside_the_runs_stops_none(tmp_path, words):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.yaml").write_bytes(words)
+    config = parse([*ARGS, "--out", str(tmp_path)])
+    for unreadable in (True, False):
+        assert RunDir.unfinished(config.out, as_yaml(config), unreadable=unreadable) is None
+
+
 def test_how_a_run_goes_on_may_change_and_what_it_is_may_not(whole, ended, capsys):
     words = ["--quiet", "--device=cpu", "--data.workers", "0", "--data.memory_limit=0", "--tensorboard=false"]
     assert main(["--resume", str(ended), *words, "--optim.lr", "0.5"]) == 2

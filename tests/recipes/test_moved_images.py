@@ -5,6 +5,8 @@ import shutil
 
 import pytest
 import yaml
+from miniature_study import run as run_study
+from miniature_study import write_study
 from test_faults_files import killed
 from test_unreadable import STREAMED, broken, make, same_run, split_file
 
@@ -112,3 +114,23 @@ def test_auto_looks_for_no_run_on_other_images(args, tmp_path):
         RunDir.unfinished(tmp_path / "runs", as_yaml(parse([*args, *words]))) for words in ([], ["--data.root", "x"])
     ]
     assert found[0].path == run and found[1] is None
+
+
+def test_a_study_goes_on_where_its_images_are_now(folder, tmp_path, capsys):
+    """Its runs are known by the images: one that ended is evaluated, one that was killed is trained on."""
+    words = {"data.name": "folder", "data.image_size": 28, "data.batch_size": 8, "device": "cpu"}
+    words |= {"tpt.max_epochs": 2, "tpt.threshold": 1}
+    evaluations = {"preset": "quick", "parts": ["calibration"]}
+    study = {"arms": {"baseline": {"recipe": "baseline"}}, "contrasts": [], "seeds": [0], "collapse": True}
+    path = write_study(tmp_path / "study", **study, overrides=words | {"data.root": str(folder)})
+    assert run_study(path) == 0
+    (run,) = path.parent.glob("runs/*/*/summary.json")
+    (run.parent / "collapse" / "view-train.json").unlink()
+    run.unlink()
+    there = folder.rename(tmp_path / "elsewhere")
+    write_study(tmp_path / "study", **study, overrides=words | {"data.root": str(there)}, evaluations=evaluations)
+    (path.parent / path.stem / "results.json").unlink()
+    assert run_study(path) == 0, capsys.readouterr()
+    assert run.is_file() and (run.parent / "robustness" / "results.json").is_file()
+    assert (run.parent / "collapse" / "view-train.json").is_file()
+    assert len(list(path.parent.glob("runs/*/*/config.yaml"))) == 1

@@ -16,14 +16,14 @@ from timm.data.mixup import Mixup
 import recipes.train as training
 from ncreg.checkpoint import load_checkpoint, load_classifier
 from recipes.core.cli import parse
-from recipes.core.config import AugmentConfig, TermConfig, as_yaml
+from recipes.core.config import AugmentConfig, OptimConfig, TermConfig, TPTConfig, as_yaml
 from recipes.core.distributed import Ranks
 from recipes.data.augment import batches, epoch_order, moved
 from recipes.data.load import load
 from recipes.data.split import Split
 from recipes.train import main, train
-from recipes.training.build import build_model, build_optimizer, freeze
-from recipes.training.loss_terms import WEIGHABLE, build_terms
+from recipes.training.build import build_model, build_optimizer, build_scheduler, freeze
+from recipes.training.loss_terms import WEIGHABLE, Term, build_terms
 from recipes.training.metrics import measure_names
 from recipes.training.plan import planned_rates, plans
 from recipes.training.run_dir import RunDir
@@ -178,6 +178,26 @@ def test_accumulated_parts_give_the_same_step(tmp_path):
     assert last(one)["scheduler"]["epoch"] == 2
     for name, value in last(one)["model"].items():
         torch.testing.assert_close(last(four)["model"][name], value, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "supcon", "MultiMarginLoss"])
+def test_a_sum_over_samples_is_one_over_the_whole_batch_whatever_its_parts_and_ranks(loss, monkeypatch):
+    """Parts are averaged by the step, ranks by DDP; the loss that they stand for is the sum over the global batch."""
+    taken = torch.nn.MultiMarginLoss(reduction="sum")
+    if loss != "MultiMarginLoss":
+        config = {loss: TermConfig(args={"reduction": "sum"})}
+        (term,) = build_terms(config, class_counts=torch.ones(3), num_features=3)
+        taken = term.loss
+    term = Term(loss, taken, ("logits", "target"), 1.0, "always")
+    logits = torch.randn(8, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    target = torch.tensor([0, 1, 2, 0, 0, 1, 2, 0])
+    own = torch.arange(8).view(4, 2) if loss != "supcon" else torch.tensor([[0, 3], [1, 5], [2, 6], [4, 7]])
+    summed = [taken(logits[rows], target[rows]) for rows in own]
+    found = [value * term.share(target[rows], target, 4) for value, rows in zip(summed, own, strict=True)]
+    assert float(sum(found) / 4) == pytest.approx(float(sum(summed)), rel=1e-12)
+    monkeypatch.setattr("recipes.training.loss_terms.world_size", lambda: 2)
+    over_all_ranks = loss == "supcon"  # whose features are gathered
+    assert term.share(target, target, 1) == (1 if over_all_ranks else 2)
 
 
 @pytest.mark.parametrize("soft", [False, True])
@@ -342,6 +362,23 @@ def test_the_head_has_a_rate_of_its_own_and_frozen_parameters_stay():
     assert all(parameter.requires_grad for parameter in model.parameters()) and model.backbone.training
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "step", "constant"])
+@pytest.mark.parametrize("factor", [10.0, 0.1])
+def test_the_head_keeps_its_share_of_the_rate_while_rates_rise(factor, schedule):
+    optim = OptimConfig(lr=0.02, head_lr_factor=factor, warmup_epochs=4, schedule=schedule)
+    weights = [{"params": [torch.zeros(1, requires_grad=True)], "lr": 0.02 * part} for part in (1, factor)]
+    scheduler = build_scheduler(TPTConfig(max_epochs=12, extend=None), optim, torch.optim.SGD(weights))
+    rates = []
+    while not scheduler.finished:
+        rates.append(scheduler.get_last_lr())
+        scheduler.optimizer.step()
+        scheduler.step(scheduler.epoch + 1, 0.0)
+    assert [head for _, head in rates] == pytest.approx([factor * backbone for backbone, _ in rates], rel=1e-9)
+    assert [rate for rate, _ in rates[:4]] == pytest.approx([0.02 * part / 5 for part in (1, 2, 3, 4)])
+    if schedule == "step":  # a tenth at a third and two thirds of the run, the warm-up included
+        assert [rate for rate, _ in rates[4:]] == pytest.approx([0.002] * 3 + [0.0002] * 5)
+
+
 def test_freezing_all_there_is_to_learn_is_refused(tmp_path, capsys):
     args = [*SHORT, "--model.norm", "none", "--model.freeze_epochs", "1", "--out", str(tmp_path)]
     assert main(["etf", *args]) == 2
@@ -356,6 +393,20 @@ def test_the_plan_is_the_rates_of_a_run(tmp_path):
     config = parse(["--config", str(path / "config.yaml")])
     assert planned_rates(config.tpt, config.optim, onset) == [entry["lr"] for entry in state["history"]]
     assert len(planned_rates(config.tpt, config.optim, None)) == 8
+
+
+@pytest.mark.parametrize("recipe", ["baseline", "etf"])
+def test_the_plan_has_the_rates_of_the_parts_that_learn(recipe, tmp_path, capsys):
+    """Behind the backbone, the simplex of etf without its norm learns nothing, so that no rate is the head's."""
+    words = [*SHORT, "--optim.head_lr_factor", "10", "--optim.lr", "0.01", "--model.norm", "none"]
+    words += ["--tpt.max_epochs", "1", "--device", "cpu"]
+    config = parse([recipe, *words, "--out", str(tmp_path)])
+    (epoch,) = last(train(config))["history"]
+    assert epoch["lr"] == (0.01 if recipe == "etf" else 0.1)
+    capsys.readouterr()
+    assert main([recipe, *words, "--out", str(tmp_path), "--plan"]) == 0
+    (never,) = (line.split() for line in capsys.readouterr().out.splitlines() if line.split()[:1] == ["never"])
+    assert float(never[2]) == epoch["lr"]
 
 
 def test_plan_prints_a_table_leaves_a_figure_and_trains_nothing(tmp_path, capsys, monkeypatch):

@@ -130,5 +130,17 @@ def test_a_run_is_drawn_from_its_first_to_its_last_epoch(tmp_path, capsys, monke
     write_snapshots(stored, former)  # as earlier versions named it
     assert plot_collapse.main([str(run), "--images", "60"]) == 0 and figure.exists()
     assert "epoch 1 (2 % right)" in capsys.readouterr().out
+    monkeypatch.undo()
+    points = (run / "collapse" / "view-train.json").read_text()
+    whole = stored.read_bytes()
+    for damaged in (whole[: len(whole) // 2], whole[:200] + bytes(200) + whole[400:], b""):  # as a kill leaves it
+        stored.write_bytes(damaged)
+        assert plot_collapse.main([str(run), "--images", "60"]) == 0
+        assert (run / "collapse" / "view-train.json").read_text() == points
+    assert {path.name for path in stored.parent.iterdir()} == {
+        *("features-train.npz", "view-train.json"),
+        *(f"simplex-train.{kind}" for kind in ("png", "svg", "pdf")),
+    }
+    capsys.readouterr()
     assert plot_collapse.main([str(tmp_path)]) == 2
     assert "is no run folder" in capsys.readouterr().err

@@ -25,6 +25,7 @@ from recipes.evaluation.collapse import rankme
 from recipes.evaluation.model_options import ModelOptions
 from recipes.evaluation.model_under_test import open_model
 from recipes.evaluation.presets import SPLITS
+from recipes.evaluation.run_under_test import RunUnderTest
 
 PAGE = Path(__file__).parents[2] / "docs" / "your_model_your_data.md"
 SCRIPTS = {
@@ -207,6 +208,41 @@ def test_evaluations_that_need_every_class_say_so(here, tmp_path):
     found = json.loads((tmp_path / "robustness" / "results.json").read_text())
     assert "2 outputs of the model have none" in found["skipped"]["ood"] and "calibration" in found["parts"]
     assert "2 of the 5 classes have no training image" in found["skipped"]["long_tail"]
+
+
+def test_results_of_a_model_on_other_images_are_not_taken_for_those_of_these(here, tmp_path, capsys):
+    """Another folder, another image in it, another size or other classes: what is kept is of other images."""
+    for name in ("one", "two"):
+        shutil.copytree("my_images", tmp_path / name)
+    words = ["my_model.py:named", "--data.name", "folder", "--quick", "--parts", "calibration", "--quiet"]
+    words += ["--out-dir", str(tmp_path / "out"), "--data.root"]
+    image = tmp_path / "two" / "test" / "red" / "0.png"
+    assert robustness.main([*words, str(tmp_path / "one"), "--image-size", "16"]) == 0
+    kept = (tmp_path / "out" / "robustness" / "results.json").read_bytes()
+    assert robustness.main([*words, str(tmp_path / "two"), "--image-size", "16"]) == 0  # the same images elsewhere
+    Image.fromarray(np.full((24, 30, 3), 9, np.uint8)).save(image)
+    others = ["--image-size", "16"], ["--image-size", "20"], ["--image-size", "16", "--data.train_size", "12"]
+    for place, more in zip(("two", "one", "one"), others, strict=True):
+        capsys.readouterr()
+        assert robustness.main([*words, str(tmp_path / place), *more]) == 2
+        said = capsys.readouterr().err
+        assert "results.json was made with images='" in said and "--out NAME keeps both, --fresh replaces" in said
+    assert (tmp_path / "out" / "robustness" / "results.json").read_bytes() == kept
+    assert robustness.main([*words, str(tmp_path / "two"), "--image-size", "16", "--out", "other"]) == 0
+    assert (tmp_path / "out" / "other" / "results.json").read_bytes() != kept
+
+
+def test_classes_that_are_held_out_shift_no_other(here, tmp_path):
+    words = ["my_model.py:named", "--image-size", "16", *DATA]
+    whole, _ = result_of(words, here, tmp_path / "whole")
+    less, _ = result_of([*words, "--data.hold_out", "[1]"], here, tmp_path / "less")
+    assert less["per_class"] == whole["per_class"] | {"green": None} and less["images"] == 10
+    every, _ = result_of([*words, "--data.hold_out", "[1]", "--split", "all"], here, tmp_path / "all")
+    assert every["images"] == 30 and every["per_class"]["green"] is None
+    overrides = ["--data.name=folder", "--data.root=my_images", "--data.hold_out=[1]"]
+    tested = RunUnderTest.open("my_model.py:named", options=ModelOptions(image_size=16), overrides=overrides)
+    assert {tested.data.class_names[label] for label in tested.data.test.target.tolist()} == {"red", "blue"}
+    assert tested.unseen_classes().images.shape == (5, 3, 16, 16)
 
 
 def test_a_head_without_bias_and_gray_images(here, tmp_path, capsys):
