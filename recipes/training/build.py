@@ -217,6 +217,8 @@ def check_freeze(model: Classifier, epochs: int) -> None:
 class _Warmup(Scheduler):  # type: ignore[misc, unused-ignore]
     """Linear warm-up in which each group of parameters rises to its own rate; timm's own begins with one for all."""
 
+    warmup_t: int
+
     def __init__(self, optimizer: Optimizer, **args: Any) -> None:
         super().__init__(optimizer, **args)
         if self.warmup_t:
