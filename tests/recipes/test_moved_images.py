@@ -8,7 +8,7 @@ import yaml
 from miniature_study import run as run_study
 from miniature_study import write_study
 from test_faults_files import killed
-from test_unreadable import STREAMED, broken, make, same_run, split_file
+from test_unreadable import STREAMED, arguments, broken, make, same_run, split_file
 
 from recipes import evaluate, plot_collapse, robustness
 from recipes.core.cli import parse
@@ -25,9 +25,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def args(folder, tmp_path):
-    words = ["baseline", "--data.name", "folder", "--data.root", str(folder), "--data.image_size", "28", *STREAMED]
-    words += ["--data.batch_size", "8", "--tpt.max_epochs", "2", "--tpt.threshold", "1", "--quiet"]
-    return [*words, "--out", str(tmp_path / "runs")]
+    return [*arguments(folder, tmp_path), *STREAMED]
 
 
 def contents(path):

@@ -39,11 +39,15 @@ def folder(tmp_path):
     return tmp_path / "images"
 
 
-@pytest.fixture
-def args(folder, tmp_path):
+def arguments(folder, tmp_path):
     words = ["baseline", "--data.name", "folder", "--data.root", str(folder), "--data.image_size", "28"]
     words += ["--data.batch_size", "8", "--tpt.max_epochs", "2", "--tpt.threshold", "1", "--quiet"]
     return [*words, "--out", str(tmp_path / "runs")]
+
+
+@pytest.fixture
+def args(folder, tmp_path):
+    return arguments(folder, tmp_path)
 
 
 def broken(path, *, header):
