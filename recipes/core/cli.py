@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -224,6 +225,7 @@ def _recipe(name: str) -> Path:
     return recipes()[name]
 
 
+@cache
 def _parser() -> jsonargparse.ArgumentParser:
     parser = jsonargparse.ArgumentParser(prog="train.py", exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config")

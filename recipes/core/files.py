@@ -9,6 +9,7 @@ import math
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import zlib
@@ -89,6 +90,18 @@ def write_atomically(path: Path, text: str) -> None:
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         unfinished.write_text(text, encoding="utf-8", errors="surrogateescape")  # names of files are any bytes
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def copy_atomically(source: Path, path: Path) -> None:
+    """Copy a file, whole or not at all, and onto the disk itself."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        shutil.copyfile(source, unfinished)
+        with unfinished.open("rb+") as file:
+            os.fsync(file.fileno())
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)

@@ -16,7 +16,16 @@ from ncreg.checkpoint import load_checkpoint, save_checkpoint
 from recipes.core.cli import BOUNDS, ON_RESUME, config_of
 from recipes.core.config import TrainConfig, as_yaml
 from recipes.core.errors import RankError, UserError
-from recipes.core.files import CAN_LOCK, environment, fitting, json_row, locked, write_atomically, write_json
+from recipes.core.files import (
+    CAN_LOCK,
+    copy_atomically,
+    environment,
+    fitting,
+    json_row,
+    locked,
+    write_atomically,
+    write_json,
+)
 from recipes.data.fingerprint import checksums
 from recipes.data.unreadable import Unreadable
 
@@ -237,8 +246,9 @@ class RunDir:
         coming = self.checkpoint("coming")
         with self.writing():
             try:
-                for name in ("coming", *also):
-                    save_checkpoint(self.checkpoint(name), state)
+                save_checkpoint(coming, state)
+                for name in also:
+                    copy_atomically(coming, self.checkpoint(name))
             except BaseException:
                 coming.unlink(missing_ok=True)
                 raise
