@@ -74,7 +74,7 @@ def on_files(expected, tmp_path_factory):
     return place / "other", train(parse([*args, "--data.name", "folder", "--data.root", str(place / "other")]))
 
 
-@pytest.mark.parametrize("limit", ["8", "0"])
+@pytest.mark.parametrize("limit", ["0", pytest.param("8", marks=pytest.mark.slow)])
 def test_other_images_are_taken_whole_and_as_they_are(expected, on_files, tmp_path, capsys, limit):
     """Of a folder without parts a fifth is drawn, which is said; --split all leaves out none, with their own labels."""
     (known, _), (whole, run) = expected, on_files

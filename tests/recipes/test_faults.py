@@ -48,7 +48,7 @@ class Killed(BaseException):
     """Stands for a kill: nothing in the loop catches it."""
 
 
-@pytest.mark.parametrize("where", [1, 5, 9, 14])
+@pytest.mark.parametrize("where", [1, 9, *(pytest.param(step, marks=pytest.mark.slow) for step in (5, 14))])
 def test_a_run_killed_at_a_step_goes_on_bit_equal(whole, tmp_path, monkeypatch, where):
     calls, step = [], torch.optim.SGD.step
 
@@ -67,7 +67,7 @@ def test_a_run_killed_at_a_step_goes_on_bit_equal(whole, tmp_path, monkeypatch, 
     same_end(whole, train(config, resume=RunDir.unfinished(config.out, as_yaml(config))))
 
 
-@pytest.mark.parametrize("where", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("where", [2, 3, *(pytest.param(number, marks=pytest.mark.slow) for number in (1, 4, 7))])
 def test_a_run_killed_while_it_saves_goes_on_bit_equal(whole, tmp_path, monkeypatch, where):
     """The kill comes between any two of the renames that make a checkpoint the last one."""
     calls, replace = [], os.replace
@@ -87,7 +87,7 @@ def test_a_run_killed_while_it_saves_goes_on_bit_equal(whole, tmp_path, monkeypa
     same_end(whole, train(config, resume=RunDir.unfinished(config.out, as_yaml(config))))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(whole, tmp_path, monkeypatch, capsys, number):
     calls, step = [], torch.optim.SGD.step
 

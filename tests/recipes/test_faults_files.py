@@ -74,7 +74,11 @@ def ended(nearly, tmp_path):
     return shutil.copytree(nearly, tmp_path / nearly.name)
 
 
-@pytest.mark.parametrize("offset", [0, 1, 4, 100, 4096, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, -64, -22, -1])
+@pytest.mark.parametrize(
+    "offset",
+    [0, 100, 0.5, 0.99, -1]
+    + [pytest.param(offset, marks=pytest.mark.slow) for offset in (1, 4, 4096, 0.1, 0.25, 0.75, 0.9, -64, -22)],
+)
 def test_a_checkpoint_truncated_anywhere_falls_back_and_ends_bit_equal(whole, ended, capsys, offset):
     last = ended / "checkpoints" / "last.pt"
     content = last.read_bytes()
@@ -149,7 +153,12 @@ READ_ONLY, FULL = OSError(30, "Read-only file system"), OSError(28, "No space le
 
 @pytest.mark.parametrize(
     ("name", "error"),
-    [(".coming.pt", READ_ONLY), ("history.jsonl", FULL), (".timing.json", READ_ONLY), (".summary.json", FULL)],
+    [
+        (".coming.pt", READ_ONLY),
+        pytest.param("history.jsonl", FULL, marks=pytest.mark.slow),
+        pytest.param(".timing.json", READ_ONLY, marks=pytest.mark.slow),
+        (".summary.json", FULL),
+    ],
 )
 def test_a_disk_that_fails_on_the_way_is_one_line_and_loses_nothing(
     whole,
@@ -293,7 +302,10 @@ def test_a_clock_that_is_set_back_loses_no_run_and_misleads_no_resume(whole, tmp
     assert RunDir.unfinished(config.out, as_yaml(config)).path == near  # what is left
 
 
-@pytest.mark.parametrize("words", [b"\xff\xfe\x80", b"seed: 2026-99-99", b"[" * 5000])
+@pytest.mark.parametrize(
+    "words",
+    [b"\xff\xfe\x80", *(pytest.param(text, marks=pytest.mark.slow) for text in (b"seed: 2026-99-99", b"[" * 5000))],
+)
 def test_what_is_no_run_beside_the_runs_stops_none(tmp_path, words):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.yaml").write_bytes(words)

@@ -52,7 +52,12 @@ def forward(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "more", [[], ["--precision=float64", "--model.project=8"], ["--augment.smoothing=0.1", "--optim.ema=0.9"]]
+    "more",
+    [
+        pytest.param([], marks=pytest.mark.slow),
+        ["--precision=float64", "--model.project=8"],
+        ["--augment.smoothing=0.1", "--optim.ema=0.9"],
+    ],
 )
 def test_the_numbers_are_those_of_images_in_every_epoch(tmp_path, monkeypatch, more):
     once = history(run(tmp_path / "once", *more))
@@ -81,7 +86,12 @@ def test_a_frozen_backbone_sees_each_image_once(tmp_path, monkeypatch, forward):
 
 @pytest.mark.parametrize(
     "more",
-    [["--augment.flip=true"], ["--augment.crop=1"], ["--augment.mixup=0.2"], ["--data.memory_limit=0.0001"]],
+    [
+        ["--augment.flip=true"],
+        pytest.param(["--augment.crop=1"], marks=pytest.mark.slow),
+        pytest.param(["--augment.mixup=0.2"], marks=pytest.mark.slow),
+        ["--data.memory_limit=0.0001"],
+    ],
 )
 def test_images_that_change_and_features_that_do_not_fit_are_made_anew(tmp_path, monkeypatch, forward, more):
     run(tmp_path / "may", *more)
@@ -126,7 +136,7 @@ def test_a_backbone_that_is_no_function_of_the_image_is_asked_every_time(kind):
         assert asked.stands_in(4, split, Clock()) == (model, split) and len(told) == 1  # free from the fourth epoch on
 
 
-@pytest.mark.parametrize("more", [[], ["--precision=float64"]])
+@pytest.mark.parametrize("more", [[], pytest.param(["--precision=float64"], marks=pytest.mark.slow)])
 def test_a_run_stopped_within_a_frozen_epoch_goes_on_to_the_last_bit(tmp_path, monkeypatch, more):
     whole = run(tmp_path / "whole", *more)
     steps, update = [], recipes.train.update
@@ -146,7 +156,9 @@ def test_a_run_stopped_within_a_frozen_epoch_goes_on_to_the_last_bit(tmp_path, m
     assert history(folder) == history(whole)
 
 
-@pytest.mark.parametrize("number", [3, 5])  # two passes over two images are behind: the first pass, and the last
+@pytest.mark.parametrize(
+    "number", [3, pytest.param(5, marks=pytest.mark.slow)]
+)  # two passes over two images are behind: the first pass, and the last
 def test_a_long_first_pass_is_left_when_it_is_asked(tmp_path, monkeypatch, number):
     passes = []
 

@@ -76,7 +76,9 @@ def test_a_side_that_no_patch_fits_is_one_line(here, script, capsys):
     assert printed.err.count("\n") == 1 and "MODEL cannot take images of 3 x 8 x 8 (AssertionError" in printed.err
 
 
-@pytest.mark.parametrize("key", [["--data.image_size", "32"], ["--model.model_args", "{img_size: 32}"]])
+@pytest.mark.parametrize(
+    "key", [pytest.param(["--data.image_size", "32"], marks=pytest.mark.slow), ["--model.model_args", "{img_size: 32}"]]
+)
 def test_training_at_another_side(here, key, capsys):
     size = key if key[0] == "--data.image_size" else [*key, "--data.image_size", "32"]
     words = ["baseline", *DIGITS, "--model.backbone", VIT, *size, "--tpt.max_epochs", "1", "--out", "runs", "--quiet"]

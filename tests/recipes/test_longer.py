@@ -100,7 +100,11 @@ def test_a_finished_run_becomes_the_longer_one_to_the_digit(short, long, copy, c
 
 
 @pytest.mark.parametrize(
-    "words", [["--tpt.min_terminal", "5"], ["--tpt.extend", "9", "--tpt.max_terminal", "5", "--tpt.stop_patience", "7"]]
+    "words",
+    [
+        pytest.param(["--tpt.min_terminal", "5"], marks=pytest.mark.slow),
+        ["--tpt.extend", "9", "--tpt.max_terminal", "5", "--tpt.stop_patience", "7"],
+    ],
 )
 def test_a_complete_terminal_phase_is_extended_and_its_onset_kept(complete, copy, tmp_path, words):
     long, path = run(tmp_path / "long", *SOON, "--tpt.min_terminal", "2", *words), copy(complete)
@@ -148,7 +152,9 @@ def test_a_rate_that_depends_on_the_end_is_that_of_the_longer_run_from_then_on(t
     assert said.count("note: tpt.max_epochs 2 -> 5: ") == 1 and note in said
 
 
-@pytest.mark.parametrize("where", ["before an epoch", "within an epoch", "while it moves files"])
+@pytest.mark.parametrize(
+    "where", [pytest.param("before an epoch", marks=pytest.mark.slow), "within an epoch", "while it moves files"]
+)
 def test_a_killed_extension_goes_on_by_resume_alone(short, long, copy, monkeypatch, where):
     path = copy(short)
     calls, step, replace = [], torch.optim.SGD.step, os.replace
@@ -196,7 +202,7 @@ def stopped(args, out, step):
     return path
 
 
-@pytest.mark.parametrize(("bound", "step"), [("2", 2), ("2", 3), ("7", 4)])
+@pytest.mark.parametrize(("bound", "step"), [pytest.param("2", 2, marks=pytest.mark.slow), ("2", 3), ("7", 4)])
 def test_an_unfinished_run_takes_new_bounds(long, tmp_path, bound, step):
     """Longer, and shorter where nothing is cut off that it has trained; also within an epoch."""
     path = stopped([*NEVER, "--tpt.max_epochs", bound], tmp_path / "stopped", step)

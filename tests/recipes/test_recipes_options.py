@@ -395,7 +395,7 @@ def test_the_plan_is_the_rates_of_a_run(tmp_path):
     assert len(planned_rates(config.tpt, config.optim, None)) == 8
 
 
-@pytest.mark.parametrize("recipe", ["baseline", "etf"])
+@pytest.mark.parametrize("recipe", [pytest.param("baseline", marks=pytest.mark.slow), "etf"])
 def test_the_plan_has_the_rates_of_the_parts_that_learn(recipe, tmp_path, capsys):
     """Behind the backbone, the simplex of etf without its norm learns nothing, so that no rate is the head's."""
     words = [*SHORT, "--optim.head_lr_factor", "10", "--optim.lr", "0.01", "--model.norm", "none"]
