@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +33,8 @@ def hessian_norms(
     initialisation, bound the learning rate. Softmax regression at W = 0 has λ_max(XᵀX/N)/C.
 
     Args:
-        model: images to logits, in eval mode for a Hessian that does not depend on the batch's statistics.
+        model: images to logits, in eval mode for a Hessian that does not depend on the batch's statistics. In training
+            mode too it keeps its running statistics.
         images: one batch.
         target: their classes, or whatever the loss takes.
         loss: of logits and target, a mean over the batch.
@@ -64,7 +66,7 @@ def hessian_norms(
     check_positive("tolerance", tolerance)
     weights = _weights(model, layers)
     # attention's fused kernels have no second derivative
-    with torch.inference_mode(False), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+    with _buffers_kept(model), torch.inference_mode(False), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         value = loss(model(images), target)
         if value.ndim or not bool(value.isfinite()):
             raise ValueError(f"the loss must be one finite number, got {value.tolist()}")
@@ -74,6 +76,19 @@ def hessian_norms(
             name: 0.0 if slope is None else _largest(slope, weight, steps, tolerance, generator)
             for (name, weight), slope in zip(weights.items(), gradients, strict=True)
         }
+
+
+@contextmanager
+def _buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Whatever a forward pass in training mode writes into the buffers, afterwards they are as before."""
+    training = any(part.training for part in model.modules())
+    before = [(buffer, buffer.clone()) for buffer in model.buffers()] if training else []
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in before:
+                buffer.copy_(value)
 
 
 def _weights(model: nn.Module, layers: Sequence[str] | None) -> dict[str, Tensor]:

@@ -13,7 +13,9 @@ from ncreg._modes import in_eval_mode
 _OTHERS = (
     *("gelu", "silu", "elu", "celu", "selu", "leaky_relu", "hardswish", "hardsigmoid", "hardtanh", "mish", "softplus"),
     *("sigmoid", "tanh", "_prelu_kernel", "rrelu_with_noise", "log_sigmoid_forward", "_softmax", "erf"),
+    *("glu", "hardshrink", "softshrink", "_safe_softmax", "_transformer_encoder_layer_fwd"),
 )
+_FUSED = "attention"  # in the names of torch's kernels with a softmax inside
 
 
 @torch.no_grad()
@@ -36,7 +38,8 @@ def naswot(
     Raises:
         TypeError: images that are no floating-point tensor.
         ValueError: a model with a part in training mode, without a ReLU or with another activation (a sigmoid in a gate
-            or attention's softmax too), fewer than two images, values not finite.
+            or attention's softmax too, also within a kernel that makes it all), fewer than two images, values not
+            finite.
 
     Source: Mellor, Turner, Storkey & Crowley, "Neural Architecture Search without Training", ICML 2021
     (arXiv 2006.04647).
@@ -98,7 +101,7 @@ class _Codes(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         if relu:
             self._take(result)
-        elif name.rstrip("_") in _OTHERS or name in _OTHERS:
+        elif name.rstrip("_") in _OTHERS or name in _OTHERS or _FUSED in name:
             raise ValueError(f"the model uses {name.strip('_')}: NASWOT is for networks with ReLU alone")
         return result
 

@@ -89,6 +89,18 @@ def test_every_trained_weight_of_a_classifier_and_no_gradient_left():
     assert all(p.grad is None for p in model.parameters())
 
 
+def test_running_statistics_are_kept_in_training_mode():
+    """The Hessian is that of the batch's own statistics; the running ones do not count the batch."""
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), LastBatchNorm(4), nn.Linear(4, 2)).double()
+    rows, target = gaussian(12, 3).double(), torch.arange(12) % 2
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    found = hessian_norms(net, rows, target, steps=3)
+    torch.testing.assert_close(dict(net.state_dict()), before, rtol=0, atol=0)
+    net(rows)  # moves them
+    assert not torch.equal(net[1].running_mean, before["1.running_mean"])
+    assert hessian_norms(net, rows, target, steps=3) == pytest.approx(found, rel=1e-12)
+
+
 def test_condensation_is_the_mean_over_pairs():
     torch.manual_seed(0)
     net = (

@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from ncreg import robustness as R
+from ncreg.frames import simplex_etf
 from ncreg.heads import ETFHead
 from ncreg.robustness.ood.detection import _newcombe
 
@@ -266,6 +267,26 @@ def test_vim_from_its_definition():
     wanted = np.log(np.exp(z.numpy()).sum(1)) - alpha * np.linalg.norm((test.numpy() - origin) @ projector, axis=1)
     got = R.vim_score(test, z, h, train_z, weight=w, bias=b, dim=3)
     np.testing.assert_allclose(got, wanted, rtol=1e-9)
+
+
+def test_vim_of_class_vectors_that_sum_to_zero_but_for_rounding():
+    """W of a simplex has rank C − 1 and W⁺ = (C − 1)/C Wᵀ; in float32 its last singular value is rounding, not 0."""
+    classes, dim = 8, 24
+    y = torch.arange(160) % classes
+    draw = torch.Generator().manual_seed(0)
+    w = simplex_etf(classes, dim, generator=draw, dtype=torch.float64)
+    b = 0.3 + 0.1 * torch.randn(classes, generator=draw).double()
+    h = 3 * w[y] + 0.1 * torch.randn(160, dim, generator=draw).double()
+    test = 0.5 * torch.randn(50, dim, generator=draw).double()
+    origin = -(classes - 1) / classes * (w.T @ b)
+    values, vectors = np.linalg.eigh(((h - origin).T @ (h - origin)).numpy())
+    rest = vectors[:, : dim - 12]
+    train_z, z = h @ w.T + b, test @ w.T + b
+    alpha = train_z.amax(1).mean().item() / np.linalg.norm((h - origin).numpy() @ rest, axis=1).mean()
+    wanted = z.logsumexp(1).numpy() - alpha * np.linalg.norm((test - origin).numpy() @ rest, axis=1)
+    for dtype in (torch.float64, torch.float32):
+        got = R.vim_score(test, z, h, train_z, weight=w.to(dtype), bias=b, dim=12)
+        np.testing.assert_allclose(got, wanted, rtol=1e-5)
 
 
 def test_nc5_from_its_definition_and_at_its_ends():

@@ -257,6 +257,33 @@ def test_naswot_refuses_other_activations(layer):
         naswot(net, torch.randn(4, 3))
 
 
+class Attending(nn.Module):
+    """ReLU units, then attention in the form of a kernel of torch's that has its softmax inside."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.embed, self.form = nn.Linear(3, 8), form
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, activation="relu")
+
+    def forward(self, x):
+        tokens = self.embed(x).relu()
+        if self.form == "function":
+            return F.scaled_dot_product_attention(tokens, tokens, tokens)
+        if self.form == "masked function":
+            mask = torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool).tril()
+            return F.scaled_dot_product_attention(tokens[..., :1], tokens[..., :1], tokens, attn_mask=mask)
+        if self.form == "attention":
+            return self.attention(tokens, tokens, tokens, need_weights=False)[0]
+        return self.layer(tokens) if self.form == "layer" else F.glu(tokens)
+
+
+@pytest.mark.parametrize("form", ["function", "masked function", "attention", "layer", "gate"])
+def test_naswot_refuses_what_one_kernel_hides(form):
+    with pytest.raises(ValueError, match="NASWOT is for networks with ReLU alone"):
+        naswot(Attending(form).eval(), torch.randn(4, 5, 3))
+
+
 # ---- refusals
 
 X, Y = torch.arange(8.0).reshape(4, 2), torch.tensor([0, 1, 0, 1])

@@ -169,8 +169,9 @@ def vim_score(
     """Energy ln Σ_c exp(z_c) − α·‖R(h − o)‖: less a virtual logit, the length outside the principal span.
 
     R projects out the `dim` principal directions of the training features around o = −W⁺b, the point where all logits
-    are 0 (the origin for a head without bias); α brings the mean virtual logit of training images to their mean largest
-    logit, the mean length taken as at least float32's rounding, 1.2e-7 of the features' own.
+    are 0 (the origin for a head without bias), or nearest to it where class vectors depend on each other but for
+    float32's rounding, as those of a simplex do, which sum to 0; α brings the mean virtual logit of training images to
+    their mean largest logit, the mean length taken as at least float32's rounding, 1.2e-7 of the features' own.
 
     Source: Wang et al., "ViM: Out-Of-Distribution with Virtual-logit Matching", CVPR 2022 (arXiv 2203.10807).
 
@@ -234,7 +235,9 @@ def _origin(weight: Tensor | None, bias: Tensor | None, dim: int) -> Tensor:
         raise TypeError(f"bias must be a tensor of shape ({len(w)},), got {described(bias)}")
     if bias.shape != (len(w),) or not bool(bias.isfinite().all()):
         raise ValueError(f"bias must be finite, of shape ({len(w)},), got {bias.tolist()}")
-    return -torch.linalg.pinv(w) @ bias.detach().to(w)
+    # Class vectors that sum to 0 have a singular value that is this small, not 0.
+    rounding = torch.finfo(torch.float32).eps * max(w.shape)
+    return -torch.linalg.pinv(w, rtol=rounding) @ bias.detach().to(w)
 
 
 def neco_score(
