@@ -86,6 +86,7 @@ class LayerwiseCollapse:
         self.modules = _find(model, layers)
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self._around = {name: holders(model, module) for name, module in self.modules.items()}
+        self._axes: dict[tuple[str, torch.Size], int | None] = {}
         self._handles: list[RemovableHandle] = []
         self._seen: dict[str, list[Tensor]] = {name: [] for name in self.modules}
         self._metrics: dict[str, NeuralCollapse] = {}
@@ -208,6 +209,12 @@ class LayerwiseCollapse:
 
         return keep
 
+    def _channel_axis(self, name: str, module: nn.Module, shape: torch.Size) -> int | None:
+        """Looked for once for each layer and shape of its maps, as it takes milliseconds."""
+        if (name, shape) not in self._axes:
+            self._axes[name, shape] = channel_axis(module, self._around[name], (-1, *shape))
+        return self._axes[name, shape]
+
     def _pooled(self, name: str, module: nn.Module, output: Any) -> Tensor:
         if self.pool is not None:
             output = self.pool(output)
@@ -217,7 +224,7 @@ class LayerwiseCollapse:
         output = output.detach()
         output = output.to(torch.promote_types(output.dtype, torch.float32))
         if output.ndim == 4:
-            axis = channel_axis(module, self._around[name], output.shape)
+            axis = self._channel_axis(name, module, output.shape[1:])
             if axis is None:
                 raise ValueError(
                     f"layer {name!r} gives {tuple(output.shape)}, whose channels may be axis 1 or 3: give pool=, such "

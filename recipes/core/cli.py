@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import fields
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -211,11 +212,17 @@ def config_of(run: Path, changes: Sequence[str] = ()) -> TrainConfig:
     """
     file = run / "config.yaml"
     try:
-        known = parse(["--config", str(file)])
+        known = deepcopy(_parsed(file, file.read_bytes() if file.is_file() else b""))
     except UserError as error:
         reason = str(error).removeprefix(f"{file}: ")
         raise UserError(f"{file} cannot be read: {reason}; it was changed or damaged after training began") from None
     return parse(["--config", str(file), *changes]) if changes else known
+
+
+@lru_cache(maxsize=8)
+def _parsed(file: Path, content: bytes) -> TrainConfig:
+    """The configuration in a file with this content: an evaluation asks for the same one several times."""
+    return parse(["--config", str(file)])
 
 
 def _recipe(name: str) -> Path:
