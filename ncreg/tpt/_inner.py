@@ -24,7 +24,6 @@ from torch.optim.lr_scheduler import (
 from ncreg._checks import check_numbers, described
 from ncreg.tpt._terminal import part_rates, scale_rate
 
-
 _IN_FORCE: WeakKeyDictionary[Optimizer, list[float]] = WeakKeyDictionary()
 """The rates that a TPTScheduler last left in an optimizer: they have their `lr_scale`, for another one built on it."""
 
