@@ -217,6 +217,16 @@ def config_of(run: Path, changes: Sequence[str] = ()) -> TrainConfig:
     return parse(["--config", str(file), *changes]) if changes else known
 
 
+def check_recipe(args: Sequence[str]) -> None:
+    """Refuse a command line that begins with the name of no recipe.
+
+    Raises:
+        UserError: with the names that there are.
+    """
+    if args and not args[0].startswith("-") and not is_recipe_file(args[0]) and not {"-h", "--help"} & set(args):
+        _recipe(args[0])
+
+
 def _recipe(name: str) -> Path:
     if name not in recipes():
         near = did_you_mean(name, recipes())
