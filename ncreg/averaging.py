@@ -43,8 +43,9 @@ def update_bn(loader: Iterable[Any], model: nn.Module, device: torch.device | st
 
     Raises:
         TypeError: a batch that is neither a tensor nor begins with one.
-        ValueError: a loader without batches, fewer batches on one rank than on another (said on every rank), a batch of
-            one sample, or one with features that are not finite; the statistics are then as before.
+        ValueError: a loader without batches, fewer batches on one rank than on another, or one whose loader or features
+            fail (said on every rank), a batch of one sample, or one with features that are not finite; the statistics
+            are then as before.
 
     Example:
         >>> import ncreg
@@ -58,18 +59,17 @@ def update_bn(loader: Iterable[Any], model: nn.Module, device: torch.device | st
     norms: list[Any] = [norm for norm in model.modules() if _has_statistics(norm)]
     if not norms:
         return
-    if groups := _groups(model):
-        batches = _in_step(batches, groups, norms[0].running_mean.device)
-    first = next(batches, None)
+    pools: list[_Pool] = []
+    agreed = _in_step(_images(batches, device), pools, _groups(model), norms[0].running_mean.device)
+    first = next(agreed, None)
     if first is None:
         raise ValueError("loader gave no batch: the running statistics stay as they were")
-    pools: list[_Pool] = []
     with modes_kept(model):
         model.train()
         try:
             pools += [_Pool(norm) for norm in norms if norm.training]  # the model's own train() may keep some frozen
-            for batch in chain([first], batches):
-                model(_images(batch) if device is None else _images(batch).to(device))
+            for batch in chain([first], agreed):
+                model(batch)
             for pool in pools:
                 pool.write()
         finally:
@@ -94,27 +94,47 @@ def _groups(model: nn.Module) -> list[Any]:
     return list(dict.fromkeys(groups))  # in the order of the modules, which is the same on every rank
 
 
-def _in_step(batches: Iterator[Any], groups: list[Any], device: torch.device) -> Iterator[Any]:
+def _in_step(
+    batches: Iterator[Tensor], pools: list[_Pool], groups: list[Any], device: torch.device
+) -> Iterator[Tensor]:
     """The batches, each after all ranks have said that they have one: a rank alone would wait for the others for ever.
 
     Raises:
-        ValueError: some ranks have one and others have none, on every rank.
+        ValueError: some ranks have one and others have none, or fail, on every rank.
+        Exception: of this rank, what reading the batch or the pools' look at the last one raised.
     """
     end = object()
     for number in count(1):
-        batch = next(batches, end)
-        for group in groups:
-            ended = torch.tensor(int(batch is end), device=device)
-            dist.all_reduce(ended, group=group)
-            if 0 < ended < dist.get_world_size(group):
+        batch: Any = end
+        error: Exception | None = next((pool.error for pool in pools if pool.error is not None), None)
+        try:
+            batch = end if error else next(batches, end)
+        except Exception as raised:  # the caller's loader may raise anything
+            error = raised
+        said = [_votes([error is not None, error is None and batch is end], group, device) for group in groups]
+        if error is not None:
+            raise error
+        for failed, ended, size in said:
+            if failed:
                 raise ValueError(
-                    f"{int(ended)} of {dist.get_world_size(group)} ranks have fewer than {number} batches, the others "
-                    "have more: give each rank as many, as torch's DistributedSampler does; the running statistics "
-                    "stay as they were"
+                    f"{failed} of {size} ranks failed at batch {number} or the one before, for the reason that they "
+                    "raise; the running statistics stay as they were"
+                )
+            if 0 < ended < size:
+                raise ValueError(
+                    f"{ended} of {size} ranks have fewer than {number} batches, the others have more: give each rank "
+                    "as many, as torch's DistributedSampler does; the running statistics stay as they were"
                 )
         if batch is end:
             return
         yield batch
+
+
+def _votes(own: list[bool], group: Any, device: torch.device) -> tuple[int, int, int]:
+    """How many ranks of a group failed, how many have no batch left, and how many there are."""
+    votes = torch.tensor(own, dtype=torch.int64, device=device)
+    dist.all_reduce(votes, group=group)
+    return int(votes[0]), int(votes[1]), dist.get_world_size(group)
 
 
 class _Pool:
@@ -128,22 +148,24 @@ class _Pool:
         self.before = [buffer.clone() for buffer in norm.buffers(recurse=False)]
         self.count = self.mean = self.scatter = torch.zeros((), dtype=torch.float64, device="cpu")
         self.batches = 0
+        self.error: ValueError | None = None  # raised between batches: within one, other ranks would wait in the model
         norm.reset_running_stats()
         norm.momentum = 1.0
         self.handle = norm.register_forward_hook(self._add)
 
     def _add(self, norm: Any, inputs: Any, output: Tensor) -> None:
         """Chan, Golub & LeVeque's update of mean and squared deviations."""
-        if not norm.training:  # the model's own train() keeps it frozen
+        if not norm.training or self.error is not None:  # the model's own train() keeps it frozen
             return
         mean, variance = in_float64(norm.running_mean), in_float64(norm.running_var)
         self.batches += 1
         skipped = isinstance(norm, LastBatchNorm) and int(norm.num_batches_tracked) < self.batches
         if skipped or not bool((mean.isfinite() & variance.isfinite()).all()):
-            raise ValueError(
+            self.error = ValueError(
                 f"batch {self.batches} brings NaN or infinite values to {type(norm).__name__}: images or weights that "
                 "are not finite, or an overflow in half precision; the running statistics stay as they were"
             )
+            return
         count = _over_its_ranks(norm, mean.new_full((), output.numel() // len(mean)))
         total, shift = self.count.to(mean) + count, mean - self.mean.to(mean)
         self.scatter = self.scatter.to(mean) + variance * (count - 1) + shift.square() * (total - count) * count / total
@@ -174,9 +196,10 @@ def _over_its_ranks(norm: nn.Module, count: Tensor) -> Tensor:
     return count
 
 
-def _images(batch: Any) -> Tensor:
-    """The first tensor of a batch."""
-    images = batch[0] if isinstance(batch, list | tuple) and batch else batch
-    if not isinstance(images, Tensor):
-        raise TypeError(f"a batch must be a tensor or begin with one, got {described(images)}")
-    return images
+def _images(batches: Iterator[Any], device: torch.device | str | int | None) -> Iterator[Tensor]:
+    """The first tensor of each batch."""
+    for batch in batches:
+        images = batch[0] if isinstance(batch, list | tuple) and batch else batch
+        if not isinstance(images, Tensor):
+            raise TypeError(f"a batch must be a tensor or begin with one, got {described(images)}")
+        yield images if device is None else images.to(device)

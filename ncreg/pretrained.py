@@ -197,6 +197,11 @@ def _build_arguments(classifier: Classifier) -> dict[str, Any]:
             "and from head and norm by name; keep the code of other parts, and save state_dict() or "
             "ncreg.fold(classifier)"
         )
+    if architecture.startswith("ncreg.fold("):
+        raise ValueError(
+            f"the backbone comes from {architecture}, which no name builds: swap_head of what fold(classifier, "
+            "normalize='drop') gives has the same backbone, and save_pretrained can name it"
+        )
     if not isinstance(classifier.preprocess, nn.Identity | Normalize):
         raise ValueError(f"preprocess={type(classifier.preprocess).__name__} cannot be saved: Normalize or none can")
     if not classifier.num_classes:

@@ -10,13 +10,15 @@ torchvision:NAME, with --weights FILE or pretrained; a folder that fold, save_pr
 wrote; FILE.py:FUNCTION, a function that returns a module. --data.KEY VALUE names the data, by the
 keys of recipes/train.py; a run has data of its own. Prints the table and writes
 evaluation-DATA-SPLIT.json and .html into the run folder, for other models into evaluations/MODEL;
-for other data the name also holds that of the folder and a checksum of the keys.
+for other data the name also holds that of the folder and a checksum of the keys, and where a
+file there has other --weights, --image-size or the like, a number.
 docs/your_model_your_data.md explains it.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -94,12 +96,18 @@ def evaluate(argv: Sequence[str]) -> None:
         cost=args.cost,
         train_images=TRAIN_IMAGES if args.train_images is None else args.train_images,
     )
-    about = {"run": tested.word, "weights": options.weights}
+    settings = {key: value for key, value in options.given().items() if key != "weights"}
+    about = {
+        "run": tested.word,
+        "weights": options.weights,
+        "model_options": json.loads(json.dumps(settings)) if settings else None,
+    }
     name, home = file_name(found.result, tested), tested.home
     own = tested.is_run and options.out_dir is None
     path = home / f"{name}.json" if own else path_of_its_own(home, name, about)
     home.mkdir(parents=True, exist_ok=True)
-    write_json(path, found.result | ({} if options.weights is None else {"weights": str(options.weights)}))
+    said = {} if options.weights is None else {"weights": str(options.weights)}
+    write_json(path, found.result | said | ({"model_options": about["model_options"]} if settings else {}))
     if found.page:
         write_atomically(path.with_suffix(".html"), found.page)
     print(accuracy_table(found.result))  # after all files: its reader may go away, as `head` does

@@ -24,9 +24,17 @@ if __name__ == "__main__":
     from recipes.core.extras import require_recipes
 
     require_recipes()
-    if {"-h", "--help"} & set(sys.argv):  # before the imports below, which take seconds
-        from recipes.core.cli import parse_command
-        from recipes.core.script import leave_with
+    from recipes.core.cli import check_recipe, parse_command  # before the imports below, which take seconds
+    from recipes.core.errors import UserError
+    from recipes.core.script import leave_with
+
+    try:
+        check_recipe(sys.argv[1:])
+    except UserError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
+        leave_with(lambda: 2)
+    if {"-h", "--help"} & set(sys.argv):
         from recipes.training.names import existing_names
 
         leave_with(lambda: parse_command(sys.argv[1:], existing_names()) and 0)

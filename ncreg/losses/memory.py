@@ -72,6 +72,10 @@ class ClassMeanMemory(nn.Module):
             "means", torch.zeros(check_num_classes(num_classes), check_integer("num_features", num_features, 1))
         )
 
+    def reset_parameters(self) -> None:
+        """Forget all batches; what deferred initialisation calls, too."""
+        self.means = torch.zeros_like(self.means)
+
     def update(self, features: Features, target: Labels, center: Center = None) -> None:
         """Take a batch in: `ncreg.functional.update_class_means`."""
         features, target = for_state("ClassMeanMemory", features, target)

@@ -223,6 +223,10 @@ class CenterLoss(nn.Module):
             "centers", torch.zeros(check_num_classes(num_classes), check_integer("num_features", num_features, 1))
         )
 
+    def reset_parameters(self) -> None:
+        """Centres at 0 again; what deferred initialisation calls, too."""
+        self.centers = torch.zeros_like(self.centers)
+
     @fx_leaf
     def forward(self, features: Features, target: Labels) -> GatheredLosses:
         """The loss of the batch."""

@@ -34,7 +34,7 @@ def koleo_loss(features: Features, *, reduction: Reduction = "mean") -> Losses:
     the features of an encoder behind which something else collapses (`swap_head(…, project="fixed")`). Rows in the
     same direction are at distance 0: they count 18.42 each and have no gradient, since no direction leads away. A
     sample without another one has no neighbour: its loss and gradient are 0, and a warning says so. At a simplex of C
-    vectors the loss is −½ ln(2C/(C−1)). The B × B matrix of cosines is the loss's own.
+    vectors the loss is −½ ln(2C/(C−1)). The B × B matrix that finds the neighbours, in float64, is the loss's own.
 
     Source: Sablayrolles et al., "Spreading vectors for similarity search", ICLR 2019 (arXiv 1806.03198); against
     collapse of an encoder Harun, Gallardo & Kanan, ICML 2025 (arXiv 2502.10691), with weight 0.1.
@@ -63,9 +63,13 @@ def koleo_loss(features: Features, *, reduction: Reduction = "mean") -> Losses:
 
 
 def nearest_neighbours(rows: Float[Tensor, "batch dim"]) -> Integer[Tensor, " batch"]:
-    """For each of several unit rows the index of another one with the largest dot product; no gradient."""
-    fixed = rows.detach()
-    return without_diagonal(dot_products(fixed, fixed)).argmax(1)
+    """For each of several rows the index of another one at the least distance; no gradient.
+
+    Found in float64: cosines in float32 tell no angles below 3e-4 apart, and collapsed features are closer than that.
+    """
+    fixed = rows.detach() if rows.device.type == "mps" else rows.detach().double()  # Apple's GPUs have no float64
+    nearness = dot_products(fixed, fixed) - fixed.square().sum(1) / 2  # (|u_i|² − |u_i − u_j|²)/2
+    return without_diagonal(nearness).argmax(1)
 
 
 class KoLeoLoss(nn.Module):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
+from torchmetrics.metric import CompositionalMetric
 
 from ncreg._checks import described
 from ncreg.metrics._last_layer import LastLayer
@@ -35,6 +36,16 @@ def mark_of(*things: object) -> Tensor:
     rounding.
     """
     return torch.tensor([id(thing) >> place & 1 for thing in things for place in range(64)], device="cpu")
+
+
+class _Entry:
+    """One entry of a result, as an operation that can be pickled; torchmetrics takes a lambda."""
+
+    def __init__(self, key: str) -> None:
+        self.key, self.__name__ = key, repr(key)
+
+    def __call__(self, result: Any) -> Any:
+        return result[self.key]
 
 
 class Float64Metric(Metric):
@@ -100,6 +111,10 @@ class Float64Metric(Metric):
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"_measured": None}  # the copy's classifier may be another object
+
+    def __getitem__(self, key: str) -> CompositionalMetric:
+        """One measure of the result, for a MetricCollection or a log."""
+        return CompositionalMetric(_Entry(key), self, None)
 
     def reset(self) -> None:
         """Forget all samples; the classifier is read again when it is next needed."""

@@ -60,6 +60,7 @@ def behead(model: nn.Module, path: str | None, input_size: Sequence[int] | None)
         ValueError: if there is no classifier to be found; the message lists the candidates.
     """
     _drop_auxiliary_heads(model)
+    _refuse_teachers(model)
     if hasattr(getattr(model, "config", None), "num_labels"):  # a model of Hugging Face
         model.register_forward_hook(logits_alone)
     found = path if path is not None else _last_module_of_width(model, example_image(model, input_size))
@@ -133,6 +134,17 @@ def _drop_auxiliary_heads(model: nn.Module) -> None:
         for name, gone in {"aux_logits": False, "aux1": None, "aux2": None, "AuxLogits": None}.items():
             if hasattr(model, name):
                 setattr(model, name, gone)
+
+
+def _refuse_teachers(model: nn.Module) -> None:
+    """Refuse Hugging Face's distilled pairs: the mean of two classifiers' logits, on features of their own."""
+    pair = next((kind.__name__ for kind in type(model).__mro__ if kind.__name__.endswith("WithTeacher")), None)
+    if pair is not None:
+        plain = pair.removesuffix("WithTeacher")
+        raise ValueError(
+            f"model={pair} returns the mean of two classifiers, each on features of its own, which no one head can "
+            f"replace: take the backbone with one classifier, {plain}.from_pretrained(…), or timm's model of that kind"
+        )
 
 
 def _candidates(model: nn.Module) -> str:

@@ -45,13 +45,18 @@ def from_timm_name(
         with_head: whether the model keeps its own classifier, and the weights must hold it.
 
     Raises:
-        ValueError: for a name that timm does not know, an encoder, `num_classes` among `model_args`, or weights that
-            do not cover the backbone.
+        ValueError: for a name that timm does not know, an encoder, `num_classes` or `features_only` among
+            `model_args`, or weights that do not cover the backbone.
         FileNotFoundError: `model_args` names a checkpoint_path that does not exist.
         ConnectionError: weights that are not on this disk, and a hub that is out of reach.
     """
     if "num_classes" in model_args:
         raise ValueError("model_args holds num_classes: pass it to swap_head itself, swap_head(…, num_classes=…)")
+    if model_args.get("features_only"):
+        raise ValueError(
+            f"model_args['features_only']={model_args['features_only']!r}: {name!r} would return a list of feature "
+            "maps, a head takes pooled features (batch, width); leave it out (ncreg.LayerwiseCollapse measures inner layers)"
+        )
     _check_name(name)
     args = dict(model_args)
     path = args.pop("checkpoint_path", None)

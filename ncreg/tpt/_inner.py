@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal, Protocol, runtime_checkable
+from weakref import WeakKeyDictionary
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import (
@@ -22,6 +23,9 @@ from torch.optim.lr_scheduler import (
 
 from ncreg._checks import check_numbers, described
 from ncreg.tpt._terminal import part_rates, scale_rate
+
+_IN_FORCE: WeakKeyDictionary[Optimizer, list[float]] = WeakKeyDictionary()
+"""The rates that a TPTScheduler last left in an optimizer: they have their `lr_scale`, for another one built on it."""
 
 
 @runtime_checkable
@@ -60,7 +64,11 @@ class InnerSchedule:
         self._check(schedule, optimizer)
         part_rates(optimizer.param_groups)
         if schedule is None or isinstance(schedule, LRScheduler):
-            self._scale()
+            scaled = _IN_FORCE.get(optimizer, [])
+            for place, group in enumerate(optimizer.param_groups):
+                if scaled[place : place + 1] != [float(group["lr"])]:
+                    scale_rate(group)
+        self.remember()
 
     def _check(self, schedule: Any, optimizer: Optimizer) -> None:
         if schedule is None:
@@ -100,6 +108,7 @@ class InnerSchedule:
         elif self.schedule is not None:
             with self._driven_groups():
                 self.schedule.step(epoch, metric)
+        self.remember()
 
     def step_update(self, num_updates: int, metric: float | None) -> None:
         """After an optimizer step."""
@@ -110,6 +119,12 @@ class InnerSchedule:
         elif self.schedule is not None:
             with self._driven_groups():
                 self.schedule.step_update(num_updates, metric)
+        self.remember()
+
+    def remember(self) -> None:
+        """Note the rates in force, which have their scale: another TPTScheduler must not scale them again."""
+        if any("lr_scale" in group for group in self.optimizer.param_groups):
+            _IN_FORCE[self.optimizer] = [float(group["lr"]) for group in self.optimizer.param_groups]
 
     def _step_torch(self, schedule: LRScheduler, metric: float | None) -> None:
         if isinstance(schedule, ReduceLROnPlateau) and metric is None:

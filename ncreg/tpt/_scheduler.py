@@ -74,9 +74,10 @@ class TPTScheduler:
     A schedule that has come to rate 0 before the onset is warned of once, for nothing is learned any more; so is a loop
     that goes on when the run is finished: the rates stay where they are, 0 after a cosine.
 
-    A group's `lr_scale` (timm's layer decay, `param_groups`) multiplies its rate under every schedule and none. A
-    group that is added after the onset (late unfreezing) keeps the ratio to the other rates that it then has; one
-    added before keeps its rate until the onset, because the inner schedule does not know it: a warning says so.
+    A group's `lr_scale` (timm's layer decay, `param_groups`) multiplies its rate under every schedule and none, once:
+    the rates that another TPTScheduler left on the same optimizer have it. A group that is added after the onset (late
+    unfreezing) keeps the ratio to the other rates that it then has; one added before keeps its rate until the onset,
+    because the inner schedule does not know it: a warning says so.
 
     The protocol is that of timm's schedulers: `step(epoch, metric)` at the end of each epoch (`epoch` counts the
     finished ones, the first call says 1), `step_update(num_updates)` after each optimizer step. The metric is the
@@ -286,6 +287,7 @@ class TPTScheduler:
         part_rates(groups)
         for group, rate in zip(groups, rates, strict=True):
             set_rate(group, rate)
+        self._inner.remember()
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{name}={getattr(self, name)!r}" for name in _HYPERPARAMETERS)
@@ -340,6 +342,7 @@ class TPTScheduler:
         factor = rate_factor(self.terminal, progress)
         for group, start in zip(self.optimizer.param_groups, self._starts, strict=True):
             set_rate(group, start * factor)
+        self._inner.remember()
 
     def _warn_at_rest(self) -> None:
         """Say once that the inner schedule has come to rate 0 while the onset is still looked for."""

@@ -225,6 +225,16 @@ def _parsed(file: Path, content: bytes) -> TrainConfig:
     return parse(["--config", str(file)])
 
 
+def check_recipe(args: Sequence[str]) -> None:
+    """Refuse a command line that begins with the name of no recipe.
+
+    Raises:
+        UserError: with the names that there are.
+    """
+    if args and not args[0].startswith("-") and not is_recipe_file(args[0]) and not {"-h", "--help"} & set(args):
+        _recipe(args[0])
+
+
 def _recipe(name: str) -> Path:
     if name not in recipes():
         near = did_you_mean(name, recipes())

@@ -12,8 +12,9 @@ from typing import Any
 
 import yaml
 
-from recipes.core.deep_keys import mappings
+from recipes.core.deep_keys import keys, mappings
 from recipes.core.errors import UserError
+from recipes.core.two_readings import readings_of, two_readings
 
 OF_PARSER = ("class_path", "init_args")
 """Keys with which jsonargparse itself would take a term of the loss apart, past the names of its keys."""
@@ -32,10 +33,12 @@ def spelled_out(args: Sequence[str]) -> Iterator[str]:
         UserError: the file is no YAML of keys, names a key twice, or has dotted keys that it must be torn from, and
             anchors.
     """
-    words = iter(args)
+    words, before = iter(args), ""
     for word in words:
         option, equals, file = word.partition("=")
         if option != "--config":
+            _refuse_two_readings(*((option, file) if equals else (before, word)))
+            before = word
             _refuse_twice_in(word if word.startswith("{") else file)
             yield word
             continue
@@ -67,6 +70,14 @@ def _divided(file: str) -> tuple[str, list[str]]:
     return f"{{{', '.join(parts)}}}" if flow else "\n".join(parts) or "{}", [_word(file, text, *pair) for pair in words]
 
 
+def _refuse_two_readings(option: str, value: str) -> None:
+    """Refuse 1:30 behind a key that takes a number; 010 is 10 there."""
+    key = option.removeprefix("--")
+    takes_text = any(kind in str(keys().get(key, "str")) for kind in ("str", "Path"))
+    if ":" in value and not takes_text and (said := two_readings(value)) is not None:
+        raise UserError(f"{option}: {said}")
+
+
 def _refuse_twice_in(value: str) -> None:
     """Refuse a mapping of the command line that names a key twice; what is no mapping is not looked at."""
     if not value.startswith("{"):
@@ -78,7 +89,7 @@ def _refuse_twice_in(value: str) -> None:
     except RecursionError:
         raise UserError(f"the command line: {value[:40]} ... is nested too deeply") from None
     if isinstance(top, yaml.MappingNode):
-        _refuse_circles("the command line", top, frozenset(), set())
+        _check_nodes("the command line", top, frozenset(), set())
         _refuse_twice("the command line", top.value, (), {})
 
 
@@ -103,12 +114,12 @@ def _composed(file: str) -> tuple[str, yaml.MappingNode]:
     if not isinstance(top, yaml.MappingNode):
         found = "nothing" if top is None else "a list" if isinstance(top, yaml.SequenceNode) else "a single value"
         raise UserError(f"{file} holds {found} and no keys: {form}")
-    _refuse_circles(file, top, frozenset(), set())
+    _check_nodes(file, top, frozenset(), set())
     return text, top
 
 
-def _refuse_circles(file: str, node: yaml.Node, above: frozenset[int], seen: set[int]) -> None:
-    """Refuse a node within itself.
+def _check_nodes(file: str, node: yaml.Node, above: frozenset[int], seen: set[int]) -> None:
+    """Refuse a node within itself, and a number that YAML 1.1 and 1.2 read differently.
 
     Args:
         file: for the message.
@@ -118,12 +129,14 @@ def _refuse_circles(file: str, node: yaml.Node, above: frozenset[int], seen: set
     """
     if id(node) in above:
         raise UserError(f"{file}: an anchor (&) stands around an alias (*) of itself: write out what it means")
+    if (said := readings_of(node)) is not None:
+        raise UserError(f"{file}, line {node.start_mark.line + 1}: {said}")
     if id(node) in seen or not isinstance(node, yaml.CollectionNode):
         return
     seen.add(id(node))
     for item in node.value:
         for part in item if isinstance(item, tuple) else (item,):
-            _refuse_circles(file, part, above | {id(node)}, seen)
+            _check_nodes(file, part, above | {id(node)}, seen)
 
 
 def _name(key: yaml.Node) -> str:

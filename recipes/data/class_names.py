@@ -28,6 +28,22 @@ def distinct(names: Iterable[Any]) -> tuple[str, ...]:
     return tuple(f"{name} ({number})" if name in twice else name for number, name in enumerate(plain))
 
 
+def check_composition(names: Sequence[str], where: str) -> None:
+    """Refuse names of classes that differ only in the composition of their letters (é as one sign or as two).
+
+    Raises:
+        UserError: with both names; a computer of Apple and one with Linux write the same name differently.
+    """
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(unicodedata.normalize("NFC", name), name)
+        if other != name:
+            raise UserError(
+                f"{where}: the classes {ascii(other)} and {ascii(name)} differ only in the composition of letters, and "
+                "look alike: bring their images into one folder"
+            )
+
+
 def few(names: Sequence[str]) -> str:
     """Names in a line: the first ones, and how many more there are.
 

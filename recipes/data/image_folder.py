@@ -20,7 +20,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from recipes.core.config import DataConfig
 from recipes.core.errors import NotHere, UserError
 from recipes.core.memory import is_out_of_memory
-from recipes.data.class_names import alike, few
+from recipes.data.class_names import alike, check_composition, few
 from recipes.data.decode import WRONG_IMAGE, decoded, has_more_pages, pages_notes
 from recipes.data.lazy_images import LazyImages, worker_count
 from recipes.data.split import SPLIT_NAMES, Source, Split, resized
@@ -65,6 +65,8 @@ def image_folder(
     train = parts["train"]
     trained = tuple(sorted(path.name for path in _folders(train)))
     found = tuple(sorted({path.name for folder in parts.values() for path in _folders(folder)}))
+    for folder in parts.values():
+        check_composition([path.name for path in _folders(folder)], str(folder))
     if class_names is not None:
         names = _known(found, class_names)
     else:

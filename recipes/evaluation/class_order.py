@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from recipes.core.errors import UserError
+from recipes.data.class_names import alike
 from recipes.data.load import Dataset
 from recipes.data.split import Split
 
@@ -72,9 +73,10 @@ def class_order(known: Sequence[Sequence[str]], data: Sequence[str], outputs: in
         )
         return ClassOrder(tuple(known[0]), torch.tensor(numbers), note)
     if known:
+        near = alike([name for name in data if name not in known[0]], known[0])
         raise UserError(
-            f"classes differ: {model} knows {listed(known[0])}, the data has {listed(data)}; --class-names says what "
-            "the outputs of a model are"
+            f"classes differ: {model} knows {listed(known[0])}, the data has {listed(data)}{near}; --class-names says "
+            "what the outputs of a model are"
         )
     if len(data) > outputs:
         count = f"{outputs} output{'s' * (outputs != 1)}"

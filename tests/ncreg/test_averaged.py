@@ -391,12 +391,36 @@ def _update_bn_on(rank, meeting):
         for wrap in (nn.Identity, DistributedDataParallel, partial(fully_shard, mesh=mesh)):
             net = nn.Sequential(nn.Linear(4, 4), LastBatchNorm(4)).double() if wrap is nn.Identity else joined()
             _update_and_compare(rank, sizes, net, wrap)
+    _fail_on_the_second(rank)
     alone = nn.BatchNorm1d(4).double()  # whose ranks do not need each other
     rows = ranks_rows((12, 20))[rank]
     update_bn(rows.split(4), alone)
     np.testing.assert_allclose(alone.running_var.numpy(), rows.numpy().var(0, ddof=1), atol=1e-12)
     dist.barrier()
     dist.destroy_process_group()
+
+
+def _fail_on_the_second(rank):
+    """What one rank alone meets ends the other too: in its loader, in a batch, or in a norm of its own values."""
+    rows = torch.ones(3, 4, dtype=torch.float64) * torch.arange(3)[:, None]
+
+    def ends():
+        yield rows
+        raise OSError("damaged file")
+
+    others = "1 of 2 ranks failed at batch (1|2|3)"
+    for broken, kind, said in (
+        (ends, OSError, "damaged file"),
+        (lambda: [rows, "text"], TypeError, "a batch must be a tensor"),
+        (lambda: [rows, rows / 0], ValueError, "batch 2 brings NaN"),
+    ):
+        net = nn.Sequential(nn.BatchNorm1d(4), LastBatchNorm(4)) if kind is not ValueError else joined()
+        model = net.double() if kind is not ValueError else DistributedDataParallel(net)
+        before = {name: value.clone() for name, value in net.state_dict().items()}
+        mine = broken() if rank else [rows, rows]
+        with pytest.raises(kind if rank else ValueError, match=said if rank else others):
+            update_bn(mine, model)
+        assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
 def joined():

@@ -1,4 +1,4 @@
-"""Heads and norms built on the meta device, then filled as FSDP fills them: to_empty, reset_parameters."""
+"""Heads, norms and losses built on the meta device, then filled as FSDP fills them: to_empty, reset_parameters."""
 
 import copy
 import io
@@ -12,6 +12,7 @@ from torch.distributed.fsdp import fully_shard
 
 from ncreg.frames import orthoplex
 from ncreg.heads import HEADS, CosineHead, ETFHead, FixedHead, LinearHead, NearestETFHead
+from ncreg.losses import CenterLoss, ClassMeanMemory, InterClassCosineLoss
 from ncreg.models import Normalize, swap_head
 from ncreg.norms import NORMS, FilterResponseNorm, LastBatchNorm, last_norm
 
@@ -27,6 +28,9 @@ PARTS |= {
     "batch with bias": lambda: LastBatchNorm(12, bias=True, gamma="scalar"),
     "batch without gamma": lambda: LastBatchNorm(12, gamma="none"),
     "filter response with bias": lambda: FilterResponseNorm(12, bias=True, eps=0.3),
+    "centres": lambda: CenterLoss(6, 12),
+    "class means": lambda: ClassMeanMemory(6, 12),
+    "class means in a loss": lambda: InterClassCosineLoss(6, memory=ClassMeanMemory(6, 12)),
     "normalize": lambda: Normalize([0.1, 0.2], [0.3, 0.7]),
 }
 PARTS |= {f"norm {kind}": lambda kind=kind: last_norm(kind, 12) for kind in NORMS}

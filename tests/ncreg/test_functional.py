@@ -402,6 +402,18 @@ def test_koleo_is_the_log_distance_to_the_nearest_neighbour():
     assert gradcheck(nf.koleo_loss, h.requires_grad_()) and gradgradcheck(nf.koleo_loss, h)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_koleo_knows_the_neighbours_of_collapsed_features(dtype):
+    """Rows (1, t) at the angles t: a cosine in float32 is 1 for all of them."""
+    angles = torch.tensor([[1, 2, 6, 7.5, 16], [-1, -2.5, 20, 24, 25]], dtype=dtype) * 2.0**-13
+    h = torch.zeros(2, 5, 4, dtype=dtype)
+    h[0, :, 0], h[0, :, 1], h[1, :, 2], h[1, :, 3] = 1, angles[0], 2, 2 * angles[1]
+    gaps = (angles.double().atan()[:, :, None] - angles.double().atan()[:, None]).abs() + torch.eye(5) * 9
+    order = torch.randperm(10, generator=torch.Generator().manual_seed(0))
+    found = nf.koleo_loss(h.flatten(0, 1)[order], reduction="none").double()
+    np.testing.assert_allclose(found, -gaps.amin(2).flatten()[order].log(), rtol=0, atol=1e-3)
+
+
 @pytest.mark.parametrize("classes", [2, 10, 100])
 def test_koleo_at_a_simplex(classes):
     wanted = -0.5 * math.log(2 * classes / (classes - 1))

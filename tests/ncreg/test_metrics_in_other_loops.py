@@ -1,6 +1,7 @@
 """Metrics in loops of others: loaded twice, merged, tracked, copied with their model, in a collection of two passes."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -205,3 +206,16 @@ def test_measuring_leaves_a_computed_weight_as_it_is(bind):
     assert net[1].weight is held and held.requires_grad
     loss = ChunkedCrossEntropyLoss()(net[0](inputs), net[1], target)
     torch.testing.assert_close(loss, nn.functional.cross_entropy(net(inputs), target))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda view: pickle.loads(pickle.dumps(view))])
+def test_a_view_of_one_measure_is_copied_with_its_samples(copied):
+    features, target, head = make(3, 5, 90)
+    metric = NeuralCollapse(3, 5)
+    view = metric["nc1"]
+    view.update(features[:60], target[:60])
+    second = copied(view)
+    assert "nc1" in repr(second) and second.compute() == metric.compute()["nc1"]
+    second.update(features[60:], target[60:])
+    assert float(second.compute()) == pytest.approx(float(expect(features, target, head)["nc1"]), rel=1e-9)
+    assert float(view.compute()) == pytest.approx(float(expect(features[:60], target[:60], head)["nc1"]), rel=1e-9)

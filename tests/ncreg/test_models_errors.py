@@ -42,6 +42,9 @@ BAD = {
     "no timm model.*close: test_resnet": dict(model="test_resnett"),
     "no timm model.*a repository of the hub is 'hf-hub:timm/test_resnet'": dict(model="timm/test_resnet"),
     "a tag that timm does not know; known: test_resnet.r160_in1k": dict(model="test_resnet.nope"),
+    r"model_args\['features_only'\]=True: 'test_resnet' would return a list of feature maps.*leave it out": dict(
+        model="test_resnet", model_args={"features_only": True}
+    ),
     "'mobilenetv5_300m_enc' is an encoder": dict(model="mobilenetv5_300m_enc"),
     "'qwen3_vit_88m_enc' is an encoder.*'qwen3_vit_88m' has the same backbone": dict(model="qwen3_vit_88m_enc"),
     "head='etv' is unknown; known: .*etf": dict(head="etv"),
@@ -178,3 +181,18 @@ def test_images_that_a_normalised_model_would_misread_are_refused():
             model(wrong)
     assert torch.equal(torch.fx.symbolic_trace(model)(images), model(images))
     assert torch.equal(Normalize([0.5], [0.25])(images), Normalize([0.5] * 3, [0.25] * 3)(images))
+
+
+@pytest.mark.parametrize("classifier", [None, "cls_classifier"])
+@pytest.mark.parametrize("head", ["etf", "keep"])
+def test_a_distilled_pair_of_hugging_face_is_refused_by_name(classifier, head):
+    """With the path of one classifier it was built, and failed at its first image."""
+    transformers = pytest.importorskip("transformers")
+    sizes = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
+    config = transformers.DeiTConfig(**sizes, image_size=32, patch_size=16, num_labels=4)
+    pair = transformers.DeiTForImageClassificationWithTeacher(config)
+    said = r"model=DeiTForImageClassificationWithTeacher returns the mean of two.*DeiTForImageClassification\.from_pre"
+    with pytest.raises(ValueError, match=said):
+        swap_head(pair, head, classifier=classifier)
+    plain = transformers.DeiTForImageClassification(config)
+    assert swap_head(plain, "etf", num_classes=5)(torch.rand(2, 3, 32, 32)).shape == (2, 5)

@@ -319,3 +319,15 @@ def test_torchvisions_models_say_their_images_too():
     own = swap_head("test_resnet", num_classes=3)
     own.preprocess = torch.nn.Sequential(Normalize([0.5], [0.5]))  # of one's own: it takes images in [0, 1] as well
     assert resolve_model_data_config(own)["mean"] == (0, 0, 0)
+
+
+def test_a_backbone_that_was_folded_with_its_head_is_refused_with_the_way_out(tmp_path):
+    folded = fold(swap_head("test_resnet", "etf", num_classes=5), normalize="keep")
+    with pytest.raises(
+        ValueError, match=r"comes from ncreg\.fold\(normalize='keep'\) of test_resnet.*normalize='drop'"
+    ):
+        swap_head(folded, "etf", num_classes=4).save_pretrained(tmp_path)
+    plain = swap_head(fold(swap_head("test_resnet", "etf", num_classes=5), normalize="drop"), "etf", num_classes=4)
+    plain.save_pretrained(tmp_path)
+    again = Classifier.from_pretrained(tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(plain.state_dict().values(), again.state_dict().values(), strict=True))

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from timm.scheduler.cosine_lr import CosineLRScheduler
-from torch.optim.lr_scheduler import ChainedScheduler, CosineAnnealingLR, CyclicLR, ExponentialLR, OneCycleLR
+from torch.optim.lr_scheduler import ChainedScheduler, CosineAnnealingLR, CyclicLR, ExponentialLR, LambdaLR, OneCycleLR
 
 from ncreg.tpt import TPTScheduler
 
@@ -113,6 +113,31 @@ def test_a_late_group_has_its_scale():
     train(scheduler, 3)
     scheduler.optimizer.add_param_group({"params": parameter(), "lr": 0.1, "lr_scale": 0.25})
     assert train(scheduler, 2) == [pytest.approx([0.1, 0.025])] * 2
+
+
+@pytest.mark.parametrize("inner", [None, CosineAnnealingLR, LambdaLR], ids=["none", "cosine", "lambda"])
+@pytest.mark.parametrize("phase", ["built", "fitting", "terminal"])
+def test_a_second_scheduler_does_not_scale_again(inner, phase):
+    """One optimizer of two groups keeps the ratio of their scales, whatever was stepped before and is after."""
+    given = torch.optim.SGD([{"params": parameter(), "lr_scale": scale} for scale in (0.25, 1.0)], lr=0.1)
+
+    def build(schedule):
+        argument = {CosineAnnealingLR: 40, LambdaLR: lambda epoch: 1 / (2 + epoch)}.get(schedule)
+        return TPTScheduler(given, schedule and schedule(given, argument), max_epochs=40, min_terminal=12)
+
+    first = build(inner)
+    train(first, {"built": 0, "fitting": 3, "terminal": 3}[phase], 0.5)
+    train(first, 3 if phase == "terminal" else 0)
+    left = first.get_last_lr()
+    assert left[0] == pytest.approx(left[1] / 4)
+    if inner is not LambdaLR:  # which begins anew at its own start
+        assert build(None).get_last_lr() == left
+    for again in (None, inner):
+        rates = train(build(again), 2, 0.5) + train(build(again), 2)
+        assert all(row[0] == pytest.approx(row[1] / 4) and row[1] > 0.01 for row in rates)
+    for group in given.param_groups:
+        group["lr"] = 0.3  # rates of the caller's own have no scale yet
+    assert build(None).get_last_lr() == pytest.approx([0.075, 0.3])
 
 
 def one_cycle(given):

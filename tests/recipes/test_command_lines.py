@@ -587,3 +587,15 @@ def test_the_parser_s_own_keys_are_no_keys_of_a_term(words, tmp_path, monkeypatc
 
 def test_an_argument_of_a_loss_may_have_any_name():
     assert parse(["baseline", "--loss.koleo.args.init_args", "3"]).loss["koleo"].args == {"init_args": 3}
+
+
+def test_train_refuses_an_unknown_recipe_before_it_imports_torch(tmp_path):
+    """Without any torch to import: an empty folder of that name would be found first."""
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise ImportError('torch was imported')")
+    script = Path(train_script.__file__)
+    first = f"import sys, runpy; sys.path.insert(1, {str(tmp_path)!r})"
+    code = f"{first}; runpy.run_path({str(script)!r}, run_name='__main__')"
+    found = subprocess.run([sys.executable, "-c", code, "etff"], capture_output=True, text=True, timeout=100)
+    assert found.returncode == 2 and found.stdout == "", found.stderr
+    assert found.stderr.startswith("error: recipe='etff' is unknown: one of") and found.stderr.count("\n") == 1

@@ -122,6 +122,22 @@ def test_results_of_equal_name_are_kept_apart(tmp_path, monkeypatch, capsys):
         assert json.loads(Path(path).read_text())["weights"] == f"{folder}/best.pth"
 
 
+def test_results_of_other_model_options_are_kept_apart(tmp_path, monkeypatch, capsys):
+    """The second side of the images took the place of the first."""
+    images(tmp_path / "set", {"cat": 2, "dog": 2, "owl": 2})
+    monkeypatch.chdir(tmp_path)
+    torch.save(timm.create_model("test_resnet", num_classes=3).state_dict(), "best.pth")
+    words = ["timm:test_resnet", "--weights=best.pth", "--data.name=folder", "--data.root=set", "--split=all"]
+    found = {}
+    for options in (["--image-size=32"], ["--image-size=64"], ["--image-size=32"], ["--image-size=32", "--mean=0,0,0"]):
+        assert evaluate.main([*words, "--train-images=0", *options]) == 0
+        path = capsys.readouterr().out.partition("confusion matrix: ")[2].split()[0]
+        found.setdefault(tuple(options), set()).add(path)
+    assert sorted(len(paths) for paths in found.values()) == [1, 1, 1] and len(set.union(*found.values())) == 3
+    held = [json.loads(Path(*paths).read_text())["model_options"] for paths in found.values()]
+    assert held == [{"image_size": 32}, {"image_size": 64}, {"image_size": 32, "mean": [0, 0, 0]}]
+
+
 def test_two_runs_with_one_folder_of_results(run, tmp_path, capsys):
     other = tmp_path / "other"
     other.symlink_to(run)  # by another name, the results of another run

@@ -385,3 +385,14 @@ def test_a_second_page_is_looked_for_without_reading_all_of_them(tmp_path, monke
     seeks, seek = [], TiffImageFile.seek
     monkeypatch.setattr(TiffImageFile, "seek", lambda image, page: seeks.append(page) or seek(image, page))
     assert "several images" in notes_on_pages([tmp_path / "scan.tif"])[0] and seeks == [1]
+
+
+def test_one_name_in_two_compositions_is_not_two_classes(tmp_path):
+    """A computer of Apple writes é as two signs, others as one; both folders may stand side by side."""
+    images(tmp_path / "train", [2, 2])
+    os.rename(tmp_path / "train" / "a", tmp_path / "train" / "caf\xe9")
+    os.rename(tmp_path / "train" / "b", tmp_path / "train" / "cafe\u0301")
+    said = re.escape(r"train: the classes 'cafe\u0301' and 'caf\xe9' differ only in the composition of letters")
+    for partial in (False, True):
+        with pytest.raises(UserError, match=said):
+            image_folder(DataConfig(name="folder", root=tmp_path), lambda native: 8, partial=partial)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ import yaml
 from recipes.core.cli import parse, parse_command
 from recipes.core.config import TermConfig
 from recipes.core.errors import UserError
+from recipes.core.two_readings import two_readings
+from recipes.core.unique_keys import UniqueKeyLoader
 from recipes.study.load import study_from_dict
 from recipes.study.trials import comparison_trials
 
@@ -248,3 +251,38 @@ def test_a_term_that_is_no_mapping_is_refused_in_plain_words(word, value):
         parse(["etf", word])
     assert str(said.value).startswith('"loss": a term takes {KEY: VALUE} of its keys (weight, phase, class_weights,')
     assert f"got {value} (" in str(said.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("seed: 010", "line 2: 010 is 8 in YAML 1.1 and 10 in 1.2: write 8 or 10"),
+        ("optim: {lr: 1:30}", "line 2: 1:30 is a number to the base of 60"),
+        ("data:\n  hold_out: [3, -0_17]", "line 3: -0_17 is -15 in YAML 1.1 and -17 in 1.2"),
+        ("loss.koleo.args.eps: 190:20:30.15", "line 2: 190:20:30.15 is a number to the base of 60"),
+    ],
+)
+def test_numbers_that_versions_of_yaml_read_differently_are_refused(text, said, tmp_path):
+    file = tmp_path / "keys.yaml"
+    file.write_text(f"recipe: baseline\n{text}\n")
+    with pytest.raises(UserError, match=re.escape(f"{file}, {said}")):
+        parse([str(file)])
+
+
+@pytest.mark.parametrize("words", [["--seed", "1:30"], ["--optim.lr=1:30.5"], ["--model.head_args", "{scale: 010}"]])
+def test_so_they_are_on_the_command_line(words):
+    with pytest.raises(UserError, match=r"(to the base of 60|is 8) in YAML 1\.1"):
+        parse(["baseline", *words])
+
+
+def test_numbers_with_one_reading_are_taken(tmp_path):
+    file = tmp_path / "keys.yaml"
+    file.write_text("recipe: baseline\nseed: 007\noptim: {lr: 1e-3}\ndata: {name: folder, root: '1:30'}\n")
+    config = parse([str(file), "--data.image_size", "010", "--tpt.extend", "0.5"])
+    assert (config.seed, config.optim.lr, str(config.data.root), config.data.image_size) == (7, 1e-3, "1:30", 10)
+    assert str(parse(["baseline", "--data.name=folder", "--data.root", "1:30"]).data.root) == "1:30"
+    assert two_readings("08") is two_readings("0") is two_readings("0.10") is two_readings("12") is None
+    costs = "{'010': {a: 1}}", "{010: {a: 1}}"
+    assert yaml.load(costs[0], UniqueKeyLoader) == {"010": {"a": 1}}
+    with pytest.raises(yaml.YAMLError, match="line 1: 010 is 8"):
+        yaml.load(costs[1], UniqueKeyLoader)

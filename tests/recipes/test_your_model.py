@@ -653,3 +653,10 @@ def test_names_come_from_the_file_of_weights(here, tmp_path):
     assert tested.names == [("red", "blue", "green")]
     assert "92 tensors taken, from under state_dict.module" in tested.notes[0]
     assert not any(isinstance(part, nn.Dropout) and part.training for part in tested.model.modules())
+
+
+def test_classes_that_only_look_like_a_models_are_named():
+    with pytest.raises(
+        UserError, match=re.escape(r"'cafe\u0301' and 'caf\xe9' differ only in case, spaces or the comp")
+    ):
+        class_order([("bar", "caf\xe9")], ("bar", "cafe\u0301"), 2, model="MODEL")

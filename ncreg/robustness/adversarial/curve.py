@@ -71,7 +71,7 @@ def robustness_curve(
 
     Raises:
         TypeError: arguments of the wrong kind.
-        ValueError: no radii, radii that do not rise, and all that `pgd` refuses.
+        ValueError: no radii, radii that do not rise, a loss on costs, and all that `pgd` refuses.
 
     Example:
         >>> model = lambda x: torch.stack([x.sum((1, 2, 3)), torch.full((len(x),), 1.0)], 1)
@@ -79,6 +79,11 @@ def robustness_curve(
         >>> robustness_curve(model, images, torch.tensor([0, 0]), [0.0, 0.1, 0.2]).accuracy
         (1.0, 0.5, 0.0)
     """
+    if loss in ("cost", "cost_margin"):
+        raise ValueError(
+            f"loss={loss!r} needs a matrix of costs, and the curve counts images by their classes alone: take 'margin' "
+            "or 'cross_entropy', or call pgd(…, cost=) at each radius"
+        )
     radii = tuple(check_epsilon(epsilon, norm) for epsilon in check_items("epsilons", epsilons))
     if not radii:
         raise ValueError("epsilons is empty: give at least one radius")

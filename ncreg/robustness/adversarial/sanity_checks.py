@@ -20,6 +20,7 @@ CROSS_ENTROPY_GAP = 0.05  # between two attacks of about one strength; honest ne
 MARGIN_GAP = 0.08  # AutoAttack has more steps and nine targets; how much that matters differs from net to net
 BLACK_BOX = 0.005
 CHANGE = 1e-3  # of the logits, in units of their spread (in half precision four units of rounding)
+FAR = 100.0  # a logit below its row's largest by more than so many of the largest leads is of a class that is ruled out
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,14 @@ def _gap(weaker: Tensor, stronger: Tensor) -> float:
 
 
 def _change(first: Tensor, second: Tensor) -> float:
-    """Largest difference of two logits, in units of the largest spread of a row."""
-    spread = float((first.amax(1) - first.amin(1)).max())
-    change = float((first - second).abs().max())
+    """Largest difference of two logits, in units of the largest spread of a row; both without classes ruled out.
+
+    One of them at −1e9 would be all of the spread. Where the two best classes of every row are equal, nothing tells
+    which are ruled out.
+    """
+    behind = (first.amax(1, keepdim=True) - first).double()
+    lead = behind.topk(2, largest=False).values[:, 1].max()
+    near = (behind <= FAR * lead) | (lead == 0)
+    spread = float(behind[near].max())
+    change = float((first - second).abs()[near].max())
     return change / spread if spread > 0 else change

@@ -9,7 +9,7 @@ from scipy.optimize import linprog
 from torch.autograd import gradcheck
 
 from ncreg import functional as nf
-from ncreg.robustness import evaluate_adversarial, expected_cost, fgsm, pgd
+from ncreg.robustness import evaluate_adversarial, expected_cost, fgsm, pgd, robustness_curve
 from ncreg.robustness.adversarial.objectives import loss_of
 
 C = 4
@@ -150,3 +150,10 @@ def test_costs_that_do_not_fit(args, error, words):
     weight = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
     with pytest.raises(error, match=words):
         pgd(lambda x: x.flatten(1) @ weight.T, torch.full((1, 1, 1, 2), 0.5), torch.tensor([2]), epsilon=0.1, **args)
+
+
+@pytest.mark.parametrize("loss", ["cost", "cost_margin"])
+def test_a_curve_has_no_costs_and_says_where_to_give_them(loss):
+    images, target = torch.rand(2, 1, 2, 2), torch.tensor([0, 1])
+    with pytest.raises(ValueError, match=rf"loss='{loss}' needs a matrix of costs.*'margin'.*pgd\(…, cost=\)"):
+        robustness_curve(lambda x: x.flatten(1)[:, :2], images, target, [0.1], loss=loss)

@@ -75,6 +75,24 @@ class TestSuspicion:
         hidden[0].train()
         assert self.flags(lambda x: hidden(x), *few) == {"batch_dependence", "no_ensemble"}
 
+    @pytest.mark.parametrize("mask", [-1e4, -1e9])
+    def test_classes_ruled_out_hide_no_chance(self, net, few, mask):
+        generator = torch.Generator().manual_seed(0)
+        out = torch.tensor([False, True, True] + 7 * [False])
+        noisy = lambda x: net(x) + 0.05 * torch.randn(len(x), 10, generator=generator)  # noqa: E731
+        masked = lambda model: lambda x: model(x).masked_fill(out, mask)  # noqa: E731
+        assert {"random_model", "batch_dependence"} <= self.flags(masked(noisy), *few)
+        assert self.flags(masked(net), *few) == {"no_ensemble"}
+        shaken = lambda x: masked(net)(x) + out * 64 * torch.randint(2, (1,), generator=generator)  # noqa: E731
+        assert self.flags(shaken, *few) == {"no_ensemble"}  # rounding of 1e9
+
+        def measured(model, target):
+            generator.manual_seed(1)
+            return {finding.name: finding.value for finding in find_suspicions(model, few[0], target)}
+
+        alone = measured(lambda x: noisy(x)[:, ~out], few[1] % 8)
+        assert measured(masked(noisy), few[1])["random_model"] == alone["random_model"] > 0
+
     def test_training_mode_is_found_and_statistics_are_not_moved(self, net, few):
         model = nn.Sequential(nn.BatchNorm2d(1), net).train()
         before = model[0].running_mean.clone()
