@@ -55,7 +55,7 @@ def from_timm_name(
     if model_args.get("features_only"):
         raise ValueError(
             f"model_args['features_only']={model_args['features_only']!r}: {name!r} would return a list of feature "
-            "maps, a head takes pooled features (batch, width); leave it out (ncreg.LayerwiseCollapse measures inner layers)"
+            "maps, a head takes pooled features (batch, width); leave it out (LayerwiseCollapse measures inner layers)"
         )
     _check_name(name)
     args = dict(model_args)
