@@ -154,7 +154,7 @@ def _warn_of_dropout(model: str | nn.Module, headless: Headless) -> None:
         by_hand = "; ".join(f"model.{inside}{place} = 0.0" for place in rates)
         argument = "dropout" if isinstance(model, str) and model.startswith(PREFIX) else "drop_rate"
         by_name = f"model_args={{'{argument}': 0.0}} removes it"
-        remedy = by_name if isinstance(model, str) else f"first {by_hand} removes it"
+        remedy = by_name if isinstance(model, str) else f"{by_hand} before swap_head(model, ...) removes it"
         warnings.warn(
             f"dropout of rate {max(rates.values())} stands between the backbone and the last norm and blurs its "
             f"statistics; {remedy}",

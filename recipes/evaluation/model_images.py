@@ -68,7 +68,8 @@ def images_of(classifier: Classifier, options: ModelOptions) -> ModelImages:
     """What a model says of its images, as timm's loaders read it, and what the options say instead.
 
     A model without such a configuration takes timm's usual images: 224 pixels, or those that its `config.image_size`
-    names, bicubic, ImageNet's mean and deviation.
+    names, cut out of 8/7 as many, bicubic, ImageNet's mean and deviation. Where `options` name the size, nothing is
+    scaled beyond it and cut off again: whoever trained on small images rarely did that.
 
     Raises:
         UserError: images that are not square, or numbers of mean and std that do not fit the channels.
@@ -81,7 +82,7 @@ def images_of(classifier: Classifier, options: ModelOptions) -> ModelImages:
         raise UserError(f"MODEL takes images of {size[1]} x {size[2]} pixels; here they are square: --image-size N")
     side = options.image_size or int(size[1])
     channels = options.channels or int(size[0])
-    crop = options.crop_pct or cfg.get("crop_pct", 0.875)
+    crop = options.crop_pct or cfg.get("crop_pct", 0.875 if options.image_size is None else 1.0)
     asked = options.interpolation or cfg.get("interpolation", "bicubic")
     interpolation = asked if asked in INTERPOLATIONS else NEAREST_KIND.get(asked, "bicubic")
     squash = cfg.get("crop_mode") == "squash" and options.crop_pct is None

@@ -173,9 +173,11 @@ def test_dropout_before_the_norm_is_announced():
 @pytest.mark.parametrize("build", [torchvision.models.mobilenet_v3_small, torchvision.models.alexnet])
 def test_what_the_warning_of_dropout_says_removes_it(build):
     model = build(weights=None)
-    with pytest.warns(UserWarning, match=r"first model\.get_submodule\('classifier\.\d'\)\.p = 0\.0") as told:
+    with pytest.warns(
+        UserWarning, match=r"model\.get_submodule\('classifier\.\d'\)\.p = 0\.0 before swap_head"
+    ) as told:
         swap_head(model, "etf", num_classes=10)
-    remedy = str(told[0].message).partition("first ")[2].partition(" removes")[0]
+    remedy = str(told[0].message).partition("; ")[2].partition(" before")[0]
     exec(remedy, {"model": model})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -191,7 +193,7 @@ def test_the_remedy_for_dropout_names_the_backbone_of_a_classifier(name, head):
         model = swap_head(timm.create_model(name, num_classes=3, drop_rate=0.3, **args), head)
     with pytest.warns(UserWarning, match=r"dropout of rate 0\.3") as told:
         swap_head(model, "etf")
-    exec(str(told[0].message).partition("first ")[2].partition(" removes")[0], {"model": model})
+    exec(str(told[0].message).partition("; ")[2].partition(" before")[0], {"model": model})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         swap_head(model, "etf")
@@ -215,7 +217,7 @@ def test_dropout_of_a_model_of_ones_own_is_announced_where_it_stands_last():
     for model in (Scaled(0.0, 0.5), nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3))):
         with pytest.warns(UserWarning, match=r"dropout of rate 0\.5.*get_submodule\('(last|2)'\)\.p = 0\.0") as told:
             swap_head(model, "linear", input_size=(6,))
-        exec(str(told[0].message).partition("first ")[2].partition(" removes")[0], {"model": model})
+        exec(str(told[0].message).partition("; ")[2].partition(" before")[0], {"model": model})
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             backbone = swap_head(model, "linear", input_size=(6,)).backbone

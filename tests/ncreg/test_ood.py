@@ -386,6 +386,23 @@ def test_any_number_of_classes_and_features(classes, dim):
         assert values.isfinite().all()
 
 
+@pytest.mark.parametrize("bias", [None, torch.tensor([1.0, -2.0, 0.5, 3.0], dtype=torch.float64)])
+def test_vim_is_left_out_where_units_that_are_always_zero_make_it_the_energy(bias):
+    """Six of ten units are 0 in every image: five principal directions hold all, and nothing is left over."""
+    h, y = clusters()
+    far, w = others(), torch.randn(4, 10, generator=torch.Generator().manual_seed(0)).double()
+    h[:, 4:], far[:, 4:] = 0, 0
+    z, far_z = ((rows @ w.T + (0 if bias is None else bias)) for rows in (h, far))
+    args = (h, y, h, z, {"far": (far, far_z)})
+    given = {"weight": w, "bias": bias, "train_logits": z}
+    report = R.evaluate_ood(*args, **given)
+    assert "as the energy does" in report.skipped["vim"] and "vim" not in report.detections["far"]
+    kept = R.evaluate_ood(*args, **given, vim_dim=2)  # the way out
+    assert "vim" in kept.detections["far"] and not kept.skipped
+    with pytest.raises(ValueError, match="pass a smaller vim_dim"):
+        R.evaluate_ood(*args, **given, scores=["vim"])
+
+
 def test_a_head_that_normalises_needs_its_training_logits():
     h, y = clusters(dim=12)
     test, head = others(dim=12), ETFHead(12, 4).double()

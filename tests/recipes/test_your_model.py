@@ -22,6 +22,7 @@ from recipes.data.side import Side
 from recipes.data.split import resized
 from recipes.evaluation.class_order import class_order
 from recipes.evaluation.collapse import rankme
+from recipes.evaluation.model_images import images_of
 from recipes.evaluation.model_options import ModelOptions
 from recipes.evaluation.model_under_test import open_model
 from recipes.evaluation.presets import SPLITS
@@ -178,6 +179,19 @@ def test_images_are_scaled_and_cropped_as_timm_does(interpolation, size):
     assert got.shape == expected.shape
     shift = [(got - expected.roll((a, b), (1, 2)))[:, 2:-2, 2:-2].abs() for a in (-1, 0, 1) for b in (-1, 0, 1)]
     assert min(float(gap.mean()) for gap in shift) < 0.5 / 255 if interpolation != "nearest" else True
+
+
+@pytest.mark.parametrize(
+    ("options", "shorter"),
+    [({}, 256), ({"image_size": 48}, 48), ({"image_size": 48, "crop_pct": 0.875}, 54), ({"crop_pct": 1.0}, 224)],
+)
+def test_of_a_model_that_says_nothing_a_named_size_is_not_cut_out_of_a_larger_one(options, shorter):
+    """A net trained on whole images of 48 pixels lost 17 points to a crop that nobody had asked for."""
+    plain = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+    side = images_of(swap_head(plain, "keep", norm="none"), ModelOptions(**options)).side
+    assert (int(side), side.shorter) == (options.get("image_size", 224), shorter)
+    timms = swap_head(timm.create_model("test_resnet", num_classes=3), "keep")  # which says 0.95
+    assert images_of(timms, ModelOptions(image_size=48)).side.shorter == 50
 
 
 def test_classes_go_by_name(here, tmp_path):
