@@ -54,8 +54,9 @@ def from_timm_name(
         raise ValueError("model_args holds num_classes: pass it to swap_head itself, swap_head(…, num_classes=…)")
     if model_args.get("features_only"):
         raise ValueError(
-            f"model_args['features_only']={model_args['features_only']!r}: {name!r} would return a list of feature "
-            "maps, a head takes pooled features (batch, width); leave it out (ncreg.LayerwiseCollapse measures inner layers)"
+            f"model_args['features_only']={model_args['features_only']!r}: {name!r} would return a list of "
+            "feature maps, a head takes pooled features (batch, width); leave it out (ncreg.LayerwiseCollapse measures "
+            "inner layers)"
         )
     _check_name(name)
     args = dict(model_args)
