@@ -41,7 +41,7 @@ def mark_of(*things: object) -> Tensor:
 class _Entry:
     """One entry of a result, as an operation that can be pickled; torchmetrics takes a lambda."""
 
-    def __init__(self, key: str) -> None:
+    def __init__(self, key: Any) -> None:
         self.key, self.__name__ = key, repr(key)
 
     def __call__(self, result: Any) -> Any:
@@ -112,7 +112,7 @@ class Float64Metric(Metric):
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"_measured": None}  # the copy's classifier may be another object
 
-    def __getitem__(self, key: str) -> CompositionalMetric:
+    def __getitem__(self, key: Any) -> CompositionalMetric:
         """One measure of the result, for a MetricCollection or a log."""
         return CompositionalMetric(_Entry(key), self, None)
 

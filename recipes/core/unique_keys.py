@@ -12,7 +12,7 @@ from recipes.core.two_readings import readings_of
 class UniqueKeyLoader(yaml.SafeLoader):
     """Refuses a mapping that has a key twice, of which YAML silently keeps the last one, and numbers such as 010."""
 
-    def construct_scalar(self, node: yaml.ScalarNode) -> Any:
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
         """The value of a node without others in it."""
         if (said := readings_of(node)) is not None:
             raise yaml.YAMLError(f"line {node.start_mark.line + 1}: {said}")
