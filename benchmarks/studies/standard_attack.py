@@ -7,7 +7,9 @@ the same test images or the first of them, and at the same radius, go through al
 them). RUNS is the folder that the study's runs are in. Writes benchmarks/results/studies/standard_attack-cpu.json for
 heads_and_losses, standard_attack_STUDY-cpu.json for another study: for each run the fraction of images that withstand
 each attack, and the accuracy that the study reports, on all of its images. The line at the end of each arm is how many
-points the four find beyond the first two, mean over its runs.
+points the four find beyond the first two, mean over its runs. The file is written after every run, and runs that it
+holds already, on as many images, are not attacked again: what was stopped goes on. Its machine and commit are those of
+the last call.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from recipes.evaluation.run_under_test import RunUnderTest
 ROOT = Path(__file__).resolve().parents[2]
 STUDIES = ROOT / "benchmarks" / "studies"
 FIRST = "heads_and_losses"
+GOALS = ["the four attacks of the standard suite leave what the first two of them leave, in every arm alike"]
 
 Row = dict[str, Any]
 Job = tuple[Path, Mapping[str, Any], Mapping[str, Any]]
@@ -67,6 +70,18 @@ def jobs(folder: Path, study: str, arms: Sequence[str], seeds: Sequence[int]) ->
     return [(folder / cell["key"], cell, attack) for cell, attack in zip(cells, known, strict=True)]
 
 
+def identity(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Which run was attacked, and how."""
+    return tuple(row.get(name) for name in ("data", "arm", "seed", "images", "epsilon", "norm"))
+
+
+def asked_for(job: Job, count: int | None) -> tuple[Any, ...]:
+    """The `identity` of the row that a job will give."""
+    _, cell, known = job
+    images = known["images"] if count is None else min(count, known["images"])
+    return identity({**cell, "images": images, "epsilon": known["epsilon"], "norm": known["norm"]})
+
+
 def found_beyond(rows: Sequence[Row]) -> dict[str, float]:
     """Share of images of each arm that fall to the four attacks and not to the first two, mean over its runs.
 
@@ -95,14 +110,19 @@ def main() -> None:
     if not chosen:
         parser.error(f"no run of {args.study} has an arm of {args.arms} and a seed of {args.seeds}")
     name = "studies/standard_attack" + ("" if args.study == FIRST else f"_{args.study}")
+    written = args.out / f"{name}-cpu.json"
+    rows: list[Row] = json.loads(written.read_text())["settings"] if written.is_file() else []
+    held = {identity(row) for row in rows}
+    coming = [job for job in chosen if asked_for(job, args.images) not in held]
     # a fork would copy torch's pool of threads without its threads, and may hang
     with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn")) as pool:
         attack = partial(attacked, count=args.images, threads=args.threads)
-        rows = list(pool.map(attack, *zip(*chosen, strict=True)))
+        for row in pool.map(attack, *zip(*coming, strict=True)) if coming else ():
+            rows.append(row)
+            harness.save(name, rows, goals=GOALS, out=args.out)
     for arm, share in found_beyond(rows).items():
         print(f"{arm}: {100 * share:.2f} points more than the first two attacks")
-    goals = ["the four attacks of the standard suite leave what the first two of them leave, in every arm alike"]
-    print(harness.save(name, rows, goals=goals, out=args.out))
+    print(written)
 
 
 if __name__ == "__main__":
