@@ -140,7 +140,8 @@ def test_a_process_that_dies_ends_alone(tmp_path):
 def test_processes_are_asked_to_stop_and_no_more_are_begun(tmp_path):
     ready = tmp_path / "ready"
     text = "import signal, sys, time\nsignal.signal(15, lambda *a: sys.exit(75))\n"
-    waits = script_at(tmp_path, f"{text}open({str(ready)!r}, 'w')\ntime.sleep(60)")
+    # short sleeps: Python would not see a signal that comes just before a long one until its end
+    waits = script_at(tmp_path, f"{text}open({str(ready)!r}, 'w')\nfor _ in range(600):\n    time.sleep(0.1)")
     processes, ended = Processes(), []
     thread = threading.Thread(target=lambda: ended.append(processes(waits, [], tmp_path / "log", 1)))
     thread.start()
