@@ -129,14 +129,20 @@ def _told(words: list[str]) -> list[str]:
 
 
 def save(
-    name: str, settings: list[dict[str, Any]], *, goals: list[str], device: str = "cpu", out: Path = RESULTS
+    name: str,
+    settings: list[dict[str, Any]],
+    *,
+    goals: list[str],
+    device: str = "cpu",
+    out: Path = RESULTS,
+    script: str | None = None,
 ) -> Path:
-    """Write the result file: schema, claim, machine, commit, and one entry a setting."""
+    """Write the result file: schema, claim, machine, commit, and one entry a setting; `script` where `name` is not it."""
     report = {
         "schema": SCHEMA,
         "benchmark": name,
         "goals": goals,
-        "command": " ".join(["python", f"benchmarks/{name}.py", *_told(sys.argv[1:])]),
+        "command": " ".join(["python", f"benchmarks/{script or name}.py", *_told(sys.argv[1:])]),
         "date": datetime.now(UTC).date().isoformat(),
         "commit": _commit(),
         "machine": machine(device),

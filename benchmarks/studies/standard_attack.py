@@ -119,7 +119,7 @@ def main() -> None:
         attack = partial(attacked, count=args.images, threads=args.threads)
         for row in pool.map(attack, *zip(*coming, strict=True)) if coming else ():
             rows.append(row)
-            harness.save(name, rows, goals=GOALS, out=args.out)
+            harness.save(name, rows, goals=GOALS, out=args.out, script="studies/standard_attack")
     for arm, share in found_beyond(rows).items():
         print(f"{arm}: {100 * share:.2f} points more than the first two attacks")
     print(written)
