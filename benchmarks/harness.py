@@ -137,7 +137,7 @@ def save(
     out: Path = RESULTS,
     script: str | None = None,
 ) -> Path:
-    """Write the result file: schema, claim, machine, commit, and one entry a setting; `script` where `name` is not it."""
+    """Write the result file: schema, claim, machine, commit, one entry a setting; `script` where `name` is not it."""
     report = {
         "schema": SCHEMA,
         "benchmark": name,
