@@ -23,6 +23,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 if __package__ in (None, ""):  # run as a script: import from the project's root, not from this folder
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -38,19 +39,10 @@ from recipes.core.files import locked
 from recipes.core.interrupt import EXIT_CODE
 from recipes.core.script import WIDTH, Parser, join_flags, leave_with, run_script
 from recipes.core.suggestions import did_you_mean
-from recipes.study import results
-from recipes.study.load import is_study_file, name_from_recipes, read_study, study_from_recipes
-from recipes.study.pipeline import collect_all, plan_trials, run_missing, tabulate, write_results
-from recipes.study.power_lines import power_lines
-from recipes.study.preflight import check_evaluations, check_trials
-from recipes.study.processes import VISIBLE
-from recipes.study.processors import pairs_to_be_mixed
-from recipes.study.progress import plan_lines
-from recipes.study.records import missing_trials
-from recipes.study.runner import RunSettings
-from recipes.study.spec import Study
-from recipes.study.tables import closing_lines
-from recipes.study.trials import search_trials
+
+if TYPE_CHECKING:
+    from recipes.study.runner import RunSettings
+    from recipes.study.spec import Study
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -88,9 +80,12 @@ def parse_options(argv: Sequence[str]) -> Options:
     Raises:
         UserError: an unknown recipe, study or option, or a value that it cannot have.
     """
-    parser = _parser()
+    parser = _parser()  # what follows loads timm and scipy, seconds, which --help can do without
     names, keys, own = _split(join_flags(argv, [*parser.flags, *boolean_keys()]), parser.options)
     args = parser.parse(own)
+    from recipes.study.load import is_study_file, name_from_recipes, read_study, study_from_recipes
+    from recipes.study.runner import RunSettings
+
     if len(names) == 1 and is_recipe_file(names[0]) and is_study_file(Path(names[0])):
         if keys or args.seeds is not None:
             option = f"--{next(iter(keys))}" if keys else "--seeds"
@@ -208,7 +203,9 @@ def _gpus(text: str | None, *, workers: int | None, ray: str | None) -> tuple[st
     if ray is not None or workers == 0:
         other = "--ray gives each run a GPU of the cluster" if ray is not None else "--workers 0 runs in this process"
         raise UserError(f"--devices {text}: {other}; leave one of the two out")
-    import torch  # seconds
+    import torch
+
+    from recipes.study.processes import VISIBLE
 
     visible = [name for name in os.environ.get(VISIBLE, "").split(",") if name]
     there = min(torch.cuda.device_count(), len(visible)) if visible else torch.cuda.device_count()
@@ -235,6 +232,16 @@ def _shard(text: str) -> tuple[int, int]:
 
 def compare(options: Options) -> int:
     """Search, run, tabulate and report; the exit code is 0, 1 where a run failed, 75 where some are left to run."""
+    from recipes.study import results
+    from recipes.study.pipeline import collect_all, plan_trials, run_missing, tabulate, write_results
+    from recipes.study.power_lines import power_lines
+    from recipes.study.preflight import check_evaluations, check_trials
+    from recipes.study.processors import pairs_to_be_mixed
+    from recipes.study.progress import plan_lines
+    from recipes.study.records import missing_trials
+    from recipes.study.tables import closing_lines
+    from recipes.study.trials import search_trials
+
     study, settings = options.study, options.settings
     known = results.read_records(options.out, options.name)
     check_evaluations(study)

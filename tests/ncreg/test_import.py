@@ -36,6 +36,13 @@ def test_help_of_train_loads_neither_timm_nor_torchmetrics():
     assert not loaded & {"timm", "torchvision", "torchmetrics", "sklearn", "scipy", "matplotlib", "torch._dynamo"}
 
 
+def test_help_of_compare_loads_no_torch():
+    command = [sys.executable, "-X", "importtime", "recipes/compare.py", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "--report-only" in done.stdout and not loaded & {"torch", "timm", "scipy", "matplotlib"}
+
+
 def test_names_that_come_late_are_those_of_their_modules():
     late = {name: home for home, names in ncreg._HOME.items() for name in names}
     assert {*late, *ncreg._MODULES} - {*ncreg.__all__} == {"checkpoint", "models", "optim", "pretrained"}

@@ -112,7 +112,10 @@ def test_gradcheck_passes_and_a_second_derivative_is_refused(name: str) -> None:
     features, target = batch(rows=3)
     head = heads(torch.float64)[name]
     inputs = (features, *head.parameters())
-    assert torch.autograd.gradcheck(lambda *_: chunked_cross_entropy(features, head, target, chunk=7), inputs)
+    along_one_direction = name in ("linear", "cosine")  # their class vectors are many numbers
+    assert torch.autograd.gradcheck(
+        lambda *_: chunked_cross_entropy(features, head, target, chunk=7), inputs, fast_mode=along_one_direction
+    )
     loss = chunked_cross_entropy(features, head, target)
     with pytest.raises(RuntimeError, match="has no second derivative: use F.cross_entropy"):
         torch.autograd.grad(loss, features, create_graph=True)

@@ -1,27 +1,35 @@
 """What the tests of several files share: the miniature study, run once, and figures of runs that nobody looks at."""
 
 from contextlib import contextmanager
+from io import StringIO
+from pathlib import Path
 
+import jaxtyping
 import pytest
+from matplotlib.figure import Figure
 from miniature_study import run, write_study
 
-from recipes.training import plots
+LOOK_AT_FIGURES = ("test_compare_report", "test_compare_tables", "test_fonts", "test_zero_error_label")
+"""Files with tests that look at figures."""
 
-LOOK_AT_FIGURES = ("test_longer", "test_recipes", "test_zero_error_label")
-"""Files with tests that look at the figures of a training run."""
+RENDERED = Figure.savefig
+EMPTY = '<svg xmlns="http://www.w3.org/2000/svg" width="1pt" height="1pt" viewBox="0 0 1 1"></svg>'
 
 
 @contextmanager
-def figures_unrendered():
-    """Figures of training runs are made, but not rendered, which takes a second a run: the files stay empty."""
-    finish = plots._finish
+def figures_unrendered(*, of_pages: bool):
+    """Figures are made, but not rendered, which takes up to a second each: PNG files and figures of pages stay empty."""
 
-    def unrendered(figure, *more):
-        figure.savefig = lambda path, **settings: path.touch()
-        finish(figure, *more)
+    def savefig(figure, place, *more, **settings):
+        if isinstance(place, Path) and place.suffix == ".png":
+            place.touch()
+        elif isinstance(place, StringIO) and of_pages:
+            place.write(EMPTY)
+        else:
+            RENDERED(figure, place, *more, **settings)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plots, "_finish", unrendered)
+        patch.setattr(Figure, "savefig", savefig)
         yield
 
 
@@ -31,7 +39,15 @@ def figures_of_runs(request):
     if request.module.__name__ in LOOK_AT_FIGURES:
         yield
         return
-    with figures_unrendered():
+    with figures_unrendered(of_pages=True):
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def annotations_unchecked():
+    """The application is tried as its users have it; the library's own tests check the annotations of what it calls."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jaxtyping.config, "jaxtyping_disable", True)
         yield
 
 
@@ -39,6 +55,6 @@ def figures_of_runs(request):
 def miniature(tmp_path_factory):
     """The study file of a finished study in a folder of its own; tests leave that folder as it is."""
     path = write_study(tmp_path_factory.mktemp("first"))
-    with figures_unrendered():
+    with figures_unrendered(of_pages=False):
         assert run(path) == 0
     return path

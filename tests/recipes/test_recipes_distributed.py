@@ -55,10 +55,13 @@ def alone(tmp_path_factory):
     return ending(out)
 
 
-@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_ranks_train_the_same_run_as_one_process(alone, tmp_path, ranks):
+@pytest.mark.parametrize(
+    ("starts", "ranks"),
+    [(launch, 2), pytest.param(torchrun, 2, marks=pytest.mark.slow), pytest.param(torchrun, 4, marks=pytest.mark.slow)],
+)
+def test_ranks_train_the_same_run_as_one_process(alone, tmp_path, starts, ranks):
     """20 steps in float64: 203 images leave uneven shares to measure, and a share of 10 lacks some of 10 classes."""
-    done = torchrun(tmp_path, ranks)
+    done = starts(tmp_path, ranks)
     assert done.returncode == 0, done.stderr
     (one, history, summary), (many, other_history, other_summary) = alone, ending(tmp_path)
     for name, value in one["model"].items():
