@@ -140,8 +140,9 @@ def _acts_otherwise(layer: nn.Module) -> bool:
     """Whether a linear layer is PEFT's, with adapters beside its weight, or its weight is a quantized tensor."""
     if "base_layer" in layer._modules and hasattr(layer, "active_adapters"):
         return True
-    weight = layer.weight
-    return isinstance(layer, nn.Linear) and type(weight) not in (Tensor, nn.Parameter) and not is_dtensor(weight)
+    if not isinstance(layer, nn.Linear):
+        return False
+    return type(layer.weight) not in (Tensor, nn.Parameter) and not is_dtensor(layer.weight)
 
 
 def _read_off(layer: nn.Module, width: int) -> tuple[Tensor, Tensor]:
