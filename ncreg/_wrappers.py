@@ -57,12 +57,17 @@ def weight_names(model: nn.Module) -> dict[str, str]:
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """The module inside all of its wrappers, or itself.
+    """The module inside all of its wrappers, or itself; of PEFT's `modules_to_save` the copy that is called.
 
     Example:
         >>> unwrapped(nn.DataParallel(nn.Linear(2, 3)))
         Linear(in_features=2, out_features=3, bias=True)
     """
+    copies: Any = module._modules.get("modules_to_save")
+    if copies is not None and "original_module" in module._modules:
+        peft: Any = module
+        active = [] if peft.disable_adapters else [name for name in peft.active_adapters if name in copies]
+        return unwrapped(copies[active[0]] if active else peft.original_module)
     for path in _WRAPPERS:
         inner = module
         for step in path.split("."):

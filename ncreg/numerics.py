@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeGuard
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ncreg._checks import check_seed
 
@@ -46,6 +48,24 @@ def seeded(seed: int) -> torch.Generator:
     return torch.Generator(device="cpu").manual_seed(check_seed(seed))
 
 
+@contextmanager
+def drawn_for(tensor: Tensor) -> Iterator[None]:
+    """What is drawn within has the tensor's dtype, float32 at least, whatever torch's default is.
+
+    Example:
+        >>> with drawn_for(torch.zeros(1, dtype=torch.float64)):
+        ...     drawn = torch.rand(1)
+        >>> drawn.dtype, torch.get_default_dtype()
+        (torch.float64, torch.float32)
+    """
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.promote_types(tensor.dtype, torch.float32))
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(default)
+
+
 @torch.no_grad()
 def fill(tensor: Tensor, values: Tensor) -> None:
     """Write values into a parameter or buffer, on whatever device, in whatever dtype, sharded or whole."""
@@ -66,6 +86,22 @@ def is_dtensor(tensor: Tensor | None) -> TypeGuard[DTensor]:
     """Whether a tensor is spread over ranks; none is where torch.distributed.tensor has not been imported."""
     kinds = sys.modules.get("torch.distributed.tensor")
     return kinds is not None and isinstance(tensor, kinds.DTensor)
+
+
+def check_plain(module: nn.Module, advice: str, prefix: str = "") -> None:
+    """Refuse tensors that do not hold their numbers plainly: quantized ones (torchao), or those spread over ranks.
+
+    Raises:
+        ValueError: one is there; the message ends with the advice, or says how to gather it.
+    """
+    gather = (
+        "load its whole state (torch.distributed.checkpoint.state_dict.get_model_state_dict with full_state_dict=True) "
+        "into one that is not sharded, and take that"
+    )
+    for name, value in module.state_dict(prefix=prefix).items():
+        if isinstance(value, Tensor) and type(value) not in (Tensor, nn.Parameter):
+            way_out = gather if is_dtensor(value) else advice
+            raise ValueError(f"{name} is of class {type(value).__name__}, not a plain tensor: {way_out}")
 
 
 def as_float(dtype: torch.dtype | None) -> torch.dtype | None:

@@ -20,6 +20,7 @@ from ncreg._checks import described, plain_values
 from ncreg._hub import hub_file
 from ncreg.checkpoint import archive_damage, checked_names, newest_checkpoint, rebuild_classifier, rebuilt
 from ncreg.models import Classifier, Normalize
+from ncreg.numerics import check_plain
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
@@ -104,10 +105,11 @@ def save_pretrained(classifier: Classifier, folder: str | Path) -> None:
         folder: where the two files go; `huggingface_hub.upload_folder` takes it to the hub.
 
     Raises:
-        ValueError: a part that was given as a module or changed since, which no file can describe; class names that
-            are not one for each class.
+        ValueError: a part that was given as a module or changed since, which no file can describe; weights that
+            are quantized (torchao) or spread over ranks; class names that are not one for each class.
         TypeError: class names that are no list of strings.
     """
+    check_plain(classifier, "save the classifier first, then quantize what from_pretrained gives")
     build = _build_arguments(classifier)
     _check_rebuilds(build, classifier)
     names: Any = classifier.class_names

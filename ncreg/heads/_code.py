@@ -81,9 +81,9 @@ class CodeHead(nn.Module):
 
     def _first(self, like: Tensor) -> Tensor:
         """The vector of class 0, with the device and dtype of a tensor."""
-        return code_rows(
-            torch.zeros(1, dtype=torch.int64, device=like.device), self.in_features, seed=self.seed, dtype=like.dtype
-        )[0]
+        index = torch.zeros(1, dtype=torch.int64, device=like.device)
+        row = code_rows(index, self.in_features, seed=self.seed, dtype=like.dtype)[0]
+        return row.clone()  # safetensors takes no view of a larger storage
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from ncreg._checks import check_choice, check_integer, described
+from ncreg._wrappers import unwrapped
 from ncreg.heads import NearestETFHead
 from ncreg.integrations._following import updates_seen
 from ncreg.integrations._training_set import find_classifier, measure_training_set
@@ -72,7 +73,7 @@ class EpochCloser:
 
     def _warn_of_idle_head(self, head: nn.Module) -> None:
         """Say once that a head that should follow the class means has not been told of any batch."""
-        if isinstance(head, NearestETFHead) and not updates_seen(head) and not self._warned:
+        if isinstance(unwrapped(head), NearestETFHead) and not updates_seen(head) and not self._warned:
             self._warned = True
             warnings.warn(
                 "NearestETFHead has been handed no batch, so it stays the simplex that it began with: call "

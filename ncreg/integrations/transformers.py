@@ -16,6 +16,7 @@ except ImportError as error:
     raise ImportError("ncreg.integrations.transformers needs transformers: pip install 'ncreg[hf]'") from error
 
 from ncreg._checks import described
+from ncreg._wrappers import unwrapped
 from ncreg.heads import NearestETFHead
 from ncreg.integrations._epochs import EpochCloser
 from ncreg.integrations._following import follow, updates_seen
@@ -65,7 +66,7 @@ class ModelWithLoss(nn.Module):
 
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
         """Logits, and with labels the loss before them."""
-        head = self.classifier.head
+        head = unwrapped(self.classifier.head)
         takes_labels = self.loss is not cross_entropy or isinstance(head, NearestETFHead)
         if labels is None and self.training and torch.is_grad_enabled() and takes_labels:
             raise ValueError(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ncreg._checks import described
+from ncreg._modes import evaluating
 from ncreg._wrappers import as_next_forward
 from ncreg.metrics._geometry import LARGEST
 from ncreg.metrics._inputs import check_not_meta
@@ -21,6 +22,8 @@ class LastLayer:
 
     Copies of the metric share the classifier, and it is no part of the metric's state. A head that brings its weight's
     rows to unit length in its forward pass says so by `.class_vectors` (C, d): those decide, so those are measured.
+    Of a linear layer with adapters (PEFT's LoRA), whose weight is that without them, or with quantized weights
+    (torchao) both are read off its outputs.
 
     Raises:
         TypeError: there is no tensor `.weight`, or the bias is no tensor.
@@ -112,6 +115,8 @@ class LastLayer:
     def _tensors(self) -> tuple[Any, Any]:
         """Class vectors and bias as the next forward pass has them; the classifier itself stays as it is."""
         module = self.module
+        if isinstance(module, nn.Module) and _acts_otherwise(module):
+            return _read_off(module, self.num_features)
         with torch.no_grad(), as_next_forward(module) if isinstance(module, nn.Module) else nullcontext():
             return getattr(module, "class_vectors", module.weight), getattr(module, "bias", None)
 
@@ -129,3 +134,21 @@ class LastLayer:
             elif name == "weight" or value is not None:
                 raise TypeError(f"classifier.{name} must be a torch.Tensor, got {described(value)}")
         return weight.detach(), None if bias is None else bias.detach()
+
+
+def _acts_otherwise(layer: nn.Module) -> bool:
+    """Whether a linear layer is PEFT's, with adapters beside its weight, or its weight is a quantized tensor."""
+    if "base_layer" in layer._modules and hasattr(layer, "active_adapters"):
+        return True
+    if not isinstance(layer, nn.Linear):
+        return False
+    return type(layer.weight) not in (Tensor, nn.Parameter) and not is_dtensor(layer.weight)
+
+
+def _read_off(layer: nn.Module, width: int) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a linear map, from the images of 0 and of the unit vectors."""
+    like: Any = layer.weight
+    place = {"dtype": like.dtype, "device": like.device}
+    with evaluating(layer), torch.autocast(like.device.type, enabled=False):
+        bias = layer(torch.zeros(1, width, **place))[0]
+        return (layer(torch.eye(width, **place)) - bias).T, bias

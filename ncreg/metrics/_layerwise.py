@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
@@ -207,7 +208,8 @@ class LayerwiseCollapse:
             if not recomputed():
                 self._seen[name].append(self._pooled(name, module, output))
 
-        return keep
+        # torch.compile cannot record it: between two of its graphs it runs as it is
+        return torch.compiler.disable(keep) if "torch._dynamo" in sys.modules else keep
 
     def _channel_axis(self, name: str, module: nn.Module, shape: torch.Size) -> int | None:
         """Looked for once for each layer and shape of its maps, as it takes milliseconds."""

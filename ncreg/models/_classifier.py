@@ -21,6 +21,7 @@ from ncreg._transforms import fx_leaf, jit_tracing
 from ncreg._wrappers import unwrapped
 from ncreg.models._backbone import Removed, example_image, parameter_like, pooled_features
 from ncreg.models._data_config import classifier_cfg
+from ncreg.numerics import drawn_for
 
 
 class ClassifierOutput(NamedTuple):
@@ -221,14 +222,16 @@ class Classifier(nn.Module):
         """
         if num_classes and self._new_head is None:
             raise ValueError("the head was given as a module: set .head and .num_classes yourself")
+        floats = (tensor for tensor in (*self.head.parameters(), *self.head.buffers()) if tensor.is_floating_point())
+        former = next(floats, parameter_like(self.backbone))
         new: nn.Module = nn.Identity()
         if num_classes and self._new_head is not None:
-            new = self._new_head(self.head_hidden_size, num_classes=num_classes)
+            with drawn_for(former):
+                new = self._new_head(self.head_hidden_size, num_classes=num_classes)
         if global_pool is not None:
             self._check_pool(global_pool)
             self._timm("reset_classifier")(0, global_pool)
-        former = (tensor for tensor in (*self.head.parameters(), *self.head.buffers()) if tensor.is_floating_point())
-        self.head = new.to(next(former, parameter_like(self.backbone))).train(self.training)
+        self.head = new.to(former).train(self.training)
         self.num_classes = num_classes
         self.class_names = None
 

@@ -17,7 +17,7 @@ from ncreg.models._data_config import folded_cfg
 from ncreg.models._keep import WholeModel
 from ncreg.models._whole import is_sharded, whole_copy
 from ncreg.norms import LastBatchNorm
-from ncreg.numerics import in_float64
+from ncreg.numerics import check_plain, in_float64
 
 Slots = dict[str, nn.Linear | nn.Conv2d]
 EPS = 1e-12  # γ may have decayed to zero
@@ -173,7 +173,9 @@ def _tail(classifier: Classifier) -> LinearMap:
     """Projection, norm and head as one linear map of the pooled features."""
     width = classifier.backbone_width
     weight, bias, exact = torch.eye(width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64), True
-    for part in (classifier.project, classifier.norm, classifier.head):
+    for name in ("project", "norm", "head"):
+        part = getattr(classifier, name)
+        check_plain(part, "fold the classifier first, then quantize what it gives", f"{name}.")
         step = _as_linear_map(part, weight.shape[0])
         weight, bias = step.weight @ weight, step.weight @ bias + step.bias
         exact = exact and step.exact

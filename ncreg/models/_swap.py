@@ -27,6 +27,7 @@ from ncreg.models._keep import WholeModel, keep_head
 from ncreg.models._projector import FixedProjector
 from ncreg.models._torchvision import PREFIX, torchvision_model
 from ncreg.norms import last_norm
+from ncreg.numerics import drawn_for
 
 
 def swap_head(
@@ -314,7 +315,8 @@ def _new_parts(
             parts.append(projection)
             width = projection.out_features
         parts.append(last_norm(norm, width) if isinstance(norm, str) else copied(norm))
-        parts.append(new_head(width))
+        with drawn_for(headless.features):  # class vectors of a model in float64 are exact to float64
+            parts.append(new_head(width))
     return [part.to(headless.features).train(headless.module.training) for part in parts]
 
 

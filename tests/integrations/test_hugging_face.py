@@ -1,5 +1,6 @@
 """Hugging Face: models with `.logits`, Trainer through a terminal phase and back, Accelerate's states."""
 
+import copy
 import subprocess
 import sys
 import warnings
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from ncreg import TPTScheduler, fold, param_groups, swap_head
 from ncreg.functional import mse_one_hot_loss
 from ncreg.integrations import EpochCloser, measure_training_set
+from tests.stand_ins import ModulesToSave
 
 pytest.importorskip("transformers")
 accelerate = pytest.importorskip("accelerate")
@@ -153,24 +155,27 @@ def test_a_second_training_beside_a_scheduler_that_goes_on_is_refused(tmp_path):
         trainer.train()
 
 
+@pytest.mark.parametrize("wrapped", [False, True])
 @pytest.mark.parametrize("by_the_loss", [False, True])
-def test_a_nearest_head_is_handed_each_training_batch_once(by_the_loss):
-    """Running means by a plain loop over unit features, of the batches in training mode alone."""
+def test_a_nearest_head_is_handed_each_training_batch_once(by_the_loss, wrapped):
+    """Running means by a plain loop over unit features, of the batches in training mode alone; PEFT may wrap it."""
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Linear(8, 6), torch.nn.ReLU(), torch.nn.Linear(6, 3)).double()
     inner = swap_head(network, "nearest_etf", num_classes=3, input_size=(8,), head_args={"every": 2, "momentum": 0.5})
+    head = copy.deepcopy(inner.head)
+    inner.head = ModulesToSave(inner.head, head) if wrapped else head
 
     def loss(logits, features, labels):
         if by_the_loss:
-            inner.head.update(features.detach(), labels)
+            head.update(features.detach(), labels)
         return torch.nn.functional.cross_entropy(logits, labels)
 
     model = ModelWithLoss(inner, loss)
-    means, seen, labels = inner.head.weight.clone(), set(), torch.tensor([0, 0, 1, 1])
+    means, seen, labels = head.weight.clone(), set(), torch.tensor([0, 0, 1, 1])
     for step in range(3):
         images = torch.randn(4, 8, dtype=torch.float64)
         model.train()(images, labels)["loss"].backward()
-        assert int(inner.head.updates) == step + 1
+        assert int(head.updates) == step + 1
         if not by_the_loss:  # neither an evaluation nor a pass without gradients is a training batch
             model.eval()(images, labels)
             with torch.no_grad():
@@ -182,7 +187,7 @@ def test_a_nearest_head_is_handed_each_training_batch_once(by_the_loss):
         for c in (0, 1):
             means[c] += (0.5 if c in seen else 1.0) * (units[labels == c].mean(0) - means[c])
             seen.add(c)
-    torch.testing.assert_close(inner.head.means, means, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(head.means, means, rtol=1e-9, atol=1e-12)
     with pytest.raises(ValueError, match="NearestETFHead never updated"):
         model.train()(images)
 

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ncreg.models import Classifier, Normalize, fold, swap_head
+from tests.stand_ins import quantize
 
 
 def trained(name="test_resnet", head="linear", **args):
@@ -145,6 +146,14 @@ class Mlp(nn.Sequential):
 def test_what_does_not_fold_is_refused_with_a_way_out(arguments, normalize, message):
     with pytest.raises(ValueError, match=message):
         fold(trained(**arguments), normalize=normalize)
+
+
+@pytest.mark.parametrize("part", ["project", "head"])
+def test_quantized_weights_are_refused_with_a_way_out(part):
+    classifier = trained(head="linear", project=5)
+    quantize(getattr(classifier, part))
+    with pytest.raises(ValueError, match=rf"{part}\.weight is of class Quantized.* fold the classifier first"):
+        fold(classifier)
 
 
 @pytest.mark.usefixtures("unchecked")

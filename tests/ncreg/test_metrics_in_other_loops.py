@@ -12,6 +12,7 @@ from torchmetrics import MetricCollection, MetricTracker
 
 from ncreg.losses import ChunkedCrossEntropyLoss
 from ncreg.metrics import NearestClassCenter, NeuralCollapse
+from tests.stand_ins import Adapted, quantize
 
 
 def states(metric):
@@ -206,6 +207,22 @@ def test_measuring_leaves_a_computed_weight_as_it_is(bind):
     assert net[1].weight is held and held.requires_grad
     loss = ChunkedCrossEntropyLoss()(net[0](inputs), net[1], target)
     torch.testing.assert_close(loss, nn.functional.cross_entropy(net(inputs), target))
+
+
+@pytest.mark.parametrize("kind", ["adapted", "quantized"])
+def test_a_layer_that_is_more_than_its_weight_is_measured_by_what_it_does(kind):
+    """LoRA's `weight` is that without the adapters, and a quantized one cannot be read."""
+    features, target, plain = make(3, 5, 90)
+    layer = nn.Linear(5, 3).double()
+    layer.load_state_dict(plain.state_dict())
+    acting = Adapted(layer) if kind == "adapted" else layer
+    with torch.no_grad():
+        plain.weight.copy_(acting.merged() if kind == "adapted" else quantize(layer))
+    metric = NeuralCollapse(3, 5, acting)
+    metric.update(features, target)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_agrees(metric.compute(), expect(features, target, plain), 1e-9)
+    assert all(part.training for part in acting.modules())
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda view: pickle.loads(pickle.dumps(view))])

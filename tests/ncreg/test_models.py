@@ -78,6 +78,39 @@ def test_dtype_is_kept(dtype):
     assert logits.dtype == features.dtype == dtype
 
 
+def off_the_simplex(classifier):
+    """The largest distance of a product of two class vectors from that of a simplex."""
+    rows, classes = classifier.head.weight.double(), classifier.num_classes
+    simplex = (classes * torch.eye(classes, dtype=torch.float64) - 1) / (classes - 1)
+    return (rows @ rows.T - simplex).abs().max()
+
+
+@pytest.mark.parametrize("reset", [False, True])
+@pytest.mark.parametrize("head", ["etf", "nearest_etf", "tammes"])
+def test_a_simplex_is_exact_in_the_dtype_of_the_model(head, reset):
+    """It was drawn in torch's default dtype and cast: in float64 it was off by 1e-8, the last digits of float32."""
+    classifier = swap_head(timm.create_model("test_resnet", num_classes=4).double(), head)
+    if reset:
+        classifier.reset_classifier(6)
+    assert off_the_simplex(classifier) < 1e-14
+
+
+@pytest.mark.parametrize("reset", [False, True])
+@pytest.mark.parametrize("head", ["etf", "nearest_etf", "tammes"])
+def test_a_simplex_is_no_coarser_where_torch_default_is(head, reset):
+    """As where a loader of large models has set bfloat16: a model in float32 got a simplex of three digits."""
+    model = timm.create_model("test_resnet", num_classes=4)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        classifier = swap_head(model, head)
+        if reset:
+            classifier.reset_classifier(6)
+        assert torch.get_default_dtype() == torch.bfloat16
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert classifier.head.weight.dtype == torch.float32 and off_the_simplex(classifier) < 1e-6
+
+
 def test_meta_device_is_kept():
     with torch.device("meta"):
         classifier = swap_head("test_vit", "etf", project=16, num_classes=10)

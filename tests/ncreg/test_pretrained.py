@@ -16,6 +16,7 @@ from timm.models._features import FeatureGetterNet
 
 from ncreg import Classifier, Normalize, fold, load_classifier, load_weights, save_checkpoint, swap_head
 from ncreg.checkpoint import classifier_header
+from tests.stand_ins import quantize
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 X = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -147,6 +148,10 @@ def test_what_no_file_can_describe_is_refused(tmp_path):
     args = swap_head("test_resnet", num_classes=3, model_args={"act_layer": torch.nn.ReLU6})
     with pytest.raises(ValueError, match="writes arguments as JSON"):
         args.save_pretrained(tmp_path)
+    quantized = swap_head("test_resnet", "linear", num_classes=3)
+    quantize(quantized.head)
+    with pytest.raises(ValueError, match=r"head\.weight is of class Quantized.* save the classifier first"):
+        quantized.save_pretrained(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
