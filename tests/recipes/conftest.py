@@ -18,7 +18,7 @@ EMPTY = '<svg xmlns="http://www.w3.org/2000/svg" width="1pt" height="1pt" viewBo
 
 @contextmanager
 def figures_unrendered(*, of_pages: bool):
-    """Figures are made, but not rendered, which takes up to a second each: PNG files and figures of pages stay empty."""
+    """Figures are made, but not rendered, up to a second each: PNG files and figures of pages stay empty."""
 
     def savefig(figure, place, *more, **settings):
         if isinstance(place, Path) and place.suffix == ".png":
