@@ -53,10 +53,10 @@ from recipes.core.script import leave_with, tell_out_of_memory
 from recipes.data.augment import batches, check_shift, epoch_order
 from recipes.data.lazy_images import report_lost_workers
 from recipes.data.left_out import check_readable
-from recipes.data.unreadable import offering_skip
 from recipes.data.load import Dataset
 from recipes.data.names import IN_PYTHON
 from recipes.data.split import Split
+from recipes.data.unreadable import offering_skip
 from recipes.training import build
 from recipes.training.adversarial import Adversary
 from recipes.training.frozen import FrozenBackbone
