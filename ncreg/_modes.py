@@ -51,16 +51,33 @@ def set_own_mode(module: nn.Module, training: bool) -> None:
 
 @contextmanager
 def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Eval mode, no gradients and a fork of the random generators; every submodule's own mode comes back.
+    """Eval mode, no gradients and a fork of the random generators; every submodule's own mode comes back."""
+    with modes_kept(*modules), torch.no_grad(), drawing_apart(*modules):
+        for module in modules:
+            module.eval()
+        yield
 
-    The generators are torch's on the CPU and on the modules' devices, Python's and numpy's.
+
+@contextmanager
+def drawing_apart(*modules: nn.Module, seed: int | None = None) -> Iterator[None]:
+    """A fork of the random generators: torch's on the CPU and on the modules' devices, Python's and numpy's.
+
+    Within, torch's begin at `seed`, or where they stand.
+
+    Example:
+        >>> with drawing_apart(seed=0):
+        ...     first = torch.rand(2)
+        >>> with drawing_apart(seed=0):
+        ...     torch.equal(torch.rand(2), first)
+        True
     """
-    devices = {p.device for module in modules for p in module.parameters() if p.device.type == "cuda"}
-    with modes_kept(*modules), torch.no_grad(), torch.random.fork_rng(devices=sorted(devices, key=str)):
+    devices = sorted({p.device for module in modules for p in module.parameters() if p.device.type == "cuda"}, key=str)
+    with torch.random.fork_rng(devices=devices):
         python, numpy = random.getstate(), np.random.get_state()
+        if seed is not None:  # not by torch.manual_seed, which reaches every device
+            for generator in (torch.default_generator, *(torch.cuda.default_generators[d.index] for d in devices)):
+                generator.manual_seed(seed)
         try:
-            for module in modules:
-                module.eval()
             yield
         finally:
             random.setstate(python)

@@ -45,7 +45,8 @@ def update_bn(loader: Iterable[Any], model: nn.Module, device: torch.device | st
         TypeError: a batch that is neither a tensor nor begins with one.
         ValueError: a loader without batches, fewer batches on one rank than on another, or one whose loader or features
             fail (said on every rank), a batch of one sample, or one with features that are not finite; the statistics
-            are then as before.
+            are then as before. What the model itself raises on one rank is raised there alone: let its process end, for
+            the others wait for it within the model.
 
     Example:
         >>> import ncreg

@@ -59,10 +59,13 @@ def plot(argv: Sequence[str]) -> None:
     overrides, rest = take_keys(argv, "data")
     args = _parser().parse(rest)
     options = model_options(args)
+    from recipes.data.unreadable import offering_skip
+    from recipes.evaluation.model_under_test import is_run
     from recipes.evaluation.simplex_plot import plot_run  # seconds: torch is imported
 
     for model in args.models:
-        figure, words = plot_run(model, split=args.split, images=args.images, options=options, overrides=overrides)
+        with offering_skip(not is_run(Path(model))):
+            figure, words = plot_run(model, split=args.split, images=args.images, options=options, overrides=overrides)
         print(f"{figure}\n{words}", flush=True)
 
 

@@ -36,25 +36,28 @@ def evaluate(argv: Sequence[str]) -> int:
     overrides, rest = take_keys(argv, "data")
     args = parse_options(rest, __doc__)
     settings, options = settings_of(args), model_options(args)
+    from recipes.data.unreadable import offering_skip
     from recipes.evaluation.console_table import table
+    from recipes.evaluation.model_under_test import is_run
     from recipes.evaluation.run import evaluate_run  # seconds: torch is imported
 
     try:
         for run in args.runs or [newest_run(Path("runs"))]:
-            result, folder = evaluate_run(
-                run,
-                settings,
-                evaluations=args.parts,
-                checkpoint=args.checkpoint,
-                split=args.split,
-                out=args.out,
-                device=args.device,
-                fresh=args.fresh,
-                options=options,
-                overrides=overrides,
-                command=["recipes/robustness.py", *argv],
-                quiet=args.quiet,
-            )
+            with offering_skip(not is_run(Path(run))):
+                result, folder = evaluate_run(
+                    run,
+                    settings,
+                    evaluations=args.parts,
+                    checkpoint=args.checkpoint,
+                    split=args.split,
+                    out=args.out,
+                    device=args.device,
+                    fresh=args.fresh,
+                    options=options,
+                    overrides=overrides,
+                    command=["recipes/robustness.py", *argv],
+                    quiet=args.quiet,
+                )
             print(table(result, args.parts), flush=True)
             print(f"all of it: {folder / 'results.json'} (docs/robustness.md explains the numbers)\n", flush=True)
     except KeyboardInterrupt:

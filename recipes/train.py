@@ -56,6 +56,7 @@ from recipes.data.left_out import check_readable
 from recipes.data.load import Dataset
 from recipes.data.names import IN_PYTHON
 from recipes.data.split import Split
+from recipes.data.unreadable import offering_skip
 from recipes.training import build
 from recipes.training.adversarial import Adversary
 from recipes.training.frozen import FrozenBackbone
@@ -135,8 +136,9 @@ def run_epochs(
         ranks.together(lambda: guard.enter_context(resume.alone()) if ranks.main else None)
         check_code(resume, config)
     former = () if resume is None else unreadable_now(resume, config)
-    data = ranks.together(lambda: load_data(config, device, given, former))
-    check_readable((data.train, data.val, data.test), ranks)
+    with offering_skip(resume is None):
+        data = ranks.together(lambda: load_data(config, device, given, former))
+        check_readable((data.train, data.val, data.test), ranks)
     if resume is None:
         check_shift(config.augment, data.train)
     measured, state = prepare(config if resume is None else from_seed(config), data, device, ranks)

@@ -36,7 +36,7 @@ class FixedHead(nn.Module):
 
     The default scale is the one at which a feature along its own class vector has a cross-entropy of at most 0.01:
     ln((C−1)/(e^0.01 − 1))/m, where m is the smallest margin (w_c − w_k)·w_c/‖w_c‖ (C/(C−1) for a simplex). With
-    normalize=False it is 1.
+    normalize=False it is 1. Other class vectors that are loaded (load_state_dict) have their own default scale.
 
     Args:
         weight: class vectors, copied.
@@ -57,6 +57,7 @@ class FixedHead(nn.Module):
     bias = None
     chunks = "weight"
     _draw: Callable[[], Tensor] | None = None  # gives a frame that was drawn by name once more
+    _default: float | None = None  # the default scale, where none was given
     _scale_open = False
 
     def __init__(
@@ -72,9 +73,10 @@ class FixedHead(nn.Module):
             raise ValueError("weight must be finite")
         self.num_classes, self.in_features = weight.shape
         self.normalize = check_flag("normalize", normalize)
-        default = _margin_scale(weight.detach()) if normalize and scale is None else 1.0
-        self.scale = checked_scale(scale, default)
-        self._scale_open = normalize and scale is None and weight.is_meta  # a meta weight has no margin
+        by_margin = normalize and scale is None
+        self.scale = checked_scale(scale, _margin_scale(weight.detach()) if by_margin else 1.0)
+        self._default = self.scale if by_margin else None
+        self._scale_open = by_margin and weight.is_meta  # a meta weight has no margin
         self.register_buffer("weight", weight.detach().clone(memory_format=torch.contiguous_format))
 
     def reset_parameters(self) -> None:
@@ -90,17 +92,22 @@ class FixedHead(nn.Module):
             )
         frame = self._draw()
         fill(self.weight, frame)
-        self._close_scale(frame)
+        self._renew_scale(frame)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        given = state_dict.get(f"{prefix}weight")  # a state that comes in parts may bring it later
+        fits = isinstance(given, Tensor) and given.shape == self.weight.shape
+        other = fits and (self._scale_open or not _same(given, self.weight))
         super()._load_from_state_dict(state_dict, prefix, *args)
-        if f"{prefix}weight" in state_dict:  # a state that comes in parts may bring them later
-            self._close_scale(self.weight)
+        if other:
+            self._renew_scale(given)
 
-    def _close_scale(self, weight: Tensor) -> None:
-        """The default scale, where it was left open because the class vectors were not known yet."""
-        if self._scale_open and not weight.is_meta:
-            self.scale, self._scale_open = _margin_scale(weight), False
+    def _renew_scale(self, weight: Tensor) -> None:
+        """The default scale of other class vectors, unless a scale was given or set."""
+        is_default = not isinstance(self.scale, Tensor) and self.scale == self._default
+        if is_default and not weight.is_meta and not self.weight.is_meta:
+            self.scale = self._default = _margin_scale(weight)
+            self._scale_open = False
 
     @fx_leaf
     def forward(self, features: Float[Tensor, "batch in_features"]) -> Float[Tensor, "batch num_classes"]:
@@ -111,6 +118,13 @@ class FixedHead(nn.Module):
         """What tells this head from another."""
         sizes = f"in_features={self.in_features}, num_classes={self.num_classes}"
         return f"{sizes}, normalize={self.normalize}, scale={shown(self.scale)}"
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Whether two matrices differ by no more than the coarser dtype rounds."""
+    if one.is_meta or other.is_meta:
+        return False
+    return any(torch.equal(first.to(second), second) for first, second in ((one, other), (other, one)))
 
 
 def _margin_scale(weight: Tensor) -> float:

@@ -19,12 +19,12 @@ _OF_MAPS = (
 def channel_axis(module: nn.Module, around: Sequence[nn.Module], shape: Sequence[int]) -> int | None:
     """The axis of the channels, 1 or 3, in a module's output of this shape; None where nothing tells which.
 
-    The first that tells: its own `output_fmt`, as timm has it; its kind (convolutions, batch norms, poolings: 1;
-    linear layers, layer norms: 3); of a chain (nn.Sequential) its last part; batch norms, convolutions and poolings
-    alone inside: 1, unless linear layers beside them alone fit, and fit axis 3; the channel counts inside, where
-    they fit one axis; layer norms alone inside: 3; `output_fmt` of a model around it. A module that has nothing
-    inside goes by what stands before it in a chain, or is around it. What else is timm's, or fits neither axis, is
-    torch's 1.
+    The first that tells: its own `output_fmt`, as timm has it; its kind (convolutions, batch norms, poolings: 1; linear
+    layers, layer norms: 3); of a chain (nn.Sequential) its last part; batch norms, convolutions and poolings alone
+    inside: 1, or 3 where a single one of them, or linear layers beside them, fit that axis alone; the channel counts
+    inside, where they fit one axis; layer norms alone inside: 3; `output_fmt` of a model around it. A module that has
+    nothing inside goes by what stands before it in a chain, or is around it. What else is timm's, or fits neither axis,
+    is torch's 1.
 
     Args:
         module: whose output it is.
@@ -80,7 +80,8 @@ def _axes(module: nn.Module, shape: Sequence[int], stated: int | None, before: n
         return _axes(telling[-1], shape, stated) if telling else set()
     if kinds == {FIRST}:
         linear = {part.out_features for part in module.modules() if isinstance(part, nn.Linear)}
-        return {LAST} if fits == {LAST} and (stated == LAST or shape[LAST] in linear) else {FIRST}
+        alone = sum(_kind(part) is not None for part in module.modules()) == 1  # may stand between two permutations
+        return {LAST} if fits == {LAST} and (stated == LAST or alone or shape[LAST] in linear) else {FIRST}
     if len(fits) == 1:
         return fits
     if kinds == {LAST}:

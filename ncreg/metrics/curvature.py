@@ -11,7 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ncreg._checks import check_integer, check_positive, described
+from ncreg._checks import check_integer, check_positive, check_seed, described
+from ncreg._modes import drawing_apart
 from ncreg.numerics import seeded
 
 
@@ -34,7 +35,8 @@ def hessian_norms(
 
     Args:
         model: images to logits, in eval mode for a Hessian that does not depend on the batch's statistics. In training
-            mode too it keeps its running statistics.
+            mode too it keeps its running statistics; what it draws (dropout, stochastic depth) is drawn once, from
+            `seed`, and the same in all products.
         images: one batch.
         target: their classes, or whatever the loss takes.
         loss: of logits and target, a mean over the batch.
@@ -42,7 +44,7 @@ def hessian_norms(
         steps: products at most for each weight.
         tolerance: relative change of the eigenvalue at which it stops; the result is a lower bound, near the eigenvalue
             unless others are as large.
-        seed: of the starts.
+        seed: of the starts, and of what a model in training mode draws. The global generators stay as they were.
 
     Raises:
         ValueError: no such weight, or a loss that is no finite number.
@@ -64,9 +66,14 @@ def hessian_norms(
         raise TypeError(f"model must be a module, got {described(model)}")
     check_integer("steps", steps, 1)
     check_positive("tolerance", tolerance)
-    weights = _weights(model, layers)
-    # attention's fused kernels have no second derivative
-    with _buffers_kept(model), torch.inference_mode(False), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+    weights, seed = _weights(model, layers), check_seed(seed)
+    with (
+        _buffers_kept(model),
+        drawing_apart(model, seed=seed),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        sdpa_kernel(SDPBackend.MATH),  # attention's fused kernels have no second derivative
+    ):
         value = loss(model(images), target)
         if value.ndim or not bool(value.isfinite()):
             raise ValueError(f"the loss must be one finite number, got {value.tolist()}")

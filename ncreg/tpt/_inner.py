@@ -6,7 +6,6 @@ import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal, Protocol, runtime_checkable
-from weakref import WeakKeyDictionary
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import (
@@ -22,10 +21,7 @@ from torch.optim.lr_scheduler import (
 )
 
 from ncreg._checks import check_numbers, described
-from ncreg.tpt._terminal import part_rates, scale_rate
-
-_IN_FORCE: WeakKeyDictionary[Optimizer, list[float]] = WeakKeyDictionary()
-"""The rates that a TPTScheduler last left in an optimizer: they have their `lr_scale`, for another one built on it."""
+from ncreg.tpt._terminal import note_scaled, part_rates, scale_once, scale_rate
 
 
 @runtime_checkable
@@ -64,10 +60,7 @@ class InnerSchedule:
         self._check(schedule, optimizer)
         part_rates(optimizer.param_groups)
         if schedule is None or isinstance(schedule, LRScheduler):
-            scaled = _IN_FORCE.get(optimizer, [])
-            for place, group in enumerate(optimizer.param_groups):
-                if scaled[place : place + 1] != [float(group["lr"])]:
-                    scale_rate(group)
+            scale_once(optimizer.param_groups)
         self.remember()
 
     def _check(self, schedule: Any, optimizer: Optimizer) -> None:
@@ -123,8 +116,7 @@ class InnerSchedule:
 
     def remember(self) -> None:
         """Note the rates in force, which have their scale: another TPTScheduler must not scale them again."""
-        if any("lr_scale" in group for group in self.optimizer.param_groups):
-            _IN_FORCE[self.optimizer] = [float(group["lr"]) for group in self.optimizer.param_groups]
+        note_scaled(self.optimizer.param_groups)
 
     def _step_torch(self, schedule: LRScheduler, metric: float | None) -> None:
         if isinstance(schedule, ReduceLROnPlateau) and metric is None:

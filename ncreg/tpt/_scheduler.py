@@ -75,9 +75,10 @@ class TPTScheduler:
     that goes on when the run is finished: the rates stay where they are, 0 after a cosine.
 
     A group's `lr_scale` (timm's layer decay, `param_groups`) multiplies its rate under every schedule and none, once:
-    the rates that another TPTScheduler left on the same optimizer have it. A group that is added after the onset (late
-    unfreezing) keeps the ratio to the other rates that it then has; one added before keeps its rate until the onset,
-    because the inner schedule does not know it: a warning says so.
+    the rates that another TPTScheduler or a schedule of timm left on the same optimizer have it, also where its state
+    alone is loaded. A group that is added after the onset (late unfreezing) keeps the ratio to the other rates that it
+    then has; one added before keeps its rate until the onset, because the inner schedule does not know it: a warning
+    says so.
 
     The protocol is that of timm's schedulers: `step(epoch, metric)` at the end of each epoch (`epoch` counts the
     finished ones, the first call says 1), `step_update(num_updates)` after each optimizer step. The metric is the

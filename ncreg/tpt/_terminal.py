@@ -12,6 +12,12 @@ FLOOR = 0.01
 """The terminal phase starts at this fraction of the peak rate at least: an annealed rate would stand still. It is the
 rate of the last third of Papyan, Han & Donoho's protocol."""
 
+SCALED = "scaled_lr"
+"""Key of a parameter group: the rate that a TPTScheduler left in it, which has the group's `lr_scale`."""
+
+TOLERANCE = 1e-5
+"""Rates may be float32."""
+
 
 def starting_rates(rates: Sequence[float], peaks: Sequence[float], terminal_lr: float | None) -> list[float]:
     """The rate of each group at the onset; `terminal_lr` is that of the group with the greatest peak.
@@ -77,6 +83,54 @@ def scale_rate(group: dict[str, Any], inverse: bool = False) -> None:
         scale = 1 / scale if scale else 1.0  # nothing comes back from a scale of 0
     if scale != 1:
         set_rate(group, float(group["lr"]) * scale)
+
+
+def scale_once(groups: Sequence[dict[str, Any]]) -> None:
+    """Multiply each rate by its `lr_scale`, but for those that have it: `note_scaled` says so, or they are timm's.
+
+    The rate without it stays in the group as `initial_lr`, where schedules of torch and timm that come later begin.
+
+    Example:
+        >>> groups = [{"lr": 0.1, "lr_scale": 0.5}, {"lr": 0.1}]
+        >>> for _ in range(2):
+        ...     scale_once(groups)
+        ...     note_scaled(groups)
+        >>> [group["lr"] for group in groups]
+        [0.05, 0.1]
+    """
+    if _left_by_timm(groups):
+        return
+    for group in groups:
+        if "lr_scale" in group and group.get(SCALED) != float(group["lr"]):
+            group.setdefault("initial_lr", float(group["lr"]))
+            scale_rate(group)
+
+
+def note_scaled(groups: Sequence[dict[str, Any]]) -> None:
+    """Write into the groups, and so into the optimizer's state, that the rates now in force have their `lr_scale`."""
+    for group in groups:
+        if "lr_scale" in group:
+            group[SCALED] = float(group["lr"])
+
+
+def _left_by_timm(groups: Sequence[dict[str, Any]]) -> bool:
+    """Whether the rates, as fractions of `initial_lr`, differ as the scales do: timm's schedules leave them so.
+
+    Example:
+        >>> _left_by_timm([{"lr": 0.02, "initial_lr": 0.1, "lr_scale": 0.5}, {"lr": 0.04, "initial_lr": 0.1}])
+        True
+    """
+    if not all(group.get("initial_lr") for group in groups):
+        return False
+    fractions = [float(group["lr"]) / float(group["initial_lr"]) for group in groups]
+    scales = [float(group.get("lr_scale", 1.0)) for group in groups]
+    if max(fractions) <= min(fractions) * (1 + TOLERANCE):
+        return False
+    top = max(range(len(scales)), key=scales.__getitem__)
+    return all(
+        math.isclose(fraction * scales[top], fractions[top] * scale, rel_tol=TOLERANCE)
+        for fraction, scale in zip(fractions, scales, strict=True)
+    )
 
 
 def join(rates: Sequence[float], starts: Sequence[float], peaks: Sequence[float], rate: float) -> tuple[float, float]:

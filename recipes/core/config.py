@@ -172,7 +172,8 @@ class OptimConfig:
         lr: peak learning rate.
         momentum: of SGD.
         weight_decay: of matrices, the head and the last norm's gamma; biases and other norms have none.
-        schedule: cosine to zero over tpt.max_epochs, step (a tenth at a third and two thirds of it) or constant.
+        schedule: cosine to zero over tpt.max_epochs, step (a tenth at a third and two thirds of it, each an epoch
+            early, as timm's MultiStepLRScheduler counts) or constant.
         warmup_epochs: linear rise to the peak rate.
         clip: bound on the norm of the gradient; null for none.
         accumulate: parts in which a batch is computed, one after the other, to save memory; each part has its own

@@ -16,6 +16,11 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 BITS, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0
 """Tags of TIFF 6.0, section 8: bits of a sample, and what 0 means."""
+SAMPLE_FORMAT, SIGNED = 339, 2
+"""A tag of section 19: what the bits of a sample stand for."""
+
+ONLY_TO = {"La": "LA", "LAB": "RGB"}
+"""Modes of TIFF (gray times its alpha, CIELAB) that Pillow converts to one other alone."""
 
 WRONG_IMAGE = (
     *(OSError, SyntaxError, ValueError, TypeError, LookupError, RuntimeError, EOFError),
@@ -72,14 +77,17 @@ def _of_bytes(image: Image.Image) -> Image.Image:
     """The image with 8 bits a channel; Pillow's own conversion would clip wide gray at 255."""
     if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
         return image.convert("RGBA")  # the same colours, and no warning of Pillow's for every such file
+    if image.mode in ONLY_TO:
+        return image.convert(ONLY_TO[image.mode])
+    tags = image.tag_v2 if hasattr(image, "tag_v2") else {}
     wide = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PPM", "PNG"))  # never 32 bits
-    if image.mode in ("I", "F") and not wide:
+    signed = SIGNED in tags.get(SAMPLE_FORMAT, ())  # of 8 bits Pillow's mode L, where -1 is 255
+    if signed or (image.mode in ("I", "F") and not wide):
         raise ValueError(
             f"signed, wide or real pixels (Pillow's mode {image.mode}) have no known range; unsigned 8 or 16 bits do"
         )
     if not wide:
         return image
-    tags = image.tag_v2 if hasattr(image, "tag_v2") else {}
     most = 2 ** tags.get(BITS, (16,))[0] - 1
     levels = np.rint(np.asarray(image) / (most / 255)).astype(np.uint8)
     # Pillow itself inverts gray of up to 8 bits

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from recipes.core.errors import UserError
 
@@ -24,6 +25,30 @@ class Unreadable(UserError):
     def __str__(self) -> str:
         """All sentences in one line, or the first of many."""
         return joined(list(self.images.values()))
+
+
+@contextmanager
+def offering_skip(taken: bool = True) -> Iterator[None]:
+    """Let the error of images that cannot be read say that --data.unreadable skip does without them.
+
+    Args:
+        taken: whether the command takes that key; otherwise the error stays as it is.
+
+    Raises:
+        UserError: from within the block, in place of `Unreadable`.
+
+    Example:
+        >>> with offering_skip():
+        ...     raise Unreadable({"a.png": "a.png is empty"})
+        Traceback (most recent call last):
+        recipes.core.errors.UserError: a.png is empty; or leave out what is unreadable: --data.unreadable skip
+    """
+    try:
+        yield
+    except Unreadable as error:
+        if not taken:
+            raise
+        raise UserError(f"{error}; or leave out what is unreadable: --data.unreadable skip") from None
 
 
 def joined(sentences: list[str]) -> str:

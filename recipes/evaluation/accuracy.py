@@ -19,6 +19,7 @@ from recipes.core.errors import UserError
 from recipes.data.lazy_images import report_lost_workers
 from recipes.data.load import in_memory_if_small, split_source
 from recipes.data.split import Source, Split, TooFew, concatenate, stratified
+from recipes.data.unreadable import offering_skip
 from recipes.evaluation.collapse_page import page
 from recipes.evaluation.collapse_report import MeasuredSplit, measure_split
 from recipes.evaluation.feature_store import FeatureStore
@@ -84,8 +85,9 @@ def evaluate_model(
             that cannot be used.
     """
     model, side = tested.model, tested.side
-    data, is_other = _data_config(tested.config.data, overrides, split, side, is_run=tested.is_run)
-    with report_lost_workers(), ExitStack() as stores:
+    own = run_config(Path(tested.word)).data if tested.is_run else None
+    data, is_other = _data_config(tested.config.data, overrides, split, side, own=own)
+    with offering_skip(is_other), report_lost_workers(), ExitStack() as stores:
         source = tested.read(data)
         order = tested.check_fit(source)
         left = dataclasses.replace(data, hold_out=[])  # `read` has left them out, so that order and images agree
@@ -128,20 +130,26 @@ def _title(tested: ModelUnderTest) -> str:
 
 
 def _data_config(
-    config: DataConfig, overrides: Sequence[str], split: str, side: int, *, is_run: bool
+    config: DataConfig, overrides: Sequence[str], split: str, side: int, *, own: DataConfig | None
 ) -> tuple[DataConfig, bool]:
-    """The configuration of the data to evaluate, and whether it is other data than the run's own.
+    """The configuration of the data to evaluate, and whether it is other data than a run's `own`.
 
     Raises:
-        UserError: a key that would do nothing.
+        UserError: a key that would do nothing, or divide a run's own images otherwise than it did.
     """
     given = {word.removeprefix("--data.").partition("=")[0] for word in overrides if word.startswith("--data.")}
     data = dataclasses.replace(config, batch_size=2)  # so that any number of images is enough
-    is_other = not is_run or bool(given & {"name", "root"})
+    is_other = own is None or bool(given & {"name", "root"})
     if "image_size" in given and data.image_size not in (None, side):
         raise UserError(
             f"data.image_size={data.image_size}: the run takes images of side {side}, all are brought to it"
         )
+    for key in () if is_other else sorted(given & {"unreadable", "val_share"}):
+        if (then := getattr(own, key)) != (now := getattr(data, key)):
+            raise UserError(
+                f"--data.{key} {now}: the run divided its images with data.{key}={then}, and some that it was trained "
+                "on would be held out; drop the key"
+            )
     if is_other and split == "all":
         for key in sorted(given & {"val_share", *UNCHANGED}):
             raise UserError(

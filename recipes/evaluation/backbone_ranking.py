@@ -23,6 +23,7 @@ from recipes.data.lazy_images import report_lost_workers
 from recipes.data.load import Dataset, check_set, load
 from recipes.data.side import Side
 from recipes.data.split import Split, stratified
+from recipes.data.unreadable import offering_skip
 from recipes.evaluation.backbone_scores import NOT_FOR_TRAINED, BackboneRanking, BackboneScores
 from recipes.evaluation.candidates import Candidate
 from recipes.evaluation.feature_store import FeatureStore
@@ -124,7 +125,8 @@ def rank_backbones(
             tell(f"{number} of {len(candidates)}: {candidate.name}")
             store = stack.enter_context(FeatureStore())
             try:
-                scores[candidate.name], about = _scored(candidate, source, store, overrides, device)
+                with offering_skip():
+                    scores[candidate.name], about = _scored(candidate, source, store, overrides, device)
                 stores[candidate.name], target = store, store.target
             except Exception as error:  # a model may raise anything; the other candidates go on
                 failed[candidate.name] = _reason(error, candidate)

@@ -14,6 +14,7 @@ from recipes.core.distributed import Ranks, pick_device
 from recipes.core.errors import NotHere, UserError
 from recipes.core.files import file_name
 from recipes.data.augment import check_shift
+from recipes.data.unreadable import offering_skip
 from recipes.training.build import build_scheduler
 from recipes.training.layer_measures import curvature_table
 from recipes.training.prepare import load_data, prepare
@@ -75,7 +76,8 @@ def show_plan(config: TrainConfig) -> None:
     if config.on_epoch is not None:
         hook_code(config.on_epoch)
     try:
-        data = load_data(config, device)
+        with offering_skip():
+            data = load_data(config, device)
         check_shift(config.augment, data.train)
         _, state = prepare(config, data, device, Ranks())
         peaks = {group["initial_lr"] for group in state.optimizer.param_groups}

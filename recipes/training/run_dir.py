@@ -159,7 +159,7 @@ class RunDir:
                 write_json(self.path / UNREADABLE, {"images": sorted({*self.unreadable(), *error.images})})
             raise RankError(
                 f"{error}; nothing of {self.path} is lost: mend or remove what is unreadable, and the same command "
-                "goes on with it"
+                "goes on with it; a new run leaves out such images with --data.unreadable skip"
             ) from None
 
     def unreadable(self) -> list[str]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.layers import DropPath
 from torch import nn
 
 from ncreg.metrics import batch_norm_condensation, hessian_norms
@@ -99,6 +100,27 @@ def test_running_statistics_are_kept_in_training_mode():
     net(rows)  # moves them
     assert not torch.equal(net[1].running_mean, before["1.running_mean"])
     assert hessian_norms(net, rows, target, steps=3) == pytest.approx(found, rel=1e-12)
+
+
+def test_what_a_model_draws_is_one_draw_from_the_seed_and_no_global_one():
+    """Against the whole Hessian with the masks that the seed gives: every product has seen the same function."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Dropout(0.5), DropPath(0.3), nn.Linear(8, 3)).double()
+    rows, target = gaussian(20, 6), torch.arange(20) % 3
+    before = torch.random.get_rng_state()
+    found = [hessian_norms(net, rows, target, steps=5000, tolerance=1e-11, seed=seed) for seed in (1, 1, 2)]
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert found[0] == found[1] and abs(found[0]["4.weight"] / found[2]["4.weight"] - 1) > 1e-3
+    for name in ("0.weight", "4.weight"):
+        start = net.get_parameter(name).detach()
+
+        def of_weight(w, name=name):
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(1)
+                return F.cross_entropy(torch.func.functional_call(net, {name: w}, (rows,)), target)
+
+        block = torch.autograd.functional.hessian(of_weight, start).reshape(start.numel(), start.numel())
+        assert found[0][name] == pytest.approx(float(torch.linalg.eigvalsh(block).abs().max()), rel=1e-4)
 
 
 def test_condensation_is_the_mean_over_pairs():

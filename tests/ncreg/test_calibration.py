@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
+from torch import Tensor
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from ncreg.robustness import calibration as cal
@@ -252,6 +253,27 @@ def test_temperature_of_a_class_that_is_ruled_out_is_that_without_it(mask):
     z, y = sample(2000, classes=4)
     masked = torch.cat([z, torch.full((len(z), 1), mask, dtype=z.dtype)], 1)
     assert cal.temperature_scaling(masked, y) == pytest.approx(cal.temperature_scaling(z, y), rel=1e-9)
+
+
+@pytest.mark.parametrize("mask", [-1e6, -1e9, torch.finfo(torch.float32).min])
+@pytest.mark.parametrize(
+    ("labels", "said"), [(Tensor.argmin, "no better than chance"), (Tensor.argmax, "every sample is right")]
+)
+def test_a_bound_is_said_and_the_same_where_classes_are_ruled_out(mask, labels, said):
+    """With labels worse than chance the mask alone ended the search, at millions; with right ones T was as large."""
+    z, _ = sample(2000, classes=4)
+    y = labels(z, 1)
+    out = torch.full((len(z), 3), mask, dtype=z.dtype)
+    with pytest.warns(UserWarning, match=said):
+        bound = cal.temperature_scaling(z, y)
+    with pytest.warns(UserWarning, match=said):
+        assert cal.temperature_scaling(torch.cat([z, out], 1), y) == pytest.approx(bound, rel=1e-9)
+
+
+def test_temperature_where_one_class_is_label_and_prediction_of_all():
+    z = torch.tensor([[2.0, 0.0, -1.0]] * 5)
+    with pytest.warns(UserWarning, match="every sample is right"):
+        assert 0 < cal.temperature_scaling(z, torch.zeros(5, dtype=torch.long)) < 0.01
 
 
 def test_report_puts_the_same_measures_side_by_side():

@@ -673,3 +673,63 @@ def test_a_learned_scale_in_float16_keeps_a_zero_features_gradient_within_range(
     head(features).float().square().sum().backward()
     head(features)[:, 0].sum().backward()
     assert bool(features.grad.isfinite().all()) and bool(head.scale.grad.isfinite())
+
+
+def seats(seed, classes=10):
+    return torch.randperm(classes, generator=torch.Generator().manual_seed(seed))
+
+
+SAVED = {
+    "given": lambda seed: FixedHead(gaussian(10, 16, seed=seed).float() + 4 * torch.eye(10, 16)),
+    "given raw": lambda seed: FixedHead((1 + seed) * torch.eye(10, 16), normalize=False),
+    "given scale": lambda seed: FixedHead((1 + seed) * torch.eye(10, 16), scale=5.0),
+    **{
+        name: lambda seed, name=name: HEADS[name](16, 10, seed=seed) for name in ("orthoplex", "tammes", "softmax_code")
+    },
+    "hypercube": lambda seed: HEADS["hypercube"](16, 10, seed=seed, permutation=seats(seed)),
+    "dense": lambda seed: ETFHead(16, 10, seed=seed, permutation=seats(seed)),
+    "grouped": lambda seed: ETFHead(16, 10, structure="grouped", permutation=seats(seed)),
+    "householder": lambda seed: ETFHead(9, 10, structure="householder", permutation=seats(seed)),
+    "centre": lambda seed: ETFHead(10, 10, structure="centre", permutation=seats(seed)),
+    "nearest": lambda seed: moved(NearestETFHead(16, 10), seed),
+    "linear": lambda seed: LinearHead(16, 10),
+    "cosine": lambda seed: CosineHead(16, 10),
+}
+
+
+def moved(head, seed):
+    head.update(gaussian(50, head.in_features, seed=seed).float(), torch.arange(50) % 10)
+    return head
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_a_loaded_head_gives_the_logits_of_the_one_that_was_saved(name):
+    """To the last bit, into a head of other class vectors: a scale that was left open is that of those that came."""
+    first, second = SAVED[name](1).eval(), SAVED[name](2).eval()
+    features = gaussian(8, first.in_features).float()
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(second(features), first(features))
+
+
+def test_a_scale_that_was_left_open_follows_the_class_vectors_and_no_rounding():
+    head = FixedHead(3 * torch.eye(10, 16))
+    own = head.scale
+    head.load_state_dict({"weight": 2 * torch.eye(10, 16)})
+    assert head.scale == pytest.approx(1.5 * own)  # the margin is the length
+    head = HEADS["tammes"](16, 10)
+    own = head.scale
+    head.load_state_dict({"weight": head.weight.bfloat16()})  # rounded, the margin is another one
+    assert head.scale == own
+    head.load_state_dict({"weight": 2 * torch.eye(10, 16)})
+    head.reset_parameters()
+    assert head.scale == own
+    for learned in (7.0, torch.nn.Parameter(torch.tensor(7.0))):
+        head.scale = learned
+        head.load_state_dict({"weight": torch.eye(10, 16)}, strict=False)
+        assert head.scale == 7
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_loaded_class_vectors_without_a_default_scale_are_refused():
+    with pytest.raises(ValueError, match="does not beat the other classes.*give a scale"):
+        FixedHead(torch.eye(10, 16)).load_state_dict({"weight": torch.ones(10, 16)})

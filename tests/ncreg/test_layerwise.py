@@ -13,6 +13,7 @@ from timm.models.metaformer import LayerNorm2dNoBias
 from torch import nn
 from torch.nn.functional import relu
 from torch.utils.checkpoint import checkpoint
+from torchvision.ops import Permute
 
 from ncreg.metrics import LayerwiseCollapse
 
@@ -204,6 +205,11 @@ class Outlook(nn.Module):
         return self.drop(self.proj(self.pool(self.conv(x)).permute(0, 2, 3, 1)))
 
 
+def volo_step():
+    """One convolution between two permutations; the permutation before it has channels last."""
+    return nn.Sequential(Permute([0, 2, 3, 1]), timm.models.volo.Downsample(3, 6), nn.ReLU())
+
+
 # model, size of its images, and by layer the axis of the channels
 MAPS = [
     (lambda: timm.create_model("test_resnet"), 32, {"conv1.0": 1, "layer1.0.conv1": 1, "layer2": 1}),
@@ -233,6 +239,7 @@ MAPS = [
         {"features.denseblock1": 1, "features.denseblock1.denselayer1": 1},
     ),
     (lambda: nn.Sequential(Outlook()), 32, {"0.pool": 1, "0.proj": 3, "0.drop": 3}),
+    (volo_step, 32, {"1": 3, "1.proj": 1, "2": 3}),
     (lambda: nn.Sequential(Gated(), nn.ReLU(), nn.Flatten(), nn.Linear(1024, 4)), 32, {"0": 1, "1": 1}),
 ]
 

@@ -140,6 +140,43 @@ def test_a_second_scheduler_does_not_scale_again(inner, phase):
     assert build(None).get_last_lr() == pytest.approx([0.075, 0.3])
 
 
+SCHEDULES = {
+    "none": lambda given: None,
+    "cosine": lambda given: CosineAnnealingLR(given, 40),
+    "lambda": lambda given: LambdaLR(given, lambda epoch: 1 / (3 + epoch)),
+    "timm": lambda given: CosineLRScheduler(given, 40, warmup_t=2, warmup_lr_init=0.01),
+}
+
+
+@pytest.mark.parametrize("scales", [(0.25, 1.0), (0.5, 0.25)])
+@pytest.mark.parametrize("process", ["same", "new"])
+@pytest.mark.parametrize("before", [*SCHEDULES, "timm alone"])
+def test_rates_that_a_schedule_left_have_their_scale_also_in_another_process(before, process, scales):
+    """With the optimizer's state alone, as a user of timm loads it: every schedule goes on with the scales, once."""
+
+    def make():
+        return torch.optim.SGD([{"params": parameter(), "lr_scale": scale} for scale in scales], lr=0.1)
+
+    for after, build in SCHEDULES.items():
+        given = make()
+        if before == "timm alone":
+            SCHEDULES["timm"](given).step(5)
+        else:
+            train(TPTScheduler(given, SCHEDULES[before](given), max_epochs=40, min_terminal=12), 5, 0.5)
+        left = [group["lr"] for group in given.param_groups]
+        if process == "new":
+            state = copy.deepcopy(given.state_dict())
+            given = make()
+            given.load_state_dict(state)
+        scheduler = TPTScheduler(given, build(given), max_epochs=40, min_terminal=12)
+        if after == "none":
+            assert scheduler.get_last_lr() == left
+        if after == "timm":  # begins anew: its warmup is a rate of its own, not a share of what was left
+            assert scheduler.get_last_lr() == pytest.approx([0.01 * scale for scale in scales])
+        rates = [scheduler.get_last_lr(), *train(scheduler, 3, 0.5), *train(scheduler, 3)]
+        assert all(row[0] / row[1] == pytest.approx(scales[0] / scales[1]) for row in rates)
+
+
 def one_cycle(given):
     return OneCycleLR(given, 0.1, total_steps=20)
 

@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 from PIL.TiffImagePlugin import TiffImageFile
 from torchvision.transforms.v2.functional import center_crop, resize
 
 from recipes.core.config import DataConfig
 from recipes.core.errors import UserError
+from recipes.data.decode import decoded, pixels_of
 from recipes.data.fingerprint import checksums
 from recipes.data.image_folder import HIDDEN, Files, image_files, image_folder, read_image, split_folders
 from recipes.data.load import load
@@ -261,8 +262,8 @@ def test_a_palette_gives_its_colours_whatever_is_transparent(tmp_path, transpare
     assert np.abs(read_image(tmp_path / "few.png", 28, 1)[0].numpy() - gray).max() <= 1
 
 
-def tiff(path, levels, *, bits, white_is_zero=False, order="<"):
-    """A gray TIFF written by hand: header, one strip, eight tags; 12 bits are packed, two pixels in three bytes."""
+def tiff(path, levels, *, bits, white_is_zero=False, order="<", sample=1):
+    """A gray TIFF written by hand: header, one strip, nine tags; 12 bits are packed, two pixels in three bytes."""
     height, width = levels.shape
     if bits == 12:
         pairs = levels.reshape(-1, 2)
@@ -270,7 +271,8 @@ def tiff(path, levels, *, bits, white_is_zero=False, order="<"):
         strip = strip.astype(np.uint8).tobytes()
     else:
         strip = levels.astype(f"{order}u{bits // 8}").tobytes()
-    values = {256: width, 257: height, 258: bits, 259: 1, 262: int(not white_is_zero), 273: 8, 277: 1, 279: len(strip)}
+    values = {256: width, 257: height, 258: bits, 259: 1, 262: int(not white_is_zero), 273: 8, 277: 1}
+    values |= {279: len(strip), 339: sample}
     tags = b"".join(
         struct.pack(f"{order}HHI", tag, 4 if tag in (273, 279) else 3, 1)
         + struct.pack(
@@ -332,6 +334,50 @@ def test_pixels_of_no_known_range_are_refused(tmp_path, mode):
         UserError, match=rf"x\.tif is not a readable image \(signed, wide or real pixels .Pillow's mode {mode}"
     ):
         read_image(tmp_path / "x.tif", 28)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("bits", [8, 16, 32])
+def test_signed_pixels_are_refused_and_not_wrapped(tmp_path, bits, order):
+    """Of 8 bits too, which Pillow shows as gray from 0 to 255 with -1 as 255."""
+    levels = np.linspace(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1, 28 * 28).reshape(28, 28).astype(np.int64)
+    tiff(tmp_path / "x.tif", levels, bits=bits, order=order, sample=2)
+    with pytest.raises(UserError, match=r"x\.tif is not a readable image \(signed, wide or real pixels"):
+        read_image(tmp_path / "x.tif", 28)
+
+
+def in_mode(mode, gray, colours, alpha):
+    """A picture in one of Pillow's modes that hold all of it."""
+    if mode == "1":
+        return Image.fromarray(gray > 127)
+    if mode.startswith("I;16"):
+        return Image.frombytes(mode, gray.shape, (257 * gray).astype(">u2" if mode == "I;16B" else "<u2").tobytes())
+    picture = Image.fromarray(gray if mode in ("L", "LA", "La") else colours)
+    if mode in ("LA", "La", "RGBA", "RGBa"):
+        picture.putalpha(Image.fromarray(alpha))
+        return picture.convert(mode)
+    if mode == "LAB":
+        profiles = [ImageCms.createProfile(kind) for kind in ("sRGB", "LAB")]
+        return ImageCms.applyTransform(picture, ImageCms.buildTransform(*profiles, "RGB", "LAB"))
+    return picture.quantize(256).convert(mode) if mode in ("P", "PA") else picture.convert(mode)
+
+
+GRAY = ["1", "L", "LA", "La", "I;16", "I;16L", "I;16B", "I;16N"]
+
+
+@pytest.mark.parametrize("mode", [*GRAY, "RGB", "RGBA", "RGBa", "RGBX", "P", "PA", "CMYK", "YCbCr", "HSV", "LAB"])
+def test_every_mode_of_pillow_gives_the_picture(mode):
+    """A smooth one in colours that every space holds, with an alpha that leaves them, so that no mode loses much."""
+    across, down = np.meshgrid(np.arange(28), np.arange(28))
+    colours = np.stack([90 + 3 * across, 80 + 3 * down, 110 + across + down], 2).astype(np.uint8)
+    gray, alpha = colours[..., 0], (200 + across + down).clip(max=255).astype(np.uint8)
+    picture = in_mode(mode, gray.astype(np.uint16) if ";" in mode else gray, colours, alpha)
+    levels = 255.0 * (gray > 127) if mode == "1" else gray.astype(float)
+    shown = np.stack(3 * [levels], 2) if mode in GRAY else colours.astype(float)
+    lost = {"P": 12, "PA": 12, "LAB": 4, "HSV": 4, "YCbCr": 4, "RGBa": 1, "La": 1}.get(mode, 0)
+    assert np.abs(decoded(picture, 3).permute(1, 2, 0).numpy() - shown).max() <= lost
+    assert np.abs(decoded(picture, 1)[0].numpy() - shown @ [0.299, 0.587, 0.114]).max() <= lost + 1
+    assert pixels_of(picture, 3).shape == (3, 28, 28)
 
 
 def scans(path, pages):

@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 from test_faults_files import killed
 
+from ncreg import load_classifier
 from ncreg.checkpoint import load_checkpoint
-from recipes import evaluate, plot_collapse, robustness
+from recipes import evaluate, plot_collapse, rank_backbones, robustness
 from recipes.core.cli import parse
 from recipes.core.config import DataConfig
 from recipes.data.load import load
@@ -73,6 +74,7 @@ def test_all_unreadable_files_are_named_before_the_first_epoch(args, folder, tmp
         said = capsys.readouterr().err
         assert said.count("\n") == 1 and said.count("is not a readable image") == len(expected)
         assert all(str(path) in said for path in expected)
+        assert said.endswith("; or leave out what is unreadable: --data.unreadable skip\n")
     assert not (tmp_path / "runs").exists()
 
 
@@ -81,7 +83,7 @@ def test_of_many_unreadable_files_some_are_named_and_the_rest_counted(args, fold
         broken(path, header=False)
     assert main([*args, *STREAMED]) == 2
     said = capsys.readouterr().err
-    assert said.count("is not a readable image") == 10 and said.rstrip().endswith("; and 10 more")
+    assert said.count("is not a readable image") == 10 and "; and 10 more; or leave out" in said
 
 
 @pytest.mark.parametrize("limit", ["8", "0"])
@@ -159,6 +161,40 @@ def test_a_training_image_may_be_gone_once_training_is_done_and_not_before(args,
     assert f"left out, as they are gone: {lost}" in capsys.readouterr().err
     assert main(["--resume", str(underway)]) == 2
     assert "of the images that are gone, 1 are for training, which is not done" in capsys.readouterr().err
+
+
+OFFER = "or leave out what is unreadable: --data.unreadable skip"
+
+
+def test_evaluations_of_other_data_say_that_they_can_skip_and_a_run_keeps_its_own_parts(args, folder, tmp_path, capsys):
+    """Where images are left out, others are drawn as held out: a run's own are never divided anew."""
+    run = train(parse(args))
+    load_classifier(run).save_pretrained(model := tmp_path / "model")
+    make(other := tmp_path / "other")
+    for place in (other, folder):
+        broken(place / "a" / "03.png", header=False)
+    others = ["--data.name", "folder", "--data.root", str(other), "--out-dir", str(tmp_path / "found")]
+    capsys.readouterr()
+    for script, words in (
+        (evaluate, [str(run), *others, "--split", "all"]),
+        (evaluate, [str(model), *others, *STREAMED]),
+        (robustness, [str(model), *others, "--quick"]),
+        (plot_collapse, [str(model), *others]),
+        (rank_backbones, ["timm:test_resnet=untrained", *others, "--data.image_size", "28"]),
+    ):
+        assert script.main(words) == 2
+        assert capsys.readouterr().err.endswith(f"{OFFER}\n")
+    assert evaluate.main([str(run), *others, "--split", "all", "--data.unreadable", "skip"]) == 0
+    for script, words in ((evaluate, []), (robustness, ["--quick"]), (plot_collapse, [])):
+        capsys.readouterr()
+        assert script.main([str(run), *words]) == 2
+        said = capsys.readouterr().err
+        assert "03.png is not a readable image" in said and OFFER not in said
+        assert script.main([str(run), *words, "--data.unreadable", "skip"]) == 2
+    for key, value, then in (("unreadable", "skip", "refuse"), ("val_share", "0.5", "0.1")):
+        capsys.readouterr()
+        assert evaluate.main([str(run), f"--data.{key}", value]) == 2
+        assert f"--data.{key} {value}: the run divided its images with data.{key}={then}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("script", [evaluate, robustness, plot_collapse])

@@ -3,6 +3,7 @@
 import warnings
 from math import exp, log
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -20,7 +21,8 @@ def temperature_scaling(logits: Float[Tensor, "batch classes"], target: Int[Tens
     convex in 1/T, so the minimum is unique; safeguarded Newton steps in log T find it in float64. T is sought within
     a factor `SHARPEST` = 1000 of the logits' own size (the root mean square about each row's mean), so that
     temperature_scaling(k·z) = k·temperature_scaling(z); and below that where a sample is wrong, so that there is a
-    minimum: one class with logits of −1e9, ruled out by a mask, makes the size large.
+    minimum. Classes that are no sample's label and no row's largest logit do not count for the size: a class that a
+    mask rules out by −1e9 would make it large.
 
     Args:
         logits: z, before softmax.
@@ -51,6 +53,10 @@ def temperature_scaling(logits: Float[Tensor, "batch classes"], target: Int[Tens
     return temperature
 
 
+def _size(z: Tensor) -> float:
+    return float((z - z.mean(1, keepdim=True)).square().mean().sqrt())
+
+
 def fit_temperature(z: Tensor, target: Tensor) -> tuple[float, str | None]:
     """The best T and, where there is none, the bound it ran into."""
     z = z - z.amax(1, keepdim=True)  # not the mean: a class that is ruled out would take the digits of the others
@@ -58,8 +64,8 @@ def fit_temperature(z: Tensor, target: Tensor) -> tuple[float, str | None]:
     if largest == 0:
         return 1.0, "flat"
     z = z / largest  # squares of huge logits overflow
-    size = float((z - z.mean(1, keepdim=True)).square().mean().sqrt())
-    z, unit = z / size, size * largest
+    size = _size(z[:, torch.cat([target, z.argmax(1)]).unique()]) or _size(z)
+    z, unit = (z / size).clamp_min(-(SHARPEST**2)), size * largest  # below, no T that is looked at gives more than 0
     labelled = z.gather(1, target[:, None])
     own = labelled.mean()
 
