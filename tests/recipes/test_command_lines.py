@@ -216,18 +216,13 @@ def test_training_goes_on_and_saves_all_where_a_reader_goes_away(redirected, cod
     assert "Error" not in ended.stderr
 
 
+@pytest.mark.slow  # a process that loads all libraries, each
 @pytest.mark.parametrize(
     ("script", "models", "options", "files"),
     [
         ("evaluate", 1, "--train-images 50", ["evaluation-*.json", "evaluation-*.html"]),
-        pytest.param(  # another process that loads all libraries, each
-            *("plot_collapse", 2, "--images 50", ["collapse/simplex-train.png", "collapse/view-train.json"]),
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            *("robustness", 1, "--parts calibration --quick", ["robustness/results.json", "robustness/figures/*.png"]),
-            marks=pytest.mark.slow,
-        ),
+        ("plot_collapse", 2, "--images 50", ["collapse/simplex-train.png", "collapse/view-train.json"]),
+        ("robustness", 1, "--parts calibration --quick", ["robustness/results.json", "robustness/figures/*.png"]),
     ],
 )
 def test_files_are_whole_where_the_reader_goes_away_at_the_first_line(script, models, options, files, tmp_path):
@@ -559,10 +554,12 @@ def test_a_missing_optional_package_is_one_line_with_its_command(blocked, words,
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a shell closes the streams")
 def test_a_closed_stream_takes_nothing_into_the_other():
-    shell = f"{shlex.quote(sys.executable)} recipes/train.py baseline"
-    closed = subprocess.run(f"{shell} --modle x 2>&-", shell=True, cwd=ROOT, capture_output=True, text=True)
+    shell = f"{shlex.quote(sys.executable)} recipes"
+    words = f"{shell}/compare.py baseline --modle x 2>&-"
+    closed = subprocess.run(words, shell=True, cwd=ROOT, capture_output=True, text=True)
     assert (closed.returncode, closed.stdout) == (2, "")
-    unseen = subprocess.run(f"{shell} --print_config >&-", shell=True, cwd=ROOT, capture_output=True, text=True)
+    words = f"{shell}/train.py --help >&-"
+    unseen = subprocess.run(words, shell=True, cwd=ROOT, capture_output=True, text=True)
     assert (unseen.returncode, unseen.stderr) == (0, "")
 
 

@@ -118,7 +118,7 @@ def test_sides_from_files():
     ("name", "sides"),
     [
         ("swin_tiny_patch4_window7_224", {64: 64, 128: 128, 224: None, 448: None}),  # windows of 7 fit both
-        ("maxvit_tiny_tf_224", {96: 96, 224: 224}),
+        pytest.param("maxvit_tiny_tf_224", {96: 96, 224: 224}, marks=pytest.mark.slow),
         ("beit_base_patch16_224", {64: 64, 224: 224}),
         ("mixer_s32_224", {64: 64, 224: 224}),
         ("swinv2_tiny_window8_256", {128: None, 256: None}),  # its tensors are the same at every side

@@ -280,8 +280,9 @@ def test_the_moving_average_is_kept_measured_and_resumed(tmp_path, monkeypatch):
     resumed = train(config, resume=RunDir.unfinished(config.out, as_yaml(config)))
     for name in ("summary.json", "history.jsonl"):
         assert (resumed / name).read_bytes() == (path / name).read_bytes()
+    again = last(resumed)
     for key in ("model", "ema"):
-        assert all(torch.equal(value, last(resumed)[key][name]) for name, value in state[key].items())
+        assert all(torch.equal(value, again[key][name]) for name, value in state[key].items())
 
 
 def test_tensorboard_holds_the_history(tmp_path):
