@@ -88,6 +88,11 @@ def is_dtensor(tensor: Tensor | None) -> TypeGuard[DTensor]:
     return kinds is not None and isinstance(tensor, kinds.DTensor)
 
 
+def is_composed(value: object) -> bool:
+    """Whether it is a tensor that is made of others, as torch's subclasses are: quantized, or spread over ranks."""
+    return isinstance(value, Tensor) and hasattr(value, "__tensor_flatten__")
+
+
 def check_plain(module: nn.Module, advice: str, prefix: str = "") -> None:
     """Refuse tensors that do not hold their numbers plainly: quantized ones (torchao), or those spread over ranks.
 
@@ -99,7 +104,7 @@ def check_plain(module: nn.Module, advice: str, prefix: str = "") -> None:
         "into one that is not sharded, and take that"
     )
     for name, value in module.state_dict(prefix=prefix).items():
-        if isinstance(value, Tensor) and type(value) not in (Tensor, nn.Parameter):
+        if is_composed(value):
             way_out = gather if is_dtensor(value) else advice
             raise ValueError(f"{name} is of class {type(value).__name__}, not a plain tensor: {way_out}")
 

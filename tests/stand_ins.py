@@ -58,6 +58,9 @@ class Adapted(nn.Module):
 class Quantized(torch.Tensor):
     """torchao's quantized weights: a linear layer multiplies by them, and nothing else reads their numbers."""
 
+    def __tensor_flatten__(self):
+        raise NotImplementedError("Quantized, a stand-in, is made of no other tensors")
+
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
         if function is F.linear:

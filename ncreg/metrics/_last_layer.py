@@ -14,7 +14,7 @@ from ncreg._modes import evaluating
 from ncreg._wrappers import as_next_forward
 from ncreg.metrics._geometry import LARGEST
 from ncreg.metrics._inputs import check_not_meta
-from ncreg.numerics import is_dtensor, whole
+from ncreg.numerics import is_composed, is_dtensor, whole
 
 
 class LastLayer:
@@ -142,7 +142,7 @@ def _acts_otherwise(layer: nn.Module) -> bool:
         return True
     if not isinstance(layer, nn.Linear):
         return False
-    return type(layer.weight) not in (Tensor, nn.Parameter) and not is_dtensor(layer.weight)
+    return is_composed(layer.weight) and not is_dtensor(layer.weight)
 
 
 def _read_off(layer: nn.Module, width: int) -> tuple[Tensor, Tensor]:
