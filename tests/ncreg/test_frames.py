@@ -227,7 +227,13 @@ def test_hypercube_cosines_count_equal_digits(num_classes, spare):
     assert (weight @ weight.T - expected).abs().max() < 1e-13
 
 
-TAMMES = [(4, 3, -1 / 3), (6, 3, 0.0), (8, 4, 0.0), (12, 3, 5**-0.5), (56, 7, 1 / 3)]
+TAMMES = [
+    (4, 3, -1 / 3),
+    (6, 3, 0.0),
+    (8, 4, 0.0),
+    (12, 3, 5**-0.5),
+    pytest.param(56, 7, 1 / 3, marks=pytest.mark.slow),
+]
 TAMMES += [(24, 4, 0.5), (27, 6, 0.25), (20, 3, math.cos(math.radians(47.4310362)))]  # 24-cell, Schläfli; Sloane
 
 
@@ -252,7 +258,7 @@ def test_codes_in_the_plane_are_polygons(num_classes, dim):
     assert height == pytest.approx(1 - math.cos(angle), abs=1e-9)
 
 
-@pytest.mark.parametrize("num_classes, dim", [(15, 4), (30, 5)])
+@pytest.mark.parametrize("num_classes, dim", [(15, 4), pytest.param(30, 5, marks=pytest.mark.slow)])
 def test_each_code_wins_by_its_own_measure(num_classes, dim):
     packing, code = tammes(num_classes, dim, **F64), softmax_code(num_classes, dim, **F64)
     assert max_cosine(packing) <= max_cosine(code) + 1e-4

@@ -5,6 +5,7 @@ import math
 import shutil
 import sys
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 from sklearn.datasets import load_digits
 
 import recipes.evaluation.run_under_test as run_under_test_module
+from ncreg import robustness
 from ncreg.checkpoint import load_classifier
 from ncreg.models import Classifier
 from ncreg.quantization import round_weights
@@ -37,6 +39,15 @@ from recipes.training.build import build_model
 TINY = Preset("quick", attacked=12, curve=12, distances=12, corrupted=12, features=150, outside=40, draws=2)
 SETTINGS = Settings(TINY, epsilon=0.05, sets=())
 SHORT = ["--data.train_size", "256", "--data.batch_size", "64", "--quiet", "true", "--tpt.min_terminal", "2"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_attacks():
+    """The command is tried here: the attacks, with as many steps as are published, have tests of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ncreg.robustness.adversarial.report.run_autoattack", partial(robustness.autoattack, steps=8))
+        patch.setattr(robustness, "minimum_norm", partial(robustness.minimum_norm, steps=4))
+        yield
 
 
 def run_in(out, *more, recipe="etf"):

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_robustness_recipe import SETTINGS, run_in
+from test_robustness_recipe import SETTINGS, run_in, short_attacks  # noqa: F401, a fixture
 
 import recipes.evaluation.run_under_test as run_under_test_module
 from ncreg import robustness
