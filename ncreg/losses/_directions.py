@@ -61,4 +61,5 @@ def exact_unit_rows(rows: Float[Tensor, "rows dim"]) -> Float[Tensor, "rows dim"
     """Rows over their lengths, however small or large; a zero row stays zero."""
     largest = rows.detach().abs().amax(1, keepdim=True)
     rows = rows / torch.where(largest > 0, largest, 1)  # the squares of what is left stay within range
-    return rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(1)  # below 1 are zero rows alone
+    length = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return rows / torch.where(length > 0, length, 1)  # clamp_min has no gradient at its bound, where axes are

@@ -204,7 +204,7 @@ def checked_counts(class_counts: Counts, classes: int | None = None) -> Float[Te
         raise TypeError(f"class_counts must hold numbers, got {counts.dtype}")
     if counts.is_floating_point() and isinstance(class_counts, list | tuple):
         counts = torch.tensor(class_counts, dtype=torch.float64, device="cpu")  # not rounded to float32 on the way
-    seen = bare(counts)
+    seen = bare(counts if counts.is_floating_point() else counts.long())  # torch compares no uint16
     valid = (seen > 0) & (seen < torch.inf)
     if not reads_are_free(seen):
         torch._assert_async(valid.all(), "class_counts must be finite and above 0")

@@ -119,7 +119,7 @@ def _largest(slope: Tensor, weight: Tensor, steps: int, tolerance: float, genera
     """|λ| of the Hessian's block by power iteration: ‖Hv‖ of unit vectors v, which rises towards it."""
     if not slope.requires_grad:  # linear in this weight: no second derivative
         return 0.0
-    vector = torch.randn(weight.shape, generator=generator, device="cpu").to(weight)
+    vector = torch.randn(weight.shape, generator=generator, dtype=torch.float32, device="cpu").to(weight)
     size = 0.0
     for _ in range(steps):
         vector = vector / torch.linalg.vector_norm(vector)

@@ -53,42 +53,50 @@ def check_attackable(images: Tensor) -> Tensor:
     return check_images(images)
 
 
-def check_target(target: Tensor, batch: Tensor, num_classes: int) -> Int[Tensor, " batch"]:
+def check_target(target: Tensor, batch: Tensor, num_classes: int, *, name: str = "target") -> Int[Tensor, " batch"]:
     """One class index in [0, num_classes) for each row of `batch` (images or logits), as int64 on its device.
 
     Raises:
         TypeError: no integer tensor.
         ValueError: another shape than (B,), or an index out of range.
     """
-    return check_indices("target", target, len(batch), num_classes).to(batch.device)
+    return check_indices(name, target, len(batch), num_classes).to(batch.device)
 
 
-def check_logits(logits: Tensor, images: Tensor | None = None) -> Tensor:
+def check_logits(logits: Tensor, images: Tensor | None = None, *, name: str | None = None) -> Tensor:
     """Finite logits (B, C) with C >= 2, one row an image, that are not probabilities.
+
+    Args:
+        logits: what a model returned, or an argument.
+        images: that they are of, where it is known.
+        name: of the argument; None speaks of the model.
 
     Raises:
         TypeError: no floating-point tensor.
-        ValueError: another shape, C = 1, values that are not finite, or rows in [0, 1] that each sum to 1.
+        ValueError: another shape, no row, C = 1, values that are not finite, or rows in [0, 1] that each sum to 1.
     """
+    wanted, noun = ("model must return", "logits") if name is None else (f"{name} must be", name)
     if not isinstance(logits, Tensor):
-        raise TypeError(f"model must return a tensor of logits, got {described(logits)}: wrap it in a function")
+        way_out = ": wrap it in a function" if name is None else ""
+        raise TypeError(f"{wanted} a tensor of logits, got {described(logits)}{way_out}")
     if not logits.is_floating_point():
-        raise TypeError(f"model must return floating-point logits, got {logits.dtype}")
+        raise TypeError(f"{wanted} floating-point logits, got {logits.dtype}")
     if logits.ndim != 2 or (images is not None and len(logits) != len(images)):
         rows = "batch" if images is None else len(images)
-        raise ValueError(f"model must return logits of shape ({rows}, classes), got {tuple(logits.shape)}")
+        raise ValueError(f"{wanted} logits of shape ({rows}, classes), got {tuple(logits.shape)}")
+    if len(logits) == 0:
+        raise ValueError(f"{noun} is empty, shape {tuple(logits.shape)}")
     if logits.shape[1] < 2:
         raise ValueError(
-            f"logits have {logits.shape[1]} column: a classifier needs at least 2 classes; "
+            f"{noun} have {logits.shape[1]} column: a classifier needs at least 2 classes; "
             "of a single sigmoid logit z make two, cat([-z, z], 1) / 2"
         )
     if not bool(logits.isfinite().all()):
         bad = int((~logits.isfinite()).any(1).sum())
-        raise ValueError(f"logits are not finite (NaN or infinite) in {bad} of {len(logits)} rows: the model diverged")
+        raise ValueError(f"{noun} are not finite (NaN or infinite) in {bad} of {len(logits)} rows: the model diverged")
     if _are_probabilities(logits.detach()):
-        raise ValueError(
-            "the model returns probabilities (rows in [0, 1] that sum to 1): return logits, before softmax"
-        )
+        found = "the model returns" if name is None else f"{name} are"
+        raise ValueError(f"{found} probabilities (rows in [0, 1] that sum to 1): take logits, before softmax")
     return logits
 
 

@@ -360,6 +360,21 @@ def test_what_is_no_logit_is_refused():
     def report(logits, target):
         return cal.evaluate_calibration(logits, target, z, y)
 
+    for bad, error, words in (
+        (z * float("nan"), ValueError, "are not finite .* in 20 of 20 rows"),
+        (z[:0], ValueError, r"is empty, shape \(0, 3\)"),
+        (z.long(), TypeError, "must be floating-point logits, got torch.int64"),
+        (z.tolist(), TypeError, "must be a tensor of logits, got list"),
+        (z.softmax(1), ValueError, "are probabilities"),
+    ):
+        with pytest.raises(error, match=f"^logits {words}"):
+            cal.temperature_scaling(bad, y)
+        with pytest.raises(error, match=f"^logits_test {words}"):
+            report(bad, y)
+        with pytest.raises(error, match=f"^logits_val {words}"):
+            cal.evaluate_calibration(z, y, bad, y)
+    with pytest.raises(ValueError, match=r"^target_val must lie in \[0, 3\), got classes from 1 to 3"):
+        cal.evaluate_calibration(z, y, z, y + 1 - y.min())
     for function in (cal.temperature_scaling, report):
         with pytest.raises(ValueError, match="probabilities"):
             function(z.softmax(1), y)

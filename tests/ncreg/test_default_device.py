@@ -1,10 +1,10 @@
-"""Evaluations under a default device that is not the images' (`meta` plays it), and on a device without float64."""
+"""Evaluations under another default device (`meta` plays it) or dtype, and on a device without float64."""
 
 import pytest
 import torch
 from torch import nn
 
-from ncreg import robustness
+from ncreg import metrics, robustness
 from ncreg.robustness import corruptions
 
 
@@ -33,6 +33,7 @@ EVALUATIONS = {
     "deepfool": lambda m, x, y, h: robustness.deepfool(m, x).rho,
     "noise": lambda m, x, y, h: [robustness.noise_images(x, kind) for kind in ("uniform", "gaussian", "shuffle")],
     "calibration": lambda m, x, y, h: robustness.evaluate_calibration(m(x), y, m(x), y),
+    "curvature": lambda m, x, y, h: metrics.hessian_norms(m, x, y, steps=2),  # not yet independent of its start
     "risk": lambda m, x, y, h: robustness.risk_coverage(m(x).softmax(1), y),
     "few shot": lambda m, x, y, h: robustness.few_shot(h, y, h, y, shots=1, draws=2),
     "corruptions": lambda m, x, y, h: [corruptions.corrupt(x, name, 3) for name in corruptions.CORRUPTIONS],
@@ -52,6 +53,19 @@ def test_an_evaluation_gives_the_same_under_another_default_device(given, name):
     with torch.device("meta"):
         found = parts(EVALUATIONS[name](*given))
     for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other) if isinstance(other, torch.Tensor) else one == other
+
+
+@pytest.mark.parametrize("name", EVALUATIONS)
+def test_an_evaluation_gives_the_same_under_another_default_dtype(given, name):
+    """Draws included: of one seed float64 draws other numbers than float32, and rounds otherwise."""
+    expected = parts(EVALUATIONS[name](*given))
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = EVALUATIONS[name](*given)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for one, other in zip(parts(found), expected, strict=True):
         assert torch.equal(one, other) if isinstance(other, torch.Tensor) else one == other
 
 

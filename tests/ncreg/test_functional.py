@@ -205,6 +205,22 @@ def test_second_derivatives_hold():
     torch.testing.assert_close(got, torch.autograd.grad(wanted, tiny)[0])
 
 
+@pytest.mark.parametrize("dim", [1, 3])
+def test_the_cosine_measures_have_their_gradient_on_the_axes_too(dim):
+    """One-hot features, and one dimension, where the largest entry is the length; the plain quotient is the oracle."""
+    features = torch.cat([2.0 * torch.eye(dim), -3.0 * torch.eye(dim), torch.ones(2, dim)]).double().requires_grad_()
+    target = torch.arange(len(features)) % 2
+    unit = features / features.square().sum(1, keepdim=True).sqrt()
+    means = torch.stack([unit[target == c].mean(0) for c in range(2)])
+    upstream = torch.tensor([[1.0, 0.3], [-0.7, 0.5]], dtype=torch.float64)
+    (inter,) = torch.autograd.grad((nf.inter_class_cosine(features, target, 2) * upstream).sum(), features)
+    (wanted,) = torch.autograd.grad(((means @ means.T) * upstream).sum(), features, retain_graph=True)
+    torch.testing.assert_close(inter, wanted, atol=1e-12, rtol=0)
+    (intra,) = torch.autograd.grad(nf.intra_class_cosine(features, target, 2) @ upstream[0], features)
+    (wanted,) = torch.autograd.grad(means.square().sum(1) @ upstream[0], features)
+    torch.testing.assert_close(intra, wanted, atol=1e-12, rtol=0)
+
+
 @given(seed=st.integers(0, 10_000), classes=st.integers(2, 12), samples=st.integers(2, 20))
 @settings(max_examples=40, deadline=None)
 def test_losses_keep_under_rotation_scale_and_relabelling(seed, classes, samples):

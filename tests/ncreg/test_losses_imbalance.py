@@ -293,6 +293,16 @@ def test_the_default_device_plays_no_part(counts):
     assert weights.is_meta == (not isinstance(counts, torch.Tensor))  # a list's weights go where new tensors go
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.uint32, torch.int32], ids=str)
+def test_counts_of_every_integer_type(dtype):
+    counts = torch.tensor([30, 10], dtype=dtype)
+    assert nf.class_weights(counts, dtype=torch.float64).tolist() == pytest.approx([0.5, 1.5], abs=1e-15)
+    loss = nf.logit_adjusted_cross_entropy(torch.zeros(1, 2, dtype=torch.float64), torch.tensor([1]), counts)
+    assert loss.item() == pytest.approx(math.log(4), abs=1e-15)
+    with pytest.raises(ValueError, match=r"class_counts\[1\]=0: every class needs a training sample"):
+        nf.class_weights(torch.tensor([30, 0], dtype=dtype))
+
+
 @pytest.mark.parametrize("counts", [COUNTS, [0.7, 0.2, 0.1, 1e-9], [22, 11, 2**25 + 1, 3]])
 def test_counts_survive_averages_of_buffers_and_every_dtype(counts):
     z, y = batch()

@@ -454,7 +454,7 @@ def test_one_class_alone_is_undefined_but_not_an_error():
         metric.update(torch.randn(5, 4), torch.ones(5, dtype=torch.long))
         values = metric.compute()
     assert all(values[name].isnan() for name in ("nc1", "cdnv", "nc2_equinorm", "inter_cosine", "etf_distance"))
-    assert values["ncc_accuracy"] == 1
+    assert values["ncc_accuracy"] == 1 and values["trace_ratio"] == torch.inf
 
 
 def test_etf_distance_is_the_frames_module_s():

@@ -8,12 +8,13 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 from torch import Tensor, nn
 
-from ncreg._checks import check_choice
+from ncreg._checks import check_choice, described
+from ncreg.losses.costs import expected_cost_loss
 from ncreg.numerics import at_least_float32
-from ncreg.robustness._inputs import Model, outputs_of
+from ncreg.robustness._inputs import Model, check_target, outputs_of
 
 Loss = Literal["cross_entropy", "margin", "dlr", "cost", "cost_margin"]
 Images = Float[Tensor, "batch channels height width"]
@@ -21,32 +22,47 @@ Rows = Float[Tensor, "batch classes"]
 Scalars = Float[Tensor, " batch"]
 
 
-def logit_margin(logits: Rows, target: Int[Tensor, " batch"]) -> Scalars:
+def logit_margin(logits: Rows, target: Integer[Tensor, " batch"]) -> Scalars:
     """z_y − max_{j≠y} z_j, negative where another class wins (Carlini & Wagner 2017, arXiv 1608.04644).
+
+    Raises:
+        TypeError: logits that are no floating-point tensor, a target that holds no integers.
+        ValueError: shapes that do not fit, fewer than two classes, a class out of range.
 
     Example:
         >>> logit_margin(torch.tensor([[3.0, 1.0, 2.0]]), torch.tensor([0]))
         tensor([1.])
     """
+    if not isinstance(logits, Tensor) or not logits.is_floating_point():
+        got = logits.dtype if isinstance(logits, Tensor) else described(logits)
+        raise TypeError(f"logits must be a floating-point tensor (batch, classes), got {got}")
+    if logits.ndim != 2 or logits.shape[1] < 2:
+        raise ValueError(f"logits must be (batch, classes) with 2 or more classes, got shape {tuple(logits.shape)}")
+    return margin_of(logits, check_target(target, logits, logits.shape[1]))
+
+
+def margin_of(logits: Rows, target: Int[Tensor, " batch"]) -> Scalars:
+    """`logit_margin` of checked input."""
     own = logits.gather(1, target[:, None])
     others = logits.scatter(1, target[:, None], -torch.inf)
     return own.squeeze(1) - others.amax(1)
 
 
 def expected_cost(
-    logits: Rows, target: Int[Tensor, " batch"], cost: Float[Tensor, "classes classes"]
+    logits: Rows, target: Integer[Tensor, " batch"], cost: Float[Tensor, "classes classes"]
 ) -> Float[Tensor, " batch"]:
     """Σ_j M[y,j]·softmax(z)_j: the cost of guessing by the model's probabilities, which is a transport distance.
 
     With a one-hot target every plan is forced, so it is the Wasserstein distance under M, with entropic regularisation
     as well. M = 11ᵀ − I gives 1 − p_y. Source: Terzi, Susto & Chaudhari, "Directional Adversarial Training for Cost
-    Sensitive Deep Learning Classification Applications" (arXiv 1910.03468).
+    Sensitive Deep Learning Classification Applications" (arXiv 1910.03468). `ncreg.functional.expected_cost_loss` of
+    each sample: arguments and errors are its own.
 
     Example:
         >>> expected_cost(torch.zeros(1, 2), torch.tensor([0]), torch.tensor([[0.0, 4.0], [1.0, 0.0]]))
         tensor([2.])
     """
-    return (cost.to(logits)[target] * logits.softmax(1)).sum(1)
+    return expected_cost_loss(logits, target, cost, reduction="none")
 
 
 def loss_of(
@@ -73,7 +89,7 @@ def _cross_entropy(logits: Rows, target: Int[Tensor, " batch"]) -> Scalars:
 def _negative_margin(logits: Rows, target: Int[Tensor, " batch"]) -> Scalars:
     # The row's own spread, held constant, keeps gradients of tiny or huge logits in the middle of the number range.
     spread = (logits.amax(1) - logits.amin(1)).detach()
-    return -logit_margin(logits, target) / torch.where(spread > 0, spread, 1)
+    return -margin_of(logits, target) / torch.where(spread > 0, spread, 1)
 
 
 def _dlr(logits: Rows, target: Int[Tensor, " batch"]) -> Scalars:
@@ -81,7 +97,7 @@ def _dlr(logits: Rows, target: Int[Tensor, " batch"]) -> Scalars:
         raise ValueError(f"loss='dlr' needs at least 3 classes, got {logits.shape[1]}: use loss='margin'")
     top = logits.topk(3, dim=1).values
     spread = top[:, 0] - top[:, 2]
-    return -logit_margin(logits, target) / torch.where(spread > 0, spread, 1)
+    return -margin_of(logits, target) / torch.where(spread > 0, spread, 1)
 
 
 def _cost_margin(logits: Rows, target: Int[Tensor, " batch"], cost: Float[Tensor, "classes classes"]) -> Scalars:

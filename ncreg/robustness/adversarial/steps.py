@@ -20,8 +20,8 @@ from ncreg.robustness.adversarial.objectives import (
     Scalars,
     expected_cost,
     gradient,
-    logit_margin,
     loss_of,
+    margin_of,
 )
 
 Norm = Literal["linf", "l2"]
@@ -143,7 +143,7 @@ def ascend(
 def margin_or_cost(logits: Tensor, target: Tensor, cost: Tensor | None) -> Scalars:
     """What an attack lowers, in float64: the margin, or minus the expected cost."""
     if cost is None:
-        return logit_margin(logits, target).double()
+        return margin_of(logits, target).double()
     return -expected_cost(logits.double(), target, cost)
 
 

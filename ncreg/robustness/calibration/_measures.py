@@ -158,12 +158,10 @@ def check_probabilities(probabilities: Tensor, target: Tensor) -> tuple[Tensor, 
     return p.clamp(0, 1), check_target(target, p, p.shape[1])
 
 
-def check_logits_and_target(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits (n, C) in float64 and labels (n,)."""
-    if isinstance(logits, Tensor) and logits.numel() == 0:
-        raise ValueError(f"logits is empty, shape {tuple(logits.shape)}")
-    z = check_logits(logits).detach().to("cpu", torch.float64)
-    return z, check_target(target, z, z.shape[1])
+def check_logits_and_target(logits: Tensor, target: Tensor, of: str = "") -> tuple[Tensor, Tensor]:
+    """Logits (n, C) in float64 and labels (n,); `of` ends the names of both arguments."""
+    z = check_logits(logits, name=f"logits{of}").detach().to("cpu", torch.float64)
+    return z, check_target(target, z, z.shape[1], name=f"target{of}")
 
 
 def top_class(p: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

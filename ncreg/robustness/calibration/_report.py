@@ -103,8 +103,8 @@ def evaluate_calibration(
         (True, True, True)
     """
     bins = check_integer("bins", bins, 1)
-    test, target_test = check_logits_and_target(logits_test, target_test)
-    val, target_val = check_logits_and_target(logits_val, target_val)
+    test, target_test = check_logits_and_target(logits_test, target_test, "_test")
+    val, target_val = check_logits_and_target(logits_val, target_val, "_val")
     if test.shape[1] != val.shape[1]:
         raise ValueError(f"logits_test have {test.shape[1]} classes and logits_val {val.shape[1]}: use one model")
     temperature, at_bound = fit_temperature(val, target_val)

@@ -24,7 +24,7 @@ def snow(x: Tensor, constants: tuple[float, float, float, float, int, float, flo
 
 def _plasma(size: int, decay: float, rng: Draws) -> Tensor:
     """Diamond-square height maps (B, size, size) in [0, 1] on a torus; size is a power of two."""
-    heights = torch.zeros(len(rng.keys), size, size, device=rng.keys.device)
+    heights = torch.zeros(len(rng.keys), size, size, dtype=torch.float32, device=rng.keys.device)
     step, wibble, stream = size, 100.0, 0
 
     def rough(total: Tensor) -> Tensor:

@@ -174,11 +174,13 @@ def noise_images(
     draw = seeded(seed)
     check_choice("kind", kind, ("uniform", "gaussian", "shuffle"))
     if kind == "uniform":
-        return torch.rand(images.shape, generator=draw, device="cpu").to(images)
+        return torch.rand(images.shape, generator=draw, dtype=torch.float32, device="cpu").to(images)
     if kind == "gaussian":
-        return torch.randn(images.shape, generator=draw, device="cpu").add(0.5).clamp(0, 1).to(images)
+        drawn = torch.randn(images.shape, generator=draw, dtype=torch.float32, device="cpu")
+        return drawn.add(0.5).clamp(0, 1).to(images)
     flat = images.flatten(2)
-    order = torch.rand(len(flat), 1, flat.shape[2], generator=draw, device="cpu").argsort(2).to(images.device)
+    drawn = torch.rand(len(flat), 1, flat.shape[2], generator=draw, dtype=torch.float32, device="cpu")
+    order = drawn.argsort(2).to(images.device)
     return flat.gather(2, order.expand_as(flat)).view_as(images)
 
 
@@ -201,10 +203,7 @@ def _checked(
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise TypeError(f"{key} must be a pair (features, logits), got {described(pair)}")
         features.append(check_features(f"{key} features", pair[0], train.shape[1]))
-        try:
-            logits.append(check_logits(pair[1]).detach().to("cpu", torch.float64))
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"{key} logits: {error}") from None
+        logits.append(check_logits(pair[1], name=f"{key} logits").detach().to("cpu", torch.float64))
         if len(logits[-1]) != len(features[-1]) or logits[-1].shape[1] != logits[0].shape[1]:
             raise ValueError(
                 f"{key}: logits {tuple(logits[-1].shape)} do not go with features {tuple(features[-1].shape)} "

@@ -43,8 +43,8 @@ def _pytorch_ood() -> Any:
         ) from None
 
 
-def _exact(logits: Tensor) -> Float[Tensor, "batch classes"]:
-    return check_logits(logits).detach().to("cpu", torch.float64)
+def _exact(logits: Tensor, name: str = "logits") -> Float[Tensor, "batch classes"]:
+    return check_logits(logits, name=name).detach().to("cpu", torch.float64)
 
 
 def msp_score(logits: Float[Tensor, "batch classes"]) -> Float[Tensor, " batch"]:
@@ -191,7 +191,7 @@ def vim_score(
     """
     train = check_features("train_features", train_features)
     rows = check_features("features", features, train.shape[1])
-    z, train_z = _exact(logits), _exact(train_logits)
+    z, train_z = _exact(logits), _exact(train_logits, "train_logits")
     for name, left, right in (("logits", z, rows), ("train_logits", train_z, train)):
         if len(left) != len(right):
             raise ValueError(f"{name} has {len(left)} rows where the features have {len(right)}")

@@ -9,7 +9,7 @@ from scipy.optimize import linprog
 from torch.autograd import gradcheck
 
 from ncreg import functional as nf
-from ncreg.robustness import evaluate_adversarial, expected_cost, fgsm, pgd, robustness_curve
+from ncreg.robustness import evaluate_adversarial, expected_cost, fgsm, logit_margin, pgd, robustness_curve
 from ncreg.robustness.adversarial.objectives import loss_of
 
 C = 4
@@ -50,6 +50,35 @@ def test_equal_costs_are_one_minus_the_own_probability_and_the_margin():
     torch.testing.assert_close(expected_cost(logits, target, equal), 1 - own)
     right = logits.argmax(1)
     torch.testing.assert_close(loss_of("cost_margin", equal)(logits, right), loss_of("margin")(logits, right))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.uint16], ids=str)
+def test_labels_of_every_integer_type_name_the_same_classes(dtype):
+    """As many images as classes: uint8 as an index would be a mask of the rows of the cost matrix."""
+    cost, (logits, _) = random_costs(classes=2), logits_and_target(rows=2, classes=2)
+    target = torch.tensor([0, 1])
+    p, m = logits.softmax(1).numpy(), cost.numpy()
+    np.testing.assert_allclose(expected_cost(logits, target.to(dtype), cost), [m[0] @ p[0], m[1] @ p[1]], atol=1e-12)
+    z = logits.numpy()
+    wanted = [z[0, 0] - z[0, 1], z[1, 1] - z[1, 0]]
+    np.testing.assert_allclose(logit_margin(logits, target.to(dtype)), wanted, atol=1e-12)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("measure", [logit_margin, lambda z, y: expected_cost(z, y, random_costs(classes=3))])
+def test_what_is_no_logit_and_no_class_is_named(measure):
+    logits, target = torch.zeros(2, 3), torch.tensor([0, -1])
+    for labels in (target, torch.tensor([0, 3])):  # −1 would be the last class
+        with pytest.raises(ValueError, match=rf"target must .*{int(labels.min())} to {int(labels.max())}"):
+            measure(logits, labels)
+    with pytest.raises(TypeError, match="target must hold integer class indices, got torch.float32"):
+        measure(logits, target.float())
+    with pytest.raises(ValueError, match=r"target must have shape \(2,\)"):
+        measure(logits, target[:1])
+    with pytest.raises(TypeError, match=r"logits must .*floating-point.*torch.int64"):
+        measure(logits.long(), target)
+    with pytest.raises(ValueError, match=r"logits must be .*got shape \(3,\)"):
+        measure(logits[0], target)
 
 
 def test_soft_labels_mix_the_losses_of_their_classes():
