@@ -80,7 +80,7 @@ def test_the_decay_of_a_product_is_its_schatten_quasi_norm():
 
         return minimise(parts, objective)
 
-    found = [held(stiffness) for stiffness in (1e1, 1e3, 1e5)][-1]
+    found = [held(stiffness) for stiffness in (1e2, 1e5)][-1]
     singular = torch.linalg.svdvals(product)
     closed = 1.5 * math.prod(decays) ** (1 / 3) * float((singular ** (2 / 3)).sum())
     assert found == pytest.approx(closed, rel=1e-5)

@@ -554,7 +554,7 @@ def test_a_missing_optional_package_is_one_line_with_its_command(blocked, words,
 @pytest.mark.skipif(sys.platform == "win32", reason="a shell closes the streams")
 def test_a_closed_stream_takes_nothing_into_the_other():
     shell = f"{shlex.quote(sys.executable)} recipes"
-    words = f"{shell}/compare.py baseline --modle x 2>&-"
+    words = f"{shell}/compare.py baseline --seds 3 2>&-"
     closed = subprocess.run(words, shell=True, cwd=ROOT, capture_output=True, text=True)
     assert (closed.returncode, closed.stdout) == (2, "")
     words = f"{shell}/train.py --help >&-"
