@@ -65,10 +65,12 @@ $(VENV)/.train: pyproject.toml | $(PY)
 	$(PY) -m pip install --quiet -e ".[recipes,robust]"
 	touch $@
 
+# compileall does what pip would, but on all cores, without what is hardly imported; some packages hold files for other
+# versions of Python.
 $(VENV)/.dev: pyproject.toml | $(PY)
 	@echo "installing ncreg and all that its tests need into $(VENV): 7 GB, some minutes"
 	$(PY) -m pip install --quiet --no-compile -e ".[recipes,robust,data,export,lightning,hf,docs,dev]"
-	$(PY) -m compileall -qq -j 0 $(VENV)/lib || true # as pip would, but on all cores; some packages hold files for other versions
+	$(PY) -m compileall -qq -j 0 -x '/(tests?|testing|transformers/models)/' $(VENV)/lib || true
 	touch $@
 
 $(VENV)/.docs: pyproject.toml | $(PY)
