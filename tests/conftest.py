@@ -1,5 +1,6 @@
 """Shape and type checks of every annotated signature are on under pytest, and only there."""
 
+import gc
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,8 +25,15 @@ def pytest_configure(config):
     config.option.ignore = [*(config.option.ignore or ()), *(str(INTEGRATIONS / f"{name}.py") for name in missing)]
 
 
+def pytest_collection():
+    """What is loaded while tests are collected, some millions of objects, is not searched for garbage, then or later."""
+    gc.disable()
+
+
 def pytest_collection_finish():
     """Importing ncreg.integrations.timm, as collecting its tests does, changes timm for every other test."""
+    gc.freeze()
+    gc.enable()
     module = sys.modules.get("ncreg.integrations.timm")
     if module is not None:
         module.uninstall()
