@@ -120,7 +120,7 @@ class LayerwiseCollapse:
             if len(features) != len(target):
                 raise ValueError(
                     f"layer {name!r} gave {len(features)} samples since the last update, but target has {len(target)}: "
-                    "call update(target) after each forward pass"
+                    "call update(target) after each forward pass, and name no layer that runs several times in one"
                 )
         for name, features in seen.items():
             self._metric(name, features.shape[1]).update(features, target)
