@@ -78,7 +78,7 @@ def load_weights(source: str | Path) -> dict[str, Any]:
 
 def _plain_objects() -> list[Any]:
     """What training scripts keep beside weights and what runs no code: arguments, numpy's numbers and arrays, paths."""
-    functions = np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]
+    functions: Any = np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]
     arrays = [(f, f"numpy.{core}.multiarray.{f.__name__}") for f in functions for core in ("core", "_core")]
     paths = [
         (kind, f"{module}.{kind.__name__.removeprefix('Pure')}")
