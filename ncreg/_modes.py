@@ -1,6 +1,7 @@
 """Training and eval mode for a while: afterwards every submodule is in its own again."""
 
 import random
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -40,6 +41,16 @@ def modes_kept(*modules: nn.Module) -> Iterator[None]:
                 part.eval()
         for part, training in modes:
             part.training = training
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Compiled modules run as they are written: code that was compiled earlier calls no hook that is set since."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and its import takes long
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 def set_own_mode(module: nn.Module, training: bool) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ncreg._checks import described
-from ncreg._modes import modes_kept
+from ncreg._modes import modes_kept, uncompiled
 from ncreg.distributed import all_reduce_sum, world_size
 from ncreg.norms import LastBatchNorm
 from ncreg.numerics import fill, in_float64, is_dtensor
@@ -65,7 +65,7 @@ def update_bn(loader: Iterable[Any], model: nn.Module, device: torch.device | st
     first = next(agreed, None)
     if first is None:
         raise ValueError("loader gave no batch: the running statistics stay as they were")
-    with modes_kept(model):
+    with modes_kept(model), uncompiled():
         model.train()
         try:
             pools += [_Pool(norm) for norm in norms if norm.training]  # the model's own train() may keep some frozen

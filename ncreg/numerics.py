@@ -38,6 +38,18 @@ def at_least_float32(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
+def products_rounded() -> bool:
+    """Whether torch may round the factors of float32 matrix products, to TF32 or bfloat16.
+
+    `torch.set_float32_matmul_precision`, `allow_tf32` (timm's train.py) and the backends' `fp32_precision` allow it.
+    """
+    modules = torch.backends.cuda, torch.backends.mkldnn
+    words = [getattr(getattr(module, "matmul", None), "fp32_precision", None) for module in modules]
+    if None in words:  # torch 2.8 has the first two switches alone, which later versions cannot always read
+        return torch.get_float32_matmul_precision() != "highest"
+    return not {"tf32", "bf16"}.isdisjoint(words)
+
+
 def seeded(seed: int) -> torch.Generator:
     """A generator of one's own, on the CPU whatever the default device.
 

@@ -7,7 +7,7 @@ import json
 import re
 import zipfile
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -61,7 +61,7 @@ def load_weights(source: str | Path) -> dict[str, Any]:
         damage = archive_damage(path) if zipfile.is_zipfile(path) else None
         if damage is not None:
             raise ValueError(damage)
-        with torch.serialization.safe_globals([argparse.Namespace]):  # timm's own checkpoints hold their arguments
+        with torch.serialization.safe_globals(_plain_objects()):
             found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes make torch raise errors of any class
         if (foreign := re.search(r"Unsupported global: GLOBAL ([\w.]+)", str(error))) is not None:
@@ -74,6 +74,19 @@ def load_weights(source: str | Path) -> dict[str, Any]:
     if not isinstance(found, Mapping):
         raise ValueError(f"weights {path} hold {described(found)}, not tensors by name")
     return dict(found)
+
+
+def _plain_objects() -> list[Any]:
+    """What training scripts keep beside weights and what runs no code: arguments, numpy's numbers and arrays, paths."""
+    functions: Any = np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]
+    arrays = [(f, f"numpy.{core}.multiarray.{f.__name__}") for f in functions for core in ("core", "_core")]
+    paths = [
+        (kind, f"{module}.{kind.__name__.removeprefix('Pure')}")
+        for kind in (PurePosixPath, PureWindowsPath)
+        for module in ("pathlib", "pathlib._local")  # the second in Python 3.13
+    ]
+    dtypes = [type(np.dtype(code)) for code in np.typecodes["All"]]
+    return [argparse.Namespace, np.ndarray, np.dtype, *dtypes, *arrays, *paths]
 
 
 def _is_text(path: Path) -> bool:

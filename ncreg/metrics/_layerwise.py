@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
@@ -17,6 +16,7 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 from torchmetrics.utilities.plot import _error_on_missing_matplotlib
 
 from ncreg._checks import check_choice, check_num_classes, described
+from ncreg._modes import uncompiled
 from ncreg._transforms import recomputed
 from ncreg.metrics._channels import FIRST, channel_axis, holders
 from ncreg.metrics._neural_collapse import NeuralCollapse
@@ -38,7 +38,8 @@ class LayerwiseCollapse:
     layer (convolutions, batch norms: first; linear layers, layer norms: last), of a chain its last one; by kinds and
     channel counts of what is inside; by the model around. Where both axes fit, timm's blocks have the model's
     `output_fmt`, or channels first without one; others are refused. Sums are float64. Works under no_grad, autocast and
-    DistributedDataParallel, where every rank must call `compute`.
+    DistributedDataParallel, where every rank must call `compute`. Models of torch.compile run uncompiled within the
+    block: their code calls no hook that was set after it was made.
 
     Args:
         model: any module; hooks go to its submodules, or to those of the module inside DistributedDataParallel.
@@ -95,6 +96,8 @@ class LayerwiseCollapse:
     def __enter__(self) -> LayerwiseCollapse:
         if self._handles:
             raise RuntimeError("this LayerwiseCollapse is already active: use one `with` at a time")
+        self._uncompiled = uncompiled()
+        self._uncompiled.__enter__()
         for name, module in self.modules.items():
             self._handles.append(module.register_forward_hook(self._hook(name)))
         return self
@@ -104,6 +107,7 @@ class LayerwiseCollapse:
     ) -> None:
         while self._handles:
             self._handles.pop().remove()
+        self._uncompiled.__exit__(None, None, None)
         self._forget_activations()
 
     def update(self, target: Integer[Tensor, " batch"]) -> None:
@@ -120,7 +124,7 @@ class LayerwiseCollapse:
             if len(features) != len(target):
                 raise ValueError(
                     f"layer {name!r} gave {len(features)} samples since the last update, but target has {len(target)}: "
-                    "call update(target) after each forward pass"
+                    "call update(target) after each forward pass, and name no layer that runs several times in one"
                 )
         for name, features in seen.items():
             self._metric(name, features.shape[1]).update(features, target)
@@ -208,8 +212,7 @@ class LayerwiseCollapse:
             if not recomputed():
                 self._seen[name].append(self._pooled(name, module, output))
 
-        # torch.compile cannot record it: between two of its graphs it runs as it is
-        return torch.compiler.disable(keep) if "torch._dynamo" in sys.modules else keep
+        return keep
 
     def _channel_axis(self, name: str, module: nn.Module, shape: torch.Size) -> int | None:
         """Looked for once for each layer and shape of its maps, as it takes milliseconds."""

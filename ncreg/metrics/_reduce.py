@@ -11,6 +11,7 @@ from torch import Tensor
 from ncreg.metrics import _first_pass
 from ncreg.metrics._geometry import Geometry, class_geometry
 from ncreg.metrics._second_pass import SecondPass, SecondPassTables, new_second, view_second
+from ncreg.numerics import products_rounded
 
 _BLOCK = 2**17  # entries of a block on a CPU: its float64 copies are to stay in the cache
 
@@ -52,8 +53,9 @@ def blocks(features: Sequence[Tensor], target: Sequence[Tensor]) -> Iterator[tup
 
 
 def product_dtype(features: Sequence[Tensor]) -> torch.dtype:
-    """The dtype of the second pass's matrix products: float64 for float64 features, else float32."""
-    return torch.float64 if any(rows.dtype == torch.float64 for rows in features) else torch.float32
+    """The dtype of the second pass's matrix products: float32, but float64 for such features or where TF32 rounds."""
+    wide = any(rows.dtype == torch.float64 for rows in features) or products_rounded()
+    return torch.float64 if wide else torch.float32
 
 
 def geometry_of(packed: Tensor) -> Geometry:

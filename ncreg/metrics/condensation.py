@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ncreg._checks import described
-from ncreg._modes import in_eval_mode
+from ncreg._modes import in_eval_mode, uncompiled
 from ncreg.norms import LastBatchNorm
 
 
@@ -48,7 +48,8 @@ def batch_norm_condensation(model: nn.Module, images: Float[Tensor, "batch ..."]
         for name, module in norms.items()
     ]
     try:
-        model(images)
+        with uncompiled():
+            model(images)
     finally:
         for handle in handles:
             handle.remove()

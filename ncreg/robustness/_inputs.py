@@ -93,7 +93,9 @@ def check_logits(logits: Tensor, images: Tensor | None = None, *, name: str | No
         )
     if not bool(logits.isfinite().all()):
         bad = int((~logits.isfinite()).any(1).sum())
-        raise ValueError(f"{noun} are not finite (NaN or infinite) in {bad} of {len(logits)} rows: the model diverged")
+        ruled_out = bool((logits.isneginf() | logits.isfinite()).all() and logits.isfinite().any(1).all())
+        reason = "to rule out a class take -1e9 in place of -inf" if ruled_out else "the model diverged"
+        raise ValueError(f"{noun} are not finite (NaN or infinite) in {bad} of {len(logits)} rows: {reason}")
     if _are_probabilities(logits.detach()):
         found = "the model returns" if name is None else f"{name} are"
         raise ValueError(f"{found} probabilities (rows in [0, 1] that sum to 1): take logits, before softmax")

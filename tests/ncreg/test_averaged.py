@@ -279,6 +279,17 @@ def test_update_bn_gives_the_exact_statistics_of_the_whole_set(sizes):
     assert norm.num_batches_tracked == len(sizes)
 
 
+def test_update_bn_of_a_compiled_model_that_ran_before():
+    """Its code was made before the hooks were set, for a norm of the momentum that update_bn sets."""
+    rows = torch.randn(320, 4, generator=torch.Generator().manual_seed(1)) * 3 + 50
+    net = nn.Sequential(nn.BatchNorm1d(4, momentum=1.0))
+    compiled = torch.compile(net, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        compiled(rows[:9])
+    update_bn(uneven(rows), compiled)
+    torch.testing.assert_close(net[0].running_var, rows.double().var(0).float())
+
+
 def test_update_bn_pools_maps_and_a_norm_that_runs_twice():
     maps = torch.randn(32, 3, 5, 4, generator=torch.Generator().manual_seed(2)) + 1
     norm = nn.BatchNorm2d(3, momentum=None)

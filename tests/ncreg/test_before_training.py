@@ -130,7 +130,10 @@ def test_condensation_is_the_mean_over_pairs():
     )
     images = gaussian(5, 2, 6, 6)
     found = batch_norm_condensation(net, images)
+    compiled = torch.compile(net[:3].eval(), backend="eager")
     with torch.no_grad():
+        compiled(images)  # its code is made before any hook is set
+        assert batch_norm_condensation(compiled, images) == {"_orig_mod.1": found["1"]}
         inputs = {"1": net[0](images), "4": net[:4](images)}
     for name, rows in inputs.items():
         pairs = itertools.combinations(rows.flatten(1).numpy(), 2)

@@ -361,7 +361,13 @@ def test_what_is_no_logit_is_refused():
         return cal.evaluate_calibration(logits, target, z, y)
 
     for bad, error, words in (
-        (z * float("nan"), ValueError, "are not finite .* in 20 of 20 rows"),
+        (z * float("nan"), ValueError, "are not finite .* in 20 of 20 rows: the model diverged"),
+        (
+            z.index_fill(1, torch.tensor(2), -torch.inf),
+            ValueError,
+            ".* in 20 of 20 rows: .* take -1e9 in place of -inf",
+        ),
+        (z.index_fill(0, torch.tensor(2), -torch.inf), ValueError, ".* in 1 of 20 rows: the model diverged"),
         (z[:0], ValueError, r"is empty, shape \(0, 3\)"),
         (z.long(), TypeError, "must be floating-point logits, got torch.int64"),
         (z.tolist(), TypeError, "must be a tensor of logits, got list"),

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchmetrics import MetricCollection
 
 from ncreg.frames import etf_distance, simplex_etf
@@ -431,6 +432,57 @@ def test_autocast_around_the_loop_rounds_nothing(mode):
     for dtype in (torch.bfloat16, torch.float16):
         with torch.autocast("cpu", dtype):
             torch.testing.assert_close(everything(), outside, rtol=0, atol=0)
+
+
+class TensorCores(TorchDispatchMode):
+    """A device that keeps 10 bits of the factors of a float32 product, as GPUs do where TF32 is allowed."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_):
+            *added, left, right = args
+            args = (*added, to_ten_bits(left), to_ten_bits(right))
+        return func(*args, **(kwargs or {}))
+
+
+def to_ten_bits(factor):
+    if factor.dtype != torch.float32:
+        return factor
+    mantissa, exponent = torch.frexp(factor)
+    return torch.ldexp((mantissa * 2**11).round() / 2**11, exponent)
+
+
+@pytest.fixture(params=["set_float32_matmul_precision", "allow_tf32", "fp32_precision"])
+def tf32(request):
+    """TF32 is allowed, by each switch that torch has."""
+    matmul = torch.backends.cuda.matmul
+    before = getattr(matmul, "fp32_precision", None)
+    if request.param == "set_float32_matmul_precision":
+        torch.set_float32_matmul_precision("high")
+    elif request.param == "allow_tf32" or before is not None:
+        setattr(matmul, request.param, True if request.param == "allow_tf32" else "tf32")
+    else:
+        pytest.skip("torch 2.8 has no such switch")
+    yield
+    if request.param == "fp32_precision":
+        matmul.fp32_precision = before
+    else:
+        torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_tf32_rounds_nothing(mode, tf32):
+    features, target, head = make(4, 6, 90, dtype=torch.float32)
+    centres = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
+
+    def everything(dtype):
+        nearest = NearestClassCenter(centres, head)
+        nearest.update(features.to(dtype), target)
+        return measure(features.to(dtype), target, head, **MODES[mode]) | nearest.compute()
+
+    exact = everything(torch.float64)
+    with TensorCores():
+        assert not torch.equal(features @ features.T, (features.double() @ features.double().T).float())
+        torch.testing.assert_close(everything(torch.float32), exact, rtol=1e-6, atol=1e-6)
 
 
 def test_absent_classes_are_left_out_and_named_once():

@@ -2,8 +2,11 @@
 
 import re
 import time
+from argparse import Namespace
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -140,6 +143,37 @@ def test_weights_of_a_diverged_run_are_refused(source):
     }
     with pytest.raises(ValueError, match="weights hold NaN: conv1.0.weight, .*diverged"):
         swap_head("test_resnet", num_classes=5, weights=broken)
+
+
+BESIDE = {
+    "args": Namespace(lr=0.1, output=Path("runs") / "first"),
+    "best": {"top1": np.float64(76.5), "epoch": np.int64(89), "kept": np.bool_(True), "of": np.str_("val")},
+    "class_counts": np.array([500, 50, 5]),
+    "rng": np.random.RandomState(0).get_state(),  # noqa: NPY002 - what scripts save
+}
+
+
+@pytest.mark.parametrize("other", [{}, {b"numpy._core.": b"numpy.core."}, {b"PosixPath": b"WindowsPath"}], ids=str)
+def test_what_training_scripts_keep_beside_the_weights_is_read(source, tmp_path, other):
+    """Also by the names that numpy 1, an older Python and another system have for it."""
+    path = tmp_path / "checkpoint.pth"
+    torch.save(BESIDE | {"state_dict": source.state_dict()}, path, _use_new_zipfile_serialization=False)
+    data = path.read_bytes()
+    for own, theirs in other.items():
+        assert own in data
+        data = data.replace(own, theirs)
+    path.write_bytes(data)
+    found = load_weights(path)
+    assert holds(swap_head("test_resnet", num_classes=5, weights=found), source)
+    assert found["best"] == {"top1": 76.5, "epoch": 89, "kept": True, "of": "val"}
+    assert found["class_counts"].tolist() == [500, 50, 5]
+    assert found["args"].output.parts == ("runs", "first")
+
+
+def test_an_object_that_could_run_code_is_refused(source, tmp_path):
+    torch.save({"state_dict": source.state_dict(), "call": re.compile("a+")}, tmp_path / "checkpoint.pth")
+    with pytest.raises(ValueError, match=r"checkpoint.pth hold objects of Python \(re._compile\)"):
+        load_weights(tmp_path / "checkpoint.pth")
 
 
 def test_another_threads_loading_is_its_own(source):
