@@ -9,8 +9,7 @@ A fixed frame follows its features: it is rounded to their dtype where that is t
 """
 
 from collections.abc import Callable
-
-from torch import nn
+from typing import Any
 
 from ncreg.heads._code import CodeHead
 from ncreg.heads._drawn import hypercube_head, orthoplex_head, softmax_code_head, tammes_head
@@ -32,7 +31,7 @@ __all__ = [
     "shard_head",
 ]
 
-HEADS: dict[str, Callable[..., nn.Module]] = {
+HEADS: dict[str, Callable[..., Any]] = {
     "linear": LinearHead,
     "cosine": CosineHead,
     "etf": ETFHead,

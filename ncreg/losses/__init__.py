@@ -11,7 +11,7 @@ take "logits", "target"):
     >>> sum(factor * term(*(available[name] for name in term.consumes)) for factor, term in terms)
     tensor(0.8133)
 
-Formula, source and arguments are at the function of the same name in `ncreg.functional`. Two belong to the modules:
+Formula, source and errors are at the function of the same name in `ncreg.functional`. Two belong to the modules:
 
     gather   the loss is that of all ranks' batches together, and DistributedDataParallel's averaged gradient exactly
              the global batch's; every rank must make the call. On where samples are compared with each other, off

@@ -1,6 +1,6 @@
 """The shapes of a batch, and what every loss does with its matrices: check, widen, scale to unit length, average."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Integer
@@ -121,3 +121,10 @@ def show_hyperparameters(module: nn.Module) -> str:
     return ", ".join(
         f"{name}={value!r}" for name, value in vars(module).items() if name[0] != "_" and name != "training"
     )
+
+
+class LossModule(nn.Module):
+    """What all losses are, so that type checkers know `consumes` of any of them; `forward` takes these, in order."""
+
+    consumes: ClassVar[tuple[str, ...]]
+    extra_repr = show_hyperparameters

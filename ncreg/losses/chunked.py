@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +19,10 @@ from ncreg.losses._inputs import (
     GatheredLosses,
     Labels,
     Losses,
+    LossModule,
     Reduction,
     check_reduction,
     check_rows,
-    show_hyperparameters,
 )
 from ncreg.losses._targets import check_class_weight, check_integers, check_labels
 
@@ -123,8 +123,16 @@ def cross_entropy_of(
     return losses.sum() if reduction == "sum" else losses
 
 
-class ChunkedCrossEntropyLoss(nn.Module):
+class ChunkedCrossEntropyLoss(LossModule):
     """`chunked_cross_entropy` as a module: it reads the head itself in place of the logits.
+
+    Args:
+        class_weight: weight of a class's samples (C,); the mean is then the weighted mean.
+        ignore_index: label of the samples that count for nothing.
+        label_smoothing: s in [0, 1].
+        reduction: "mean", "sum" or "none" (one value a sample).
+        chunk: classes at a time; None takes about 2²¹ logits.
+        gather: take the batches of all ranks together; `ncreg.losses` says what for.
 
     Example:
         >>> loss, head = ChunkedCrossEntropyLoss(label_smoothing=0.1), nn.Linear(4, 1000)
@@ -134,9 +142,8 @@ class ChunkedCrossEntropyLoss(nn.Module):
         True
     """
 
-    consumes: ClassVar[tuple[str, ...]] = ("features", "head", "target")
+    consumes = ("features", "head", "target")
     class_weight: Tensor | None
-    extra_repr = show_hyperparameters
 
     def __init__(
         self,

@@ -1,11 +1,11 @@
 """Losses that contrast unit vectors over the batch: class vectors against features, and features among themselves."""
 
 import warnings
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Integer
-from torch import Tensor, nn
+from torch import Tensor
 
 from ncreg._checks import check_choice, check_flag, check_positive
 from ncreg._transforms import bare, fx_leaf, recorded, row_count
@@ -17,12 +17,12 @@ from ncreg.losses._inputs import (
     GatheredLosses,
     Labels,
     Losses,
+    LossModule,
     Reduction,
     average,
     check_reduction,
     check_rows,
     dot_products,
-    show_hyperparameters,
     unit_rows,
     without_diagonal,
 )
@@ -86,12 +86,22 @@ def ntce_loss(
     return average(losses, reduction, sample_weight)
 
 
-class NTCELoss(nn.Module):
-    """`ntce_loss` as a module: cross-entropy with the roles of samples and classes swapped."""
+class NTCELoss(LossModule):
+    """`ntce_loss` as a module: cross-entropy with the roles of samples and classes swapped.
 
-    consumes: ClassVar[tuple[str, ...]] = ("features", "target", "weight")
+    Args:
+        temperature: τ; it decides the result, tune it.
+        class_weight: weight of a class's samples (C,); the mean is then the weighted mean.
+        reduction: "mean", "sum" or "none" (one value a sample).
+        gather: take the batches of all ranks together; `ncreg.losses` says what for.
+
+    Example:
+        >>> NTCELoss(temperature=1.0)(torch.eye(2), torch.tensor([0, 1]), torch.eye(2))  # features, target, weight
+        tensor(0.3133)
+    """
+
+    consumes = ("features", "target", "weight")
     class_weight: Tensor | None
-    extra_repr = show_hyperparameters
 
     def __init__(
         self,
@@ -162,7 +172,19 @@ def nonl_loss(
 
 
 class NONLLoss(NTCELoss):
-    """`nonl_loss` as a module; with `gather`, the batch of a single class is that of all ranks together."""
+    """`nonl_loss` as a module; with `gather`, the batch of a single class is that of all ranks together.
+
+    Args:
+        temperature: τ; it decides the result, tune it.
+        class_weight: weight of a class's samples (C,); the mean is then the weighted mean.
+        reduction: "mean", "sum" or "none" (one value a sample).
+        gather: take the batches of all ranks together; `ncreg.losses` says what for.
+        one_class: of a batch of a single class: "raise" refuses it, "skip" warns and makes loss and gradient 0.
+
+    Example:
+        >>> NONLLoss(temperature=0.5)(torch.eye(2), torch.tensor([0, 1]), torch.eye(2))  # features, target, weight
+        tensor(-2.)
+    """
 
     def __init__(
         self,
@@ -237,11 +259,21 @@ def supcon_loss(
     return average(losses, reduction)
 
 
-class SupConLoss(nn.Module):
-    """`supcon_loss` as a module; it does not train the head, which needs a loss of its own or stays fixed."""
+class SupConLoss(LossModule):
+    """`supcon_loss` as a module; it does not train the head, which needs a loss of its own or stays fixed.
 
-    consumes: ClassVar[tuple[str, ...]] = ("features", "target")
-    extra_repr = show_hyperparameters
+    Args:
+        temperature: τ.
+        reduction: "mean" (over samples that have a positive), "sum" or "none" (one value a sample).
+        gather: take the batches of all ranks together; `ncreg.losses` says what for.
+
+    Example:
+        >>> h = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+        >>> SupConLoss(temperature=1.0)(h, torch.tensor([0, 0, 1]))
+        tensor(0.3133)
+    """
+
+    consumes = ("features", "target")
 
     def __init__(self, *, temperature: float = 0.1, reduction: Reduction = "mean", gather: bool = True) -> None:
         super().__init__()

@@ -4,8 +4,6 @@ Both come from the class sums of unit vectors, O(batch · dim), never from pairs
 "Towards Understanding Neural Collapse: The Effects of Batch Normalization and Weight Decay" (arXiv 2309.04644).
 """
 
-from typing import ClassVar
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -14,7 +12,7 @@ from ncreg._checks import check_flag, check_num_classes, described
 from ncreg._transforms import fx_leaf, takes_in
 from ncreg.distributed import gather_batch
 from ncreg.losses._directions import Center, check_center, directions, exact_unit_rows, mean_directions
-from ncreg.losses._inputs import ClassVectors, Features, Labels, Loss, check_rows, dot_products, show_hyperparameters
+from ncreg.losses._inputs import ClassVectors, Features, Labels, Loss, LossModule, check_rows, dot_products
 from ncreg.losses._targets import check_labels, class_means, class_of_slot, compact
 from ncreg.losses.memory import ClassMeanMemory, memory_size
 from ncreg.numerics import in_float64
@@ -119,12 +117,22 @@ def intra_class_cosine_loss(
     return ((1 - cosines) * counted).sum() / counted.sum().clamp(min=1)
 
 
-class IntraClassCosineLoss(nn.Module):
-    """`intra_class_cosine_loss` as a module, which may keep a memory of class means."""
+class IntraClassCosineLoss(LossModule):
+    """`intra_class_cosine_loss` as a module, which may keep a memory of class means.
 
-    consumes: ClassVar[tuple[str, ...]] = ("features", "target")
+    Args:
+        center: None (the origin), "batch" (the mean of its features), or a vector (d,).
+        memory: a `ClassMeanMemory` of its own; the batch is then compared with the past of the classes.
+        gather: take the batches of all ranks together; `ncreg.losses` says what for.
+
+    Example:
+        >>> h = torch.tensor([[2.0, 0.0], [0.0, 3.0], [-1.0, 0.0]])
+        >>> IntraClassCosineLoss()(h, torch.tensor([0, 0, 1]))
+        tensor(0.2500)
+    """
+
+    consumes = ("features", "target")
     center: Center
-    extra_repr = show_hyperparameters
 
     def __init__(self, *, center: Center = None, memory: ClassMeanMemory | None = None, gather: bool = True) -> None:
         super().__init__()
@@ -197,8 +205,14 @@ def inter_class_cosine_loss(
     return (gaps.square() * pairs).sum() / pairs.sum().clamp(min=1)
 
 
-class InterClassCosineLoss(nn.Module):
+class InterClassCosineLoss(LossModule):
     """`inter_class_cosine_loss` as a module, which may keep a memory of class means.
+
+    Args:
+        num_classes: C; the simplex aimed at is that of all classes.
+        center: None (the origin), "batch" (the mean of its features), or a vector (d,).
+        memory: a `ClassMeanMemory` of its own; the batch is then compared with the past of the classes.
+        gather: take the batches of all ranks together; `ncreg.losses` says what for.
 
     Example:
         >>> loss = InterClassCosineLoss(1000, memory=ClassMeanMemory(1000, 64, momentum=0.9))
@@ -206,9 +220,8 @@ class InterClassCosineLoss(nn.Module):
         ['memory.means']
     """
 
-    consumes: ClassVar[tuple[str, ...]] = ("features", "target")
+    consumes = ("features", "target")
     center: Center
-    extra_repr = show_hyperparameters
 
     def __init__(
         self, num_classes: int, *, center: Center = None, memory: ClassMeanMemory | None = None, gather: bool = True

@@ -1,11 +1,10 @@
 """The expected cost of a classifier's mistakes as a loss."""
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from ncreg._checks import check_flag
 from ncreg._features import check_cost
@@ -15,12 +14,12 @@ from ncreg.losses._inputs import (
     GatheredLosses,
     Logits,
     Losses,
+    LossModule,
     Reduction,
     average,
     check_reduction,
     check_rows,
     dot_products,
-    show_hyperparameters,
 )
 from ncreg.losses._targets import Target, check_target, is_soft, reads_are_free
 from ncreg.numerics import at_least_float32
@@ -66,12 +65,21 @@ def _expected_cost_loss(logits: Tensor, target: Target, cost: Tensor, reduction:
     return average((prices * chances).sum(1), reduction)
 
 
-class ExpectedCostLoss(nn.Module):
-    """`expected_cost_loss` as a module; the costs are a buffer."""
+class ExpectedCostLoss(LossModule):
+    """`expected_cost_loss` as a module; the costs are a buffer.
 
-    consumes: ClassVar[tuple[str, ...]] = ("logits", "target")
+    Args:
+        cost: M (C, C), 0 on the diagonal: row y and column j hold what it costs to take class y for j.
+        reduction: "mean", "sum" or "none" (one value a sample).
+        gather: take the batches of all ranks together; `ncreg.losses` says what for.
+
+    Example:
+        >>> ExpectedCostLoss([[0.0, 4.0], [1.0, 0.0]])(torch.zeros(1, 2), torch.tensor([0]))  # logits, target
+        tensor(2.)
+    """
+
+    consumes = ("logits", "target")
     cost: Tensor
-    extra_repr = show_hyperparameters
 
     def __init__(
         self, cost: CostMatrix | Sequence[Sequence[float]], *, reduction: Reduction = "mean", gather: bool = False

@@ -1,12 +1,12 @@
 """Losses and weights for classes of unequal size."""
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Shaped
-from torch import Tensor, nn
+from torch import Tensor
 
 from ncreg._checks import check_choice, check_finite, check_flag, check_fraction, check_number
 from ncreg._transforms import bare, fx_leaf, jit_tracing, row_count
@@ -16,11 +16,11 @@ from ncreg.losses._inputs import (
     GatheredLosses,
     Logits,
     Losses,
+    LossModule,
     Reduction,
     average,
     check_reduction,
     check_rows,
-    show_hyperparameters,
 )
 from ncreg.losses._targets import Target, check_target, is_soft, one_hot, reads_are_free, sample_weights, weighed
 from ncreg.numerics import at_least_float32
@@ -88,8 +88,16 @@ def logit_adjusted_cross_entropy(
     return average(losses, reduction, weight, of_labels)
 
 
-class LogitAdjustedLoss(nn.Module):
+class LogitAdjustedLoss(LossModule):
     """`logit_adjusted_cross_entropy` with the counts of a training set, which are kept as a buffer.
+
+    Args:
+        class_counts: n, training samples of each class, all above 0; only their ratios matter.
+        tau: τ; 1 is balanced softmax, 0 cross-entropy.
+        label_smoothing: s in [0, 1], spread over the classes by their shares to the power of τ.
+        class_weight: weight of a class's samples (C,); the mean is then the weighted mean.
+        reduction: "mean", "sum" or "none" (one value a sample).
+        gather: take the batches of all ranks together; `ncreg.losses` says what for.
 
     Example:
         >>> import torch
@@ -98,10 +106,9 @@ class LogitAdjustedLoss(nn.Module):
         tensor(1.3863)
     """
 
-    consumes: ClassVar[tuple[str, ...]] = ("logits", "target")
+    consumes = ("logits", "target")
     class_counts: Tensor
     class_weight: Tensor | None
-    extra_repr = show_hyperparameters
 
     def __init__(
         self,

@@ -1,10 +1,8 @@
 """Losses of logits, and label smoothing."""
 
-from typing import ClassVar
-
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ncreg._checks import check_flag, check_fraction, check_num_classes, check_positive
 from ncreg._transforms import fx_leaf
@@ -15,11 +13,11 @@ from ncreg.losses._inputs import (
     Labels,
     Logits,
     Losses,
+    LossModule,
     Reduction,
     average,
     check_reduction,
     check_rows,
-    show_hyperparameters,
 )
 from ncreg.losses._targets import Target, check_labels, check_target, is_soft, one_hot, sample_weights, weighed
 from ncreg.numerics import at_least_float32
@@ -61,12 +59,21 @@ def mse_one_hot_loss(
     return average(losses, reduction, sample_weights(class_weight, target, classes))
 
 
-class OneHotMSELoss(nn.Module):
-    """`mse_one_hot_loss` as a module."""
+class OneHotMSELoss(LossModule):
+    """`mse_one_hot_loss` as a module.
 
-    consumes: ClassVar[tuple[str, ...]] = ("logits", "target")
+    Args:
+        class_weight: weight of a class's samples (C,); the mean is then the weighted mean.
+        reduction: "mean", "sum" or "none" (one value a sample).
+        gather: take the batches of all ranks together; `ncreg.losses` says what for.
+
+    Example:
+        >>> OneHotMSELoss()(torch.tensor([[0.0, 2.0, 1.0]]), torch.tensor([1]))  # logits, target
+        tensor(1.)
+    """
+
+    consumes = ("logits", "target")
     class_weight: Tensor | None
-    extra_repr = show_hyperparameters
 
     def __init__(
         self, *, class_weight: ClassWeight | None = None, reduction: Reduction = "mean", gather: bool = False
@@ -123,12 +130,22 @@ def spectral_decoupling_loss(
     return average(losses, reduction, weight)
 
 
-class SpectralDecouplingLoss(nn.Module):
-    """`spectral_decoupling_loss` as a module."""
+class SpectralDecouplingLoss(LossModule):
+    """`spectral_decoupling_loss` as a module.
 
-    consumes: ClassVar[tuple[str, ...]] = ("logits", "target")
+    Args:
+        coefficient: λ.
+        class_weight: weight of a class's samples (C,); the mean is then the weighted mean.
+        reduction: "mean", "sum" or "none" (one value a sample).
+        gather: take the batches of all ranks together; `ncreg.losses` says what for.
+
+    Example:
+        >>> SpectralDecouplingLoss(coefficient=1.0)(torch.tensor([[1.0, -1.0]]), torch.tensor([0]))  # logits, target
+        tensor(1.1269)
+    """
+
+    consumes = ("logits", "target")
     class_weight: Tensor | None
-    extra_repr = show_hyperparameters
 
     def __init__(
         self,

@@ -55,6 +55,11 @@ def update_class_means(
 class ClassMeanMemory(nn.Module):
     """Running mean direction of each class, updated by the cosine loss that it is given to as `memory=`.
 
+    Args:
+        num_classes: C.
+        num_features: d.
+        momentum: weight of the old mean each time the class is met, in [0, 1].
+
     Example:
         >>> memory = ClassMeanMemory(3, 2, momentum=0.9)
         >>> memory.update(torch.tensor([[5.0, 0.0]]), torch.tensor([2]))

@@ -1,9 +1,7 @@
 """Losses that pull each feature to the vector of its own class, and push it from none."""
 
-from typing import ClassVar
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ncreg._checks import check_flag, check_fraction, check_integer, check_num_classes, check_positive
 from ncreg._transforms import for_state, fx_leaf, row_count, takes_in
@@ -15,13 +13,13 @@ from ncreg.losses._inputs import (
     GatheredLosses,
     Labels,
     Losses,
+    LossModule,
     Reduction,
     average,
     check_reduction,
     check_rows,
     dot_products,
     row_dots,
-    show_hyperparameters,
     unit_row_dots,
     unit_rows,
 )
@@ -80,12 +78,23 @@ def dot_regression_loss(
     return average(factor * gaps, reduction, sample_weight)
 
 
-class DotRegressionLoss(nn.Module):
-    """`dot_regression_loss` as a module, on the class vectors of the head."""
+class DotRegressionLoss(LossModule):
+    """`dot_regression_loss` as a module, on the class vectors of the head.
 
-    consumes: ClassVar[tuple[str, ...]] = ("features", "target", "weight")
+    Args:
+        normalize: compare directions alone.
+        length: ℓ, the dot product aimed at.
+        class_weight: weight of a class's samples (C,); the mean is then the weighted mean.
+        reduction: "mean", "sum" or "none" (one value a sample).
+        gather: take the batches of all ranks together; `ncreg.losses` says what for.
+
+    Example:
+        >>> DotRegressionLoss()(torch.tensor([[0.0, 2.0]]), torch.tensor([0]), torch.eye(2))  # features, target, weight
+        tensor(0.5000)
+    """
+
+    consumes = ("features", "target", "weight")
     class_weight: Tensor | None
-    extra_repr = show_hyperparameters
 
     def __init__(
         self,
@@ -192,8 +201,15 @@ def update_centers(
         return torch.where(moved.isfinite().all(1, keepdim=True), moved, centers)
 
 
-class CenterLoss(nn.Module):
+class CenterLoss(LossModule):
     """`center_loss` with its centres: a buffer that batches move after the loss, in training mode with gradients on.
+
+    Args:
+        num_classes: C.
+        num_features: d.
+        rate: Wen's α, in [0, 1]: how far a batch moves its centres.
+        reduction: "mean", "sum" or "none" (one value a sample).
+        gather: take the batches of all ranks together; `ncreg.losses` says what for.
 
     Example:
         >>> loss = CenterLoss(2, 2, rate=0.5)
@@ -201,9 +217,8 @@ class CenterLoss(nn.Module):
         (tensor(8.), tensor([1., 0.]))
     """
 
-    consumes: ClassVar[tuple[str, ...]] = ("features", "target")
+    consumes = ("features", "target")
     centers: Tensor
-    extra_repr = show_hyperparameters
 
     def __init__(
         self,

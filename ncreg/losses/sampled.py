@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +16,11 @@ from ncreg.losses._inputs import (
     Features,
     Labels,
     Losses,
+    LossModule,
     Reduction,
     average,
     check_reduction,
     check_rows,
-    show_hyperparameters,
 )
 from ncreg.losses._targets import check_labels
 
@@ -103,8 +102,14 @@ def _drawn(
     return drawn, (number * chances[drawn]).log()
 
 
-class SampledCrossEntropyLoss(nn.Module):
+class SampledCrossEntropyLoss(LossModule):
     """`sampled_cross_entropy` as a module.
+
+    Args:
+        num_sampled: S, draws for the batch.
+        probabilities: q (C,), above 0, scaled to sum 1 there; None draws all classes alike.
+        reduction: "mean", "sum" or "none" (one value a sample).
+        sparse: whether the weight gets a sparse gradient, of the rows drawn alone (SGD without momentum, SparseAdam).
 
     Example:
         >>> loss = SampledCrossEntropyLoss(100)
@@ -112,9 +117,8 @@ class SampledCrossEntropyLoss(nn.Module):
         torch.Size([])
     """
 
-    consumes: ClassVar[tuple[str, ...]] = ("features", "head", "target")
+    consumes = ("features", "head", "target")
     probabilities: Tensor | None
-    extra_repr = show_hyperparameters
 
     def __init__(
         self,

@@ -94,6 +94,13 @@ def sharded_cross_entropy(
 class ShardedCrossEntropyLoss(ChunkedCrossEntropyLoss):
     """`sharded_cross_entropy` as a module; `class_weight` is of all ranks' classes.
 
+    Args:
+        class_weight: weight of the samples of every class (C,), those of other ranks too.
+        ignore_index: label of the samples that count for nothing.
+        label_smoothing: s in [0, 1].
+        reduction: "mean", "sum" or "none" (one value a sample).
+        chunk: classes at a time; None takes about 2²¹ logits.
+
     Example:
         >>> loss, head = ShardedCrossEntropyLoss(label_smoothing=0.1), nn.Linear(4, 1000)
         >>> features, target = torch.randn(8, 4), torch.arange(8)

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import torch
 from jaxtyping import Float
@@ -156,6 +156,7 @@ class Classifier(nn.Module):
     class_names: tuple[str, ...] | None = None
     image_shape: tuple[int, ...] | None = None
     data_config: Mapping[str, Any] | None = None
+    head: Any  # any module: to type checkers, nn.Module's own attributes are Tensor or Module, never an int or a method
     # timm.models.save_for_hf refuses arguments that no JSON file can hold, by their name: it would write the
     # architecture of the backbone alone
     _model_args: Mapping[str, Any] = {
@@ -184,6 +185,27 @@ class Classifier(nn.Module):
         self._removed: Removed | None = None
         self._new_head: Callable[..., nn.Module] | None = None
         self.built_by: dict[str, Any] | None = None  # swap_head's arguments, where it was given names
+
+    if TYPE_CHECKING:  # nn.Module says of a call that it gives Any
+
+        @overload
+        def __call__(self, x: Tensor, with_features: Literal[False] = False) -> Tensor: ...
+
+        @overload
+        def __call__(self, x: Tensor, with_features: Literal[True]) -> ClassifierOutput: ...
+
+        @overload
+        def __call__(self, x: Tensor, with_features: Literal["encoder"]) -> EncoderOutput: ...
+
+        @overload
+        def __call__(self, x: Tensor, with_features: Literal["alone"]) -> FeaturesOutput: ...
+
+        @overload
+        def __call__(
+            self, x: Tensor, with_features: WithFeatures
+        ) -> Tensor | ClassifierOutput | EncoderOutput | FeaturesOutput: ...
+
+        def __call__(self, x: Tensor, with_features: WithFeatures = False) -> Any: ...
 
     def forward(
         self, x: Float[Tensor, "batch ..."], with_features: WithFeatures = False

@@ -73,7 +73,7 @@ class WholeModel(Classifier):
         layers = [self.backbone.model.get_submodule(name) for name in self.backbone.layers]
         if not any(is_dtensor(tensor) for layer in layers for tensor in layer.parameters()):
             for tensor, now in zip((self.head.weight, self.head.bias), _averaged(layers), strict=True):
-                fill(tensor, now)  # type: ignore[arg-type]
+                fill(tensor, now)
         return self
 
     def forward(self, x: Tensor, with_features: WithFeatures = False) -> Tensor | ClassifierOutput | EncoderOutput:

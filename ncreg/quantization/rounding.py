@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar, overload
 
 import torch
 from jaxtyping import Float
@@ -18,6 +18,7 @@ from ncreg.heads import FixedHead, NearestETFHead
 from ncreg.numerics import at_least_float32
 
 Bits = int | Literal["ternary"]
+_M = TypeVar("_M", bound=nn.Module)
 THRESHOLD = 0.7  # of a channel's mean |w|: below it a ternary weight is 0
 
 
@@ -68,6 +69,14 @@ def round_weight(weight: Float[Tensor, ...], bits: Bits, *, channel: int = 0) ->
     flat = at_least_float32(rows.reshape(len(rows), -1))  # a scale is too small a number for float16
     rounded = _ternary(flat) if _checked_bits(bits) == "ternary" else _uniform(flat, int(bits))
     return rounded.to(weight.dtype).reshape(rows.shape).movedim(0, channel).contiguous()
+
+
+@overload
+def round_weights(model: NearestETFHead, bits: Bits) -> FixedHead: ...
+
+
+@overload
+def round_weights(model: _M, bits: Bits) -> _M: ...
 
 
 def round_weights(model: nn.Module, bits: Bits) -> nn.Module:

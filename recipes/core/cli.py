@@ -302,7 +302,7 @@ def _in_plain_words(line: str) -> str:
         plain = re.sub(r"<class '(?:\w+\.)*(\w+)'>|typing.Literal\[(.*?)\]", r"\1\2", types)
         words = plain.replace("NoneType", "null").split(", ")
         return f"{key}: expected one of {', '.join(sorted(words, key='null'.__eq__))}, got {value or 'nothing'}"
-    if found := re.match(r"(.*): Not of type Path: .* not (\w+)", line):
+    if found := re.match(r"(.*): Not of type Path: .* not '?(\w+)", line):
         return f"{found[1]}: expected {KINDS['Path']}, got {found[2]}"
     if found := re.match(r"Key must be a string, got: (.*)\.", line):
         return f"{found[1]} stands where a key belongs: keys are words, and numbers have a point, no comma"

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ncreg import robustness
 from ncreg.metrics import NeuralCollapse
-from ncreg.models import Classifier
 from ncreg.quantization import round_weights, rounded_names
 from recipes.evaluation.collapse import measurable
 from recipes.evaluation.presets import NotAvailable, Outcome, Settings
@@ -45,7 +44,7 @@ def bits(run: RunUnderTest, settings: Settings) -> Outcome:
     levels: dict[str, dict[str, Any]] = {}
     before: Tensor | None = None
     for level in (FULL, *LEVELS):
-        model = run.model if level == FULL else cast(Classifier, round_weights(run.model, level))
+        model = run.model if level == FULL else round_weights(run.model, level)
         copy = replace(run, model=model, cache={})
         tested = copy.outputs(held_out)
         guess = tested.logits.argmax(1)

@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import pkgutil
+import re
 from functools import partial
 from pathlib import Path
 
@@ -38,6 +39,12 @@ def public(kind):
 
 def test_every_module_is_in_its_package():
     assert public(inspect.isclass) - {"ClassMeanMemory"} == set(CLASSES)
+
+
+@pytest.mark.parametrize("name", [*CLASSES, "ClassMeanMemory"])
+def test_help_of_a_module_names_each_argument_of_its_own(name):
+    explained = re.findall(r"^    (\w+): \S", inspect.getdoc(getattr(losses, name)), re.MULTILINE)
+    assert explained == list(inspect.signature(getattr(losses, name)).parameters)
 
 
 def test_every_function_with_a_source_is_in_functional():

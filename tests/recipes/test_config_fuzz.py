@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from recipes.core import cli
 from recipes.core.cli import recipes
 from recipes.train import main
 from tests import warm_start
@@ -188,6 +189,18 @@ def test_wrong_files_are_one_line(kind, capsys, tmp_path):
     text, words = FILES[kind]
     (tmp_path / "card.yaml").write_text(text)
     refused(["--config", str(tmp_path / "card.yaml")], words, capsys, tmp_path / "runs")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "expected str, bytes or os.PathLike object, not int",  # Python 3.11
+        "argument should be a str or an os.PathLike object where __fspath__ returns a str, not 'int'",  # from 3.12 on
+    ],
+)
+def test_a_number_for_a_path_is_named_in_the_words_of_every_python(said):
+    line = cli._one_line(f'Parser key "data.root": Not of type Path: {said}', recipe_given=True)
+    assert line.startswith('"data.root": expected a path, in quotes') and ", got int (" in line
 
 
 def test_a_file_in_another_encoding_is_named(capsys, tmp_path):

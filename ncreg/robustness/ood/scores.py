@@ -136,6 +136,11 @@ def mahalanobis_score(
     Source: Lee et al., "A Simple Unified Framework for Detecting Out-of-Distribution Samples and Adversarial Attacks",
     NeurIPS 2018 (arXiv 1807.03888), without its input perturbation and its ensemble of layers.
 
+    Args:
+        features: of the images to score.
+        train_features: of training images.
+        train_target: class indices of the same training images.
+
     Raises:
         ValueError: shapes that do not fit, a class without a training sample, features not finite or all the same.
     """
