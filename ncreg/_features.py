@@ -126,8 +126,8 @@ def check_all_present(name: str, target: Int[Tensor, " rows"], num_classes: int)
     return counts
 
 
-def check_cost(cost: Tensor, num_classes: int | None = None) -> Float[Tensor, "classes classes"]:
-    """What it costs to take class y for class j, in row y and column j, as float64 on the CPU.
+def check_cost(cost: Tensor, num_classes: int | None = None) -> None:
+    """What it costs to take class y for class j, in row y and column j; values are looked at in place.
 
     Raises:
         TypeError: no tensor of numbers.
@@ -139,12 +139,18 @@ def check_cost(cost: Tensor, num_classes: int | None = None) -> Float[Tensor, "c
         raise ValueError(f"cost must be a square matrix with a row a class, got shape {tuple(cost.shape)}")
     if num_classes is not None and len(cost) != num_classes:
         raise ValueError(f"cost is for {len(cost)} classes where there are {num_classes}")
-    matrix = cost.detach().to("cpu", torch.float64)
-    if not bool(((matrix >= 0) & matrix.isfinite()).all()):
+    seen = cost.detach()
+    low, high = (float(end) for end in torch.aminmax(seen if seen.is_floating_point() else seen.double()))
+    if not (low >= 0 and high < torch.inf):  # NaN fails both
         raise ValueError("cost must be finite and not negative in every entry")
-    if bool(matrix.diagonal().any()):
-        raise ValueError(f"cost of the right class must be 0, got the diagonal {matrix.diagonal().tolist()}")
-    return matrix
+    if bool(seen.diagonal().any()):
+        raise ValueError(f"cost of the right class must be 0, got the diagonal {seen.diagonal().tolist()}")
+
+
+def exact_cost(cost: Tensor, num_classes: int | None = None) -> Float[Tensor, "classes classes"]:
+    """`check_cost`, and the costs as float64 on the CPU."""
+    check_cost(cost, num_classes)
+    return cost.detach().to("cpu", torch.float64)
 
 
 def class_means(
