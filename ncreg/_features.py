@@ -8,6 +8,9 @@ from ncreg._checks import described
 from ncreg._transforms import jit_tracing
 
 
+ENTRIES = 2**22  # of a temporary of distances: 32 MiB in float64
+
+
 class NotDefined(ValueError):
     """A score or measure has no meaning for these features, this head or this data."""
 
@@ -160,6 +163,32 @@ def class_means(
     anchor = features.mean(0)
     sums = features.new_zeros(len(counts), features.shape[1]).index_add(0, target, features - anchor)
     return anchor + sums / counts[:, None]
+
+
+def least_distances(
+    rows: Float[Tensor, "rows dim"], points: Float[Tensor, "points dim"], besides: Int[Tensor, " rows"] | None = None
+) -> Float[Tensor, " rows"]:
+    """Distance of each float64 row to the nearest of several points, `besides` the one that is named for it.
+
+    Products find the points that may be the nearest, a tenth of the time of differences; by their rounding, which is
+    coarse where lengths are far above distances, these may be several. Differences give the distance.
+    """
+    squares, found = points.square().sum(1), []
+    longest = squares.max().sqrt()
+    places = torch.arange(len(rows), device=rows.device)
+    for block in places.split(max(1, ENTRIES // len(points))):
+        own = rows[block]
+        nearness = squares / 2 - own @ points.T  # (‖x − p‖² − ‖x‖²)/2
+        if besides is not None:
+            nearness.scatter_(1, besides[block, None], torch.inf)
+        rounding = points.shape[1] * torch.finfo(points.dtype).eps * longest * (longest + own.norm(dim=1))
+        near = nearness <= (nearness.amin(1) + 2 * rounding)[:, None]
+        least = torch.full_like(rounding, torch.inf)
+        for pairs in near.nonzero().split(max(1, ENTRIES // points.shape[1])):
+            first, second = pairs.unbind(1)
+            least.scatter_reduce_(0, first, (own[first] - points[second]).norm(dim=1), "amin")
+        found.append(least)
+    return torch.cat(found)
 
 
 def feature_scale(features: Float[Tensor, "rows dim"]) -> Float[Tensor, " dim"]:

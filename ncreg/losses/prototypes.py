@@ -25,7 +25,16 @@ from ncreg.losses._inputs import (
     unit_row_dots,
     unit_rows,
 )
-from ncreg.losses._targets import Target, check_labels, check_target, class_of_slot, class_sums, compact, is_soft, weighed
+from ncreg.losses._targets import (
+    Target,
+    check_labels,
+    check_target,
+    class_of_slot,
+    class_sums,
+    compact,
+    is_soft,
+    weighed,
+)
 from ncreg.numerics import at_least_float32
 
 
