@@ -7,7 +7,6 @@ from torch import Tensor
 from ncreg._checks import described
 from ncreg._transforms import jit_tracing
 
-
 ENTRIES = 2**22  # of a temporary of distances: 32 MiB in float64
 
 

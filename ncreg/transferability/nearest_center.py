@@ -1,6 +1,5 @@
 """Nearest class centre, every sample judged by centres that it took no part in."""
 
-import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
