@@ -22,6 +22,7 @@ def leave_one_out_accuracy(features: Float[Tensor, "samples dim"], target: Integ
         ValueError: shapes that do not fit, features not finite, a class without a sample.
 
     Example:
+        >>> import torch
         >>> leave_one_out_accuracy(torch.tensor([[0.0], [1.0], [5.0], [6.0], [2.6]]), torch.tensor([0, 0, 1, 1, 1]))
         0.8
     """
