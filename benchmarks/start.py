@@ -50,7 +50,9 @@ def contenders() -> dict[str, Callable[[], Any]]:
     return {
         "import torch": partial(python, "-c", "import torch"),
         PEER: partial(python, "-c", PEER),
-        "import ncreg": partial(python, "-c", "import ncreg.heads, ncreg.losses, ncreg.metrics, ncreg.models"),
+        "import ncreg": partial(
+            python, "-c", "import ncreg.heads, ncreg.losses, ncreg.models; from ncreg.metrics import NeuralCollapse"
+        ),
         "train.py --help": partial(python, "recipes/train.py", "--help"),
         "train.py, first line": partial(first_line, "recipes/train.py"),
     }

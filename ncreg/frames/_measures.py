@@ -44,8 +44,8 @@ def max_cosine(weight: Float[Tensor, "num_classes dim"]) -> Float[Tensor, ""]:
     wide = in_float64(weight) / sizes  # squares of the very long and the very short would leave float64
     unit, largest = wide / torch.linalg.vector_norm(wide, dim=1, keepdim=True), []
     for first in range(0, len(unit), ROWS):
-        cosines = unit[first : first + ROWS] @ unit.T
-        own = torch.eye(*cosines.shape, dtype=torch.bool, device=unit.device).roll(first, dims=1)
+        cosines = unit[first : first + ROWS] @ unit[first:].T  # the pairs before are in earlier rows
+        own = torch.eye(*cosines.shape, dtype=torch.bool, device=unit.device)
         largest.append(cosines.masked_fill(own, -torch.inf).max())
     return torch.stack(largest).max().to(weight)
 

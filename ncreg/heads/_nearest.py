@@ -191,13 +191,14 @@ class NearestETFHead(nn.Module):
             got = f"{tuple(target.shape)} of {target.dtype}"
             raise ValueError(f"target is {got}: it needs one class index for each of {len(features)} features")
         target = target.long()  # torch knows no minimum of uint16
-        if len(target) and not 0 <= int(target.min()) <= int(target.max()) < self.num_classes:
-            raise ValueError(f"target must lie in [0, {self.num_classes}), got {target.min()} to {target.max()}")
+        low, high = torch.stack(torch.aminmax(target)).tolist() if len(target) else (0, 0)
+        if not 0 <= low <= high < self.num_classes:
+            raise ValueError(f"target must lie in [0, {self.num_classes}), got {low} to {high}")
         means, seen = self._new_means(features, target)
         due = int(self.updates + 1) % self.every == 0
-        if not means.isfinite().all():
+        if not torch.stack(torch.aminmax(means)).isfinite().all():
             raise ValueError("features are not finite: the running class means stay as they were")
-        weight = self._aimed(means) if due else self.weight
+        weight = self._aimed(means.contiguous()) if due else self.weight
         self.means.copy_(means)
         self.seen.copy_((self.seen > 0) | seen)
         self.updates.add_(1)
@@ -213,10 +214,11 @@ class NearestETFHead(nn.Module):
         sums = counted.new_zeros(self.num_classes, counted.shape[1]).index_add_(0, target.long(), counted)
         sums = all_reduce_sum(sums)
         present = sums[:, -1] > 0
-        batch_means = sums[:, :-1] / sums[:, -1:].clamp_min(1)
-        old = self.means.to(batch_means.dtype)
+        old = self.means.to(sums.dtype)
         rate = torch.where(self.seen > 0, old.new_full((), self.momentum), 1) * present
-        return old + rate[:, None] * (batch_means - old), present
+        # In place: with many classes each copy of the table takes longer than all that is done with the batch.
+        means = sums[:, :-1].div_(sums[:, -1:].clamp_min(1)).sub_(old).mul_(rate[:, None]).add_(old)
+        return means, present
 
     def _aimed(self, means: Tensor) -> Tensor:
         """The nearest simplex; rank 0's, should other hardware round otherwise."""

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ncreg._checks import check_flag
-from ncreg._features import check_cost
+from ncreg._features import check_cost, exact_cost
 from ncreg._transforms import fx_leaf
 from ncreg.distributed import gather_batch
 from ncreg.losses._inputs import (
@@ -85,7 +85,7 @@ class ExpectedCostLoss(LossModule):
         self, cost: CostMatrix | Sequence[Sequence[float]], *, reduction: Reduction = "mean", gather: bool = False
     ) -> None:
         super().__init__()
-        matrix = check_cost(cost if isinstance(cost, Tensor) else torch.tensor(cost, dtype=torch.float64, device="cpu"))
+        matrix = exact_cost(cost if isinstance(cost, Tensor) else torch.tensor(cost, dtype=torch.float64, device="cpu"))
         device = cost.device if isinstance(cost, Tensor) else None
         self.register_buffer("cost", matrix.to(device, torch.get_default_dtype()))
         self.reduction = check_reduction(reduction)

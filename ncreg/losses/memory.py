@@ -7,7 +7,7 @@ from ncreg._checks import check_fraction, check_integer, check_num_classes
 from ncreg._transforms import for_state, row_count
 from ncreg.losses._directions import Center, directions
 from ncreg.losses._inputs import ClassVectors, Features, Labels, check_rows, show_hyperparameters
-from ncreg.losses._targets import check_labels, class_means
+from ncreg.losses._targets import check_labels, class_means, class_of_slot, compact
 
 
 def update_class_means(
@@ -43,13 +43,15 @@ def update_class_means(
     target = check_labels(target, features, memory_size(memory, features))
     with torch.no_grad():
         wide = torch.promote_types(memory.dtype, torch.float32)  # bfloat16 cannot count beyond 256
-        means, counts = class_means(
-            directions(features, center).to(memory.device, wide), target.to(memory.device), row_count(memory)
-        )
-        keep = momentum * memory.any(1, keepdim=True).to(wide)
+        target = target.to(memory.device)
+        label, slots = compact(target, row_count(memory))  # the rows of classes that are absent stay as they are
+        means, _ = class_means(directions(features, center).to(memory.device, wide), label, slots)
+        old = memory.index_select(0, class_of_slot(target, label, slots))
+        keep = momentum * old.any(1, keepdim=True).to(wide)
         # A batch that overflowed must not stay in the memory: a gradient scaler skips it as well.
-        taken = (counts > 0) & means.isfinite().all(1)
-        return torch.where(taken[:, None], keep * memory + (1 - keep) * means, memory).to(memory.dtype)
+        taken = means.isfinite().all(1, keepdim=True)
+        new = torch.where(taken, keep * old + (1 - keep) * means, old).to(memory.dtype)
+        return memory.index_copy(0, target, new.index_select(0, label))
 
 
 class ClassMeanMemory(nn.Module):

@@ -23,7 +23,16 @@ from ncreg.losses._inputs import (
     unit_row_dots,
     unit_rows,
 )
-from ncreg.losses._targets import Target, check_labels, check_target, class_sums, is_soft, weighed
+from ncreg.losses._targets import (
+    Target,
+    check_labels,
+    check_target,
+    class_of_slot,
+    class_sums,
+    compact,
+    is_soft,
+    weighed,
+)
 from ncreg.numerics import at_least_float32
 
 
@@ -192,13 +201,15 @@ def update_centers(
     check_fraction("rate", rate)
     target = check_labels(target, features, row_count(centers))
     with torch.no_grad():
-        wide = centers.to(torch.promote_types(centers.dtype, torch.float32))  # bfloat16 cannot count beyond 256
-        target = target.to(wide.device)
-        gaps = features.to(wide) - wide.index_select(0, target)
-        sums, counts = class_sums(gaps, target, row_count(centers))
-        moved = (wide + rate * sums / (1 + counts)[:, None]).to(centers.dtype)
+        target = target.to(centers.device)
+        label, slots = compact(target, row_count(centers))  # the centres of classes that are absent stay as they are
+        old = centers.index_select(0, class_of_slot(target, label, slots))
+        wide = old.to(torch.promote_types(old.dtype, torch.float32))  # bfloat16 cannot count beyond 256
+        sums, counts = class_sums(features.to(wide) - wide.index_select(0, label), label, slots)
+        moved = (wide + rate * sums / (1 + counts)[:, None]).to(old.dtype)
         # A batch that overflowed must not stay in the centres: a gradient scaler skips it as well.
-        return torch.where(moved.isfinite().all(1, keepdim=True), moved, centers)
+        moved = torch.where(moved.isfinite().all(1, keepdim=True), moved, old)
+        return centers.index_copy(0, target, moved.index_select(0, label))
 
 
 class CenterLoss(LossModule):

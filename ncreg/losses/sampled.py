@@ -22,7 +22,7 @@ from ncreg.losses._inputs import (
     check_reduction,
     check_rows,
 )
-from ncreg.losses._targets import check_labels
+from ncreg.losses._targets import check_labels, reads_are_free
 
 
 def sampled_cross_entropy(
@@ -94,9 +94,14 @@ def _drawn(
     if not isinstance(probabilities, Tensor) or probabilities.shape != (classes,):
         got = tuple(probabilities.shape) if isinstance(probabilities, Tensor) else described(probabilities)
         raise ValueError(f"probabilities must be a tensor of shape ({classes},), one a class, got {got}")
-    if not bool((probabilities > 0).all() & probabilities.isfinite().all()):
-        raise ValueError("probabilities must be finite and above 0: a class that is never drawn is never pushed away")
-    chances = (probabilities.double() / probabilities.double().sum()).to(device)
+    valid = ((probabilities > 0) & (probabilities < torch.inf)).all()
+    words = "probabilities must be finite and above 0: a class that is never drawn is never pushed away"
+    if not reads_are_free(valid):
+        torch._assert_async(valid, words)
+    elif not valid:
+        raise ValueError(words)
+    exact = probabilities.double()
+    chances = (exact / exact.sum()).to(device)
     places = torch.rand(number, dtype=torch.float64, device=device, generator=generator)
     drawn = torch.searchsorted(chances.cumsum(0), places).clamp_max(classes - 1)  # multinomial stops at 2²⁴ classes
     return drawn, (number * chances[drawn]).log()

@@ -41,10 +41,9 @@ def add(moments: Moments, features: Tensor, target: Tensor) -> None:
     """Add float64 features (n, d) in place; a class met for the first time is anchored at its mean in this batch."""
     unseen = moments.counts[target] == 0
     if unseen.any():
-        fresh = target[unseen]
-        size = torch.bincount(fresh, minlength=len(moments.counts))
-        moments.anchor.index_add_(0, fresh, features[unseen])
-        moments.anchor.div_(size.clamp_min(1)[:, None])
+        fresh, place, size = target[unseen].unique(return_inverse=True, return_counts=True)
+        total = features.new_zeros(len(fresh), features.shape[1]).index_add_(0, place, features[unseen])
+        moments.anchor.index_copy_(0, fresh, total / size[:, None])
     deviation = features - moments.anchor[target]
     moments.counts.index_add_(0, target, torch.ones_like(target, dtype=torch.float64))
     moments.trace.index_add_(0, target, torch.linalg.vector_norm(deviation, dim=1).square())

@@ -63,8 +63,9 @@ def gram_to_simplex(weight: Tensor) -> Tensor:
     """‖WWᵀ/‖WWᵀ‖_F − (I − 11ᵀ/C)/√(C−1)‖_F."""
     classes = len(weight)
     squares, total = weight.new_zeros(()), weight.new_zeros(())
-    for rows, columns, times in tiles(classes):
-        squares += times * (weight[rows] @ weight[columns].T).square_().sum()
+    side = weight if classes <= weight.shape[1] else weight.T  # WWᵀ and WᵀW have one norm
+    for rows, columns, times in tiles(len(side)):
+        squares += times * (side[rows] @ side[columns].T).square_().sum()
     for rows, columns, times in tiles(classes):
         gram = weight[rows] @ weight[columns].T / squares.sqrt()
         simplex = _pairs_only(torch.full_like(gram, -1 / classes), rows, columns, 1 - 1 / classes)

@@ -16,7 +16,7 @@ from ncreg.metrics._base import Float64Metric, check_shapes, first_of, mark_of
 from ncreg.metrics._geometry import class_geometry
 from ncreg.metrics._inputs import check_batch, check_not_meta
 from ncreg.metrics._last_layer import LastLayer
-from ncreg.metrics._second_pass import SecondPassTables, new_second, view_second
+from ncreg.metrics._second_pass import SecondPassTables, decisions_alone
 
 
 class NearestClassCenter(Float64Metric):
@@ -93,8 +93,7 @@ class NearestClassCenter(Float64Metric):
         dtype = _reduce.product_dtype([features])
         if self._tables is None or self._tables.requested_dtype != dtype:
             self._tables = self._make_tables(dtype)
-        flat = new_second(classes, dim, self.home)
-        sums = view_second(flat, classes, dim)
+        sums = decisions_alone(classes, dim, self.home)
         self._tables.add(sums, _reduce.blocks([features], [target]))
         found = torch.stack([sums.counts, sums.nearest, sums.correct, sums.disagree], dim=1)
         self.counts = self.counts + found.to(self.counts)

@@ -96,8 +96,9 @@ def cached_statistics(
     classes, dim = geometry.mean.shape
     flat = new_second(classes, dim, geometry.mean.device)
     sums = view_second(flat, classes, dim)
+    sums = sums._replace(shift=sums.shift[:0])
     gram = geometry.mean.new_zeros(dim, dim) if scatter else None
-    margins = tables.add(sums, blocks(features, target), gram, shift=False)
+    margins = tables.add(sums, blocks(features, target), gram)
     second = view_second(sum_over_ranks(flat, gather), classes, dim)
     gram = _first_pass.symmetric(sum_over_ranks(gram, gather)) if gram is not None else None
     decided = None if tables.classifier is None else _all_margins([margins], geometry.mean, gather)

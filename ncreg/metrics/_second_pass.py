@@ -13,6 +13,7 @@ from ncreg.metrics._geometry import Geometry
 
 _TINY = 1e-150  # the square of a shorter length leaves float64: its direction counts as none
 _LARGEST_TABLE = 2**26  # entries of a C×C table that is kept; beyond, its rows are made as they are needed
+_ROWS = 512  # of such a table at a time: they are made in float64
 
 
 class SecondPass(NamedTuple):
@@ -20,7 +21,8 @@ class SecondPass(NamedTuple):
 
     Per class: tally (C, 5) of counts, trace Σ‖h − μ_y‖², and the number of samples whose nearest class mean is their
     own (nearest), whose logits choose their class (correct), whose two choices differ (disagree); shift Σ(h − μ_y)
-    (C, d), zero but for rounding; units Σu_i (C, d) with u_i the unit vector from the centre to the sample.
+    (C, d), zero but for rounding; units Σu_i (C, d) with u_i the unit vector from the centre to the sample; either of
+    the two is (0, d) where it isn't wanted.
     Over all classes: spread Σ(v_k·(h − μ_y))² along each basis vector, in the first r of (C,) entries.
     """
 
@@ -60,6 +62,12 @@ def new_second(num_classes: int, dim: int, device: torch.device) -> Tensor:
     return torch.zeros(num_classes * (6 + 2 * dim), dtype=torch.float64, device=device)
 
 
+def decisions_alone(num_classes: int, dim: int, device: torch.device) -> SecondPass:
+    """Zero sums without those of vectors, for what was decided alone."""
+    sums = torch.zeros(num_classes, 6, dtype=torch.float64, device=device)
+    return SecondPass(sums[:, :5], sums[:, 5], sums.new_zeros(0, dim), sums.new_zeros(0, dim))
+
+
 def view_second(flat: Tensor, num_classes: int, dim: int) -> SecondPass:
     """The sums as views of `flat`."""
     wide = num_classes * dim
@@ -77,8 +85,11 @@ class LinearRule:
     def __init__(self, points: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> None:
         self.points, self.weight, self.bias, self.dtype = points, weight, bias, dtype
         self.weight_t = weight.T.to(dtype)
-        every = torch.arange(len(points), device=points.device)
-        self.table = self._leads(every) if len(points) ** 2 <= _LARGEST_TABLE else None
+        self.table = None
+        if len(points) ** 2 <= _LARGEST_TABLE:
+            self.table = points.new_empty(len(points), len(weight), dtype=dtype)
+            for rows in torch.arange(len(points), device=points.device).split(_ROWS):
+                self.table[rows] = self._leads(rows)
 
     def _leads(self, labels: Tensor) -> Tensor:
         value = torch.addmm(self.bias, self.points[labels], self.weight.T)
@@ -149,12 +160,10 @@ class SecondPassTables:
         sums: SecondPass,
         blocks: Iterable[tuple[Tensor, Tensor]],
         scatter: Tensor | None = None,
-        *,
-        shift: bool = True,
     ) -> Tensor | None:
         """Add features with their labels in place; the margins (n, 2), raw and normalised, where there are any."""
         with torch.autocast(sums.tally.device.type, enabled=False):  # a loop over data is often under it as a whole
-            seen = [self._compare(sums, features, target, scatter, shift=shift) for features, target in blocks]
+            seen = [self._compare(sums, features, target, scatter) for features, target in blocks]
         if not seen:
             return None
         target, distance, nearest, *decided = (torch.cat(part) for part in zip(*seen, strict=True))
@@ -169,13 +178,14 @@ class SecondPassTables:
         return margins
 
     def _compare(
-        self, sums: SecondPass, features: Tensor, target: Tensor, scatter: Tensor | None, *, shift: bool
+        self, sums: SecondPass, features: Tensor, target: Tensor, scatter: Tensor | None
     ) -> tuple[Tensor, ...]:
         """Of each sample: label, distance to its mean, nearest class; margin, class chosen and length if decided."""
         rows = features.to(self.dtype)
         deviation = self._deviation(rows, target)
-        self._add_units(sums.units, rows, target)
-        if shift:
+        if sums.units.numel():
+            self._add_units(sums.units, rows, target)
+        if sums.shift.numel():
             sums.shift.index_add_(0, target, deviation.double())
         if scatter is not None:
             add_gram(scatter, deviation)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
+from math import inf
 from numbers import Integral
 
 import torch
@@ -15,6 +16,8 @@ from ncreg._checks import check_class_counts, check_flag, check_positive
 from ncreg._features import check_features
 from ncreg._readable import readable
 from ncreg.theory import minority_collapse_threshold
+
+ROWS, ENTRIES = 256, 2**22  # of a table of angles at a time, and of the vectors of those that are done exactly
 
 
 @dataclass(frozen=True)
@@ -85,15 +88,24 @@ def minority_angles(
     rows = rows / largest  # squares stay within range
     unit = rows / rows.norm(dim=1, keepdim=True)
     _check_groups(groups, len(unit))
-    found = {}
-    for one, other in combinations_with_replacement(groups, 2):
-        pairs = [(i, j) for i in groups[one] for j in groups[other] if i < j or (one != other and i != j)]
-        if not pairs:
-            continue
-        left, right = (torch.tensor(side, device="cpu") for side in zip(*pairs, strict=True))
-        angles = _angles(unit[left], unit[right])
-        found[f"{one}-{other}"] = Angles(float(angles.mean()), float(angles.min()), len(pairs))
-    return found
+    named = {name: torch.tensor(classes, dtype=torch.int64, device="cpu") for name, classes in groups.items()}
+    between = {
+        f"{one}-{other}": _between(unit, named[one], named[other], once=one == other)
+        for one, other in combinations_with_replacement(groups, 2)
+    }
+    return {pair: angles for pair, angles in between.items() if angles.pairs}
+
+
+def _between(unit: Tensor, one: Tensor, other: Tensor, *, once: bool) -> Angles:
+    """Angles between two groups of unit rows; within a group every pair counts `once`."""
+    total, smallest, pairs, rows = 0.0, inf, 0, unit[other]
+    for classes in one.split(ROWS):
+        counted = classes[:, None] < other if once else classes[:, None] != other
+        angles = _angles(unit[classes], rows)[counted]
+        if len(angles):
+            total, smallest = total + float(angles.sum()), min(smallest, float(angles.min()))
+        pairs += len(angles)
+    return Angles(total / max(pairs, 1), smallest, pairs)
 
 
 def _check_groups(groups: dict[str, tuple[int, ...]], num_classes: int) -> None:
@@ -140,6 +152,11 @@ def minority_collapse(
     return MinorityCollapse(threshold, min(counts), tuple(c for c, n in enumerate(counts) if n <= threshold))
 
 
-def _angles(left: Tensor, right: Tensor) -> Tensor:
-    """Degrees between unit rows, exact near 0 and 180 where the arc cosine is not (Kahan)."""
-    return 2 * torch.rad2deg(torch.atan2((left - right).norm(dim=1), (left + right).norm(dim=1)))
+def _angles(left: Float[Tensor, "m dim"], right: Float[Tensor, "n dim"]) -> Float[Tensor, "m n"]:
+    """Degrees between unit rows, exact near 0 and 180, where the arc cosine is not (Kahan)."""
+    cosines = left @ right.T
+    angles = cosines.clamp(-1, 1).acos()
+    for pairs in (cosines.abs() > 0.9999).nonzero().split(max(1, ENTRIES // left.shape[1])):
+        one, other = left[pairs[:, 0]], right[pairs[:, 1]]
+        angles[pairs.unbind(1)] = 2 * torch.atan2((one - other).norm(dim=1), (one + other).norm(dim=1))
+    return torch.rad2deg(angles)

@@ -33,8 +33,15 @@ def ood_orthogonality(
     rows = check_features("features", features)
     labels = check_indices("target", target, len(rows))
     means = class_means(rows, labels, check_all_present("target", labels, int(labels.max()) + 1))
-    other = check_features("ood_features", ood_features, rows.shape[1]).mean(0)
-    origin: Float[Tensor, " dim"] | float = means.mean(0) if check_flag("centre", centre) else 0.0
+    return nc5_of(
+        means, check_features("ood_features", ood_features, rows.shape[1]), centre=check_flag("centre", centre)
+    )
+
+
+def nc5_of(means: Float[Tensor, "classes dim"], ood_features: Float[Tensor, "ood dim"], *, centre: bool) -> float:
+    """`ood_orthogonality` of class means at hand."""
+    other = ood_features.mean(0)
+    origin: Float[Tensor, " dim"] | float = means.mean(0) if centre else 0.0
     return float(_cosines(means - origin, other - origin).abs().mean())
 
 

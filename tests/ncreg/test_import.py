@@ -28,6 +28,19 @@ def test_import_adds_little_and_robustness_comes_with_its_first_use():
     assert robustness == "False True pgd"
 
 
+def test_robustness_and_measures_that_are_functions_load_no_torchmetrics():
+    code = """
+import sys, ncreg.robustness, ncreg.transferability
+from ncreg.metrics import hessian_norms, minority_angles
+print(*sorted({"timm", "torchvision", "torchmetrics", "matplotlib"} & set(sys.modules)))
+from ncreg.metrics import *
+import ncreg.metrics
+print(NeuralCollapse is ncreg.metrics.NeuralCollapse, {"LayerwiseCollapse", "hessian_norms"} <= set(dir(ncreg.metrics)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["", "True True"]
+
+
 def test_help_of_train_loads_neither_timm_nor_torchmetrics():
     command = [sys.executable, "-X", "importtime", "recipes/train.py", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)

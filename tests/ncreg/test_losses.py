@@ -418,6 +418,38 @@ def test_running_means_and_centres_keep_their_dtype_and_its_precision():
     torch.testing.assert_close(centers.float(), torch.full((1, 6), 600 / 601), rtol=0.01, atol=0)
 
 
+def test_of_many_classes_those_of_the_batch_alone_move():
+    """Running means and centres by their definition, class by class; the others keep every bit."""
+    generator = torch.Generator().manual_seed(0)
+    h, old = (torch.randn(rows, 4, dtype=torch.float64, generator=generator) for rows in (6, 40))
+    old[7] = 0  # not met so far
+    y = torch.tensor([31, 7, 31, 2, 7, 31])
+    unit = h / h.norm(dim=1, keepdim=True)
+    means, centers = old.clone(), old.clone()
+    for c in (2, 7, 31):
+        mean = unit[y == c].mean(0)
+        means[c] = mean if c == 7 else 0.8 * old[c] + 0.2 * mean
+        centers[c] = old[c] + 0.3 * (h[y == c] - old[c]).sum(0) / (1 + int((y == c).sum()))
+    absent = torch.ones(40, dtype=torch.bool).index_fill(0, y, False)
+    for found, wanted in (
+        (nf.update_class_means(old, h, y, momentum=0.8), means),
+        (nf.update_centers(old, h, y, rate=0.3), centers),
+    ):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-14)
+        assert torch.equal(found[absent], old[absent])
+
+
+def test_dot_regression_of_many_classes_is_that_of_their_own_vectors():
+    generator = torch.Generator().manual_seed(0)
+    w, y = torch.randn(50, 6, dtype=torch.float64, generator=generator), torch.tensor([41, 3, 41, 0])
+    h = torch.randn(4, 6, dtype=torch.float64, generator=generator).requires_grad_()
+    loss = nf.dot_regression_loss(h, y, w)
+    wanted = (F.cosine_similarity(h, w[y]) - 1).square().mean() / 2
+    slope, wanted_slope = (torch.autograd.grad(value, h)[0] for value in (loss, wanted))
+    torch.testing.assert_close(loss, wanted, rtol=1e-14, atol=0)
+    torch.testing.assert_close(slope, wanted_slope, rtol=0, atol=1e-15)
+
+
 def test_a_batch_that_overflowed_leaves_no_trace_in_centres_and_memory():
     """A gradient scaler skips its step; what is kept beside the weights must skip it as well."""
     at_hand = batch()

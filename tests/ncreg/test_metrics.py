@@ -166,6 +166,16 @@ def test_rank_deficient_means_are_measured_in_their_own_span():
         assert found["nc1"] < 1e-3
 
 
+def test_the_gram_matrix_of_more_classes_than_a_tile_and_than_features():
+    head = nn.Linear(6, 530, bias=False).double()
+    metric = NeuralCollapse(530, 6, head)
+    metric.update(torch.randn(530, 6, generator=torch.Generator().manual_seed(0)), torch.arange(530))
+    gram = head.weight.detach() @ head.weight.detach().T
+    simplex = (torch.eye(530, dtype=torch.float64) - 1 / 530) / 529**0.5
+    wanted = float((gram / gram.norm() - simplex).norm())
+    assert float(metric.compute()["nc2_weight_gram"]) == pytest.approx(wanted, rel=1e-12)
+
+
 def test_many_classes_take_the_gram_route():
     """Beyond 256 classes and features the span comes from an eigendecomposition, or a fallback if ill-conditioned."""
     generator = torch.Generator().manual_seed(2)

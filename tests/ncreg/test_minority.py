@@ -40,6 +40,30 @@ def test_collapsed_minorities_have_small_angles_told_exactly():
     assert opposite["many-few"].mean == pytest.approx(180)
 
 
+def test_angles_of_long_groups_go_by_blocks(monkeypatch):
+    """Every pair of two groups that share classes, one pair almost and one exactly on the same line."""
+    monkeypatch.setattr("ncreg.metrics.minority.ROWS", 4)
+    monkeypatch.setattr("ncreg.metrics.minority.ENTRIES", 6)
+    unit = F.normalize(torch.randn(14, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), dim=1)
+    unit[3], unit[4], unit[12] = -unit[5], F.normalize(unit[5] + 1e-7 * unit[6], dim=0), unit[9]
+    groups = {"many": (8, 3, 0, 12, 5, 4, 9, 1), "few": (13, 5, 2, 11, 10, 7, 6, 4, 3)}
+
+    def angle(i, j):
+        apart, together = (float((unit[i] + sign * unit[j]).norm()) for sign in (-1, 1))
+        return math.degrees(2 * math.atan2(apart, together))
+
+    wanted = {
+        "many-many": [angle(i, j) for i in groups["many"] for j in groups["many"] if i < j],
+        "many-few": [angle(i, j) for i in groups["many"] for j in groups["few"] if i != j],
+        "few-few": [angle(i, j) for i in groups["few"] for j in groups["few"] if i < j],
+    }
+    found = M.minority_angles(unit, groups)
+    assert {pair: angles.pairs for pair, angles in found.items()} == {pair: len(all_) for pair, all_ in wanted.items()}
+    for pair, angles in found.items():
+        assert angles.mean == pytest.approx(sum(wanted[pair]) / len(wanted[pair]), rel=1e-14)
+        assert angles.smallest == pytest.approx(min(wanted[pair]), rel=1e-8, abs=1e-13)
+
+
 @pytest.mark.parametrize("size", [1e-200, 1e200])
 def test_angles_know_no_scale(size):
     groups = {"many": (0,), "few": (1, 2)}

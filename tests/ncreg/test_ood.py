@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from ncreg import robustness as R
+from ncreg._features import least_distances
 from ncreg.frames import simplex_etf
 from ncreg.heads import ETFHead
 from ncreg.robustness.ood.detection import _newcombe
@@ -211,6 +212,26 @@ def test_mahalanobis_from_its_definition():
     inverse = np.linalg.inv(within + 1e-9 * total * np.eye(x.shape[1]))
     wanted = [-min((row - mean) @ inverse @ (row - mean) for mean in means) for row in test.numpy()]
     np.testing.assert_allclose(R.mahalanobis_score(test, h, y), wanted, rtol=1e-9)
+
+
+@pytest.mark.parametrize("entries", [1, 50, 2**22])
+def test_distances_far_below_the_lengths_are_told_exactly(entries, monkeypatch):
+    """Whole numbers near 2²⁸: squares are beyond float64's digits, differences are not; some rows are ties."""
+    monkeypatch.setattr("ncreg._features.ENTRIES", entries)
+    draw = np.random.default_rng(0)
+    points, rows = (2**28 + draw.integers(-9, 9, (count, 3)) for count in (12, 40))
+    points[5], rows[:2] = points[3], points[[3, 7]]
+    gaps = ((rows[:, None] - points) ** 2).sum(2)
+    besides = draw.integers(0, 12, 40)
+    besides[0] = 3
+    others = gaps.copy()
+    others[np.arange(40), besides] = 10**6
+    x, p = (torch.from_numpy(value).double() for value in (rows, points))
+    np.testing.assert_allclose(least_distances(x, p).square(), gaps.min(1), rtol=1e-15)
+    found = least_distances(x, p, torch.from_numpy(besides))
+    np.testing.assert_allclose(found.square(), others.min(1), rtol=1e-15)
+    products = (x.square().sum(1)[:, None] + p.square().sum(1) - 2 * x @ p.T).amin(1)
+    assert not np.allclose(products, gaps.min(1), rtol=0.5)
 
 
 @pytest.mark.parametrize("size", [1e-13, 1e-300, 1e300])

@@ -17,6 +17,7 @@ from ncreg.heads import HEADS, CosineHead, ETFHead, FixedHead, NearestETFHead
 from ncreg.models import Normalize, fold, swap_head
 from ncreg.norms import NORMS, last_norm
 from ncreg.quantization import round_weights
+from tests import other_device
 from tests.ncreg.test_default_device import ATTACKS, EVALUATIONS, Small
 from tests.ncreg.test_losses import MODULES
 from tests.other_device import DEVICE, Elsewhere, OtherDevice
@@ -53,7 +54,7 @@ def of_head_loss(make, to):
     torch.manual_seed(0)
     head = to(CosineHead(DIM, CLASSES).double())
     features = to(drawn(24, DIM)).requires_grad_()
-    loss = make()(features, head, to(LABEL))
+    loss = to(make())(features, head, to(LABEL))
     loss.backward()
     return [loss, features.grad, *(item.grad for item in head.parameters())]
 
@@ -141,6 +142,9 @@ CASES = {f"loss: {name}": partial(of_loss, name) for name in MODULES}
 CASES |= {
     "loss: chunked": partial(of_head_loss, losses.ChunkedCrossEntropyLoss),
     "loss: sampled": partial(of_head_loss, lambda: losses.SampledCrossEntropyLoss(num_sampled=4)),
+    "loss: sampled by chances": partial(
+        of_head_loss, lambda: losses.SampledCrossEntropyLoss(4, probabilities=torch.arange(1.0, 1 + CLASSES))
+    ),
     "loss: sharded": partial(of_head_loss, losses.ShardedCrossEntropyLoss),
 }
 CASES |= {f"head: {name}": partial(of_head, partial(build, DIM, CLASSES)) for name, build in HEADS.items()}
@@ -245,6 +249,31 @@ def test_on_another_device_the_numbers_are_those_of_the_cpu(name):
             torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12, equal_nan=True)
         else:
             assert one == other
+
+
+READ = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default, torch.ops.aten.equal.default}
+STEPS = [
+    name for name in CASES if name.startswith(("loss: ", "head: ", "norm: ")) and name != "head: nearest, re-aimed"
+]
+
+
+@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.filterwarnings("ignore:features are normalised before the head")
+def test_a_training_step_reads_nothing_from_the_device(name, monkeypatch):
+    """Each value read makes the host wait for all work before it; NONL looks whether a batch has two classes."""
+    reads, run = [], other_device._run
+
+    def counting(func, args, kwargs):
+        if func in READ and isinstance(args[0], Elsewhere):
+            reads.append(func)
+        return run(func, args, kwargs)
+
+    monkeypatch.setattr(other_device, "_run", counting)
+    with OtherDevice():
+        CASES[name](elsewhere)
+        assert len(reads) == (name == "loss: nonl")
+        torch.ones(1, device=DEVICE).item()
+        assert len(reads) == 1 + (name == "loss: nonl")  # a read would have been seen
 
 
 def test_the_device_refuses_what_a_gpu_refuses():

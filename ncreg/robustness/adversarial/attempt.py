@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ncreg._checks import check_integer
-from ncreg._features import check_cost
+from ncreg._features import exact_cost
 from ncreg._readable import readable
 from ncreg.numerics import at_least_float32
 from ncreg.robustness._inputs import Model, check_attackable, check_target, outputs_of, predict
@@ -78,7 +78,7 @@ class Attempt:
         logits, self.target = clean_logits(model, images, target, batch_size)
         self.model, self.batch_size, self.images = model, batch_size, images.detach()
         self.num_classes, self.correct = logits.shape[1], logits.argmax(1) == self.target
-        self.cost = None if cost is None else check_cost(cost, self.num_classes).to(logits.device)
+        self.cost = None if cost is None else exact_cost(cost, self.num_classes).to(logits.device)
         self.attacked, self.lowest = self.images.clone(), margin_or_cost(logits, self.target, self.cost)
 
     def radius(self, epsilon: float) -> Float[Tensor, " batch"]:

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
 from ncreg._checks import check_choice, check_flag
-from ncreg._features import check_cost
+from ncreg._features import exact_cost
 from ncreg.robustness._inputs import Model, predict
 from ncreg.robustness.adversarial.attacks import fgsm, pgd
 from ncreg.robustness.adversarial.attempt import AttackResult, clean_logits
@@ -226,7 +226,7 @@ def evaluate_adversarial(
 def _cost_summary(
     model: Model, clean: Tensor, target: Tensor, cost: Tensor, attacks: tuple[AttackResult, ...], batch_size: int
 ) -> CostSummary:
-    prices = check_cost(cost, clean.shape[1]).to(clean.device)[target]
+    prices = exact_cost(cost, clean.shape[1]).to(clean.device)[target]
     attacked = [predict(model, attack.images, batch_size).argmax(1) for attack in attacks]
     guesses = torch.stack([*attacked, clean.argmax(1)])  # a higher expected cost may have a cheaper class in front
     paid = torch.stack([prices.gather(1, guess[:, None]).squeeze(1) for guess in guesses])

@@ -198,13 +198,14 @@ def adaptive_gap(confidence: Tensor, correct: Tensor, bins: int) -> float:
 
 def classwise_gap(p: Tensor, target: Tensor, bins: int, dtype: torch.dtype = torch.float64) -> float:
     """`classwise_calibration_error` of checked input."""
-    hits = torch.nn.functional.one_hot(target, p.shape[1]).double()
-    return sum(gap_of(binned(p[:, c].contiguous(), hits[:, c], bins, dtype)) for c in range(p.shape[1])) / p.shape[1]
+    gaps = (gap_of(binned(p[:, c].contiguous(), (target == c).double(), bins, dtype)) for c in range(p.shape[1]))
+    return sum(gaps) / p.shape[1]
 
 
 def brier(p: Tensor, target: Tensor) -> float:
     """`brier_score` of checked input."""
-    return float((p - torch.nn.functional.one_hot(target, p.shape[1])).square().sum(1).mean())
+    errors = p.scatter_add(1, target[:, None], p.new_full((len(p), 1), -1.0))
+    return float(errors.square_().sum(1).mean())
 
 
 def ties(values: Tensor) -> tuple[Tensor, Tensor]:

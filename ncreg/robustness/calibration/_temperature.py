@@ -12,6 +12,7 @@ from ncreg.robustness.calibration._measures import check_logits_and_target
 # How far from the logits' own size 1/T may go: softmax of logits with root mean square 1e3 is one-hot or a tie.
 SHARPEST = 1e3
 LARGEST = 690.0  # exp of more leaves float64
+ENTRIES = 2**16  # logits at a time: their temporaries stay in a processor's cache
 
 
 def temperature_scaling(logits: Float[Tensor, "batch classes"], target: Int[Tensor, " batch"]) -> float:
@@ -57,6 +58,13 @@ def _size(z: Tensor) -> float:
     return float((z - z.mean(1, keepdim=True)).square().mean().sqrt())
 
 
+def _moments(scaled: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (rows, 1) and variance (rows,) of each row under its own softmax."""
+    p = scaled.softmax(1)
+    mean = (p * scaled).sum(1, keepdim=True)
+    return mean, (p * (scaled - mean).square()).sum(1)
+
+
 def fit_temperature(z: Tensor, target: Tensor) -> tuple[float, str | None]:
     """The best T and, where there is none, the bound it ran into."""
     z = z - z.amax(1, keepdim=True)  # not the mean: a class that is ruled out would take the digits of the others
@@ -68,14 +76,13 @@ def fit_temperature(z: Tensor, target: Tensor) -> tuple[float, str | None]:
     z, unit = (z / size).clamp_min(-(SHARPEST**2)), size * largest  # below, no T that is looked at gives more than 0
     labelled = z.gather(1, target[:, None])
     own = labelled.mean()
+    parts = z.split(max(1, ENTRIES // z.shape[1]))
 
     def slope(u: float) -> tuple[float, float]:
         """First and second derivative of the mean loss in u = log(1/T)."""
-        scaled = exp(u) * z
-        p = scaled.softmax(1)
-        mean = (p * scaled).sum(1, keepdim=True)
+        mean, spread = (torch.cat(part) for part in zip(*(_moments(exp(u) * rows) for rows in parts), strict=True))
         first = float(mean.mean() - exp(u) * own)
-        return first, first + float((p * (scaled - mean).square()).sum(1).mean())
+        return first, first + float(spread.mean())
 
     low, high = -log(SHARPEST), log(SHARPEST)
     if slope(low)[0] >= 0:

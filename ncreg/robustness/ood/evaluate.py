@@ -9,9 +9,9 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from ncreg._checks import check_choice, described
-from ncreg._features import NotDefined, check_all_present, check_features, check_indices
+from ncreg._features import NotDefined, check_all_present, check_features, check_indices, class_means
 from ncreg._readable import readable
-from ncreg.metrics.nc5 import ood_orthogonality
+from ncreg.metrics.nc5 import nc5_of
 from ncreg.numerics import seeded
 from ncreg.robustness._inputs import check_images, check_logits
 from ncreg.robustness.ood import scores as ood_scores
@@ -133,13 +133,14 @@ def evaluate_ood(
     scored, skipped = _scored(makers, scores)
     parts = {name: values.split(sizes) for name, values in scored.items()}
     rows = dict(zip(ood, data.features.split(sizes)[1:], strict=True))
+    means = class_means(data.train, data.train_target, torch.bincount(data.train_target))
     return OODReport(
         detections={
             key: {name: evaluate_detection(part[0], part[index]) for name, part in parts.items()}
             for index, key in enumerate(ood, start=1)
         },
-        nc5={key: _nc5(data, part, False) for key, part in rows.items()},
-        nc5_centred={key: _nc5(data, part, True) for key, part in rows.items()},
+        nc5={key: _nc5(means, part, False) for key, part in rows.items()},
+        nc5_centred={key: _nc5(means, part, True) for key, part in rows.items()},
         id_scores={name: part[0] for name, part in parts.items()},
         ood_scores={key: {name: part[index] for name, part in parts.items()} for index, key in enumerate(ood, start=1)},
         skipped=skipped,
@@ -240,9 +241,9 @@ def _scored(
     return scored, skipped
 
 
-def _nc5(data: _Data, rows: Tensor, centre: bool) -> float | None:
+def _nc5(means: Tensor, rows: Tensor, centre: bool) -> float | None:
     try:
-        return ood_orthogonality(data.train, data.train_target, rows, centre=centre)
+        return nc5_of(means, rows, centre=centre)
     except NotDefined:
         return None
 

@@ -24,6 +24,7 @@ from ncreg._features import (
     check_varied,
     class_means,
     feature_scale,
+    least_distances,
 )
 from ncreg.robustness._inputs import check_logits
 
@@ -157,8 +158,8 @@ def mahalanobis_score(
     white, white_means = (
         torch.linalg.solve_triangular(root, (part - anchor).T, upper=False).T for part in (rows, means)
     )
-    # Not by ‖x‖² + ‖y‖² − 2xy: whitening makes lengths so large that the difference would be rounding.
-    return -torch.cdist(white, white_means, compute_mode="donot_use_mm_for_euclid_dist").square().amin(1)
+    # Not ‖x‖² + ‖y‖² − 2xy: whitening makes lengths so large that the difference would be rounding.
+    return -least_distances(white, white_means).square()
 
 
 def vim_score(
