@@ -26,7 +26,7 @@ def pytest_configure(config):
 
 
 def pytest_collection():
-    """What is loaded while tests are collected, some millions of objects, is not searched for garbage, then or later."""
+    """What is loaded while tests are collected, millions of objects, is not searched for garbage, then or later."""
     gc.disable()
 
 
