@@ -80,6 +80,12 @@ def load_checkpoint(path: str | Path, map_location: str | torch.device | None = 
     Raises:
         FileNotFoundError: no such file.
         ValueError: a truncated file, one with foreign objects, or one of another format.
+
+    Example:
+        >>> path = getfixture("tmp_path") / "last.pt"
+        >>> save_checkpoint(path, {"weight": torch.zeros(2)})
+        >>> load_checkpoint(path)["weight"]
+        tensor([0., 0.])
     """
     path = Path(path)
     if not path.is_file():
@@ -156,6 +162,16 @@ def load_classifier(source: str | Path, *, ema: bool = False, device: str | torc
         FileNotFoundError: no such run or file.
         ValueError: a checkpoint that cannot be read, one that was not written by a training run, one of a diverged
             run (NaN weights), or one without a moving average where `ema` is on.
+
+    Example:
+        >>> build, folder = {"model": "test_resnet", "head": "etf", "num_classes": 2}, getfixture("tmp_path")
+        >>> header = classifier_header(build=build, class_names=["cat", "dog"], image_shape=(3, 32, 32))
+        >>> trained = swap_head(**build)
+        >>> trained.preprocess = Normalize([0.5] * 3, [0.25] * 3)
+        >>> save_checkpoint(folder / "last.pt", header | {"model": trained.state_dict()})
+        >>> classifier, images = load_classifier(folder / "last.pt"), torch.rand(4, 3, 32, 32)
+        >>> torch.equal(classifier(images), trained.eval()(images))
+        True
     """
     check_flag("ema", ema)
     path = newest_checkpoint(Path(source))

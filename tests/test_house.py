@@ -143,3 +143,33 @@ def test_import_contracts_can_break(path, imported, broken, tmp_path):
 
 def not_python(folder, names):
     return [name for name in names if Path(folder, name).is_file() and not name.endswith(".py")]
+
+
+def public_definitions():
+    """Functions and classes that the library names in `__all__`, but results and what timm's flags build."""
+    paths = [path for path in sorted((ROOT / "ncreg").rglob("*.py")) if "timm" not in path.parts]
+    trees = {path: ast.parse(path.read_text()).body for path in paths}
+    named = {
+        name
+        for path, body in trees.items()
+        for node in body
+        if path.name == "__init__.py" and isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+        for name in ast.literal_eval(node.value)
+    }
+    for body in trees.values():
+        for node in body:
+            result = isinstance(node, ast.ClassDef) and (
+                any("dataclass" in ast.unparse(one) for one in node.decorator_list)
+                or any(ast.unparse(base) == "NamedTuple" for base in node.bases)
+            )
+            stub = isinstance(node, ast.FunctionDef) and any(
+                ast.unparse(one) == "overload" for one in node.decorator_list
+            )
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name in named and not result and not stub:
+                yield node
+
+
+def test_every_public_function_and_class_has_an_example():
+    found = {node.name: ast.get_docstring(node) or "" for node in public_definitions()}
+    assert len(found) > 100 and {"swap_head", "NeuralCollapse", "round_weights"} <= set(found)
+    assert [name for name, text in found.items() if ">>> " not in text] == []

@@ -29,6 +29,16 @@ class EpochCloser:
         batches: the clean training set, see `measure_training_set`.
         watch: the measure that goes to `TPTScheduler.step(watch=)`.
         keep_features: see `measure_training_set`.
+
+    Example:
+        >>> import torch
+        >>> from ncreg import Classifier
+        >>> model = Classifier(nn.Flatten(), nn.Identity(), nn.Linear(4, 2))
+        >>> scheduler = TPTScheduler(torch.optim.SGD(model.parameters(), lr=0.1), max_epochs=9)
+        >>> closer = EpochCloser([(torch.rand(8, 1, 2, 2), torch.arange(8) % 2)])  # a loader of one batch
+        >>> measured = closer.close(scheduler, model, 1)  # accuracy, nc1, nc3, ...
+        >>> scheduler.epoch, closer.close(scheduler, model, 1)  # that epoch is closed
+        (1, None)
     """
 
     def __init__(self, batches: Iterable[Any], *, watch: str = "nc1", keep_features: bool = True) -> None:

@@ -71,6 +71,14 @@ def measure_training_set(
     Raises:
         TypeError: no `Classifier`.
         ValueError: no images, a batch of another form, or a loader that Accelerate divided over processes.
+
+    Example:
+        >>> from ncreg import Classifier
+        >>> model = Classifier(nn.Flatten(), nn.Identity(), nn.Linear(4, 2))
+        >>> images, target = torch.rand(8, 1, 2, 2), torch.arange(8) % 2
+        >>> measured = measure_training_set(model, [(images, target)])  # a loader of one batch
+        >>> measured["accuracy"] == float((model(images).argmax(1) == target).double().mean()), measured["nc1"] > 0
+        (True, True)
     """
     model = _without_wrappers(classifier)
     head = model.head

@@ -29,6 +29,11 @@ def ood_orthogonality(
 
     Raises:
         ValueError: shapes that do not fit, a class without a sample, features not finite, a mean of length 0.
+
+    Example:
+        >>> import torch
+        >>> ood_orthogonality(torch.eye(2), torch.tensor([0, 1]), torch.tensor([[3.0, 4.0]]))  # cosines 0.6 and 0.8
+        0.7
     """
     rows = check_features("features", features)
     labels = check_indices("target", target, len(rows))

@@ -151,6 +151,12 @@ class Classifier(nn.Module):
 
     Raises:
         ValueError: if neither the caller nor the head says C and d.
+
+    Example:
+        >>> model = Classifier(nn.Flatten(), nn.BatchNorm1d(4), nn.Linear(4, 3))
+        >>> logits, features = model(torch.rand(8, 1, 2, 2), with_features=True)
+        >>> logits.shape, features.shape
+        (torch.Size([8, 3]), torch.Size([8, 4]))
     """
 
     class_names: tuple[str, ...] | None = None

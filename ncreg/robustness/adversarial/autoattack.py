@@ -75,6 +75,12 @@ def autoattack(
         ImportError: the package pyautoattack is missing.
         TypeError: arguments of the wrong kind.
         ValueError: as in `pgd`, an unknown version, survivors of another shape.
+
+    Example:
+        >>> model = lambda x: (x - 0.5).flatten(1) @ torch.tensor([[1.0, -1.0], [1.0, -1.0]])
+        >>> images = torch.tensor([[0.6, 0.5], [0.9, 0.9], [0.0, 0.0]]).reshape(3, 1, 1, 2)
+        >>> autoattack(model, images, torch.tensor([0, 0, 0]), epsilon=0.1, version="apgd").robust  # the third is wrong
+        tensor([False,  True, False])
     """
     epsilon, count = check_epsilon(epsilon, norm), check_integer("batch_size", batch_size, 1)
     check_choice("version", version, ("standard", "apgd"))

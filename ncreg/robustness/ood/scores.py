@@ -70,6 +70,10 @@ def max_logit_score(logits: Float[Tensor, "batch classes"]) -> Float[Tensor, " b
 
     Raises:
         ValueError: logits that are not finite, or probabilities.
+
+    Example:
+        >>> max_logit_score(torch.tensor([[1.0, 3.0, -2.0]]))
+        tensor([3.], dtype=torch.float64)
     """
     return -_pytorch_ood().MaxLogit(None).predict_logits(_exact(logits))
 
@@ -107,6 +111,11 @@ def knn_score(
 
     Raises:
         ValueError: fewer than k training features, shapes that do not fit, features that are not finite.
+
+    Example:
+        >>> train = torch.tensor([[3.0, 0.0], [0.0, 2.0]])
+        >>> knn_score(torch.tensor([[1.0, 0.0]]), train, neighbours=2)  # at a right angle: √2 away
+        tensor([-1.4142], dtype=torch.float64)
     """
     train = check_features("train_features", train_features)
     rows = check_features("features", features, train.shape[1])
@@ -144,6 +153,11 @@ def mahalanobis_score(
 
     Raises:
         ValueError: shapes that do not fit, a class without a training sample, features not finite or all the same.
+
+    Example:
+        >>> train, target = torch.tensor([[-1.0], [1.0], [4.0], [6.0]]), torch.tensor([0, 0, 1, 1])  # means 0 and 5
+        >>> mahalanobis_score(torch.tensor([[2.0]]), train, target)
+        tensor([-4.0000], dtype=torch.float64)
     """
     train = check_features("train_features", train_features)
     target = check_indices("train_target", train_target, len(train))
@@ -194,6 +208,12 @@ def vim_score(
     Raises:
         ValueError: shapes that do not fit, values not finite, dim outside [1, features), training images whose largest
             logits are not above 0 in the mean.
+
+    Example:
+        >>> train = torch.tensor([[2.0, 0.5], [-2.0, -0.5], [2.0, -0.5], [-2.0, 0.5]])  # spread along the first axis
+        >>> train_logits = torch.tensor([[1.0, -1.0]]).repeat(4, 1)  # α = 1/0.5
+        >>> vim_score(torch.tensor([[2.0, 1.0]]), torch.zeros(1, 2), train, train_logits, dim=1)  # ln 2 − 2·1
+        tensor([-1.3069], dtype=torch.float64)
     """
     train = check_features("train_features", train_features)
     rows = check_features("features", features, train.shape[1])
@@ -273,6 +293,11 @@ def neco_score(
 
     Raises:
         ValueError: shapes that do not fit, features not finite or all the same, dim outside [1, features).
+
+    Example:
+        >>> train = torch.tensor([[2.0, 0.0], [-2.0, 0.0], [0.0, 1.0], [0.0, -1.0]])  # spread along the first axis
+        >>> neco_score(torch.tensor([[3.0, 4.0]]), train, num_classes=2)
+        tensor([0.6000], dtype=torch.float64)
     """
     train = check_features("train_features", train_features)
     rows = check_features("features", features, train.shape[1])

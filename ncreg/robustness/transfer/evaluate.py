@@ -96,6 +96,12 @@ def linear_probe(
     Raises:
         TypeError: no tensors of the right kind.
         ValueError: shapes that do not fit, a class with fewer than two training samples, an empty grid.
+
+    Example:
+        >>> features, target = torch.eye(2).repeat(5, 1), torch.tensor([0, 1]).repeat(5)
+        >>> probe = linear_probe(features, target, features, target)
+        >>> probe.accuracy, probe.num_train
+        (1.0, 10)
     """
     train = labelled("train_features", train_features, "train_target", train_target)
     rows, labels, classes = train
@@ -144,6 +150,12 @@ def knn_probe(
     Raises:
         TypeError: no tensors of the right kind.
         ValueError: shapes that do not fit, a class with fewer than two training samples, no k that is small enough.
+
+    Example:
+        >>> features, target = torch.eye(2).repeat(5, 1), torch.tensor([0, 1]).repeat(5)
+        >>> probe = knn_probe(features, target, features, target, neighbours_grid=[1, 2])
+        >>> probe.accuracy, probe.chosen
+        (1.0, 1.0)
     """
     train = labelled("train_features", train_features, "train_target", train_target)
     rows, labels, classes = train
@@ -191,6 +203,12 @@ def few_shot(
     Raises:
         TypeError: no tensors of the right kind.
         ValueError: shapes that do not fit, a class with fewer than `shots` training samples, fewer than 2 draws.
+
+    Example:
+        >>> features, target = torch.eye(2).repeat(5, 1), torch.tensor([0, 1]).repeat(5)
+        >>> probe = few_shot(features, target, features, target, shots=2, draws=3)
+        >>> probe.accuracy, probe.interval
+        (1.0, (1.0, 1.0))
     """
     rows, labels, classes = labelled("train_features", train_features, "train_target", train_target)
     test, wanted = _test_set(test_features, test_target, rows.shape[1], classes)
