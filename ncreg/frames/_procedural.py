@@ -54,6 +54,12 @@ def code_rows(
 ) -> Float[Tensor, "rows dim"]:
     """The vectors of `procedural_code` for these class indices, on their device.
 
+    Args:
+        classes: indices (rows,).
+        dim: d.
+        seed: of the code.
+        dtype: of the vectors; None takes torch's default.
+
     Raises:
         TypeError: classes are no integers.
         ValueError: no dimension, a seed of more than 64 bits, classes that are no list, or negative ones (on the CPU,
@@ -111,6 +117,15 @@ def code_max_cosine(num_classes: int, dim: int, *, seed: int = 0, device: torch.
     Products of ±1 are whole numbers, exact in float32 up to d = 2²⁴. 10⁵ classes in 512 dimensions are 5·10¹²
     operations, 10⁶ a hundred times that.
 
+    Args:
+        num_classes: C.
+        dim: d.
+        seed: of the code.
+        device: where the products are made.
+
+    Raises:
+        ValueError: fewer than two classes, no dimension, a seed of more than 64 bits.
+
     Example:
         >>> code_max_cosine(1000, 512), round(expected_max_cosine(1000, 512), 2)
         (0.20703125, 0.23)
@@ -134,6 +149,13 @@ def expected_max_cosine(num_classes: int, dim: int) -> float:
 
     P by Chernoff's bound for a mean of d random signs, exp(−d·D(½(1 + t) ‖ ½)), so that the true value is a little
     less; √(4 ln C/d) for small t.
+
+    Args:
+        num_classes: C.
+        dim: d.
+
+    Raises:
+        ValueError: fewer than two classes, no dimension.
 
     Example:
         >>> round(expected_max_cosine(1_000_000, 512), 3)

@@ -26,6 +26,10 @@ class LinearHead(nn.Linear):
         device: where the weights live.
         dtype: of the weights.
 
+    Raises:
+        TypeError: sizes that are no integers, a bias that is no flag.
+        ValueError: no feature, fewer than two classes.
+
     Example:
         >>> LinearHead(16, 10)(torch.zeros(2, 16)).shape
         torch.Size([2, 10])
@@ -86,6 +90,10 @@ class CosineHead(nn.Module):
         seed: of the initial weights.
         device: where the weights live.
         dtype: of the weights.
+
+    Raises:
+        TypeError: sizes that are no integers, a scale that is no number.
+        ValueError: no feature, fewer than two classes, a scale that is not above 0.
 
     Example:
         >>> bool(CosineHead(16, 10, scale=5.0)(torch.ones(2, 16)).abs().max() <= 5)

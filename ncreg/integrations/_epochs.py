@@ -30,6 +30,10 @@ class EpochCloser:
         watch: the measure that goes to `TPTScheduler.step(watch=)`.
         keep_features: see `measure_training_set`.
 
+    Raises:
+        TypeError: batches that can be read only once.
+        ValueError: an unknown measure to watch.
+
     Example:
         >>> import torch
         >>> from ncreg import Classifier

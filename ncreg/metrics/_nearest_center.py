@@ -35,6 +35,10 @@ class NearestClassCenter(Float64Metric):
         per_class: also return the results of each class.
         **kwargs: as for torchmetrics.Metric.
 
+    Raises:
+        TypeError: means that are no tensor, a classifier without vectors.
+        ValueError: means of another shape or not finite in part of a row, class vectors of another shape.
+
     Example:
         >>> import torch
         >>> from ncreg.metrics import NearestClassCenter

@@ -67,6 +67,10 @@ class NeuralCollapse(Float64Metric):
         **kwargs: as for torchmetrics.Metric. With `compute_on_cpu=True` features leave the model's device at each
             update, and all is kept and computed on the CPU.
 
+    Raises:
+        TypeError: sizes that are no integers, a classifier without vectors.
+        ValueError: fewer than two classes, class vectors of another shape, an unknown center or convention.
+
     Example:
         >>> import torch
         >>> from ncreg.metrics import NeuralCollapse
