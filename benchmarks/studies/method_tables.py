@@ -6,10 +6,11 @@ A comment in a document asks for the table, and `digest.py` fills it:
     <!-- end of method -->
 
 Rows are chosen by a rule, not by hand: in each study whose baseline is the recipe `baseline`, the arms with the
-recipe's name, and the contrasts of an arm of this recipe with an arm of another. Where there is none, the studies whose
-baseline and arms are all of this recipe: forms of it beside one another. Where there is none of these either, the arms
-with the recipe's name beside the study's baseline, whatever recipe that is. A row says which keys its arm changes
-besides recipe, rate and decay where the other arm does not: the difference is theirs too.
+recipe's name, those that differ from the baseline in the recipe alone, and the contrasts of an arm of this recipe with
+an arm of another. Where there is none, the studies whose baseline and arms are all of this recipe: forms of it beside
+one another. Where there is none of these either, the arms with the recipe's name beside the study's baseline, whatever
+recipe that is. A row says which keys its arm changes besides recipe, rate and decay where the other arm does not: the
+difference is theirs too.
 """
 
 from __future__ import annotations
@@ -75,7 +76,12 @@ def _caption(up: str) -> str:
 def _pairs(study: Mapping[str, Any], recipe: str) -> list[tuple[str, str]]:
     """Arms of a study that show a recipe, each with the one that it is compared with."""
     arms, base = study["arms"], _base(study)
-    named = [name for name, arm in arms.items() if name in ALSO.get(recipe, ()) or name == recipe == arm["recipe"]]
+    named = [
+        name
+        for name, arm in arms.items()
+        if name in ALSO.get(recipe, ())
+        or (arm["recipe"] == recipe and (name == recipe or arm["overrides"] == arms[base]["overrides"]))
+    ]
     pairs = [(name, base) for name in named if name != base and arms[base]["recipe"] == "baseline"]
     return pairs + [pair for pair in _contrasts(study) if pair not in pairs and _with_another(arms, recipe, *pair)]
 
@@ -112,11 +118,14 @@ def _rows(
             if n:
                 where = [f"[{content['name']}]({up}benchmarks/studies/{content['name']}/report.md)"]
                 where += [data] * (len(settings) > 1) + ["validation images"] * ("at_end.val.accuracy" in measures)
-                name = (
-                    f"`{arm}`" if against == base and arms[base]["recipe"] == "baseline" else f"`{arm}` − `{against}`"
-                )
+                name = f"`{arm}`" if against == base and _is_plain(arms[base]) else f"`{arm}` − `{against}`"
                 where += [name + _besides(arms[arm]["overrides"], arms[against]["overrides"]), f"n = {n}"]
                 yield ", ".join(where), row
+
+
+def _is_plain(arm: Mapping[str, Any]) -> bool:
+    """Whether an arm is cross-entropy and nothing else, at whatever rate and decay."""
+    return arm["recipe"] == "baseline" and not set(arm["overrides"]) - set(TUNED)
 
 
 def _contrasts(study: Mapping[str, Any]) -> list[tuple[str, str]]:
