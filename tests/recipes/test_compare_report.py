@@ -88,7 +88,7 @@ def test_a_committed_report_shows_few_small_figures_and_links_to_nothing_else(ou
     shown = re.findall(r"\]\(([^)#]+)\)", text)
     assert 1 <= len(shown) <= 3 and len(set(shown)) == len(shown)
     assert {out / name for name in shown} == set((out / "figures").glob("*.svg"))
-    assert all((out / name).stat().st_size < 60_000 for name in shown)
+    assert all((out / name).stat().st_size < 64 * 1024 for name in shown)
     assert f"`python recipes/compare.py benchmarks/studies/{out.name}.yaml --report-only`" in text
 
 
