@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from ncreg._checks import check_choice, check_finite, check_flag, check_fraction, check_number
+from ncreg._checks import check_choice, check_constant, check_finite, check_flag, check_fraction, check_number
 from ncreg._transforms import bare, fx_leaf, jit_tracing, row_count
 from ncreg.distributed import gather_batch
 from ncreg.losses._inputs import (
@@ -124,7 +124,7 @@ class LogitAdjustedLoss(LossModule):
         counts = checked_counts(class_counts)
         # floats, since an average of buffers rounds integers down; float32, which every device has, where it is exact
         self.register_buffer("class_counts", counts.float() if bool((counts == counts.float()).all()) else counts)
-        self.tau = check_finite("tau", tau)
+        self.tau = check_finite("tau", check_constant("tau", tau, "loss"))
         self.label_smoothing = check_fraction("label_smoothing", label_smoothing)
         self.register_buffer("class_weight", class_weight)
         self.reduction = check_reduction(reduction)

@@ -49,7 +49,7 @@ def batch_norm_condensation(model: nn.Module, images: Float[Tensor, "batch ..."]
     ]
     try:
         with uncompiled():
-            model(images)
+            model(images.clone())  # it may change its input in place
     finally:
         for handle in handles:
             handle.remove()

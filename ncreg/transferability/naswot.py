@@ -57,7 +57,7 @@ def naswot(
         raise ValueError(f"images holds {len(images)}: at least 2 can be told apart")
     in_eval_mode(model)
     with _Codes(len(images)) as codes:
-        model(images)
+        model(images.clone())  # it may change its input in place
     if not codes.units:
         raise ValueError("the model has no ReLU, so no codes of on and off: NASWOT is for ReLU networks")
     alike = codes.alike

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from ncreg._checks import check_choice, described
+from ncreg._checks import check_choice, check_integer, described
 from ncreg._features import NotDefined, check_all_present, check_features, check_indices, class_means
 from ncreg._readable import readable
 from ncreg.metrics.nc5 import nc5_of
@@ -118,8 +118,8 @@ def evaluate_ood(
         train_features, train_target, (id_features, id_logits), ood, train_logits=train_logits, weight=weight, bias=bias
     )
     classes = data.logits.shape[1]
-    if neighbours is None:
-        neighbours = min(ood_scores.NEIGHBOURS, max(1, len(data.train) // 10))
+    fewer = min(ood_scores.NEIGHBOURS, max(1, len(data.train) // 10))
+    neighbours = fewer if neighbours is None else check_integer("neighbours", neighbours, 1)
     makers: dict[str, Callable[[], Tensor]] = {
         "msp": lambda: ood_scores.msp_score(data.logits),
         "max_logit": lambda: ood_scores.max_logit_score(data.logits),
