@@ -23,7 +23,7 @@ from ncreg.losses._inputs import (
     check_rows,
 )
 from ncreg.losses._targets import Target, check_target, is_soft, one_hot, reads_are_free, sample_weights, weighed
-from ncreg.numerics import at_least_float32
+from ncreg.numerics import at_least_float32, widest
 
 Counts = Sequence[int | float] | Shaped[Tensor, " classes"]
 
@@ -221,4 +221,4 @@ def checked_counts(class_counts: Counts, classes: int | None = None) -> Float[Te
             f"class_counts[{first}]={seen[first].item()}: every class needs a training sample; "
             "leave classes without one out of the problem"
         )
-    return counts.to(torch.float32 if counts.device.type == "mps" else torch.float64)
+    return counts.to(widest(counts.device))

@@ -17,6 +17,7 @@ from ncreg.metrics._geometry import class_geometry
 from ncreg.metrics._inputs import check_batch, check_not_meta
 from ncreg.metrics._last_layer import LastLayer
 from ncreg.metrics._second_pass import SecondPassTables, decisions_alone
+from ncreg.numerics import in_float64
 
 
 class NearestClassCenter(Float64Metric):
@@ -108,7 +109,7 @@ class NearestClassCenter(Float64Metric):
         Raises:
             ValueError: no sample has been seen.
         """
-        counts = self.counts.double()
+        counts = in_float64(self.counts)
         if not counts.any():
             raise ValueError("no samples seen: call update(features, target) before compute()")
         total = counts.sum(0)

@@ -115,5 +115,5 @@ class _Codes(TorchDispatchMode):
             both = part @ part.T
             each = part.sum(1)
             # on for both, or off for both
-            self.alike += (part.shape[1] - each[:, None] - each + 2 * both).double().cpu()
+            self.alike += (part.shape[1] - each[:, None] - each + 2 * both).cpu()
         self.units += on.shape[1]

@@ -12,11 +12,13 @@ from torch import nn
 from ncreg import functional as nf
 from ncreg import losses, metrics, robustness, transferability
 from ncreg.averaging import update_bn
-from ncreg.frames import etf_distance, max_cosine, nearest_simplex_etf
+from ncreg.frames import etf_distance, max_cosine, nearest_simplex_etf, orthoplex, simplex_etf
 from ncreg.heads import HEADS, CosineHead, ETFHead, FixedHead, NearestETFHead
 from ncreg.models import Normalize, fold, swap_head
 from ncreg.norms import NORMS, last_norm
-from ncreg.quantization import round_weights
+from ncreg.numerics import float64_device
+from ncreg.quantization import round_frame, round_weights
+from ncreg.theory import collapse_certificate
 from tests import other_device
 from tests.ncreg.test_default_device import ATTACKS, EVALUATIONS, Small
 from tests.ncreg.test_losses import MODULES
@@ -247,6 +249,57 @@ def test_on_another_device_the_numbers_are_those_of_the_cpu(name):
     for one, other in zip(found, expected, strict=True):
         if isinstance(other, torch.Tensor | float):
             torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12, equal_nan=True)
+        else:
+            assert one == other
+
+
+def loaded(to):
+    """Other class vectors: they are compared with those of before, whose default scale they do not keep."""
+    head = to(FixedHead(simplex_etf(CLASSES, DIM)))
+    head.load_state_dict({"weight": orthoplex(CLASSES, DIM)})
+    return [head.weight, head.scale]
+
+
+IN_FLOAT32 = CASES | {
+    "loaded": loaded,
+    "certificate": lambda to: collapse_certificate(0.05, to(torch.tensor([[1.0, 0.0], [-1.0, 0.0]])), 2.5, [50, 50]),
+    "printed": lambda to: str(round_frame(to(simplex_etf(CLASSES, DIM)), 4)),
+}
+DOUBLE = ("classifier", "evaluation: ", "attack: ")  # cases that use it, and attacks, which say that they need it
+
+
+@pytest.fixture
+def without_float64(monkeypatch):
+    """No tensor on DEVICE is of float64, as on Apple's GPUs."""
+    run, draw = other_device._run, drawn
+
+    def refusing(func, args, kwargs):
+        found = run(func, args, kwargs)
+        if any(isinstance(item, Elsewhere) and item.dtype == torch.float64 for item in other_device._tensors(found)):
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64")
+        return found
+
+    monkeypatch.setattr(other_device, "_run", refusing)
+    monkeypatch.setattr(nn.Module, "double", lambda module: module)
+    monkeypatch.setitem(globals(), "drawn", lambda *shape, **given: draw(*shape, **given).float())
+    for module in ("heads._fixed", "losses.imbalance", "losses.sampled", "losses.spread"):
+        monkeypatch.setattr(f"ncreg.{module}.widest", lambda device: torch.float32)
+    float64_device.cache_clear()
+    yield
+    float64_device.cache_clear()
+
+
+@pytest.mark.usefixtures("without_float64")
+@pytest.mark.parametrize("name", [name for name in IN_FLOAT32 if not name.startswith(DOUBLE)])
+def test_a_device_without_float64_gives_the_numbers_of_the_cpu(name):
+    expected = leaves(IN_FLOAT32[name](lambda item: item))
+    with OtherDevice():
+        found = leaves(IN_FLOAT32[name](elsewhere))
+        found = [item.detach().cpu() if isinstance(item, torch.Tensor) else item for item in found]
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        if isinstance(other, torch.Tensor | float):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6, equal_nan=True)
         else:
             assert one == other
 
