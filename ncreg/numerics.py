@@ -38,6 +38,14 @@ def in_float64(tensor: Tensor) -> Tensor:
     return tensor.double() if place == tensor.device else tensor.to(place).double()
 
 
+def exact(tensor: Tensor) -> Tensor:
+    """The tensor in float64 on the CPU, without a gradient.
+
+    Moved before it is cast: of an Apple GPU torch 2.14 gives zeros where one call does both, other versions an error.
+    """
+    return tensor.detach().cpu().double()
+
+
 def at_least_float32(tensor: Tensor) -> Tensor:
     """The tensor in float32 if it is in half precision: too coarse for sums, exponentials and differences of logits."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

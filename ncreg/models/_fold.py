@@ -187,7 +187,7 @@ def _tail(classifier: Classifier) -> LinearMap:
             )
     if not exact and isinstance(classifier.norm, LastBatchNorm):
         gamma = classifier.norm.weight
-        squared = weight.new_ones(()) if gamma is None else gamma.detach().to(weight).square().mean()
+        squared = weight.new_ones(()) if gamma is None else gamma.detach().cpu().to(weight).square().mean()
         length = (squared * classifier.head_hidden_size).sqrt()  # ‖γ‖: the features' root mean square length
         weight, bias = weight / length.clamp_min(EPS), bias / length.clamp_min(EPS)
     return LinearMap(weight, bias, exact)
@@ -198,7 +198,7 @@ def _as_linear_map(part: nn.Module, width: int) -> LinearMap:
 
     f(x) = Wx + b is exact; f(x) − b = r(x)·Wx with r(x) > 0, as of a head on unit features, is not.
     """
-    part = copied(part).to(**EXACT).eval()
+    part = copied(part).cpu().double().eval()
     bias = part(torch.zeros(1, width, **EXACT))[0]
     weight = (part(torch.eye(width, **EXACT)) - bias).T
     vectors = torch.randn(8, width, generator=seeded(0), **EXACT)
