@@ -99,6 +99,16 @@ def check_number(name: str, value: Any) -> float:
     return float(given)
 
 
+def check_constant(name: str, value: Any, owner: str) -> Any:
+    """The value as it is, where it is no tensor that is to be learned: its number alone would be kept."""
+    if isinstance(value, Tensor) and value.requires_grad:
+        raise TypeError(
+            f"{name} requires a gradient, and is a constant here: to learn it, set it on the {owner} that was built, "
+            f"{owner}.{name} = torch.nn.Parameter(torch.tensor(…))"
+        )
+    return value
+
+
 def check_finite(name: str, value: Any) -> float:
     """A finite number."""
     number = check_number(name, value)

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ncreg._checks import described
 from ncreg._transforms import jit_tracing
+from ncreg.numerics import exact
 
 ENTRIES = 2**22  # of a temporary of distances: 32 MiB in float64
 
@@ -52,7 +53,7 @@ def check_features(name: str, features: Tensor, dim: int | None = None) -> Float
     bad = ~features.isfinite().all(1)
     if bad.any():
         raise ValueError(f"{name} holds NaN or infinite values in {int(bad.sum())} of {len(bad)} rows")
-    return features.detach().to("cpu", torch.float64)
+    return exact(features)
 
 
 def check_varied(name: str, features: Float[Tensor, "rows dim"]) -> None:
@@ -152,7 +153,7 @@ def check_cost(cost: Tensor, num_classes: int | None = None) -> None:
 def exact_cost(cost: Tensor, num_classes: int | None = None) -> Float[Tensor, "classes classes"]:
     """`check_cost`, and the costs as float64 on the CPU."""
     check_cost(cost, num_classes)
-    return cost.detach().to("cpu", torch.float64)
+    return exact(cost)
 
 
 def class_means(

@@ -63,5 +63,6 @@ def _summary(values: Tensor) -> str:
     if values.dtype == torch.bool:
         return f"{int(values.sum())} of {values.numel()}"
     shape = " x ".join(map(str, values.shape))
-    finite = values.double()[values.isfinite()] if values.is_floating_point() else values.double()
+    values = values.cpu().double()  # some devices have no float64
+    finite = values[values.isfinite()]
     return f"{shape} values, mean {float(finite.mean()):.4g}" if len(finite) else f"{shape} values, none finite"

@@ -70,7 +70,7 @@ def update_bn(loader: Iterable[Any], model: nn.Module, device: torch.device | st
         try:
             pools += [_Pool(norm) for norm in norms if norm.training]  # the model's own train() may keep some frozen
             for batch in chain([first], agreed):
-                model(batch)
+                model(batch.clone())  # it may change its input in place
             for pool in pools:
                 pool.write()
         finally:

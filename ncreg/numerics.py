@@ -27,10 +27,23 @@ def float64_device(device: torch.device) -> torch.device:
     return device
 
 
+def widest(device: torch.device) -> torch.dtype:
+    """float64, or float32 on Apple's GPUs: told by name, since compiled code and gradients cannot go to the CPU."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def in_float64(tensor: Tensor) -> Tensor:
     """The tensor in float64, on its own device, or on the CPU where that has no float64; differentiable."""
     place = float64_device(tensor.device)
     return tensor.double() if place == tensor.device else tensor.to(place).double()
+
+
+def exact(tensor: Tensor) -> Tensor:
+    """The tensor in float64 on the CPU, without a gradient.
+
+    Moved before it is cast: of an Apple GPU torch 2.14 gives zeros where one call does both, other versions an error.
+    """
+    return tensor.detach().cpu().double()
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:

@@ -57,7 +57,7 @@ def param_groups(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be an nn.Module, got {described(model)}")
-    check_non_negative("weight_decay", weight_decay)
+    weight_decay = check_non_negative("weight_decay", weight_decay)
     rate = None if lr is None else check_non_negative("lr", lr)
     _check_shapes(model)
     names = weight_names(model)
@@ -122,7 +122,8 @@ def _layer_scales(model: nn.Module, names: dict[str, str], layer_decay: float | 
     """Parameter name → layer_decay^(layers above it); parameters outside the model with layers are above all."""
     if layer_decay is None:
         return {}
-    if not 0 < check_number("layer_decay", layer_decay) <= 1:
+    layer_decay = check_number("layer_decay", layer_decay)
+    if not 0 < layer_decay <= 1:
         raise ValueError(f"layer_decay={layer_decay} must lie in (0, 1]; None switches it off")
     owners = list(_owners(model, "group_matcher"))
     try:

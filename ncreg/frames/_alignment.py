@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ncreg.frames._measures import check_weight
-from ncreg.numerics import in_float64, seeded
+from ncreg.numerics import exact, in_float64, seeded
 
 CONGRUENT = 1e-6
 """Spread of the cosines between vertices below which they are all one number."""
@@ -78,7 +78,8 @@ def _refuse_congruent(cosines: Float[Tensor, "num_classes num_classes"]) -> None
 def _checked_similarity(similarity: Tensor | Sequence[Sequence[float]], num_classes: int) -> Tensor:
     """The symmetric part of a similarity in float64 on the CPU, its diagonal 0."""
     try:
-        rows = torch.as_tensor(similarity, dtype=torch.float64, device="cpu").detach()
+        given = exact(similarity) if isinstance(similarity, Tensor) else similarity
+        rows = torch.as_tensor(given, dtype=torch.float64, device="cpu")
     except (TypeError, ValueError) as error:
         raise ValueError(f"similarity must be a matrix of numbers, a row for each class: {error}") from None
     if rows.shape != (num_classes, num_classes):

@@ -130,7 +130,7 @@ def code_max_cosine(num_classes: int, dim: int, *, seed: int = 0, device: torch.
         >>> code_max_cosine(1000, 512), round(expected_max_cosine(1000, 512), 2)
         (0.20703125, 0.23)
     """
-    classes = torch.arange(check_num_classes(num_classes), device=device)
+    classes, dim = torch.arange(check_num_classes(num_classes), device=device), check_integer("dim", dim, 1)
     rows_of = functools.partial(code_rows, dim=dim, seed=seed, dtype=torch.float32)
     largest = -math.inf
     tiles = classes.split(ROWS)
@@ -161,7 +161,8 @@ def expected_max_cosine(num_classes: int, dim: int) -> float:
         >>> round(expected_max_cosine(1_000_000, 512), 3)
         0.322
     """
-    dim, pairs = check_integer("dim", dim, 1), math.log(check_num_classes(num_classes) * (num_classes - 1) / 2)
+    dim, num_classes = check_integer("dim", dim, 1), check_num_classes(num_classes)
+    pairs = math.log(num_classes * (num_classes - 1) / 2)
     low, high = 0.0, 1.0
     for _ in range(60):
         middle = (low + high) / 2

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ncreg._checks import check_number
+from ncreg._checks import check_constant, check_number
 from ncreg._features import check_pooled
 from ncreg._transforms import own_backward_pays
 from ncreg.theory import scale_for_loss
@@ -23,12 +23,7 @@ def checked_scale(scale: float | None, default: float) -> float:
     """The scale, or its default where it is None."""
     if scale is None:
         return default
-    if isinstance(scale, Tensor) and scale.requires_grad:
-        raise TypeError(
-            "scale requires a gradient, and is a constant here: to learn it, set it on the head that was built, "
-            "head.scale = torch.nn.Parameter(torch.tensor(…))"
-        )
-    number = check_number("scale", scale)
+    number = check_number("scale", check_constant("scale", scale, "head"))
     if not (math.isfinite(number) and number > 0):
         raise ValueError(f"scale={scale} must be finite and above 0; None takes the default, {default:.4g}")
     return number

@@ -25,7 +25,7 @@ from ncreg.heads._cosine import (
 )
 from ncreg.heads._grouped import GroupedCosine, group_sums
 from ncreg.heads._permuted import PermutedHead, checked_permutation
-from ncreg.numerics import as_float, fill, in_float64, seeded, whole
+from ncreg.numerics import as_float, fill, in_float64, seeded, whole, widest
 
 Structure = Literal["dense", "grouped", "householder", "centre"]
 ROWS = 1024  # of a Gram matrix at a time
@@ -124,7 +124,7 @@ def _same(one: Tensor, other: Tensor) -> bool:
     """Whether two matrices differ by no more than rounding to bfloat16 or to 8 bits does."""
     if one.is_meta or other.is_meta:
         return False
-    one, other = (whole(matrix).double().cpu() for matrix in (one, other))
+    one, other = (whole(matrix).cpu().double() for matrix in (one, other))
     return float((one - other).abs().max()) <= 2.0**-7 * float(other.abs().max())
 
 
@@ -243,8 +243,8 @@ class ETFHead(PermutedHead):
         """Class vectors (C, d): the dense frame, or the same matrix built from the structure at each access."""
         if self.structure == "dense":
             return cast(Tensor, super().__getattr__("weight"))
-        wide = torch.float32 if self._place.device.type == "mps" else torch.float64  # MPS has no float64
-        axes = torch.eye(self.in_features, dtype=wide, device=self._place.device)
+        place = self._place.device
+        axes = torch.eye(self.in_features, dtype=widest(place), device=place)
         return self._structured(axes, 1.0).T.contiguous().to(self._place.dtype)
 
     @fx_leaf

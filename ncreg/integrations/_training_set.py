@@ -95,7 +95,8 @@ def measure_training_set(
         _draw_as_rank_zero(batches, like.device)
         for images, target in _share(batches):
             target = target.to(like.device)
-            images = images.to(like.device, like.dtype if images.is_floating_point() else None)
+            # A copy: the model may change its input in place.
+            images = images.to(like.device, like.dtype if images.is_floating_point() else None, copy=True)
             logits, features = (rows[: len(target)] for rows in model(images, with_features=True))
             collapse.update(features, target)
             counts += torch.stack([(logits.argmax(1) == target).sum(), torch.tensor(len(target), device=like.device)])

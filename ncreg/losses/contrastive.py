@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
-from ncreg._checks import check_choice, check_flag, check_positive
+from ncreg._checks import check_choice, check_constant, check_flag, check_positive
 from ncreg._transforms import bare, fx_leaf, recorded, row_count
 from ncreg.distributed import gather_batch
 from ncreg.losses._inputs import (
@@ -112,7 +112,7 @@ class NTCELoss(LossModule):
         gather: bool = True,
     ) -> None:
         super().__init__()
-        self.temperature = check_positive("temperature", temperature)
+        self.temperature = check_positive("temperature", check_constant("temperature", temperature, "loss"))
         self.register_buffer("class_weight", class_weight)
         self.reduction = check_reduction(reduction)
         self.gather = check_flag("gather", gather)
@@ -277,7 +277,7 @@ class SupConLoss(LossModule):
 
     def __init__(self, *, temperature: float = 0.1, reduction: Reduction = "mean", gather: bool = True) -> None:
         super().__init__()
-        self.temperature = check_positive("temperature", temperature)
+        self.temperature = check_positive("temperature", check_constant("temperature", temperature, "loss"))
         self.reduction = check_reduction(reduction)
         self.gather = check_flag("gather", gather)
 

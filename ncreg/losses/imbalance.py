@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from ncreg._checks import check_choice, check_finite, check_flag, check_fraction, check_number
+from ncreg._checks import check_choice, check_constant, check_finite, check_flag, check_fraction, check_number
 from ncreg._transforms import bare, fx_leaf, jit_tracing, row_count
 from ncreg.distributed import gather_batch
 from ncreg.losses._inputs import (
@@ -23,7 +23,7 @@ from ncreg.losses._inputs import (
     check_rows,
 )
 from ncreg.losses._targets import Target, check_target, is_soft, one_hot, reads_are_free, sample_weights, weighed
-from ncreg.numerics import at_least_float32
+from ncreg.numerics import at_least_float32, widest
 
 Counts = Sequence[int | float] | Shaped[Tensor, " classes"]
 
@@ -124,7 +124,7 @@ class LogitAdjustedLoss(LossModule):
         counts = checked_counts(class_counts)
         # floats, since an average of buffers rounds integers down; float32, which every device has, where it is exact
         self.register_buffer("class_counts", counts.float() if bool((counts == counts.float()).all()) else counts)
-        self.tau = check_finite("tau", tau)
+        self.tau = check_finite("tau", check_constant("tau", tau, "loss"))
         self.label_smoothing = check_fraction("label_smoothing", label_smoothing)
         self.register_buffer("class_weight", class_weight)
         self.reduction = check_reduction(reduction)
@@ -221,4 +221,4 @@ def checked_counts(class_counts: Counts, classes: int | None = None) -> Float[Te
             f"class_counts[{first}]={seen[first].item()}: every class needs a training sample; "
             "leave classes without one out of the problem"
         )
-    return counts.to(torch.float32 if counts.device.type == "mps" else torch.float64)
+    return counts.to(widest(counts.device))

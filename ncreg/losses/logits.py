@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ncreg._checks import check_flag, check_fraction, check_num_classes, check_positive
+from ncreg._checks import check_constant, check_flag, check_fraction, check_num_classes, check_positive
 from ncreg._transforms import fx_leaf
 from ncreg.distributed import gather_batch
 from ncreg.losses._inputs import (
@@ -156,7 +156,7 @@ class SpectralDecouplingLoss(LossModule):
         gather: bool = False,
     ) -> None:
         super().__init__()
-        self.coefficient = check_positive("coefficient", coefficient)
+        self.coefficient = check_positive("coefficient", check_constant("coefficient", coefficient, "loss"))
         self.register_buffer("class_weight", class_weight)
         self.reduction = check_reduction(reduction)
         self.gather = check_flag("gather", gather)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ncreg._checks import check_flag, check_fraction, check_integer, check_num_classes, check_positive
+from ncreg._checks import check_constant, check_flag, check_fraction, check_integer, check_num_classes, check_positive
 from ncreg._transforms import for_state, fx_leaf, row_count, takes_in
 from ncreg.distributed import gather_batch
 from ncreg.losses._inputs import (
@@ -116,7 +116,7 @@ class DotRegressionLoss(LossModule):
     ) -> None:
         super().__init__()
         self.normalize = check_flag("normalize", normalize)
-        self.length = check_positive("length", length)
+        self.length = check_positive("length", check_constant("length", length, "loss"))
         self.register_buffer("class_weight", class_weight)
         self.reduction = check_reduction(reduction)
         self.gather = check_flag("gather", gather)

@@ -23,6 +23,7 @@ from ncreg.losses._inputs import (
     check_rows,
 )
 from ncreg.losses._targets import check_labels, reads_are_free
+from ncreg.numerics import widest
 
 
 def sampled_cross_entropy(
@@ -100,9 +101,9 @@ def _drawn(
         torch._assert_async(valid, words)
     elif not valid:
         raise ValueError(words)
-    exact = probabilities.double()
-    chances = (exact / exact.sum()).to(device)
-    places = torch.rand(number, dtype=torch.float64, device=device, generator=generator)
+    exact = probabilities.to(widest(probabilities.device))
+    chances = (exact / exact.sum()).to(device, widest(device))
+    places = torch.rand(number, dtype=widest(device), device=device, generator=generator)
     drawn = torch.searchsorted(chances.cumsum(0), places).clamp_max(classes - 1)  # multinomial stops at 2²⁴ classes
     return drawn, (number * chances[drawn]).log()
 

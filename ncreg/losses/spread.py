@@ -22,6 +22,7 @@ from ncreg.losses._inputs import (
     unit_rows,
     without_diagonal,
 )
+from ncreg.numerics import widest
 
 EPS = 1e-8
 
@@ -66,7 +67,7 @@ def nearest_neighbours(rows: Float[Tensor, "batch dim"]) -> Integer[Tensor, " ba
 
     Found in float64: cosines in float32 tell no angles below 3e-4 apart, and collapsed features are closer than that.
     """
-    fixed = rows.detach() if rows.device.type == "mps" else rows.detach().double()  # Apple's GPUs have no float64
+    fixed = rows.detach().to(widest(rows.device))
     nearness = dot_products(fixed, fixed) - fixed.square().sum(1) / 2  # (|u_i|² − |u_i − u_j|²)/2
     return without_diagonal(nearness).argmax(1)
 

@@ -179,7 +179,8 @@ class Float64Metric(Metric):
         if not isinstance(value, Tensor):
             raise ValueError(f"cannot load: {name} must hold tensors, as metric_state does, got {described(value)}")
         exact = value.is_floating_point() and name != "features"
-        return value.detach().to(self.home, torch.float64 if exact else value.dtype, copy=True)
+        moved = value.detach().to(self.home)  # before it is cast: Apple's GPUs know no float64
+        return moved.to(torch.float64 if exact else value.dtype, copy=True)
 
     def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
         """Add the samples of another metric, or of its state."""

@@ -87,8 +87,8 @@ class LastLayer:
             self.check_not_sharded()
         weight, bias = self._checked_tensors()
         weight, bias = whole(weight), None if bias is None else whole(bias)
-        weight = weight.to(device=device, dtype=torch.float64)
-        bias = weight.new_zeros(self.num_classes) if bias is None else bias.to(device=device, dtype=torch.float64)
+        weight = weight.to(device).double()  # moved before it is cast: Apple's GPUs know no float64
+        bias = weight.new_zeros(self.num_classes) if bias is None else bias.to(device).double()
         largest = torch.stack([weight.abs().amax(), bias.abs().amax()])  # NaN is passed on
         if not (largest <= LARGEST).all():
             name, value = ("bias", largest[1]) if largest[0] <= LARGEST else ("weight", largest[0])

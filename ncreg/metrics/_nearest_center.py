@@ -17,6 +17,7 @@ from ncreg.metrics._geometry import class_geometry
 from ncreg.metrics._inputs import check_batch, check_not_meta
 from ncreg.metrics._last_layer import LastLayer
 from ncreg.metrics._second_pass import SecondPassTables, decisions_alone
+from ncreg.numerics import in_float64
 
 
 class NearestClassCenter(Float64Metric):
@@ -78,7 +79,7 @@ class NearestClassCenter(Float64Metric):
         if self._classifier is not None:
             self._classifier.check_not_sharded()
         # A state, not a buffer: metrics with other means must not pass for the same one in a MetricCollection.
-        self.add_state("means", means.detach().to(self.home, torch.float64, copy=True), dist_reduce_fx=first_of)
+        self.add_state("means", means.detach().to(self.home).to(torch.float64, copy=True), dist_reduce_fx=first_of)
         if self._classifier is not None:  # for the same reason: others may decide alike on the first batch alone
             self.add_state("mark", mark_of(self._classifier.module).to(self.home), first_of)
         # per class: samples, nearest centre is their own, classifier chooses their own, the two choices differ
@@ -108,7 +109,7 @@ class NearestClassCenter(Float64Metric):
         Raises:
             ValueError: no sample has been seen.
         """
-        counts = self.counts.double()
+        counts = in_float64(self.counts)
         if not counts.any():
             raise ValueError("no samples seen: call update(features, target) before compute()")
         total = counts.sum(0)

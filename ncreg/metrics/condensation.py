@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ncreg._checks import described
 from ncreg._modes import in_eval_mode, uncompiled
 from ncreg.norms import LastBatchNorm
+from ncreg.numerics import in_float64
 
 
 @torch.no_grad()
@@ -49,7 +50,7 @@ def batch_norm_condensation(model: nn.Module, images: Float[Tensor, "batch ..."]
     ]
     try:
         with uncompiled():
-            model(images)
+            model(images.clone())  # it may change its input in place
     finally:
         for handle in handles:
             handle.remove()
@@ -59,7 +60,7 @@ def batch_norm_condensation(model: nn.Module, images: Float[Tensor, "batch ..."]
 
 
 def _mean_cosine(inputs: Tensor) -> float:
-    rows = inputs.detach().flatten(1).double()
+    rows = in_float64(inputs.detach().flatten(1))
     unit = rows / torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
     number = len(rows)
     own = float(unit.square().sum())  # B, but for rows of length 0

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ncreg._checks import check_integer, check_positive, check_seed, described
-from ncreg._modes import drawing_apart
+from ncreg._modes import drawing_apart, uncompiled
 from ncreg.numerics import seeded
 
 
@@ -73,8 +73,10 @@ def hessian_norms(
         torch.inference_mode(False),
         torch.enable_grad(),
         sdpa_kernel(SDPBackend.MATH),  # attention's fused kernels have no second derivative
+        uncompiled(),  # nor has compiled code
     ):
-        value = loss(model(images), target)
+        # Clones take part in gradients where tensors of inference mode cannot, and the model may change its input.
+        value = loss(model(images.clone()), target.clone())
         if value.ndim or not bool(value.isfinite()):
             raise ValueError(f"the loss must be one finite number, got {value.tolist()}")
         gradients = torch.autograd.grad(value, list(weights.values()), create_graph=True, allow_unused=True)

@@ -17,10 +17,11 @@ from ncreg.models._data_config import folded_cfg
 from ncreg.models._keep import WholeModel
 from ncreg.models._whole import is_sharded, whole_copy
 from ncreg.norms import LastBatchNorm
-from ncreg.numerics import check_plain, in_float64
+from ncreg.numerics import check_plain, in_float64, seeded
 
 Slots = dict[str, nn.Linear | nn.Conv2d]
 EPS = 1e-12  # γ may have decayed to zero
+EXACT: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}  # whatever torch's default device is
 
 
 class LinearMap(NamedTuple):
@@ -149,7 +150,7 @@ def _plain_model(classifier: Classifier) -> tuple[nn.Module, Slots]:
             width = classifier.backbone_width
             conv = issubclass(removed.kind, nn.Conv2d)
             sizes = width, classifier.num_classes
-            layer = nn.Conv2d(*sizes, 1) if conv else nn.Linear(*sizes)
+            layer = nn.Conv2d(*sizes, 1, device="cpu") if conv else nn.Linear(*sizes, device="cpu")
             layer = layer.to(parameter_like(backbone)).train(backbone.training)
             replace_module(plain, plain.get_submodule(removed.path), layer)
             if hasattr(plain, "num_classes"):
@@ -172,7 +173,7 @@ def _plain_model(classifier: Classifier) -> tuple[nn.Module, Slots]:
 def _tail(classifier: Classifier) -> LinearMap:
     """Projection, norm and head as one linear map of the pooled features."""
     width = classifier.backbone_width
-    weight, bias, exact = torch.eye(width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64), True
+    weight, bias, exact = torch.eye(width, **EXACT), torch.zeros(width, **EXACT), True
     for name in ("project", "norm", "head"):
         part = getattr(classifier, name)
         check_plain(part, "fold the classifier first, then quantize what it gives", f"{name}.")
@@ -186,7 +187,7 @@ def _tail(classifier: Classifier) -> LinearMap:
             )
     if not exact and isinstance(classifier.norm, LastBatchNorm):
         gamma = classifier.norm.weight
-        squared = weight.new_ones(()) if gamma is None else gamma.detach().to(weight).square().mean()
+        squared = weight.new_ones(()) if gamma is None else gamma.detach().cpu().to(weight).square().mean()
         length = (squared * classifier.head_hidden_size).sqrt()  # ‖γ‖: the features' root mean square length
         weight, bias = weight / length.clamp_min(EPS), bias / length.clamp_min(EPS)
     return LinearMap(weight, bias, exact)
@@ -197,10 +198,10 @@ def _as_linear_map(part: nn.Module, width: int) -> LinearMap:
 
     f(x) = Wx + b is exact; f(x) − b = r(x)·Wx with r(x) > 0, as of a head on unit features, is not.
     """
-    part = copied(part).to("cpu", torch.float64).eval()
-    bias = part(torch.zeros(1, width, dtype=torch.float64))[0]
-    weight = (part(torch.eye(width, dtype=torch.float64)) - bias).T
-    vectors = torch.randn(8, width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    part = copied(part).cpu().double().eval()
+    bias = part(torch.zeros(1, width, **EXACT))[0]
+    weight = (part(torch.eye(width, **EXACT)) - bias).T
+    vectors = torch.randn(8, width, generator=seeded(0), **EXACT)
     given, linear = part(vectors) - bias, vectors @ weight.T
     tolerance = 1e-9 * linear.abs().max()
     if (given - linear).abs().max() <= tolerance:

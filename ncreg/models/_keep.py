@@ -13,7 +13,7 @@ from ncreg._copies import copied
 from ncreg._modes import evaluating, set_own_mode
 from ncreg.models._backbone import Headless, example_image, logits_alone, parameter_like
 from ncreg.models._classifier import Classifier, ClassifierOutput, EncoderOutput, WithFeatures, output_of
-from ncreg.numerics import fill, in_float64, is_dtensor
+from ncreg.numerics import fill, float64_device, in_float64, is_dtensor
 
 Parts = dict[str, nn.Module]
 
@@ -223,9 +223,10 @@ def _affine(module: nn.Module) -> tuple[Tensor, Tensor]:
         bias = weight.new_zeros(len(weight)) if module.bias is None else module.bias.detach()
         return weight, bias
     linear = next(part for part in module.modules() if isinstance(part, nn.Linear))
-    exact = copied(module).double().eval()
+    place = float64_device(linear.weight.device)
+    exact = copied(module).to(place).double().eval()
     with torch.no_grad():
-        eye = torch.eye(linear.in_features, dtype=torch.float64, device=linear.weight.device)
+        eye = torch.eye(linear.in_features, dtype=torch.float64, device=place)
         bias = exact(torch.zeros_like(eye[:1]))[0]
         return (exact(eye) - bias).T.to(linear.weight), bias.to(linear.weight)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ncreg._checks import check_number, check_positive, described
 from ncreg._readable import readable
+from ncreg.numerics import in_float64
 from ncreg.theory.scale import margin_at_loss
 
 ROUNDING = 1e-3  # relative slack for a loss and a variance that were measured in single precision
@@ -73,7 +74,7 @@ def collapse_certificate(
     num_classes = _balanced_classes(weight, class_counts)
     value, total = check_number("loss", loss), check_positive("total_variance", total_variance)
     margin = margin_at_loss(value, num_classes)
-    rows = weight.detach().double()
+    rows = in_float64(weight.detach())
     spread = float((rows - rows.mean(0)).norm()) / math.sqrt(num_classes)
     if not (spread > 0 and math.isfinite(spread)):
         raise ValueError(f"weight has a spread of {spread} over classes: a certificate needs a finite, varied head")

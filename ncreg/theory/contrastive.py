@@ -36,9 +36,9 @@ def supcon_optimum(num_classes: int, samples_per_class: int, temperature: Number
         >>> round(supcon_optimum(10, 8, temperature=0.5), 4)
         2.6948
     """
-    check_num_classes(num_classes)
-    check_integer("samples_per_class", samples_per_class, 2)
-    check_positive("temperature", temperature)
+    num_classes = check_num_classes(num_classes)
+    samples_per_class = check_integer("samples_per_class", samples_per_class, 2)
+    temperature = check_positive("temperature", temperature)
     positives = samples_per_class - 1
     negatives = samples_per_class * (num_classes - 1) * math.exp(-_gap(num_classes) / temperature)
     return math.log(positives) + math.log1p(negatives / positives)
@@ -72,7 +72,7 @@ def supcon_relu_optimum(class_counts: Sequence[int] | Tensor, temperature: Numbe
     counts = check_class_counts(class_counts)
     if min(counts) < 2:
         raise ValueError(f"class_counts={list(counts)}: each class needs two samples, an anchor and its positive")
-    check_positive("temperature", temperature)
+    temperature = check_positive("temperature", temperature)
     total, apart = sum(counts), math.exp(-1 / temperature)
     return math.fsum(count / total * math.log(count - 1 + (total - count) * apart) for count in counts)
 
@@ -97,9 +97,9 @@ def ntce_optimum(num_classes: int, samples_per_class: int, temperature: Number) 
         >>> round(ntce_optimum(10, 1, temperature=1.0), 3)  # one sample a class: cross-entropy's own floor
         1.377
     """
-    check_num_classes(num_classes)
-    check_integer("samples_per_class", samples_per_class, 1)
-    check_positive("temperature", temperature)
+    num_classes = check_num_classes(num_classes)
+    samples_per_class = check_integer("samples_per_class", samples_per_class, 1)
+    temperature = check_positive("temperature", temperature)
     return math.log(samples_per_class) + loss_at_margin(_gap(num_classes) / temperature, num_classes)
 
 
@@ -123,9 +123,9 @@ def nonl_optimum(num_classes: int, samples_per_class: int, temperature: Number) 
         >>> round(nonl_optimum(10, 8, temperature=0.1), 4)
         -6.8344
     """
-    check_num_classes(num_classes)
-    check_integer("samples_per_class", samples_per_class, 1)
-    check_positive("temperature", temperature)
+    num_classes = check_num_classes(num_classes)
+    samples_per_class = check_integer("samples_per_class", samples_per_class, 1)
+    temperature = check_positive("temperature", temperature)
     return math.log(samples_per_class * (num_classes - 1)) - _gap(num_classes) / temperature
 
 
@@ -172,8 +172,7 @@ def spectral_decoupling_optimum(num_classes: int, coefficient: Number) -> Spectr
         >>> round(best.margin, 4), round(best.own_logit, 4)
         (5.2093, 4.6884)
     """
-    check_num_classes(num_classes)
-    check_positive("coefficient", coefficient)
+    num_classes, coefficient = check_num_classes(num_classes), check_positive("coefficient", coefficient)
     margin = _logit_root(num_classes - 1, math.log(num_classes) - math.log(coefficient))
     own, other = margin * (num_classes - 1) / num_classes, -margin / num_classes
     cross_entropy = loss_at_margin(margin, num_classes)
@@ -200,7 +199,7 @@ def binary_spectral_decoupling_optimum(coefficient: Number) -> SpectralDecouplin
         >>> round(margin * (1 + 2.718281828459045**margin), 9)
         10.0
     """
-    check_positive("coefficient", coefficient)
+    coefficient = check_positive("coefficient", coefficient)
     margin = _logit_root(1, -math.log(coefficient))
     cross_entropy = loss_at_margin(margin, 2)
     return SpectralDecouplingOptimum(

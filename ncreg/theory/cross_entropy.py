@@ -76,10 +76,10 @@ def cross_entropy_optimum(
         >>> round(best.loss, 5), round(best.margin, 3), best.collapsed_to_zero
         (0.05251, 7.248, False)
     """
-    check_num_classes(num_classes)
-    check_integer("samples_per_class", samples_per_class, 1)
-    check_positive("weight_decay", weight_decay)
-    check_positive("feature_decay", feature_decay)
+    num_classes = check_num_classes(num_classes)
+    samples_per_class = check_integer("samples_per_class", samples_per_class, 1)
+    weight_decay = check_positive("weight_decay", weight_decay)
+    feature_decay = check_positive("feature_decay", feature_decay)
     # roots one by one: the product of two tiny decays would underflow
     root = math.sqrt(samples_per_class) * math.sqrt(weight_decay) * math.sqrt(feature_decay)
     ratio = math.sqrt(samples_per_class) * math.sqrt(feature_decay) / math.sqrt(weight_decay)
@@ -111,10 +111,9 @@ def layer_peeled_optimum(num_classes: int, weight_energy: Number, feature_energy
         >>> round(best.loss, 6), round(best.own_logit, 6)
         (0.011389, 6.0)
     """
-    check_num_classes(num_classes)
-    check_positive("weight_energy", weight_energy)
-    check_positive("feature_energy", feature_energy)
-    weight_norm, feature_norm = math.sqrt(weight_energy), math.sqrt(feature_energy)
+    num_classes = check_num_classes(num_classes)
+    weight_norm = math.sqrt(check_positive("weight_energy", weight_energy))
+    feature_norm = math.sqrt(check_positive("feature_energy", feature_energy))
     margin = num_classes / (num_classes - 1) * weight_norm * feature_norm
     return _at_margin(margin, num_classes, 0.0, weight_norm, feature_norm)
 
@@ -153,12 +152,12 @@ def last_batch_norm_optimum(
         >>> round(last_batch_norm_optimum(10, 5e-4, 5e-4).loss, 5)
         0.01388
     """
-    check_num_classes(num_classes)
+    num_classes = check_num_classes(num_classes)
     check_positive("weight_decay", weight_decay)
-    check_positive("gamma_decay", gamma_decay)
+    gamma_decay = check_positive("gamma_decay", gamma_decay)
     check_choice("gamma", gamma, ("vector", "scalar"))  # without γ there is nothing to decay
     if num_features is not None:
-        check_integer("num_features", num_features, 1)
+        num_features = check_integer("num_features", num_features, 1)
     if gamma == "scalar":
         if num_features is None:
             raise ValueError("gamma='scalar' needs num_features: one number's decay counts as λ_γ/d")

@@ -77,7 +77,7 @@ def deep_cross_entropy_optimum(
         3 [0.0539, 0.0427]
     """
     rows = _checked_shape(shape)
-    check_integer("samples_per_class", samples_per_class, 1)
+    samples_per_class = check_integer("samples_per_class", samples_per_class, 1)
     decays = checked_decays(weight_decays, feature_decay)
     factors = len(decays)
     singular = torch.linalg.svdvals(rows)

@@ -34,9 +34,9 @@ def minority_collapse_threshold(num_samples: int, weight_decay: Number, feature_
         >>> minority_collapse_threshold(1000, weight_decay=5e-3, feature_decay=5e-4)
         2.5
     """
-    check_integer("num_samples", num_samples, 1)
-    check_positive("weight_decay", weight_decay)
-    check_positive("feature_decay", feature_decay)
+    num_samples = check_integer("num_samples", num_samples, 1)
+    weight_decay = check_positive("weight_decay", weight_decay)
+    feature_decay = check_positive("feature_decay", feature_decay)
     return (num_samples * weight_decay) * (num_samples * feature_decay)
 
 
@@ -64,7 +64,7 @@ def imbalanced_mse_logits(
         [0.996, 0.989, 0.965]
     """
     counts = check_class_counts(class_counts, min_classes=1)
-    check_positive("weight_decay", weight_decay)
-    check_positive("feature_decay", feature_decay)
+    weight_decay = check_positive("weight_decay", weight_decay)
+    feature_decay = check_positive("feature_decay", feature_decay)
     root = sum(counts) * math.sqrt(weight_decay) * math.sqrt(feature_decay)
     return tuple(max(0.0, 1 - root / math.sqrt(count)) for count in counts)

@@ -21,7 +21,7 @@ def margin_at_loss(loss: Number, num_classes: int) -> float:
     Written so that both ends keep their digits: ln(C−1) − ln(expm1 loss) for a small loss, and
     log1p((C − e^loss)/(e^loss − 1)) near ln C, where the ratio approaches 1.
     """
-    check_number("loss", loss)
+    loss = check_number("loss", loss)
     if not 0 < loss < math.log(num_classes):
         raise ValueError(
             f"loss={loss!r}: with {num_classes} classes a cross-entropy with a positive margin lies strictly "
@@ -51,8 +51,7 @@ def minimal_cross_entropy(scale: Number, num_classes: int) -> float:
         >>> round(minimal_cross_entropy(1.0, 10), 3)  # unit logits cannot be confident
         1.377
     """
-    check_num_classes(num_classes)
-    check_non_negative("scale", scale)
+    num_classes, scale = check_num_classes(num_classes), check_non_negative("scale", scale)
     return loss_at_margin(scale * num_classes / (num_classes - 1), num_classes)
 
 
@@ -74,5 +73,5 @@ def scale_for_loss(num_classes: int, loss: Number) -> float:
         >>> round(scale, 3), round(minimal_cross_entropy(scale, 10), 12)
         (6.118, 0.01)
     """
-    check_num_classes(num_classes)
+    num_classes = check_num_classes(num_classes)
     return (num_classes - 1) / num_classes * margin_at_loss(loss, num_classes)

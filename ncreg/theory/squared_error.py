@@ -130,8 +130,8 @@ def deep_linear_optimum(
         >>> round(best.loss, 5), round(best.own_logit, 5)
         (0.01024, 0.99314)
     """
-    check_num_classes(num_classes)
-    check_integer("samples_per_class", samples_per_class, 1)
+    num_classes = check_num_classes(num_classes)
+    samples_per_class = check_integer("samples_per_class", samples_per_class, 1)
     decays = checked_decays(weight_decays, feature_decay)
     check_flag("bias", bias)
     factors = len(decays)
@@ -264,10 +264,9 @@ def dot_regression_optimum(
         >>> dot_regression_optimum(100, length=2.0, weight_norm=1.0, feature_decay=5e-3)
         DotRegressionOptimum(loss=0.5, own_logit=1.0, feature_norm=1.0)
     """
-    check_integer("num_samples", num_samples, 1)
-    check_positive("length", length)
-    check_positive("weight_norm", weight_norm)
-    check_non_negative("feature_decay", feature_decay)
+    num_samples, length = check_integer("num_samples", num_samples, 1), check_positive("length", length)
+    weight_norm = check_positive("weight_norm", weight_norm)
+    feature_decay = check_non_negative("feature_decay", feature_decay)
     pull = num_samples * feature_decay * length / weight_norm**2
     own = length / (1 + pull)
     return DotRegressionOptimum(loss=0.5 * own * pull, own_logit=own, feature_norm=own / weight_norm)

@@ -57,7 +57,7 @@ def naswot(
         raise ValueError(f"images holds {len(images)}: at least 2 can be told apart")
     in_eval_mode(model)
     with _Codes(len(images)) as codes:
-        model(images)
+        model(images.clone())  # it may change its input in place
     if not codes.units:
         raise ValueError("the model has no ReLU, so no codes of on and off: NASWOT is for ReLU networks")
     alike = codes.alike
@@ -115,5 +115,5 @@ class _Codes(TorchDispatchMode):
             both = part @ part.T
             each = part.sum(1)
             # on for both, or off for both
-            self.alike += (part.shape[1] - each[:, None] - each + 2 * both).double().cpu()
+            self.alike += (part.shape[1] - each[:, None] - each + 2 * both).cpu()
         self.units += on.shape[1]

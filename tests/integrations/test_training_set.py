@@ -57,6 +57,20 @@ def test_the_measures_are_those_of_one_batch_in_eval_mode():
     assert measured == pytest.approx(expected, rel=1e-5, abs=1e-9)
 
 
+def test_a_model_that_changes_its_input_in_place_changes_no_image_of_the_loader():
+    class Centred(nn.Module):
+        def forward(self, rows):
+            return rows.sub_(3)
+
+    model, rows = classifier(), data()
+    apart = by_hand(copy.deepcopy(model), TensorDataset(rows.tensors[0] - 3, rows.tensors[1]))
+    model.preprocess = Centred()
+    batches = [(rows.tensors[0].clone(), rows.tensors[1])]
+    for _ in range(2):
+        assert measure_training_set(model, batches) == pytest.approx(apart, rel=1e-5, abs=1e-9)
+    assert torch.equal(batches[0][0], rows.tensors[0])
+
+
 def test_nothing_of_the_training_changes():
     model = classifier()
     model.backbone.eval()  # a part that its owner keeps in eval mode

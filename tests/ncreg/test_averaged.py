@@ -290,6 +290,19 @@ def test_update_bn_of_a_compiled_model_that_ran_before():
     torch.testing.assert_close(net[0].running_var, rows.double().var(0).float())
 
 
+def test_update_bn_changes_no_batch_of_a_model_that_changes_its_input_in_place():
+    class Centred(nn.Module):
+        def forward(self, rows):
+            return rows.sub_(50)
+
+    rows = torch.randn(32, 4, generator=torch.Generator().manual_seed(1)) + 50
+    batches, norm = list(rows.clone().split(9)), nn.BatchNorm1d(4)
+    for _ in range(2):
+        update_bn(batches, nn.Sequential(Centred(), norm))
+        torch.testing.assert_close(norm.running_mean, (rows - 50).double().mean(0).float())
+    assert torch.equal(torch.cat(batches), rows)
+
+
 def test_update_bn_pools_maps_and_a_norm_that_runs_twice():
     maps = torch.randn(32, 3, 5, 4, generator=torch.Generator().manual_seed(2)) + 1
     norm = nn.BatchNorm2d(3, momentum=None)

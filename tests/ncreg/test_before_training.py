@@ -12,6 +12,7 @@ from torch import nn
 from ncreg.metrics import batch_norm_condensation, hessian_norms
 from ncreg.models import swap_head
 from ncreg.norms import LastBatchNorm
+from ncreg.transferability import naswot
 
 
 def gaussian(*shape, seed=0):
@@ -88,6 +89,52 @@ def test_every_trained_weight_of_a_classifier_and_no_gradient_left():
     assert set(found) == {n for n, p in model.named_parameters() if p.ndim >= 2}
     assert all(np.isfinite(value) and value >= 0 for value in found.values()) and max(found.values()) > 0
     assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_compiled_model_has_the_curvature_of_the_model(backend):
+    """Code that torch.compile makes by AOTAutograd, as its default backend's, has no second derivative."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double().eval()
+    rows, target = gaussian(12, 3), torch.arange(12) % 2
+    compiled = torch.compile(net, backend=backend)
+    compiled(rows)
+    found = {f"_orig_mod.{name}": value for name, value in hessian_norms(net, rows, target).items()}
+    assert hessian_norms(compiled, rows, target) == pytest.approx(found, rel=1e-12)
+
+
+def test_a_batch_of_inference_mode_has_the_curvature_of_any_other():
+    """Lightning's and others' validation loops read their batches there."""
+    net, rows, target = nn.Linear(3, 2).double(), gaussian(12, 3), torch.arange(12) % 2
+    with torch.inference_mode():
+        found = hessian_norms(net, rows.clone(), target.clone())
+    assert found == hessian_norms(net, rows, target)
+
+
+class Centred(nn.Module):
+    """What changes its input in place, as scripts with `images.sub_(mean)` do."""
+
+    def forward(self, rows):
+        return rows.sub_(0.5)
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        lambda net, rows: hessian_norms(net, rows, torch.arange(6) % 3, steps=3),
+        batch_norm_condensation,
+        naswot,
+    ],
+)
+def test_a_model_that_changes_its_input_in_place_changes_no_image(measure):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 9), nn.ReLU(), nn.Linear(9, 3)).double().eval()
+    rows = gaussian(6, 4)
+    before, wanted = rows.clone(), measure(net, rows - 0.5)
+    found = measure(nn.Sequential(Centred(), *net).eval(), rows)
+    assert torch.equal(rows, before)
+    found, wanted = (list(f.values()) if isinstance(f, dict) else f for f in (found, wanted))
+    assert found == pytest.approx(wanted, rel=1e-12)
 
 
 def test_running_statistics_are_kept_in_training_mode():

@@ -85,6 +85,17 @@ def test_the_classifier_is_not_changed_and_modes_and_randomness_are_kept():
     assert all(torch.equal(before[key], value) for key, value in classifier.state_dict().items())
 
 
+@pytest.mark.parametrize("name", ["test_resnet", "torchvision:shufflenet_v2_x0_5", None])
+def test_another_default_device_plays_no_part(name):
+    """`meta` plays the GPU of torch.set_default_device("cuda")."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 8), nn.ReLU(), nn.Linear(8, 4))
+    classifier = trained(net, input_size=(3, 32, 32)) if name is None else trained(name)
+    wanted = fold(classifier)
+    with torch.device("meta"):
+        folded = fold(classifier)
+    torch.testing.assert_close(dict(folded.state_dict()), dict(wanted.state_dict()), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_dtype_is_kept(dtype):
     classifier = trained().to(dtype)

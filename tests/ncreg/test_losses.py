@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from functools import partial
 
 import numpy as np
 import pytest
@@ -135,6 +136,37 @@ def test_numbers_of_numpy_are_numbers():
     ours, theirs = losses.InterClassCosineLoss(4), losses.InterClassCosineLoss(np.int64(4))
     assert ours(h, y) == theirs(h, y)
     assert nf.supcon_loss(h, y, temperature=np.float32(0.5)) == nf.supcon_loss(h, y, temperature=0.5)
+
+
+LEARNABLE = {
+    "ntce": (losses.NTCELoss, "temperature"),
+    "nonl": (losses.NONLLoss, "temperature"),
+    "supcon": (losses.SupConLoss, "temperature"),
+    "dot regression": (losses.DotRegressionLoss, "length"),
+    "spectral decoupling": (losses.SpectralDecouplingLoss, "coefficient"),
+    "logit adjusted": (partial(losses.LogitAdjustedLoss, [9, 5, 2, 1]), "tau"),
+}
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("name", LEARNABLE)
+def test_a_number_that_could_not_be_learned_is_refused_and_is_learned_where_the_error_says(name):
+    make, number = LEARNABLE[name]
+    learned = torch.nn.Parameter(torch.tensor(0.3, dtype=torch.float64))
+    with pytest.raises(TypeError, match=rf"{number} requires a gradient.*loss\.{number} = torch\.nn\.Parameter"):
+        make(**{number: learned})
+    at_hand = {key: value.double() if value.is_floating_point() else value for key, value in batch().items()}
+
+    def value(loss):
+        return loss(*(at_hand[key] for key in loss.consumes))
+
+    loss = make()
+    setattr(loss, number, learned)
+    assert dict(loss.named_parameters()) == {number: learned}
+    value(loss).backward()
+    after, before = (value(make(**{number: 0.3 + step})) for step in (1e-5, -1e-5))
+    assert learned.grad is not None
+    assert float(learned.grad) == pytest.approx(float(after - before) / 2e-5, rel=1e-6)
 
 
 def test_modules_name_their_hyperparameters_and_move_their_buffers():

@@ -305,6 +305,14 @@ def test_max_cosine_in_tiles_is_that_of_the_matrix(classes: int, dim: int) -> No
     assert exact == pytest.approx(expected_max_cosine(classes, dim), rel=0.2)
 
 
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("kind", [np.int32, torch.tensor])
+def test_the_largest_cosine_of_as_many_classes_as_numpy_counts(kind) -> None:
+    """70,000 squared leaves int32."""
+    assert expected_max_cosine(kind(70_000), kind(64)) == expected_max_cosine(70_000, 64)
+    assert type(code_max_cosine(kind(50), kind(64))) is float
+
+
 def test_scale_of_the_code_is_its_formula_s_and_keeps_its_promise() -> None:
     head = CodeHead(512, 1_000_000)
     s, d = head.scale, 512

@@ -1,6 +1,7 @@
 import copy
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from timm.optim import create_optimizer_v2
@@ -336,3 +337,14 @@ def test_a_scaled_run_resumes_exactly():
 def test_a_rate_must_be_a_number_not_below_zero(lr, error):
     with pytest.raises(error, match="lr="):
         param_groups(nn.Linear(2, 2), 0.1, lr=lr)
+
+
+def test_numbers_of_numpy_come_back_from_a_checkpoint(tmp_path):
+    """As a sweep over np.logspace gives them: torch.load takes no scalars of numpy unless told to."""
+    decay, lr = np.logspace(-4, -1, 2)
+    plain = param_groups(vit(), 1e-4, layer_decay=0.5, lr=0.1)
+    groups = param_groups(vit(), decay, layer_decay=np.float64(0.5), lr=lr)
+    optimizer = torch.optim.SGD(groups, lr=0.1)
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+    saved = torch.load(tmp_path / "optimizer.pt")["param_groups"]
+    assert [(g["lr"], g["weight_decay"]) for g in saved] == [(g["lr"], g["weight_decay"]) for g in plain]

@@ -12,11 +12,13 @@ from torch import nn
 from ncreg import functional as nf
 from ncreg import losses, metrics, robustness, transferability
 from ncreg.averaging import update_bn
-from ncreg.frames import etf_distance, max_cosine, nearest_simplex_etf
+from ncreg.frames import etf_distance, max_cosine, nearest_simplex_etf, orthoplex, similar_permutation, simplex_etf
 from ncreg.heads import HEADS, CosineHead, ETFHead, FixedHead, NearestETFHead
 from ncreg.models import Normalize, fold, swap_head
 from ncreg.norms import NORMS, last_norm
-from ncreg.quantization import round_weights
+from ncreg.numerics import float64_device
+from ncreg.quantization import round_frame, round_weights
+from ncreg.theory import collapse_certificate
 from tests import other_device
 from tests.ncreg.test_default_device import ATTACKS, EVALUATIONS, Small
 from tests.ncreg.test_losses import MODULES
@@ -247,6 +249,81 @@ def test_on_another_device_the_numbers_are_those_of_the_cpu(name):
     for one, other in zip(found, expected, strict=True):
         if isinstance(other, torch.Tensor | float):
             torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12, equal_nan=True)
+        else:
+            assert one == other
+
+
+def loaded(to):
+    """Other class vectors: they are compared with those of before, whose default scale they do not keep."""
+    head = to(FixedHead(simplex_etf(CLASSES, DIM)))
+    head.load_state_dict({"weight": orthoplex(CLASSES, DIM)})
+    return [head.weight, head.scale]
+
+
+def norm_and_layer(to):
+    """A head of its own that is affine and no single layer, as LeViT's."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(768, 5), nn.ReLU(), nn.Sequential(nn.BatchNorm1d(5), nn.Linear(5, 4)))
+    return swap_head(to(net.eval()), "keep", classifier="3", input_size=(3, 16, 16)).head.weight
+
+
+def detected(to):
+    found = robustness.evaluate_detection(to(drawn(40) + 1), to(drawn(30, seed=1)))
+    risk = robustness.risk_coverage(to(drawn(24, 4).softmax(1)), to(LABEL), confidence=to(drawn(24, seed=2)))
+    return [found, risk]
+
+
+IN_FLOAT32 = CASES | {
+    "loaded": loaded,
+    "norm and layer": norm_and_layer,
+    "detected": detected,
+    "similar": lambda to: similar_permutation(to(orthoplex(4, 2)), to(drawn(4, 4))),
+    "certificate": lambda to: collapse_certificate(0.05, to(torch.tensor([[1.0, 0.0], [-1.0, 0.0]])), 2.5, [50, 50]),
+    "printed": lambda to: str(round_frame(to(simplex_etf(CLASSES, DIM)), 4)),
+}
+ATTACKING = ("evaluation: ", "attack: ")  # attacks say that they need float64
+
+
+def in_float32(item):
+    return item.float() if isinstance(item, nn.Module) or item.is_floating_point() else item
+
+
+@pytest.fixture
+def without_float64(monkeypatch):
+    """No tensor on DEVICE is of float64, as on Apple's GPUs, and none becomes one on its way to the CPU.
+
+    There torch 2.14 gives zeros without a word, versions before and after it an error (pytorch issue 197715).
+    """
+    run = other_device._run
+
+    def refusing(func, args, kwargs):
+        found = run(func, args, kwargs)
+        wide = [item for item in other_device._tensors(found) if item.dtype == torch.float64]
+        moved = func in other_device.BETWEEN_DEVICES and any(isinstance(item, Elsewhere) for item in args)
+        if wide and (moved or any(isinstance(item, Elsewhere) for item in wide)):
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64")
+        return found
+
+    monkeypatch.setattr(other_device, "_run", refusing)
+    for module in ("heads._fixed", "losses.imbalance", "losses.sampled", "losses.spread"):
+        monkeypatch.setattr(f"ncreg.{module}.widest", lambda device: torch.float32)
+    float64_device.cache_clear()
+    yield
+    float64_device.cache_clear()
+
+
+@pytest.mark.usefixtures("without_float64")
+@pytest.mark.filterwarnings("ignore:features are normalised before the head")
+@pytest.mark.parametrize("name", [name for name in IN_FLOAT32 if not name.startswith(ATTACKING)])
+def test_a_device_without_float64_gives_the_numbers_of_the_cpu(name):
+    expected = leaves(IN_FLOAT32[name](in_float32))
+    with OtherDevice():
+        found = leaves(IN_FLOAT32[name](lambda item: elsewhere(in_float32(item))))
+        found = [item.detach().cpu() if isinstance(item, torch.Tensor) else item for item in found]
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        if isinstance(other, torch.Tensor | float):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6, equal_nan=True)
         else:
             assert one == other
 

@@ -1,5 +1,7 @@
 """What the closed forms take for numbers and sequences."""
 
+from dataclasses import fields, is_dataclass
+
 import numpy as np
 import pytest
 import torch
@@ -58,3 +60,50 @@ def test_empty_sequences_are_named(empty):
         theory.imbalanced_mse_logits(empty, 1e-4, 1e-3)
     with pytest.raises(ValueError, match="weight_decays is empty"):
         theory.deep_linear_optimum(4, 5, empty, 1e-3)
+
+
+NUMBERS = {
+    "binary_spectral_decoupling_optimum": (0.125,),
+    "cross_entropy_optimum": (200, 100, 2.0**-11, 2.0**-20),
+    "deep_linear_optimum": (200, 5, [2.0**-10, 2.0**-9], 2.0**-10),
+    "dot_regression_optimum": (200, 2.0, 1.0, 2.0**-8),
+    "layer_peeled_optimum": (200, 4.0, 9.0),
+    "last_batch_norm_optimum": (200, 2.0**-11, 2.0**-11),
+    "minimal_cross_entropy": (6.125, 200),
+    "minority_collapse_threshold": (200, 2.0**-8, 2.0**-10),
+    "mse_optimum": (200, 100, 2.0**-13, 2.0**-20),
+    "nonl_optimum": (200, 8, 0.125),
+    "ntce_optimum": (200, 8, 0.125),
+    "relu_mse_optimum": (200, 5, [2.0**-10, 2.0**-9], 2.0**-10),
+    "scale_for_loss": (200, 2.0**-7),
+    "spectral_decoupling_optimum": (200, 2.0**-7),
+    "supcon_optimum": (200, 8, 0.125),
+}
+
+
+def parts(found):
+    """All numbers of a result."""
+    if is_dataclass(found):
+        return [part for value in vars_of(found) for part in parts(value)]
+    return [part for value in found for part in parts(value)] if isinstance(found, tuple) else [found]
+
+
+def vars_of(found):
+    return [getattr(found, field.name) for field in fields(found)]
+
+
+@pytest.mark.parametrize("whole, real", [(np.uint8, np.float32), (np.int64, np.float64), (torch.tensor, torch.tensor)])
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_of_numpy_and_torch_give_what_plain_ones_give(name, whole, real):
+    """200 classes are np.uint8 where labels are: 8 times 199 of them would be 56."""
+    form, given = getattr(theory, name), NUMBERS[name]
+    wanted = form(*given)
+
+    def kind(value):
+        if isinstance(value, list):
+            return [kind(item) for item in value]
+        return whole(value) if isinstance(value, int) else real(value)
+
+    found = form(*map(kind, given))
+    assert found == wanted
+    assert {type(part) for part in parts(found)} == {float}

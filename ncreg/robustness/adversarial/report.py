@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
-from ncreg._checks import check_choice, check_flag
+from ncreg._checks import check_choice, check_flag, check_seed
 from ncreg._features import exact_cost
 from ncreg.robustness._inputs import Model, predict
 from ncreg.robustness.adversarial.attacks import fgsm, pgd
@@ -182,6 +182,7 @@ def evaluate_adversarial(
     """
     check_choice("preset", preset, _STEPS)
     check_flag("autoattack", autoattack)
+    seed = check_seed(seed)
     common: dict[str, Any] = {"epsilon": epsilon, "norm": norm, "batch_size": batch_size}
     clean, target = clean_logits(model, images, target, batch_size)
     settings: dict[str, Any] = common | {"steps": _STEPS[preset], "restarts": _RESTARTS[preset], "seed": seed}

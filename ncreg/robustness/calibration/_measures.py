@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ncreg._checks import check_integer, described
+from ncreg.numerics import exact
 from ncreg.robustness._inputs import check_logits, check_target
 
 
@@ -147,7 +148,7 @@ def check_probabilities(probabilities: Tensor, target: Tensor) -> tuple[Tensor, 
     if probabilities.shape[1] < 2:
         raise ValueError(f"probabilities have {probabilities.shape[1]} column: of one class p make two, (1 − p, p)")
     half = probabilities.dtype in (torch.float16, torch.bfloat16)
-    p = probabilities.detach().to("cpu", torch.float64)
+    p = exact(probabilities)
     low, high = (float(v) for v in torch.aminmax(p))
     off, rounding = float((p.sum(1) - 1).abs().max()), 16 * torch.finfo(probabilities.dtype).eps
     if not (low >= -rounding and high <= 1 + rounding and off <= (2e-2 if half else 1e-4)):  # NaN fails as well
@@ -160,7 +161,7 @@ def check_probabilities(probabilities: Tensor, target: Tensor) -> tuple[Tensor, 
 
 def check_logits_and_target(logits: Tensor, target: Tensor, of: str = "") -> tuple[Tensor, Tensor]:
     """Logits (n, C) in float64 and labels (n,); `of` ends the names of both arguments."""
-    z = check_logits(logits, name=f"logits{of}").detach().to("cpu", torch.float64)
+    z = exact(check_logits(logits, name=f"logits{of}"))
     return z, check_target(target, z, z.shape[1], name=f"target{of}")
 
 

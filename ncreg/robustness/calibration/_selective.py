@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ncreg._readable import readable
+from ncreg.numerics import exact
 from ncreg.robustness.calibration._measures import check_probabilities, ties, top_class
 
 
@@ -64,7 +65,7 @@ def risk_coverage(
             raise ValueError(f"confidence must be a tensor of shape ({len(target)},), got {got}")
         if not bool(confidence.isfinite().all()):
             raise ValueError("confidence holds NaN or infinite values, which have no rank")
-        score = confidence.detach().to("cpu", torch.float64)
+        score = exact(confidence)
     return risk_of(score, correct)
 
 

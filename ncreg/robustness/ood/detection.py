@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ncreg._readable import readable
+from ncreg.numerics import exact
 from ncreg.robustness.intervals import Z95, binomial_interval
 
 
@@ -82,7 +83,7 @@ def _sorted(name: str, scores: Tensor) -> Float[Tensor, " scores"]:
         raise ValueError(f"{name} must hold one score an image, got shape {tuple(scores.shape)}")
     if bool(scores.isnan().any()):
         raise ValueError(f"{name} holds NaN in {int(scores.isnan().sum())} of {len(scores)} images")
-    return scores.detach().to("cpu", torch.float64).sort().values
+    return exact(scores).sort().values
 
 
 def _auroc(inside: Tensor, outside: Tensor) -> tuple[float, tuple[float, float]]:

@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor
 
-from ncreg._checks import check_choice, described
+from ncreg._checks import check_choice, check_integer, described
 from ncreg._features import NotDefined, check_all_present, check_features, check_indices, class_means
 from ncreg._readable import readable
 from ncreg.metrics.nc5 import nc5_of
-from ncreg.numerics import seeded
+from ncreg.numerics import exact, seeded
 from ncreg.robustness._inputs import check_images, check_logits
 from ncreg.robustness.ood import scores as ood_scores
 from ncreg.robustness.ood.detection import Detection, evaluate_detection
@@ -118,8 +118,8 @@ def evaluate_ood(
         train_features, train_target, (id_features, id_logits), ood, train_logits=train_logits, weight=weight, bias=bias
     )
     classes = data.logits.shape[1]
-    if neighbours is None:
-        neighbours = min(ood_scores.NEIGHBOURS, max(1, len(data.train) // 10))
+    fewer = min(ood_scores.NEIGHBOURS, max(1, len(data.train) // 10))
+    neighbours = fewer if neighbours is None else check_integer("neighbours", neighbours, 1)
     makers: dict[str, Callable[[], Tensor]] = {
         "msp": lambda: ood_scores.msp_score(data.logits),
         "max_logit": lambda: ood_scores.max_logit_score(data.logits),
@@ -204,7 +204,7 @@ def _checked(
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise TypeError(f"{key} must be a pair (features, logits), got {described(pair)}")
         features.append(check_features(f"{key} features", pair[0], train.shape[1]))
-        logits.append(check_logits(pair[1], name=f"{key} logits").detach().to("cpu", torch.float64))
+        logits.append(exact(check_logits(pair[1], name=f"{key} logits")))
         if len(logits[-1]) != len(features[-1]) or logits[-1].shape[1] != logits[0].shape[1]:
             raise ValueError(
                 f"{key}: logits {tuple(logits[-1].shape)} do not go with features {tuple(features[-1].shape)} "
@@ -259,8 +259,8 @@ def _vim(data: _Data, num_id: int, dim: int | None) -> Tensor:
     if train_logits is None:
         if data.weight is None:
             raise NotDefined("ViM: pass train_logits, or the weight and bias of a linear head")
-        weight = data.weight.detach().to(data.train)
-        bias = 0.0 if data.bias is None else data.bias.detach().to(data.train)
+        weight = exact(data.weight)
+        bias = 0.0 if data.bias is None else exact(data.bias)
         made, logits = data.features[:num_id] @ weight.T + bias, data.logits[:num_id]
         if not torch.allclose(made, logits, rtol=0, atol=1e-2 * float(logits.abs().max())):
             raise NotDefined(

@@ -26,6 +26,7 @@ from ncreg._features import (
     feature_scale,
     least_distances,
 )
+from ncreg.numerics import exact
 from ncreg.robustness._inputs import check_logits
 
 NEIGHBOURS = 50
@@ -45,7 +46,7 @@ def _pytorch_ood() -> Any:
 
 
 def _exact(logits: Tensor, name: str = "logits") -> Float[Tensor, "batch classes"]:
-    return check_logits(logits, name=name).detach().to("cpu", torch.float64)
+    return exact(check_logits(logits, name=name))
 
 
 def msp_score(logits: Float[Tensor, "batch classes"]) -> Float[Tensor, " batch"]:
@@ -263,7 +264,7 @@ def _origin(weight: Tensor | None, bias: Tensor | None, dim: int) -> Tensor:
         raise ValueError(f"bias must be finite, of shape ({len(w)},), got {bias.tolist()}")
     # Class vectors that sum to 0 have a singular value that is this small, not 0.
     rounding = torch.finfo(torch.float32).eps * max(w.shape)
-    return -torch.linalg.pinv(w, rtol=rounding) @ bias.detach().to(w)
+    return -torch.linalg.pinv(w, rtol=rounding) @ exact(bias)
 
 
 def neco_score(

@@ -212,8 +212,7 @@ def few_shot(
     """
     rows, labels, classes = labelled("train_features", train_features, "train_target", train_target)
     test, wanted = _test_set(test_features, test_target, rows.shape[1], classes)
-    check_integer("shots", shots, 1)
-    check_integer("draws", draws, 2)
+    shots, draws = check_integer("shots", shots, 1), check_integer("draws", draws, 2)
     least = int(torch.bincount(labels).min())
     if least < shots:
         raise ValueError(f"shots={shots} but a class has only {least} training samples")

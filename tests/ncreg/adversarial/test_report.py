@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from adversarial_cases import EPS
@@ -120,6 +121,12 @@ class TestSuspicion:
 
 
 class TestReport:
+    @pytest.mark.usefixtures("unchecked")
+    def test_numbers_of_numpy_go_into_json(self, net, few):
+        found = evaluate_adversarial(net, *few, epsilon=np.float32(EPS), seed=np.int64(3), autoattack=False)
+        plain = evaluate_adversarial(net, *few, epsilon=float(np.float32(EPS)), seed=3, autoattack=False)
+        assert json.dumps(found.as_dict()) == json.dumps(plain.as_dict())
+
     def test_headline_is_at_most_every_row_and_the_rule_of_two_losses_holds(self, report):
         names = [row.name for row in report.rows]
         assert names[0] == "clean" and names[-2:] == ["apgd-ce", "apgd-t"]
