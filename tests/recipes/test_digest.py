@@ -265,7 +265,7 @@ def test_a_row_says_what_else_its_arm_changes():
 
 
 def test_an_arm_of_another_name_counts_where_the_recipe_is_all_that_differs_from_the_baseline():
-    """Both have logit adjustment: the row names the arm that it is compared with, as that is not plain cross-entropy."""
+    """Both have logit adjustment: the row names the arm that it is compared with, which is not plain cross-entropy."""
     (row,) = [row for row in method_table("bn_wd") if "long_tail_searched" in row]
     assert ", `bn_wd_adjusted` − `logit_adjusted`, n = 10 | −0.39 [−1.10, +0.33] |" in row
     (row,) = [row for row in method_table("default") if "long_tail_searched" in row]
