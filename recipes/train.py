@@ -48,7 +48,6 @@ from recipes.core.config import TrainConfig, as_yaml
 from recipes.core.distributed import Ranks, join_ranks, pick_device
 from recipes.core.errors import RankError, UserError
 from recipes.core.interrupt import EXIT_CODE, Stopped, StopRequest
-from recipes.core.memory import keep_freed_memory
 from recipes.core.script import leave_with, tell_out_of_memory
 from recipes.data.augment import batches, check_shift, epoch_order
 from recipes.data.lazy_images import report_lost_workers
@@ -328,7 +327,6 @@ def finish(run: RunDir, state: TrainState, summary: dict[str, Any], *, images: i
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line: 0 when the run is done, 2 with one line when something is to be put right, 75 when stopped."""
     argv = sys.argv[1:] if argv is None else argv
-    keep_freed_memory()
     try:
         config, resume, plan, changes = parse_command(argv, existing_names())
         if plan:

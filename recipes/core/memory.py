@@ -1,4 +1,4 @@
-"""How much memory there is; and kept between the steps of training what the C library would give back."""
+"""How much memory there is; and what the C library would give back is kept from batch to batch."""
 
 from __future__ import annotations
 
@@ -22,22 +22,27 @@ FULL = (
 """What systems, drivers and their libraries say, in small letters."""
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-NEVER, LARGEST = 2**31 - 1, 2**25  # bytes; glibc takes no greater thresholds
+NEVER = 2**31 - 1
+LARGEST, LARGEST_OF_OLD = 2**28, 2**25
+"""Bytes of the largest block that is kept; older versions of glibc refuse a limit above the second."""
 
 
 def keep_freed_memory() -> bool:
-    """Have glibc keep freed blocks of up to 32 MiB; whether it does now. No number that a run computes changes.
+    """Have glibc keep freed blocks of up to 256 MiB; whether it keeps any now. No number that is computed changes.
 
-    Every step frees the activations of the one before. By default glibc returns them to the system, which hands them
-    out again page by page and cleared: thousands of page faults a step, up to a fifth of a small network's time. A
-    process that the user has set up by environment variables of malloc is left alone, as are other C libraries.
+    Every batch frees the activations of the one before. By default glibc returns them to the system, which hands them
+    out again page by page and cleared: thousands of page faults a batch, up to a third of a pass's time. Older versions
+    of glibc keep blocks of up to 32 MiB at most. A process that the user has set up by environment variables of malloc
+    is left alone, as are other C libraries.
     """
     if sys.platform != "linux" or any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    return bool(mallopt(M_TRIM_THRESHOLD, NEVER)) and bool(mallopt(M_MMAP_THRESHOLD, LARGEST))
+    return bool(mallopt(M_TRIM_THRESHOLD, NEVER)) and any(
+        mallopt(M_MMAP_THRESHOLD, size) for size in (LARGEST, LARGEST_OF_OLD)
+    )
 
 
 def physical_memory() -> int:

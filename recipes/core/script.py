@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from recipes.core.errors import UserError
-from recipes.core.memory import is_out_of_memory, out_of_memory
+from recipes.core.memory import is_out_of_memory, keep_freed_memory, out_of_memory
 from recipes.core.suggestions import did_you_mean
 
 POINTER = "(--help lists the options)"
@@ -186,8 +186,9 @@ def leave_with(main: Callable[[], int | None]) -> NoReturn:
     Where the reader of standard output left, as `head` does, `READER_GONE` takes the place of 0. Where it could not be
     written, as on a full disk, 2 does, and a line on standard error says so. Notes and progress on standard error
     change no exit code. Ctrl-C ends with a line and `INTERRUPTED`. What the encoding of standard output lacks is
-    written as escapes, as on standard error.
+    written as escapes, as on standard error. The process keeps its freed memory (`keep_freed_memory`).
     """
+    keep_freed_memory()
     out, _ = (_Outlet.of(name) for name in ("stdout", "stderr"))
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # the caller closed it: print would write notes for one into the other
