@@ -216,7 +216,7 @@ def _caption(table: Table, up: str) -> str:
     base = study["baseline"] or next(iter(study["arms"]))
     cells = [cell for cell in content["cells"] if cell["data"] == table.data and cell["arm"] in table.arms]
     keys = {cell["key"] for cell in cells} & set(content["runs"])
-    commits = sorted({content["runs"][key]["commit"][:7] for key in keys})
+    commits = sorted({each[:7] for key in keys for each in content["runs"][key]["commit"].split(", then ")})
     n = f"n = {max(map(_most_seeds, table.statistics))} seeds"
     if table.contrasts:
         shown, than = f"Mean paired difference over {n} with its 95 % t interval", ""

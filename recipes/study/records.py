@@ -128,7 +128,8 @@ def _result(
 ) -> dict[str, Any]:
     """A record in the key order of results.json."""
     packages = dict(made_by.get("packages", {}))
-    machine = {key: made_by[key] for key in ("processor",) if key in made_by}  # earlier runs do not tell it
+    processors = _each(made_by, "processor")
+    machine = {"processor": processors} if processors else {}  # earlier runs do not tell it
     return {
         "config": trial.config,
         "command": shlex.join(["python", "recipes/train.py", *trial.argv]),
@@ -137,9 +138,16 @@ def _result(
         "robustness": robustness,
         "status": status,
         "error": error,
-        "commit": made_by.get("git_commit") or f"ncreg {packages.get('ncreg', 'unknown')}, not under version control",
+        "commit": _each(made_by, "git_commit")
+        or f"ncreg {packages.get('ncreg', 'unknown')}, not under version control",
         "environment": {"python": made_by.get("python"), "platform": made_by.get("platform")} | machine | packages,
     }
+
+
+def _each(made_by: Mapping[str, Any], key: str) -> str:
+    """A value of a run's environment; all that it had, where the run went on elsewhere; empty where none is told."""
+    told = [made_by, *(entry["environment"] for entry in made_by.get("resumed", []))]
+    return ", then ".join(dict.fromkeys(each[key] for each in told if each.get(key)))
 
 
 def evaluation_results(run: Path, evaluations: Evaluations) -> dict[str, Any]:

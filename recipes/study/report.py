@@ -105,7 +105,7 @@ def report_view(content: Mapping[str, Any], attachments: Mapping[str, Mapping[st
         "warnings": warning_rows(content),
         "mixed": mixed_pairs(content),
         "search_error": search_error(content["search"]),
-        "dirty": [commit for commit in commits if commit.endswith("-dirty")],
+        "dirty": [commit for commit in commits if "-dirty" in commit],
         "environments": content["environments"],
         "runs": len(done),
         "examples": command_rows(content, study, arms),

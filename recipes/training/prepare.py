@@ -16,12 +16,14 @@ from ncreg.checkpoint import classifier_header
 from recipes.core.config import TrainConfig, as_yaml
 from recipes.core.costs import read_costs
 from recipes.core.distributed import Ranks, copies_notes
+from recipes.core.errors import UserError
 from recipes.core.files import file_name
 from recipes.core.idle_keys import idle_notes
 from recipes.core.own_code import own_files, texts
 from recipes.data.load import Dataset, load
 from recipes.data.split import Split, stratified
 from recipes.training import build
+from recipes.training.elsewhere import Move
 from recipes.training.layer_measures import layer_measures
 from recipes.training.longer import under_new_bounds
 from recipes.training.loss_terms import build_terms, try_terms
@@ -102,7 +104,13 @@ def open_run(config: TrainConfig, command: Sequence[str], resume: RunDir | None,
     resume.writes = state.ranks.main
     if skipped and resume.writes:
         print(f"note: {skipped}; going back to epoch {found['epoch']}", file=sys.stderr)
-    state.restore(under_new_bounds(found, state.scheduler, config, resume))
+    move = Move(resume, command)
+    try:
+        state.restore(under_new_bounds(found, state.scheduler, config, resume))
+    except UserError as error:
+        raise move.refusal(error) from None
+    if resume.writes and (moved := move.note(state.epoch)):
+        tell(True, moved)
     resume.write_history(state.history)
     if resume.writes and not config.quiet:
         print(f"going on with {resume.path} at epoch {state.epoch}, after step {len(state.losses)} of it")
