@@ -98,6 +98,8 @@ def add_evaluations(
         UserError: names those that failed, after all have run.
     """
     origin, failed = environment(command), []
+    if of_other_code := other_code(result, names, origin["git_commit"]):
+        print(f"note: {of_other_code}", file=sys.stderr)
     if not quiet:
         print(f"evaluating {run.path}, checkpoint {run.checkpoint}: {', '.join(names)}", flush=True)
     for name in _with_progress(names, result, quiet=quiet):
@@ -116,6 +118,16 @@ def add_evaluations(
         result.write(folder)
     if failed:
         raise UserError(f"{run.path}, {'; '.join(failed)}")
+
+
+def other_code(result: Result, names: Sequence[str], commit: str | None) -> str:
+    """A sentence where evaluations that are there already were made by another commit; empty where none was."""
+    made_by = {name: result.commits.get(name) for name in names if name in result.parts}
+    other = {name: made for name, made in made_by.items() if commit and made and made != commit}
+    if not other:
+        return ""
+    them = "it" if len(other) == 1 else "them"
+    return f"{', '.join(other)} done before, at commit {', '.join(sorted({*other.values()}))}; --fresh repeats {them}"
 
 
 def _with_progress(names: Sequence[str], result: Result, *, quiet: bool) -> Iterator[str]:

@@ -19,7 +19,7 @@ from ncreg.models import Classifier
 from ncreg.quantization import round_weights
 from recipes.core.cli import parse
 from recipes.core.errors import UserError
-from recipes.core.files import locked
+from recipes.core.files import environment, locked
 from recipes.data.load import load
 from recipes.data.split import Split, as_floats
 from recipes.evaluation import console_table
@@ -224,6 +224,31 @@ def test_parts_are_done_one_by_one_and_what_is_there_stays(run, monkeypatch):
         run, Settings(TINY, epsilon=0.3), evaluations=["ood"], out="one-by-one", quiet=True, fresh=True
     )
     assert set(other.parts) == {"ood"}
+
+
+def test_a_part_that_another_commit_did_is_named_and_stays(run, monkeypatch, capsys):
+    for name in ("ood", "calibration"):
+        monkeypatch.setitem(EVALUATIONS, name, lambda s, t: ({"n": 1}, []))
+    monkeypatch.setattr("recipes.evaluation.run.draw", lambda *_, **__: None)
+    at_commit = {}
+    monkeypatch.setattr(
+        "recipes.evaluation.run.environment", lambda command: environment(command) | {"git_commit": at_commit["now"]}
+    )
+
+    def evaluate(commit, **more):
+        at_commit["now"] = commit
+        result, _ = evaluate_run(run, SETTINGS, **{"evaluations": ["ood"], "out": "commits", "quiet": True} | more)
+        return result, capsys.readouterr().err
+
+    assert evaluate("a" * 40)[1] == ""
+    assert evaluate("a" * 40)[1] == ""
+    assert evaluate(None)[1] == ""  # outside a repository nothing is known
+    both, said = evaluate("b" * 40, evaluations=["ood", "calibration"])
+    assert said == f"note: ood done before, at commit {'a' * 40}; --fresh repeats it\n"
+    assert both.commits == {"ood": "a" * 40, "calibration": "b" * 40}
+    _, said = evaluate("c" * 40, evaluations=["ood", "calibration"])
+    assert "ood, calibration done before" in said and said.endswith("--fresh repeats them\n")
+    assert evaluate("c" * 40, fresh=True)[1] == ""
 
 
 def test_a_part_that_fails_is_one_line_and_keeps_the_parts_before(run, monkeypatch):
