@@ -43,10 +43,10 @@ class Move:
     def __init__(self, run: RunDir, command: Sequence[str]) -> None:
         self._run = run
         try:
-            self._told: dict[str, Any] = json.loads((run.path / "environment.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # gone or damaged: nothing tells what the run began with
-            self._told = {}
-        last = [self._told, *(entry["environment"] for entry in self._told.get("resumed", []))][-1]
+            self._told = dict(json.loads((run.path / "environment.json").read_text(encoding="utf-8")))
+            last = [self._told, *(entry["environment"] for entry in self._told.get("resumed", []))][-1]
+        except (OSError, ValueError, TypeError, KeyError):  # gone or damaged: nothing tells what the run began with
+            self._told = last = {}
         self._now = environment(command)
         self._changes = changes(last, self._now)
 

@@ -97,8 +97,9 @@ def test_a_checkpoint_of_other_code_that_does_not_fit_names_that_code(ended, cap
     assert "resumed" not in told(ended)
 
 
-def test_a_run_whose_environment_is_gone_or_damaged_goes_on(whole, ended, capsys):
-    (ended / "environment.json").write_text("{")
+@pytest.mark.parametrize("damaged", ["{", "[1]", '{"resumed": [1]}'])
+def test_a_run_whose_environment_is_damaged_goes_on(whole, ended, capsys, damaged):
+    (ended / "environment.json").write_text(damaged)
     assert main(["--resume", str(ended)]) == 0
     assert capsys.readouterr().err == ""
     same_end(whole, ended)
