@@ -179,6 +179,12 @@ DEFAULT, BN_WD, ETF, NORMFACE, SUPCON, TPT = CARDS.values()
         ("pretrained_cells", "free", "etf", AFTER, 1, 3, [EVIDENCE]),
         ("pretrained_cells", "free", "logit_adjusted", ACCURACY, 100, 1, [EVIDENCE]),
         ("pretrained_cells", "frozen", "normface", "robustness.long_tail.test.balanced", 100, 1, [EVIDENCE]),
+        ("all_images", "fashion_mnist", "mixup", ACCURACY, 100, 2, [EVIDENCE]),
+        ("all_images", "fashion_mnist", "etf", ACCURACY, 100, 2, [EVIDENCE, ETF]),
+        ("all_images", "fashion_mnist", "bn_wd", ACCURACY, 100, 2, [EVIDENCE, BN_WD]),
+        ("all_images", "fashion_mnist", "default", ACCURACY, 100, 2, [EVIDENCE, DEFAULT]),
+        ("all_images", "fashion_mnist", "default", AFTER, 1, 4, [EVIDENCE, DEFAULT]),
+        ("all_images", "fashion_mnist", "etf", "robustness.transfer.mean.linear", 100, 1, [EVIDENCE, ETF]),
         ("default", "balanced", "etf", "robustness.ood.mean_auroc.near.msp", 100, 1, [EVIDENCE]),
     ],
 )  # fmt: skip
