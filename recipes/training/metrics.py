@@ -30,8 +30,12 @@ BATCH = 512
 PIXELS = {"cpu": 512 * 32 * 32, "other": 64 * 224 * 224}
 """Pixels of the images of a forward pass, at most: on a CPU larger activations leave the caches, on others the memory.
 
-benchmarks/forward_batches.py times other numbers: of images of 64 by 64, 512 at once take EfficientNet-Lite0 1.5 times
-as long as 128 do.
+benchmarks/forward_batches.py times other numbers.
+"""
+
+FEW = 16
+"""Images of a forward pass on a CPU, at least, where the memory of others has room for them: with fewer, and a single
+thread, torch takes slower kernels for convolutions of 1 by 1.
 """
 
 CLASSES_AT_ONCE = 2**16
@@ -48,10 +52,12 @@ def images_at_once(side: int, device: torch.device, num_classes: int = 1) -> int
 
     Example:
         >>> images_at_once(32, torch.device("cpu")), images_at_once(224, torch.device("cpu"))
-        (512, 10)
+        (512, 16)
     """
-    pixels = PIXELS.get(device.type, PIXELS["other"])
-    return max(1, min(BATCH, pixels // side**2, BATCH * CLASSES_AT_ONCE // num_classes))
+    fitting = PIXELS.get(device.type, PIXELS["other"]) // side**2
+    if fitting < FEW and FEW * side**2 <= PIXELS["other"]:
+        fitting = FEW
+    return max(1, min(BATCH, fitting, BATCH * CLASSES_AT_ONCE // num_classes))
 
 
 LEFT_OUT = (

@@ -74,6 +74,13 @@ def test_logits_of_a_batch_do_not_grow_with_the_classes():
     assert metrics.images_at_once(8, cpu, 10**9) == 1
 
 
+def test_large_images_go_sixteen_at_once_on_a_cpu_as_long_as_memory_has_room():
+    cpu, other = torch.device("cpu"), torch.device("meta")
+    assert [metrics.images_at_once(side, cpu) for side in (32, 64, 181, 182, 224, 448)] == [512, 128, 16, 16, 16, 16]
+    assert [metrics.images_at_once(side, cpu) for side in (449, 1024)] == [2, 1]
+    assert [metrics.images_at_once(side, other) for side in (32, 224, 448, 1024)] == [512, 64, 16, 3]
+
+
 @pytest.fixture
 def pictures(tmp_path):
     for number in range(5):
